@@ -1,0 +1,48 @@
+"""The one place that touches names of Pyro that are not public; ``tests/test_pyro_internals.py`` watches them."""
+
+from __future__ import annotations
+
+import weakref
+
+import pyro.poutine.runtime as runtime
+from pyro.distributions import constraints
+from pyro.nn import PyroModule
+from torch import nn
+
+__all__ = ["announce_parameter", "full_name", "is_observed_from_outside"]
+
+
+class _Itself:
+    """A weak reference that survives pickling (as a dead one), so that an announced model can be saved."""
+
+    def __init__(self, parameter: nn.Parameter | None = None) -> None:
+        self._reference = None if parameter is None else weakref.ref(parameter)
+
+    def __call__(self) -> nn.Parameter | None:
+        return None if self._reference is None else self._reference()
+
+    def __reduce__(self) -> tuple[type[_Itself], tuple[()]]:
+        return _Itself, ()
+
+
+def full_name(module: PyroModule, name: str) -> str:
+    """The name Pyro gives the attribute ``name`` of ``module`` inside its outermost PyroModule."""
+    prefix = module._pyro_name
+    return f"{prefix}.{name}" if prefix else name
+
+
+def is_observed_from_outside() -> bool:
+    """Whether any effect handler is active, so that someone would notice a message."""
+    return runtime.am_i_wrapped()
+
+
+def announce_parameter(name: str, parameter: nn.Parameter) -> None:
+    """Tells active handlers (``SVI`` collects parameters this way) of a parameter that its module owns.
+
+    The message is the one that Pyro itself sends under ``module_local_params``: the global parameter store is
+    neither read nor written, so two networks in one process share nothing.
+    """
+    parameter.unconstrained = _Itself(parameter)  # type: ignore[attr-defined]  # what SVI.step asks of a value
+    runtime.effectful(type="param")(lambda *_, **__: parameter)(
+        name, parameter, constraint=constraints.real, name=name
+    )

@@ -1,0 +1,309 @@
+r"""The evidence lower bound with exact KL terms wherever one is registered.
+
+.. math::  \mathrm{ELBO} = \frac{N}{B} \sum_{i \in \mathrm{batch}} \log p(y_i \mid x_i, w)
+           - \lambda \sum_{\mathrm{sites}} \mathrm{KL}(q(w_s) \,\|\, p(w_s \mid w_{<s})), \qquad w \sim q.
+
+The model runs once per particle with the guide's draw substituted; only observed sites are scored, and latent sites
+contribute their divergence: on flat vectors where the prior is a fixed Normal, through
+:func:`torch.distributions.kl_divergence` where a closed form is registered for the pair, else as
+``log q - log p`` of the draw. For guides from elsewhere the class behaves as Pyro's ``TraceMeanField_ELBO``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from pyro.infer import TraceMeanField_ELBO
+from torch import Tensor, nn
+
+from pyrobnn.bayesianize import frozen_buffers
+from pyrobnn.elbo.tempering import Temperature, Tempered
+from pyrobnn.guides.base import Guide
+from pyrobnn.guides.flat import flat_normal_prior
+from pyrobnn.substitution import Substitution
+
+__all__ = ["ELBOParts", "MeanFieldELBO", "NonFiniteLossError"]
+
+
+class NonFiniteLossError(ArithmeticError):
+    """The objective became NaN or infinite; the message names the part that did."""
+
+
+@dataclass
+class ELBOParts:
+    """The parts of one evaluation of the objective, in sum units (nats for the whole data set).
+
+    Attributes:
+        log_likelihood: Expected log likelihood, scaled to the data set.
+        divergence: KL of the guide to the prior (``-log p(w)`` for a point estimate), not tempered.
+        temperature: The weight λ that the objective gave the divergence.
+        num_data: Size N of the data set, by which :meth:`per_datum` divides.
+    """
+
+    log_likelihood: Tensor
+    divergence: Tensor
+    temperature: float
+    num_data: int
+
+    @property
+    def elbo(self) -> Tensor:
+        """Log likelihood minus divergence, untempered."""
+        return self.log_likelihood - self.divergence
+
+    @property
+    def loss(self) -> Tensor:
+        """The (tempered) objective that is minimised."""
+        return self.temperature * self.divergence - self.log_likelihood
+
+    def per_datum(self) -> dict[str, float]:
+        """``elbo``, ``log_likelihood``, ``kl`` and ``loss`` in nats per datum."""
+        values = torch.stack([self.log_likelihood, self.divergence]) / self.num_data
+        likelihood, kl = values.tolist()
+        loss = self.temperature * kl - likelihood
+        return {"elbo": likelihood - kl, "log_likelihood": likelihood, "kl": kl, "loss": loss}
+
+
+class MeanFieldELBO(TraceMeanField_ELBO):
+    """The ELBO for factorised guides; use it with :func:`pyrobnn.fit`, Pyro's ``SVI``, or as a module.
+
+    Args:
+        num_particles: Draws per evaluation. Running statistics of the network are updated by the first only.
+        temperature: Weight λ of the divergence, or a schedule ``step -> λ`` counted over calls of
+            :meth:`loss_and_grads`.
+
+    Attributes:
+        parts: :class:`ELBOParts` of the last evaluation, None for guides from elsewhere.
+        num_steps: Gradient steps taken so far, which a schedule is asked with.
+    """
+
+    def __init__(self, num_particles: int = 1, temperature: Temperature = 1.0) -> None:
+        if isinstance(num_particles, bool) or not isinstance(num_particles, int) or num_particles < 1:
+            raise ValueError(f"num_particles: expected a positive int, got {num_particles!r}.")
+        if not callable(temperature) and not temperature > 0:
+            raise ValueError(f"temperature: expected a positive weight of the KL, got {temperature}.")
+        super().__init__(num_particles=num_particles)
+        self.temperature = temperature
+        self.num_steps = 0
+        self.parts: ELBOParts | None = None
+
+    def current_temperature(self) -> float:
+        """The weight λ of the next step."""
+        return float(self.temperature(self.num_steps) if callable(self.temperature) else self.temperature)
+
+    # --------------------------------------------------------------------------------- Pyro's interface
+
+    def loss(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any) -> float:
+        """The negative ELBO, without gradients."""
+        with torch.no_grad(), frozen_buffers(model if isinstance(model, nn.Module) else nn.Module()):
+            return float(self.differentiable_loss(model, guide, *args, **kwargs))
+
+    def differentiable_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
+        """The negative ELBO as a tensor to call ``backward()`` on."""
+        temperature = self.current_temperature()
+        if not isinstance(guide, Guide):
+            self.parts = None
+            return super().differentiable_loss(*self._tempered(model, guide, temperature), *args, **kwargs)
+        particles = []
+        for index in range(self.num_particles):
+            with self._particle(model, index):
+                values = guide.draw()
+                particles.append(self._evaluate(model, guide, values, None, temperature, args, kwargs))
+        guide.announce_parameters()
+        self.parts = _mean_parts(particles)
+        loss = self.parts.loss
+        self.parts = _detach(self.parts)
+        return loss
+
+    def loss_and_grads(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
+        """The negative ELBO; adds its gradients to the parameters, ready for an optimizer step.
+
+        Raises:
+            NonFiniteLossError: If the objective is NaN or infinite.
+        """
+        if not isinstance(guide, Guide):
+            self.parts = None
+            temperature = self.current_temperature()
+            self.num_steps += 1
+            return super().loss_and_grads(*self._tempered(model, guide, temperature), *args, **kwargs)
+        parts = self.backward(model, guide, args, kwargs, scale=1.0)
+        guide.announce_parameters()
+        return float(parts.loss)
+
+    # ----------------------------------------------------------------------------------------- our own
+
+    def backward(
+        self, model: Any, guide: Guide, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None, scale: float = 1.0
+    ) -> ELBOParts:
+        """Adds the gradients of ``scale`` times the negative ELBO to the parameters.
+
+        Args:
+            model: The Pyro model.
+            guide: A guide of this library.
+            args: Arguments of the model.
+            kwargs: Keyword arguments of the model.
+            scale: Factor of the objective; :func:`pyrobnn.fit` passes 1/N, so that optimizers see a mean loss.
+
+        Returns:
+            The parts, detached.
+
+        Raises:
+            NonFiniteLossError: If the objective is NaN or infinite; no gradient has been added then.
+        """
+        temperature, kwargs = self.current_temperature(), kwargs or {}
+        weight = scale / self.num_particles
+        particles = []
+        for index in range(self.num_particles):
+            with self._particle(model, index):
+                by_hand = hasattr(guide, "write_draw")
+                values, covered = guide.write_draw() if by_hand else (guide.draw(), None)
+                parts = self._evaluate(model, guide, values, covered, temperature, args, kwargs)
+            loss = parts.graph_loss
+            if not bool(loss.detach().isfinite()):
+                raise NonFiniteLossError(_culprit(parts))
+            if loss.requires_grad:
+                (loss * weight).backward()
+            if by_hand:
+                guide.pull_back(weight * temperature)
+            particles.append(parts)
+        self.num_steps += 1
+        self.parts = _detach(_mean_parts(particles))
+        return self.parts
+
+    def _particle(self, model: Any, index: int) -> contextlib.AbstractContextManager[None]:
+        """Particles after the first leave running statistics alone."""
+        return frozen_buffers(model) if index and isinstance(model, nn.Module) else contextlib.nullcontext()
+
+    def _tempered(self, model: Any, guide: Any, temperature: float) -> tuple[Any, Any]:
+        if temperature == 1.0:
+            return model, guide
+        return Tempered(temperature)(model), Tempered(temperature)(guide)
+
+    def _evaluate(
+        self,
+        model: Any,
+        guide: Guide,
+        values: dict[str, Tensor],
+        covered: Tensor | float | None,
+        temperature: float,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> _Parts:
+        """One run of the model; ``covered`` is the divergence already taken on flat vectors, if it was."""
+        with Substitution(values) as run:
+            model(*args, **kwargs)
+        log_likelihood: Tensor | float = 0.0
+        for message in run.observed:
+            log_likelihood = log_likelihood + _summed(message["fn"].log_prob(message["value"]), message)
+        flat = guide.flat_prior if covered is not None else None
+        in_graph: Tensor | float = 0.0
+        skipped = 0
+        for message in run.latent:
+            site = guide.sites.get(message["name"])
+            if site is None:
+                raise ValueError(
+                    f"site {message['name']!r}: the model sampled it but the guide does not know it; build the guide from "
+                    "this model, with an example batch if the site depends on data."
+                )
+            if flat is not None and message["fn"] is site.prior and site.is_flat_normal and _is_plain(message):
+                skipped += site.numel
+                continue
+            if flat is not None and site.is_flat_normal:
+                # Counted on flat vectors already, but the prior is another one now: count the difference.
+                in_graph = in_graph - _summed(guide.divergence(site, message["value"], site.prior)[0], None)
+            divergence, _ = guide.divergence(site, message["value"], message["fn"])
+            in_graph = in_graph + _summed(divergence, message)
+        _follow_priors(guide, run.latent)
+        return _Parts(log_likelihood, in_graph, covered or 0.0, temperature, _num_data(model, run.observed), run)
+
+
+@dataclass
+class _Parts:
+    """Parts of one particle: the divergence in the graph, and the part taken on flat vectors beside it."""
+
+    log_likelihood: Tensor | float
+    in_graph: Tensor | float
+    covered: Tensor | float
+    temperature: float
+    num_data: int
+    run: Substitution
+
+    @property
+    def graph_loss(self) -> Tensor:
+        return torch.as_tensor(self.temperature * self.in_graph - self.log_likelihood)
+
+
+def _mean_parts(particles: list[_Parts]) -> ELBOParts:
+    count = len(particles)
+    log_likelihood = sum((p.log_likelihood for p in particles), start=0.0) / count
+    divergence = sum((p.in_graph + p.covered for p in particles), start=0.0) / count
+    first = particles[0]
+    return ELBOParts(
+        torch.as_tensor(log_likelihood), torch.as_tensor(divergence), first.temperature, first.num_data
+    )
+
+
+def _detach(parts: ELBOParts) -> ELBOParts:
+    return ELBOParts(parts.log_likelihood.detach(), parts.divergence.detach(), parts.temperature, parts.num_data)
+
+
+def _is_plain(message: Any) -> bool:
+    return message["mask"] is None and not message["cond_indep_stack"] and message["scale"] == 1.0
+
+
+def _summed(score: Tensor, message: Any) -> Tensor:
+    """The sum of a log density or divergence under the site's mask and scale."""
+    if message is None:
+        return score.sum()
+    mask, scale = message["mask"], message["scale"]
+    if mask is not None and mask is not True:
+        score = score * 0.0 if mask is False else torch.where(mask, score, torch.zeros_like(score))
+    if torch.is_tensor(scale):
+        return (score * scale).sum()
+    total = score.sum()
+    return total if scale == 1.0 else total * scale
+
+
+def _num_data(model: Any, observed: list[Any]) -> int:
+    """N as the model states it, else the size of the largest plate around the observations, else 1."""
+    stated = getattr(model, "num_data", None)
+    if isinstance(stated, int):
+        return stated
+    sizes = [frame.size for message in observed for frame in message["cond_indep_stack"] if frame.vectorized]
+    return max(sizes, default=1)
+
+
+def _follow_priors(guide: Guide, latent: list[Any]) -> None:
+    """Keeps the guide's flat priors those of the model, after a move, a cast or a loaded state."""
+    if not hasattr(guide, "flat_prior"):
+        return
+    flat = guide.flat_prior
+    priors: dict[str, dist.Distribution] = {m["name"]: m["fn"] for m in latent if _is_plain(m)}
+    if flat is not None and flat.matches(priors):
+        return
+    guide.adopt_priors(priors)
+    guide.flat_prior = flat_normal_prior(guide.flat_order, guide.flat_loc.detach())
+
+
+def _culprit(parts: _Parts) -> str:
+    """Which part of a non-finite objective is to blame, and what to try."""
+    blamed = [
+        f"the divergence of the latent sites ({float(parts.in_graph):.4g})"
+        if not bool(torch.as_tensor(parts.in_graph).isfinite())
+        else "",
+        f"the KL on flat vectors ({float(parts.covered):.4g})"
+        if not bool(torch.as_tensor(parts.covered).isfinite())
+        else "",
+    ]
+    for message in parts.run.latent:
+        if not bool(message["value"].isfinite().all()):
+            blamed.append(f"the draw of the site {message['name']!r}")
+    for message in parts.run.observed:
+        if not bool(message["fn"].log_prob(message["value"]).isfinite().all()):
+            blamed.append(f"the log likelihood of the site {message['name']!r}")
+    names = ", ".join(text for text in blamed if text)
+    return f"the objective became non-finite: {names}; lower the learning rate or init_scale, or look at the data."

@@ -1,0 +1,121 @@
+r"""Maximum a posteriori: the posterior as a point.
+
+.. math::  \hat w = \arg\max_w \log p(D \mid w) + \log p(w).
+
+With Normal priors of variance :math:`1 / (\lambda N)` this is training with weight decay λ on the mean loss. The
+optimisation runs in unconstrained space :math:`u`, ``w = t(u)``. Which mode is found depends on the space whose
+density is maximised: by default that of ``w`` itself (as Pyro's ``AutoDelta``); with ``jacobian=True`` that of
+``u``, whose log density has the extra term :math:`\log|\det \partial t / \partial u|`. The two differ only for
+sites with constrained supports.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+
+from pyrobnn.guides.base import Guide, Init, Site, initial_values
+from pyrobnn.guides.flat import Leaves, accumulate, flat_normal_prior, release
+
+__all__ = ["Map"]
+
+
+class Map(Guide):
+    """A point estimate of every latent site.
+
+    Args:
+        model: The Pyro model.
+        init: Where to start, as for :class:`~pyrobnn.guides.MeanField`.
+        jacobian: Maximise the density in unconstrained space instead of the sites' own.
+        example: Arguments of one run, for models whose sites are not known without data.
+    """
+
+    divergence_name: ClassVar[str] = "-log prior"
+    has_density: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        init: Init = None,
+        *,
+        jacobian: bool = False,
+        example: tuple[Any, ...] | None = None,
+    ) -> None:
+        super().__init__(model, example=example)
+        self.loc = nn.Parameter(self.join(initial_values(model, self.sites, init)))
+        self.jacobian = jacobian
+        self.flat_prior = flat_normal_prior(self.flat_order, self.flat_loc.detach())
+        self._leaves: Leaves | None = None
+
+    @property
+    def flat_loc(self) -> nn.Parameter:
+        """The flat vector, read past Pyro's attribute hooks."""
+        return self._parameters["loc"]  # type: ignore[return-value]
+
+    def factor(self, site: Site) -> dist.Distribution:
+        """A point mass."""
+        unconstrained = self.flat_loc[site.offset : site.offset + site.numel].view(site.unconstrained_shape)
+        if site.is_real:
+            return dist.Delta(unconstrained).to_event(site.event_dim)
+        value = site.transform(unconstrained)
+        return dist.Delta(value, -self._log_jacobian(site, unconstrained, value), event_dim=site.event_dim)
+
+    def divergence(self, site: Site, value: Tensor, prior: dist.Distribution) -> tuple[Tensor, bool]:
+        """``-log p(v)``, minus the log Jacobian if asked; no KL exists for a point mass."""
+        score = prior.log_prob(value)
+        if self.jacobian and not site.is_real:
+            score = score + self._log_jacobian(site, site.transform.inv(value), value)
+        return -score, True
+
+    def _log_jacobian(self, site: Site, unconstrained: Tensor, value: Tensor) -> Tensor:
+        event_shape = value.shape[: value.dim() - site.event_dim]
+        if not self.jacobian:
+            return value.new_zeros(event_shape)
+        by_element = site.transform.log_abs_det_jacobian(unconstrained, value)
+        return by_element.reshape(*event_shape, -1).sum(-1)
+
+    def log_prob(self, draws: Any) -> Tensor:
+        """Refused: a point mass has no density.
+
+        Raises:
+            NotImplementedError: Always.
+        """
+        raise NotImplementedError("Map is a point mass: it has no density; use MeanField or MCMC for one.")
+
+    def draw(self) -> dict[str, Tensor]:
+        """The point, with gradients."""
+        return self.constrain(self.split(self.flat_loc))
+
+    @torch.no_grad()
+    def sample(self, num_samples: int) -> dict[str, Tensor]:
+        """The point, ``num_samples`` times (expanded, not copied)."""
+        return {name: value.expand(num_samples, *value.shape) for name, value in self.draw().items()}
+
+    # ------------------------------------------------------------------------------ training steps
+
+    def write_draw(self) -> tuple[dict[str, Tensor], Tensor | float]:
+        """The point as leaf tensors, and ``-log p`` of the sites that ``flat_prior`` covers."""
+        loc = self.flat_loc
+        if self._leaves is None or self._leaves.flat.data_ptr() != loc.data_ptr():
+            self._leaves = Leaves(loc, self.flat_order)
+        if self.flat_prior is not None and self.flat_prior.kind != (loc.dtype, loc.device):
+            self.flat_prior = None  # the objective rebuilds it from the moved model
+        score: Tensor | float = 0.0
+        if (prior := self.flat_prior) is not None:
+            with torch.no_grad():
+                score = prior.half_squares(loc[: prior.size]) + prior.log_normaliser
+        return self.constrain(self._leaves.values), score
+
+    def pull_back(self, weight: float) -> None:
+        """Adds the gradients of the loss, and of ``weight`` times the flat ``-log p``, to the parameter."""
+        assert self._leaves is not None, "write_draw comes before pull_back"
+        with torch.no_grad():
+            release(self.flat_loc, self._leaves.gradient)
+            gradient = self._leaves.collect()
+            if (prior := self.flat_prior) is not None:
+                prior.add_pull(gradient[: prior.size], self.flat_loc[: prior.size], weight)
+            accumulate(self.flat_loc, gradient)

@@ -1,0 +1,177 @@
+r"""Mean-field Gaussian posterior (Bayes by Backprop).
+
+.. math::  q(w) = \prod_i N(w_i; \mu_i, \sigma_i^2), \qquad \sigma = e^{\psi},
+
+over the unconstrained values of all latent sites (a site on the positive reals is log-normal, and so on). For a
+Normal prior :math:`N(m, s^2)` the KL is closed,
+
+.. math::  \mathrm{KL} = \sum_i \log\frac{s_i}{\sigma_i} + \frac{\sigma_i^2 + (\mu_i - m_i)^2}{2 s_i^2} - \frac12.
+
+Graves (2011); Blundell, Cornebise, Kavukcuoglu & Wierstra, *Weight Uncertainty in Neural Networks* (2015).
+Parameters are two flat vectors of length ``num_latents``; a training step writes one draw in place and computes
+its gradients by hand, which costs a fifth of automatic differentiation through one distribution per site.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+
+from pyrobnn.guides.base import Guide, Init, Site, initial_values
+from pyrobnn.guides.flat import FlatNormalPrior, Leaves, accumulate, flat_normal_prior, release
+
+__all__ = ["MeanField"]
+
+
+class MeanField(Guide):
+    """Independent Gaussians over the model's latent sites.
+
+    Args:
+        model: The Pyro model.
+        init: Where the means start: None (the weights the network was converted with), another network,
+            ``"prior"``, ``"prior_mean"``, a dict of site values or a function ``(name, prior) -> value``.
+        init_scale: Starting standard deviation in unconstrained space; small, because a deep network fed with
+            large weight noise does not train.
+        antithetic: In training steps, let every second draw mirror the one before it (``μ - σε`` after
+            ``μ + σε``). Each draw alone is exactly distributed as q and each step's gradient unbiased; the pair
+            halves the cost of random numbers, and first-order noise cancels across it.
+        example: Arguments of one run, for models whose sites are not known without data.
+
+    Raises:
+        ValueError: If ``init_scale`` is not positive or a starting value does not fit.
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        init: Init = None,
+        *,
+        init_scale: float = 1e-2,
+        antithetic: bool = True,
+        example: tuple[Any, ...] | None = None,
+    ) -> None:
+        super().__init__(model, example=example)
+        if not init_scale > 0:
+            raise ValueError(f"init_scale: expected a positive standard deviation, got {init_scale}.")
+        loc = self.join(initial_values(model, self.sites, init))
+        self.loc = nn.Parameter(loc)
+        self.log_scale = nn.Parameter(torch.full_like(loc, math.log(init_scale)))
+        self.antithetic = antithetic
+        self.flat_prior = flat_normal_prior(self.flat_order, self.flat_loc.detach())
+        self._step: _Step | None = None
+
+    # The flat parameters are read through these, past Pyro's attribute hooks (which would enter them in the
+    # global parameter store).
+
+    @property
+    def flat_loc(self) -> nn.Parameter:
+        """Means of the flat vector."""
+        return self._parameters["loc"]  # type: ignore[return-value]
+
+    @property
+    def flat_log_scale(self) -> nn.Parameter:
+        """Log standard deviations of the flat vector."""
+        return self._parameters["log_scale"]  # type: ignore[return-value]
+
+    def scale_parameters(self) -> list[nn.Parameter]:
+        """The parameters that are (log) scales, for a learning rate of their own."""
+        return [self.flat_log_scale]
+
+    def factor(self, site: Site) -> dist.Distribution:
+        """The site's Gaussian, pushed through the transform to its support."""
+        window = slice(site.offset, site.offset + site.numel)
+        loc = self.flat_loc[window].view(site.unconstrained_shape)
+        scale = self.flat_log_scale[window].view(site.unconstrained_shape).exp()
+        base = dist.Normal(loc, scale)
+        if site.is_real:
+            return base.to_event(site.event_dim)
+        transformed = dist.TransformedDistribution(base, [site.transform])
+        return transformed.to_event(site.event_dim - site.transform.codomain.event_dim)
+
+    def draw(self) -> dict[str, Tensor]:
+        """One reparameterised draw, ``μ + σε``."""
+        noise = torch.randn_like(self.flat_loc)
+        return self.constrain(self.split(self.flat_loc + self.flat_log_scale.exp() * noise))
+
+    @torch.no_grad()
+    def sample(self, num_samples: int) -> dict[str, Tensor]:
+        """Draws ``{site: [num_samples, *site shape]}``, one block of random numbers for all of them."""
+        noise = torch.randn(
+            (num_samples, self.num_latents), dtype=self.flat_loc.dtype, device=self.flat_loc.device
+        )
+        return self.constrain(self.split(noise.mul_(self.flat_log_scale.exp()).add_(self.flat_loc)))
+
+    # ------------------------------------------------------------------------------ training steps
+
+    def write_draw(self) -> tuple[dict[str, Tensor], Tensor | float]:
+        """One draw written in place, as leaf tensors, and the KL of the sites that ``flat_prior`` covers.
+
+        A loss of the values is differentiated as usual; :meth:`pull_back` then turns the leaves' gradients into
+        the parameters'. At most one draw is alive at a time.
+        """
+        step = self._step
+        if step is None or step.value.device != self.flat_loc.device or step.value.dtype != self.flat_loc.dtype:
+            step = self._step = _Step(self)
+        if self.flat_prior is not None and self.flat_prior.kind != (step.value.dtype, step.value.device):
+            self.flat_prior = None  # the objective rebuilds it from the moved model
+        with torch.no_grad():
+            loc, log_scale = self.flat_loc, self.flat_log_scale
+            if step.sign > 0 or not self.antithetic or step.fresh:
+                step.noise.normal_()
+                step.fresh, step.sign = False, 1.0
+            torch.exp(log_scale, out=step.scale)
+            torch.addcmul(loc, step.scale, step.noise, value=step.sign, out=step.value)
+            kl = 0.0 if self.flat_prior is None else self._flat_kl(self.flat_prior, step.scale)
+        return self.constrain(step.leaves.values), kl
+
+    def pull_back(self, kl_weight: float) -> None:
+        """Adds the gradients of the last draw's loss, and of ``kl_weight`` times its flat KL, to the parameters."""
+        step = self._step
+        assert step is not None, "write_draw comes before pull_back"
+        with torch.no_grad():
+            release(self.flat_loc, step.leaves.gradient)
+            release(self.flat_log_scale, step.by_log_scale)
+            by_value, by_log_scale = step.leaves.collect(), step.by_log_scale
+            prior, size = self.flat_prior, 0
+            if prior is not None:
+                size = prior.size
+                torch.mul(step.scale[:size], prior.weighted_precision(kl_weight), out=by_log_scale[:size])
+            by_log_scale[size:].zero_()
+            by_log_scale.addcmul_(step.noise, by_value, value=step.sign).mul_(step.scale)
+            if prior is not None:
+                by_log_scale[:size].sub_(kl_weight)
+                prior.add_pull(by_value[:size], self.flat_loc[:size], kl_weight)
+            accumulate(self.flat_loc, by_value)
+            accumulate(self.flat_log_scale, by_log_scale)
+        step.sign = -step.sign
+
+    def _flat_kl(self, prior: FlatNormalPrior, scale: Tensor) -> Tensor:
+        loc, scale = self.flat_loc[: prior.size], scale[: prior.size]
+        if isinstance(prior.precision, float):
+            spread = scale.dot(scale) * (0.5 * prior.precision)
+        else:
+            spread = (scale * scale).dot(prior.precision) * 0.5
+        entropy = self.flat_log_scale[: prior.size].sum()
+        return prior.half_squares(loc) + spread - entropy + (prior.log_scale_sum - 0.5 * prior.size)
+
+    def reset_noise(self) -> None:
+        """Forgets the pending half of an antithetic pair, so that the random state alone fixes what follows."""
+        if self._step is not None:
+            self._step.fresh = True
+
+
+class _Step:
+    """The buffers of one training step."""
+
+    def __init__(self, guide: MeanField) -> None:
+        like = guide.flat_loc.detach()
+        self.noise, self.scale, self.by_log_scale = (torch.empty_like(like) for _ in range(3))
+        self.value = torch.empty_like(like)
+        self.leaves = Leaves(self.value, guide.flat_order)
+        self.sign = 1.0
+        self.fresh = True

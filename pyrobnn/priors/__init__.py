@@ -1,0 +1,45 @@
+"""Priors over a network's parameters, and the rules that hand them out."""
+
+from pyrobnn.priors.base import FixedPrior, Prior
+from pyrobnn.priors.hierarchical import HorseshoePrior, LatentScalePrior, LearnedScalePrior, from_spec
+from pyrobnn.priors.rules import (
+    NORM_LAYERS,
+    Pattern,
+    PriorRule,
+    PriorSpec,
+    assign,
+    centred,
+    fan_in_and_out,
+    glorot,
+    he,
+    horseshoe,
+    last_layer,
+    latent_scale,
+    learned_scale,
+    lecun,
+    scale_mixture,
+)
+
+__all__ = [
+    "NORM_LAYERS",
+    "FixedPrior",
+    "HorseshoePrior",
+    "LatentScalePrior",
+    "LearnedScalePrior",
+    "Pattern",
+    "Prior",
+    "PriorRule",
+    "PriorSpec",
+    "assign",
+    "centred",
+    "fan_in_and_out",
+    "from_spec",
+    "glorot",
+    "he",
+    "horseshoe",
+    "last_layer",
+    "latent_scale",
+    "learned_scale",
+    "lecun",
+    "scale_mixture",
+]

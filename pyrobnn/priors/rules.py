@@ -1,0 +1,280 @@
+r"""Prior rules: which prior each parameter of a network gets.
+
+A rule is a Pyro distribution, or a function ``(name, parameter, module) -> prior or None`` such as those made
+here; rules are applied alone (to every ordinary weight) or as an ordered list of ``(pattern, rule or None)``,
+first match wins. ``None`` keeps a parameter deterministic. See :func:`assign` for the exact semantics.
+
+Fan-in scaling (:func:`he`, :func:`lecun`, :func:`glorot`) keeps the prior variance of the activations constant
+through depth: :math:`\mathrm{sd}(w) = \sqrt{g / \mathrm{fan}}`, with gain :math:`g = 2` for ReLU networks (He et
+al. 2015) and 1 otherwise (LeCun et al. 1998), the fan of Glorot & Bengio (2010) being
+:math:`(\mathrm{fan_{in}} + \mathrm{fan_{out}}) / 2`.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+
+from pyrobnn.priors.base import FixedPrior, Prior
+from pyrobnn.priors.hierarchical import HorseshoePrior, LatentScalePrior, LearnedScalePrior
+
+__all__ = [
+    "NORM_LAYERS",
+    "Pattern",
+    "PriorRule",
+    "PriorSpec",
+    "assign",
+    "centred",
+    "fan_in_and_out",
+    "glorot",
+    "he",
+    "horseshoe",
+    "last_layer",
+    "latent_scale",
+    "learned_scale",
+    "lecun",
+    "scale_mixture",
+]
+
+PriorRule: TypeAlias = dist.Distribution | Callable[[str, Tensor, nn.Module], "dist.Distribution | Prior | None"]
+Pattern: TypeAlias = str | type[nn.Module] | tuple[type[nn.Module], ...]
+PriorSpec: TypeAlias = PriorRule | Sequence[tuple[Pattern, PriorRule | None]]
+
+NORM_LAYERS: tuple[type[nn.Module], ...] = (
+    nn.BatchNorm1d,
+    nn.BatchNorm2d,
+    nn.BatchNorm3d,
+    nn.SyncBatchNorm,
+    nn.InstanceNorm1d,
+    nn.InstanceNorm2d,
+    nn.InstanceNorm3d,
+    nn.LayerNorm,
+    nn.GroupNorm,
+    nn.RMSNorm,
+)
+"""Normalisation layers; their parameters stay deterministic unless a rule names them."""
+
+
+# --------------------------------------------------------------------------------------------- scaled families
+
+
+def _family(name: str, scale: float) -> dist.Distribution:
+    """A zero-centred distribution of the named family with standard deviation ``scale``."""
+    if name == "normal":
+        return dist.Normal(0.0, scale)
+    if name == "laplace":
+        return dist.Laplace(0.0, scale / math.sqrt(2.0))
+    if name == "student_t":
+        return dist.StudentT(5.0, 0.0, scale * math.sqrt(3.0 / 5.0))
+    raise ValueError(f"family: expected 'normal', 'laplace' or 'student_t', got {name!r}.")
+
+
+def fan_in_and_out(parameter: Tensor, module: nn.Module) -> tuple[float, float]:
+    """Inputs summed into one output unit, and outputs fed by one input unit, of a weight.
+
+    Transposed convolutions store ``[in, out / groups, *kernel]`` and spread each input over the kernel, of which
+    only one tap in ``stride`` meets a given output; an embedding row is used alone (fan-in 1); stacked matrices
+    (attention's ``in_proj_weight``, an LSTM's gates) count one block, not the stack.
+    """
+    out_features, in_features = parameter.shape[0], parameter[0].numel()
+    if isinstance(module, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d):
+        kernel = math.prod(module.kernel_size)
+        fan_in = module.in_channels / module.groups * kernel / math.prod(module.stride)
+        return max(fan_in, 1.0), module.out_channels / module.groups * kernel
+    if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+        kernel = math.prod(module.kernel_size)
+        return float(in_features), module.out_channels / module.groups * kernel
+    if isinstance(module, nn.Embedding | nn.EmbeddingBag):
+        return 1.0, float(in_features)
+    if isinstance(module, nn.MultiheadAttention) and out_features == 3 * in_features:
+        return float(in_features), float(in_features)
+    if isinstance(module, nn.RNNBase):
+        return float(in_features), float(module.hidden_size)
+    return float(in_features), float(out_features)
+
+
+@dataclass(frozen=True)
+class _FanScaled:
+    """The rule behind :func:`he`, :func:`lecun` and :func:`glorot`."""
+
+    gain: float
+    average: bool
+    bias_scale: float
+    family: str
+
+    def __call__(self, name: str, parameter: Tensor, module: nn.Module) -> dist.Distribution:
+        if parameter.dim() < 2:
+            centre = float(isinstance(module, NORM_LAYERS) and name.endswith("weight"))
+            return dist.Normal(centre, self.bias_scale)
+        fan_in, fan_out = fan_in_and_out(parameter, module)
+        fan = (fan_in + fan_out) / 2 if self.average else fan_in
+        return _family(self.family, math.sqrt(self.gain / fan))
+
+
+def he(*, bias_scale: float = 1.0, family: str = "normal") -> PriorRule:
+    """Variance ``2 / fan_in``, for ReLU networks (He et al. 2015).
+
+    Args:
+        bias_scale: Standard deviation for biases and other vectors.
+        family: ``"normal"``, ``"laplace"`` or ``"student_t"`` (5 degrees of freedom), of equal variance.
+    """
+    return _FanScaled(2.0, False, bias_scale, family)
+
+
+def lecun(*, bias_scale: float = 1.0, family: str = "normal") -> PriorRule:
+    """Variance ``1 / fan_in`` (LeCun et al. 1998); arguments as in :func:`he`."""
+    return _FanScaled(1.0, False, bias_scale, family)
+
+
+def glorot(*, bias_scale: float = 1.0, family: str = "normal") -> PriorRule:
+    """Variance ``2 / (fan_in + fan_out)`` (Glorot & Bengio 2010); arguments as in :func:`he`."""
+    return _FanScaled(1.0, True, bias_scale, family)
+
+
+# ------------------------------------------------------------------------------------------------ other priors
+
+
+def scale_mixture(pi: float = 0.5, sigma1: float = 1.0, sigma2: float = math.exp(-6.0)) -> dist.Distribution:
+    """Mixture ``pi N(0, sigma1²) + (1 - pi) N(0, sigma2²)`` of Blundell et al. (2015)."""
+    if not 0.0 < pi < 1.0:
+        raise ValueError(f"pi: expected a weight strictly between 0 and 1, got {pi}.")
+    components = dist.Normal(torch.zeros(2), torch.tensor([float(sigma1), float(sigma2)]))
+    return dist.MixtureSameFamily(dist.Categorical(torch.tensor([pi, 1.0 - pi])), components)
+
+
+def centred(scale: float = 1.0) -> PriorRule:
+    """``Normal(w0, scale)`` around the network's present (pretrained) weights ``w0`` (MOPED, Krishnan et al. 2020)."""
+
+    def rule(name: str, parameter: Tensor, module: nn.Module) -> dist.Distribution:
+        return dist.Normal(parameter.detach().clone(), torch.tensor(float(scale), dtype=parameter.dtype))
+
+    return rule
+
+
+def horseshoe(scale: float = 1.0) -> PriorRule:
+    """Non-centred horseshoe with global scale ``C+(0, scale)`` (:class:`HorseshoePrior`)."""
+    return lambda name, parameter, module: HorseshoePrior(parameter.shape, scale)
+
+
+def latent_scale(scale: dist.Distribution | None = None) -> PriorRule:
+    """``Normal(0, σ)`` with ``σ ~ scale`` inferred for each tensor; half-normal by default."""
+    return lambda name, parameter, module: LatentScalePrior(parameter.shape, scale or dist.HalfNormal(1.0))
+
+
+def learned_scale(initial: float = 1.0) -> PriorRule:
+    """``Normal(0, σ)`` with σ fitted for each tensor by maximising the ELBO (empirical Bayes)."""
+    return lambda name, parameter, module: LearnedScalePrior(parameter.shape, initial)
+
+
+def last_layer(net: nn.Module, prior: PriorRule) -> list[tuple[Pattern, PriorRule | None]]:
+    """Rules that make only the last weighted layer of ``net`` Bayesian and keep the rest deterministic.
+
+    The rest is still trained unless its ``requires_grad`` is off.
+    """
+    layers = [
+        name
+        for name, module in net.named_modules()
+        if any(p.dim() > 1 for p in module.parameters(recurse=False)) and not isinstance(module, NORM_LAYERS)
+    ]
+    if not layers:
+        raise ValueError("net: no layer with a weight matrix was found, so there is no last layer.")
+    last = f"{layers[-1]}." if layers[-1] else ""
+    rules: list[tuple[Pattern, PriorRule | None]] = [(f"{last}*", prior)]
+    return rules if last == "" else [*rules, ("*", None)]
+
+
+# -------------------------------------------------------------------------------------------------- resolution
+
+
+def assign(net: nn.Module, prior: PriorSpec) -> dict[str, Prior | None]:
+    """The prior (or None: deterministic) of every parameter of ``net``, by name, tied parameters once.
+
+    * A rule alone means ``[("*", rule)]``.
+    * A pattern is a glob on the parameter's name, or a module class (or tuple of classes) owning it.
+    * The first pattern that matches decides.
+    * ``"*"`` means all the *ordinary* weights: frozen parameters (``requires_grad=False``) and those of norm
+      layers stay deterministic unless a more specific pattern names them.
+
+    Raises:
+        ValueError: If a pattern matches no parameter, a trainable parameter is matched by none, or a prior does
+            not fit its parameter.
+        TypeError: If a rule is neither a distribution, a function nor None.
+    """
+    rules = [("*", prior)] if _is_rule(prior) else list(prior)  # type: ignore[arg-type]
+    for entry in rules:
+        if not (isinstance(entry, tuple) and len(entry) == 2):
+            raise TypeError(f"prior: expected (pattern, prior) pairs in the list of rules, got {entry!r}.")
+        if entry[1] is not None and not _is_rule(entry[1]):
+            raise TypeError(f"prior: the rule of {entry[0]!r} is neither a distribution, a function nor None.")
+    names = _tied_names(net)
+    if not names:
+        raise ValueError("net: it has no parameters, so there is nothing to put a prior on.")
+    matched = [False] * len(rules)
+    assigned: dict[str, Prior | None] = {}
+    for name, (aliases, parameter, module) in names.items():
+        special = not parameter.requires_grad or isinstance(module, NORM_LAYERS)
+        hits = [i for i, (pattern, _) in enumerate(rules) if _matches(pattern, aliases, module)]
+        for hit in hits:
+            matched[hit] = True
+        hits = [i for i in hits if not (special and rules[i][0] == "*")]
+        if not hits and not special:
+            raise ValueError(
+                f"prior: no rule matches the parameter {name!r} (shape {tuple(parameter.shape)}); add a rule for it, "
+                f'or a last ("*", None) to keep everything else deterministic.'
+            )
+        assigned[name] = _resolve(rules[hits[0]][1], name, parameter, module) if hits else None
+    for (pattern, _), hit in zip(rules, matched, strict=True):
+        if not hit:
+            raise ValueError(
+                f"prior: the pattern {pattern!r} matches no parameter; the network has {', '.join(list(names)[:12])}"
+                f"{', …' if len(names) > 12 else ''}."
+            )
+    if _is_rule(prior) and not any(assigned.values()):
+        raise ValueError(
+            "prior: every parameter is frozen or belongs to a norm layer, so no parameter would be random; name the "
+            'parameters in a rule such as [("fc*", prior), ("*", None)].'
+        )
+    return assigned
+
+
+def _is_rule(prior: object) -> bool:
+    return isinstance(prior, dist.Distribution) or (callable(prior) and not isinstance(prior, type))
+
+
+def _tied_names(net: nn.Module) -> dict[str, tuple[list[str], nn.Parameter, nn.Module]]:
+    """First name -> (all names, parameter, owning module), one entry per distinct parameter."""
+    first: dict[int, str] = {}
+    found: dict[str, tuple[list[str], nn.Parameter, nn.Module]] = {}
+    for prefix, module in net.named_modules(remove_duplicate=False):
+        for local, parameter in module.named_parameters(recurse=False):
+            name = f"{prefix}.{local}" if prefix else local
+            key = first.setdefault(id(parameter), name)
+            found.setdefault(key, ([], parameter, module))[0].append(name)
+    return found
+
+
+def _matches(pattern: Pattern, names: list[str], module: nn.Module) -> bool:
+    if isinstance(pattern, str):
+        return any(fnmatch.fnmatchcase(name, pattern) for name in names)
+    return isinstance(module, pattern)
+
+
+def _resolve(rule: PriorRule | None, name: str, parameter: nn.Parameter, module: nn.Module) -> Prior | None:
+    result = rule(name, parameter, module) if rule is not None and not isinstance(rule, dist.Distribution) else rule
+    if result is None:
+        return None
+    if isinstance(result, Prior):
+        if result.shape != parameter.shape:
+            raise ValueError(
+                f"prior of {name!r}: made for the shape {tuple(result.shape)}, but the parameter has "
+                f"{tuple(parameter.shape)}."
+            )
+        return result.to(parameter)
+    return FixedPrior(result, parameter.shape, name).to(parameter)
