@@ -14,6 +14,7 @@ from typing import Any
 import pyro.distributions as dist
 import torch
 import torch.nn.functional as F
+from pyro.nn import pyro_method
 from torch import Tensor, nn
 
 from pyrobnn.priors import FixedPrior
@@ -42,6 +43,10 @@ class Likelihood(StochasticModule):
     def moments(self, outputs: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and (aleatoric) variance of the observation, each ``[B, ...]``, one posterior draw."""
         raise NotImplementedError(f"{type(self).__name__} is a likelihood of classes.")
+
+    def from_moments(self, mean: Tensor, variance: Tensor) -> dist.Distribution:
+        """The elementwise observation distribution with these moments, one posterior draw each."""
+        return dist.Normal(mean, variance.sqrt())
 
     def target_shape(self, outputs: Tensor) -> torch.Size:
         """The shape that targets must have beside ``outputs``."""
@@ -181,6 +186,7 @@ class Normal(Likelihood):
             raise ValueError(f"scale: expected a positive standard deviation, got {scale}.")
         self.add_plain("noise", _NoiseScale(float(scale), learn_scale))
 
+    @pyro_method  # outside of Pyro's context a latent site would be a nameless draw from its prior
     def noise_scale(self) -> Tensor:
         """The present standard deviation (a sample statement where it is latent)."""
         return self.scale if self._latent else self._plain["noise"]()
@@ -268,6 +274,10 @@ class Poisson(Likelihood):
         """The rate, twice."""
         rate = outputs.exp()
         return rate, rate
+
+    def from_moments(self, mean: Tensor, variance: Tensor) -> dist.Distribution:
+        """Poisson with rate ``mean``."""
+        return dist.Poisson(mean)
 
     def check_targets(self, outputs: Tensor, y: Tensor) -> None:
         """Non-negative whole numbers, as floats."""

@@ -24,7 +24,8 @@ class Substitution(Messenger):
 
     Attributes:
         latent: Messages of latent sites the model ran through, in order.
-        observed: Messages of its observed sites, ``pyro.deterministic`` left out.
+        observed: Messages of its observed sites.
+        deterministic: Messages of its ``pyro.deterministic`` sites.
     """
 
     def __init__(self, values: Mapping[str, Tensor]) -> None:
@@ -32,6 +33,7 @@ class Substitution(Messenger):
         self.values = values
         self.latent: list[Any] = []
         self.observed: list[Any] = []
+        self.deterministic: list[Any] = []
 
     def _pyro_sample(self, msg: Any) -> None:
         if not msg["is_observed"] and msg["name"] in self.values:
@@ -39,6 +41,9 @@ class Substitution(Messenger):
             msg["done"] = True
 
     def _pyro_post_sample(self, msg: Any) -> None:
-        if site_is_subsample(msg) or msg["infer"].get("_deterministic", False):
+        if site_is_subsample(msg):
             return
-        (self.observed if msg["is_observed"] else self.latent).append(msg)
+        if msg["infer"].get("_deterministic", False):
+            self.deterministic.append(msg)
+        else:
+            (self.observed if msg["is_observed"] else self.latent).append(msg)

@@ -1,0 +1,266 @@
+"""What became of a network: one row per parameter with its site, prior, posterior and status.
+
+A conversion that nobody can read back hides its mistakes: a rule that caught one layer too many, a tied weight
+counted twice, a BatchNorm weight made random by accident. :func:`describe` shows, for each network parameter and
+each other latent site, what pyrobnn does with it, and below the table what happens to the buffers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from html import escape
+from math import prod
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from torch import nn
+
+from pyrobnn._pyro import full_name
+from pyrobnn.bayesianize import BayesianModule, bayesian_modules
+from pyrobnn.guides import Guide, Site
+from pyrobnn.priors import FixedPrior, Prior
+from pyrobnn.stochastic import StochasticModule
+
+__all__ = ["Description", "describe", "family"]
+
+_RUNNING_STATISTICS = (
+    nn.BatchNorm1d,
+    nn.BatchNorm2d,
+    nn.BatchNorm3d,
+    nn.SyncBatchNorm,
+    nn.InstanceNorm1d,
+    nn.InstanceNorm2d,
+    nn.InstanceNorm3d,
+)
+
+
+@dataclass(frozen=True, repr=False)
+class Description:
+    """The table that :func:`describe` makes; ``print`` it, or leave it as a notebook cell's last line.
+
+    Attributes:
+        rows: One dict per network parameter and per other latent site, in the model's order, with the keys
+            ``parameter`` (its first name in the network, None for other sites), ``site`` (Pyro's name, None if
+            there is no such site), ``shape``, ``numel``, ``prior``, ``posterior`` (family of the guide's factor),
+            ``kl`` (``"exact"`` or ``"Monte Carlo"``), ``status`` (``"random"``, ``"deterministic"``: trained as a
+            point, ``"frozen"``: never changed) and ``tied`` (the parameter's other names). None: does not apply.
+        notes: Totals, parameters trained outside the network, and the policy for buffers, one line each.
+    """
+
+    rows: list[dict[str, Any]]
+    notes: list[str]
+
+    def __str__(self) -> str:
+        header, *body = self._cells()
+        widths = [max(map(len, column)) for column in zip(header, *body, strict=True)]
+        right = header.index("numel")
+        lines = [
+            "  ".join(
+                cell.rjust(width) if i == right else cell.ljust(width)
+                for i, (cell, width) in enumerate(zip(cells, widths, strict=True))
+            ).rstrip()
+            for cells in (header, ["─" * width for width in widths], *body)
+        ]
+        return "\n".join([*lines, "", *self.notes])
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        header, *body = self._cells()
+        head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
+        lines = ("".join(f"<td>{escape(cell)}</td>" for cell in cells) for cells in body)
+        table = "".join(f"<tr>{line}</tr>" for line in lines)
+        notes = "<br>".join(map(escape, self.notes))
+        return f"<table><thead><tr>{head}</tr></thead><tbody>{table}</tbody></table><p>{notes}</p>"
+
+    def _cells(self) -> list[list[str]]:
+        """Header and rows as text; the column of tied names is there only if some are."""
+        columns = ["parameter", "site", "shape", "numel", "prior", "posterior", "kl", "status"]
+        if any(row["tied"] for row in self.rows):
+            columns.append("tied")
+        return [columns, *([_cell(row[column]) for column in columns] for row in self.rows)]
+
+
+def describe(model: nn.Module, guide: Guide | None = None) -> Description:
+    """Lists every parameter and latent site of a model, and what the guide makes of it.
+
+    Args:
+        model: A :class:`~pyrobnn.SupervisedModel`, a bayesianized network, or any module that holds some. Without
+            a guide, sites that a model of your own samples by itself are not known and not listed.
+        guide: The model's guide; its factors' families fill the posterior column. "KL exact" means that a closed
+            form is registered for the pair of factor and prior, given the other sites where a prior depends on
+            them; point estimates have no KL.
+
+    Returns:
+        The table.
+
+    Raises:
+        TypeError: If ``model`` is no module, or ``guide`` is not one of this library.
+        ValueError: If there is nothing to describe, or the guide lacks a site of the model (it is another model's).
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: expected a PyroModule, got {type(model).__name__}.")
+    if guide is not None and not isinstance(guide, Guide):
+        raise TypeError(f"guide: expected one of pyrobnn.guides, got {type(guide).__name__}.")
+    factors = {} if guide is None else _factors(guide)
+    rows = []
+    for module in model.modules():
+        if isinstance(module, BayesianModule):
+            rows += [row for name in _tied_names(module.network) for row in _parameter_rows(module, name)]
+        elif isinstance(module, StochasticModule):
+            rows += [row for name in module.site_priors for row in _site_rows(module, name)]
+    listed = {row["site"] for row in rows}
+    for site in guide.sites.values() if guide is not None else ():
+        if site.name not in listed:
+            rows.append(_row(None, site.name, site.shape, family(site.prior), "random"))
+    if not rows:
+        raise ValueError(
+            "model: it holds no bayesianized network and no likelihood, so there is nothing to describe."
+        )
+    for row in rows:
+        is_latent = row["site"] is not None
+        if guide is not None and is_latent and row["site"] not in factors:
+            raise ValueError(
+                f"guide: it has no site {row['site']!r}, which the model has; pass the guide built from this model."
+            )
+        row["posterior"], row["kl"] = factors.get(row["site"], (None, None))
+    return Description(rows, [*_totals(rows), *_trained_elsewhere(model), *_buffer_notes(model)])
+
+
+def family(distribution: dist.Distribution) -> str:
+    """The family of a site's distribution, such as ``"Normal"``, or ``"exp(Normal)"`` if it is transformed."""
+    while isinstance(distribution, dist.Independent):
+        distribution = distribution.base_dist
+    if type(distribution) is not dist.TransformedDistribution:
+        return type(distribution).__name__
+    inner = family(distribution.base_dist)
+    for transform in distribution.transforms:
+        inner = f"{type(transform).__name__.removesuffix('Transform').lower()}({inner})"
+    return inner
+
+
+# ---------------------------------------------------------------------------------------------------------- rows
+
+
+def _row(
+    parameter: str | None, site: str | None, shape: torch.Size, prior: str | None, status: str
+) -> dict[str, Any]:
+    return {
+        "parameter": parameter,
+        "site": site,
+        "shape": tuple(shape),
+        "numel": prod(shape),
+        "prior": prior,
+        "posterior": None,
+        "kl": None,
+        "status": status,
+        "tied": [],
+    }
+
+
+def _tied_names(net: nn.Module) -> dict[str, list[str]]:
+    """First name -> the other names, for each distinct parameter."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in net.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    return {first: others for first, *others in names.values()}
+
+
+def _parameter_rows(module: BayesianModule, name: str) -> Iterator[dict[str, Any]]:
+    """The row of one network parameter, then those of the latent sites its prior adds."""
+    parameter = module.network.get_parameter(name)
+    if name in module.site_priors:
+        rows = _site_rows(module, name)
+        rows[0]["parameter"] = name
+    else:
+        status = "deterministic" if parameter.requires_grad else "frozen"
+        rows = [_row(name, None, parameter.shape, None, status)]
+    rows[0]["tied"] = _tied_names(module.network)[name]
+    yield from rows
+
+
+def _site_rows(module: StochasticModule, name: str) -> list[dict[str, Any]]:
+    prior = module.site_priors[name]
+    # Given its auxiliary sites, a non-centred parameter is a plain value: it is random, but no site.
+    site = full_name(module, name) if _is_sampled(prior) else None
+    rows = [_row(None, site, prior.shape, prior.extra_repr(), "random")]
+    for suffix, auxiliary in prior.auxiliary.items():
+        where = full_name(module, f"{name}.{suffix}")
+        rows.append(_row(None, where, auxiliary.shape, auxiliary.extra_repr(), "random"))
+    return rows
+
+
+def _is_sampled(prior: Prior) -> bool:
+    """Whether the prior's conditional is a distribution to sample rather than a value."""
+    if isinstance(prior, FixedPrior):
+        return True
+    with torch.no_grad():
+        auxiliary = {suffix: torch.ones(p.shape) for suffix, p in prior.auxiliary.items()}
+        return isinstance(prior.conditional(**auxiliary), dist.Distribution)
+
+
+def _factors(guide: Guide) -> dict[str, tuple[str, str | None]]:
+    """Family of the guide's factor and kind of KL, by site."""
+    devices = sorted({p.device.index for p in guide.parameters() if p.is_cuda})
+    with torch.no_grad(), torch.random.fork_rng(devices=devices):
+        draws = guide.sample(1)
+        return {
+            site.name: (family(guide.factor(site)), _kl(guide, site, draws[site.name][0]))
+            for site in guide.sites.values()
+        }
+
+
+def _kl(guide: Guide, site: Site, value: torch.Tensor) -> str | None:
+    if guide.divergence_name != "KL":
+        return None  # a point estimate's divergence is -log p
+    return "exact" if guide.divergence(site, value, site.prior)[1] else "Monte Carlo"
+
+
+# --------------------------------------------------------------------------------------------------------- notes
+
+
+def _totals(rows: list[dict[str, Any]]) -> Iterator[str]:
+    counts = {status: 0 for status in ("random", "deterministic", "frozen")}
+    for row in rows:
+        counts[row["status"]] += row["numel"] if row["parameter"] is not None else 0
+    yield "Network parameters: " + ", ".join(f"{count:,} {status}" for status, count in counts.items()) + "."
+    latent = [row for row in rows if row["site"] is not None]
+    yield f"Latent sites: {len(latent):,}, with {sum(row['numel'] for row in latent):,} elements."
+
+
+def _trained_elsewhere(model: nn.Module) -> Iterator[str]:
+    """Trainable parameters that belong to no network: learned prior scales, a learned noise."""
+    networks = {id(p) for module in bayesian_modules(model) for p in module.network.parameters()}
+    names = [name for name, p in model.named_parameters() if p.requires_grad and id(p) not in networks]
+    if names:
+        yield f"Trained as points beside the network: {', '.join(names)}."
+
+
+def _buffer_notes(model: nn.Module) -> Iterator[str]:
+    policy = "updated once per training step, untouched by prediction"
+    norms: list[nn.Module] = []
+    others: list[str] = []
+    for bayesian in bayesian_modules(model):
+        for name, module in bayesian.network.named_modules():
+            buffers = [key for key, _ in module.named_buffers(name, recurse=False)]
+            if isinstance(module, _RUNNING_STATISTICS) and buffers:
+                norms.append(module)
+            else:
+                others += buffers
+    if norms:
+        kinds = "/".join(sorted({type(module).__name__ for module in norms}))
+        yield f"Buffers: running statistics of {len(norms)} {kinds} layer{'s' * (len(norms) > 1)}: {policy}."
+    if others:
+        yield f"Other buffers ({', '.join(others)}): if the network changes them, {policy}."
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, list):
+        return ", ".join(value) or "-"
+    if isinstance(value, int):
+        return f"{value:,}"
+    return "scalar" if value == () else str(value)

@@ -1,0 +1,8 @@
+"""Predictions: pinned draws, looped or vmapped under a byte budget, reduced on the fly."""
+
+from pyrobnn.prediction.draws import PinnedDraws
+from pyrobnn.prediction.predict import predict, predict_batches
+from pyrobnn.prediction.predictive import Predictive
+from pyrobnn.prediction.result import Prediction
+
+__all__ = ["PinnedDraws", "Prediction", "Predictive", "predict", "predict_batches"]

@@ -1,0 +1,93 @@
+"""Posterior draws that stay the same for every batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyrobnn.guides.base import Guide
+
+__all__ = ["PinnedDraws"]
+
+_CACHE_BYTES = 8 * 2**20  # draws made at once: more only costs memory traffic
+
+
+class PinnedDraws:
+    """K posterior draws as chunks ``{site: [k, *site shape]}``, the same at each pass.
+
+    Draws are kept if they are needed again and fit the budget; else each pass makes them anew from the same random
+    state, so that memory does not grow with K.
+
+    Args:
+        posterior: A guide, or draws by site.
+        num_samples: Number K of draws.
+        max_bytes: Budget for kept draws.
+        replayed: Whether there will be more than one pass.
+        seed: Fixes the draws; None takes a seed from torch's random state.
+
+    Raises:
+        TypeError: If ``posterior`` is neither a guide nor draws.
+        ValueError: If ``num_samples`` is not positive, or more than the draws there are.
+    """
+
+    def __init__(
+        self, posterior: Any, num_samples: int, max_bytes: int, *, replayed: bool = True, seed: int | None = None
+    ) -> None:
+        if isinstance(num_samples, bool) or not isinstance(num_samples, int) or num_samples < 1:
+            raise ValueError(f"num_samples: expected a positive int, got {num_samples!r}.")
+        self.num_samples = num_samples
+        self.posterior: Guide | None = None
+        self._kept: list[dict[str, Tensor]] | None = None
+        self._seed = int(torch.randint(2**62, ())) if seed is None else seed
+        if isinstance(posterior, Guide):
+            self.posterior = posterior
+            element = next(posterior.parameters()).element_size()
+            bytes_per_draw = max(1, posterior.num_latents * element)
+            self._chunk = min(num_samples, max(1, min(max_bytes, _CACHE_BYTES) // bytes_per_draw))
+            if replayed and num_samples * bytes_per_draw <= max_bytes:
+                self._kept = list(self._make())
+        elif isinstance(posterior, Mapping) and posterior:
+            self._kept = _thinned(posterior, num_samples)
+        else:
+            raise TypeError(
+                f"guide: expected a guide of pyrobnn.guides or draws {{site: [K, …]}}, got {type(posterior).__name__}."
+            )
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        return iter(self._kept) if self._kept is not None else self._make()
+
+    def _make(self) -> Iterator[dict[str, Tensor]]:
+        """Draws in chunks from a random state of their own, which between chunks is put aside."""
+        assert self.posterior is not None
+        device = next(self.posterior.parameters()).device
+        devices = [device] if device.type == "cuda" else []
+        state: tuple[Tensor, Tensor | None] | None = None
+        made = 0
+        while made < self.num_samples:
+            size = min(self._chunk, self.num_samples - made)
+            with torch.random.fork_rng(devices=devices):
+                if state is None:
+                    torch.manual_seed(self._seed)
+                else:
+                    torch.set_rng_state(state[0])
+                    if state[1] is not None:
+                        torch.cuda.set_rng_state(state[1], device)
+                chunk = self.posterior.sample(size)
+                state = torch.get_rng_state(), torch.cuda.get_rng_state(device) if devices else None
+            made += size
+            yield chunk
+
+
+def _thinned(posterior: Mapping[str, Tensor], num_samples: int) -> list[dict[str, Tensor]]:
+    """``num_samples`` of the given draws, evenly spaced."""
+    available = {name: len(value) for name, value in posterior.items()}
+    if len(set(available.values())) != 1:
+        raise ValueError(f"guide: the sites have different numbers of draws: {available}.")
+    count = next(iter(available.values()))
+    if num_samples > count:
+        raise ValueError(f"num_samples: {num_samples} were asked for, but there are {count} draws.")
+    chosen = torch.linspace(0, count - 1, num_samples).round().long()
+    return [{name: value[chosen] for name, value in posterior.items()}]

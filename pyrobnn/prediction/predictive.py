@@ -1,0 +1,110 @@
+"""A drop-in for ``pyro.infer.Predictive`` that keeps no traces."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+import pyro.poutine as poutine
+import torch
+from torch import Tensor, nn
+
+from pyrobnn.bayesianize import frozen_buffers
+from pyrobnn.guides.base import Guide
+from pyrobnn.substitution import Substitution
+
+__all__ = ["Predictive"]
+
+
+class Predictive(nn.Module):
+    """Samples of a model's sites under posterior draws, with the signature and semantics of Pyro's class.
+
+    Pyro keeps the whole trace of every draw, that is every weight again; this class keeps only what it returns, and
+    leaves buffers as they were. Networks cannot take batched weights, so draws run one after another.
+
+    Args:
+        model: A Pyro model.
+        posterior_samples: Draws ``{site: [K, …]}``.
+        guide: A guide to draw from instead; any Pyro guide.
+        num_samples: Number of draws, if ``posterior_samples`` does not say.
+        return_sites: Sites to return (``"_RETURN"`` is the model's value). By default those not in
+            ``posterior_samples``, or all of them with a guide.
+        parallel: Refused: it cannot work on networks.
+
+    Raises:
+        ValueError: If neither draws nor their number is given, both draws and a guide are, or ``parallel`` is asked for.
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        posterior_samples: Mapping[str, Tensor] | None = None,
+        guide: Callable[..., Any] | None = None,
+        num_samples: int | None = None,
+        return_sites: Collection[str] | None = (),
+        parallel: bool = False,
+    ) -> None:
+        super().__init__()
+        if parallel:
+            raise ValueError(
+                "parallel: a network's layers cannot take weights with a leading sample dimension; leave it False, or use "
+                "pyrobnn.predict(..., method='vmap')."
+            )
+        if guide is not None and posterior_samples:
+            raise ValueError("posterior_samples: cannot be given together with a guide; pass one of the two.")
+        lengths = {len(value) for value in (posterior_samples or {}).values()}
+        if len(lengths) > 1:
+            raise ValueError(f"posterior_samples: the sites have different numbers of draws, {sorted(lengths)}.")
+        if lengths:
+            (length,) = lengths
+            if num_samples not in (None, length):
+                warnings.warn(
+                    f"num_samples is {num_samples} but posterior_samples holds {length} draws; using {length}.", stacklevel=2
+                )
+            num_samples = length
+        if num_samples is None:
+            raise ValueError("num_samples: give either posterior_samples or the number of draws.")
+        self.model, self.guide = model, guide
+        self.posterior_samples = dict(posterior_samples or {})
+        self.num_samples = num_samples
+        self.return_sites = return_sites
+
+    @torch.no_grad()
+    def forward(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Runs the model once per draw.
+
+        Args:
+            args: The model's arguments.
+            kwargs: Its keyword arguments.
+
+        Returns:
+            ``{site: [num_samples, …]}``.
+        """
+        module = self.model if isinstance(self.model, nn.Module) else nn.Module()
+        collected: dict[str, list[Any]] = {}
+        with frozen_buffers(module):
+            for index in range(self.num_samples):
+                with Substitution(self._draw(index, args, kwargs)) as run:
+                    returned = self.model(*args, **kwargs)
+                for message in (*run.latent, *run.observed, *run.deterministic):
+                    if self._returns(message["name"]):
+                        collected.setdefault(message["name"], []).append(message["value"])
+                if self.return_sites is not None and "_RETURN" in self.return_sites:
+                    collected.setdefault("_RETURN", []).append(returned)
+        return {name: torch.stack(v) if torch.is_tensor(v[0]) else v for name, v in collected.items()}
+
+    def _returns(self, name: str) -> bool:
+        if self.return_sites:
+            return name in self.return_sites
+        if self.return_sites is None or self.guide is not None:
+            return True
+        return name not in self.posterior_samples
+
+    def _draw(self, index: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Tensor]:
+        if self.guide is None:
+            return {name: value[index] for name, value in self.posterior_samples.items()}
+        if isinstance(self.guide, Guide):
+            return {name: value[0] for name, value in self.guide.sample(1).items()}
+        trace = poutine.trace(self.guide).get_trace(*args, **kwargs)
+        return {name: trace.nodes[name]["value"] for name in trace.stochastic_nodes}

@@ -1,0 +1,165 @@
+"""Running a network under posterior draws: one after the other, written in place, or several at once by vmap."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from pyrobnn.bayesianize import BayesianModule, evaluating, frozen_buffers
+from pyrobnn.likelihoods import Likelihood
+from pyrobnn.substitution import Substitution
+from pyrobnn.supervised import SupervisedModel, run_network
+
+__all__ = ["Method", "Runner"]
+
+Method = Literal["auto", "loop", "vmap"]
+
+_CHUNK_ROWS = 256  # longer batches only add page faults on a CPU
+
+
+class Runner:
+    """Pushes inputs through a model under given draws.
+
+    Args:
+        model: A Pyro model that returns the network's outputs when called with inputs only.
+        likelihood: What the outputs mean; the model's own if None.
+        method: ``"loop"``, ``"vmap"`` or ``"auto"``.
+        max_bytes: Budget for draws and activations.
+
+    Raises:
+        TypeError: If the model has no likelihood and none is given.
+        ValueError: If ``method`` or ``max_bytes`` is not one it knows.
+    """
+
+    def __init__(self, model: nn.Module, likelihood: Likelihood | None, method: Method, max_bytes: int) -> None:
+        own = likelihood if likelihood is not None else getattr(model, "likelihood", None)
+        if not isinstance(own, Likelihood):
+            raise TypeError(
+                f"likelihood: {type(model).__name__} has no likelihood of its own, so what its outputs mean is unknown; pass "
+                "likelihood=pyrobnn.likelihoods.Categorical(), say."
+            )
+        if method not in ("auto", "loop", "vmap"):
+            raise ValueError(f"method: expected 'auto', 'loop' or 'vmap', got {method!r}.")
+        if max_bytes < 1:
+            raise ValueError(f"max_bytes: expected a positive number of bytes, got {max_bytes}.")
+        self.model, self.likelihood = model, own
+        first = next(model.parameters(), torch.empty(0))
+        self.device = first.device
+        self.method = method if method != "auto" else ("vmap" if self.device.type == "cuda" else "loop")
+        self.draws_bytes = max_bytes // 2
+        self.activation_bytes = max_bytes // 4
+        self._row_bytes: int | None = None
+
+    @contextlib.contextmanager
+    def ready(self) -> Iterator[None]:
+        """Evaluation mode and untouched buffers while the block lasts."""
+        with evaluating(self.model), frozen_buffers(self.model):
+            yield
+
+    def summaries(self, draws: dict[str, Tensor], x: Any) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """What the draws ``{site: [k, …]}`` predict: probabilities, or means and variances, ``[k', N, …]``."""
+        x = _to(x, self.device)
+        if self.method == "vmap":
+            yield from self._vmapped(draws, x)
+            return
+        count = len(next(iter(draws.values())))
+        for index in range(count):
+            first, second = self._looped({name: value[index] for name, value in draws.items()}, x)
+            yield first.unsqueeze(0), None if second is None else second.unsqueeze(0)
+
+    def _summary(self, outputs: Tensor) -> tuple[Tensor, Tensor | None]:
+        if self.likelihood.is_discrete:
+            return self.likelihood.probabilities(outputs), None
+        return self.likelihood.moments(outputs)
+
+    def _looped(self, draw: dict[str, Tensor], x: Any) -> tuple[Tensor, Tensor | None]:
+        net = getattr(self.model, "net", None)
+        with contextlib.ExitStack() as stack:
+            if isinstance(self.model, SupervisedModel) and isinstance(net, BayesianModule):
+                with Substitution(draw):
+                    weights = net.sample_weights()
+                plain = stack.enter_context(net.written(weights))
+                outputs = torch.cat([run_network(plain, part) for part in self._parts(x, 1)])
+            else:
+                stack.enter_context(Substitution(draw))
+                outputs = torch.cat([_outputs(self.model, part) for part in self._parts(x, 1)])
+        with Substitution(draw):
+            return self._summary(outputs)
+
+    def _vmapped(self, draws: dict[str, Tensor], x: Any) -> Iterator[tuple[Tensor, Tensor | None]]:
+        def one(draw: dict[str, Tensor], part: Any) -> tuple[Tensor, ...]:
+            with Substitution(draw):
+                first, second = self._summary(_outputs(self.model, part))
+            return (first,) if second is None else (first, second)
+
+        count = len(next(iter(draws.values())))
+        rows = len(_leading(x))
+        together = max(1, min(count, self.activation_bytes // max(1, self._bytes_per_row(x) * min(rows, _CHUNK_ROWS))))
+        run = torch.func.vmap(one, in_dims=(0, None), randomness="different")
+        for start in range(0, count, together):
+            chunk = {name: value[start : start + together] for name, value in draws.items()}
+            pieces = [run(chunk, part) for part in self._parts(x, len(next(iter(chunk.values()))))]
+            joined = tuple(torch.cat(tensors, 1) for tensors in zip(*pieces, strict=True))
+            yield joined[0], joined[1] if len(joined) > 1 else None
+
+    def _parts(self, x: Any, num_draws: int) -> Iterator[Any]:
+        rows = len(_leading(x))
+        size = min(_CHUNK_ROWS, max(1, self.activation_bytes // max(1, num_draws * self._bytes_per_row(x))))
+        for start in range(0, rows, size):
+            yield _rows(x, start, start + size) if size < rows else x
+
+    def _bytes_per_row(self, x: Any) -> int:
+        """Activation memory of one input: twice the largest layer's input and output, seen in one run."""
+        if self._row_bytes is None:
+            largest = [1]
+
+            def look(_: nn.Module, inputs: Any, output: Any) -> None:
+                tensors = [t for t in (*inputs, output) if isinstance(t, Tensor)]
+                largest[0] = max(largest[0], sum(t.numel() * t.element_size() for t in tensors))
+
+            leaves = [module for module in self.model.modules() if not list(module.children())]
+            hooks = [module.register_forward_hook(look) for module in leaves]
+            try:
+                with torch.random.fork_rng(devices=[]):
+                    _outputs(self.model, _rows(x, 0, 1))
+            finally:
+                for hook in hooks:
+                    hook.remove()
+            self._row_bytes = 2 * largest[0]
+        return self._row_bytes
+
+
+def _outputs(model: nn.Module, x: Any) -> Tensor:
+    outputs = model.predictive(x) if isinstance(model, SupervisedModel) else run_network(model, x)
+    if not isinstance(outputs, Tensor):
+        raise TypeError(
+            f"model: called with inputs it returned a {type(outputs).__name__}; predict needs a model that returns the "
+            "network's outputs as one tensor."
+        )
+    return outputs
+
+
+def _leading(x: Any) -> Tensor:
+    if isinstance(x, dict):
+        return next(iter(x.values()))
+    return x[0] if isinstance(x, tuple | list) else x
+
+
+def _rows(x: Any, start: int, stop: int) -> Any:
+    if isinstance(x, dict):
+        return {key: value[start:stop] for key, value in x.items()}
+    return type(x)(value[start:stop] for value in x) if isinstance(x, tuple | list) else x[start:stop]
+
+
+def _to(x: Any, device: torch.device) -> Any:
+    if isinstance(x, dict):
+        return {key: _to(value, device) for key, value in x.items()}
+    if isinstance(x, tuple | list):
+        return type(x)(_to(value, device) for value in x)
+    if not isinstance(x, Tensor):
+        raise TypeError(f"data: expected tensors as inputs, got {type(x).__name__}.")
+    return x.to(device)

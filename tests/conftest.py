@@ -1,0 +1,29 @@
+"""Every test starts from the same seeds, an empty Pyro parameter store and a plot backend that needs no screen."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import matplotlib
+import pyro
+import pytest
+import torch
+from hypothesis import settings
+
+matplotlib.use("Agg")
+
+# The same examples on every run and no deadline: a test must not fail because the machine is busy.
+settings.register_profile("pyrobnn", derandomize=True, deadline=None)
+settings.load_profile("pyrobnn")
+
+
+@pytest.fixture(autouse=True)
+def reproducible() -> Iterator[None]:
+    """Seeds of torch, NumPy and random; one thread, so that sums keep their order; nothing left in global state."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    pyro.set_rng_seed(0)
+    pyro.clear_param_store()
+    yield
+    pyro.clear_param_store()
+    torch.set_num_threads(threads)
