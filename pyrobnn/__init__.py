@@ -1,1 +1,40 @@
-"""placeholder"""
+"""Bayesian neural networks on Pyro: any network becomes a Pyro model, every posterior is a guide."""
+
+from pyrobnn import calibration, decisions, detection, elbo, guides, likelihoods, plots, priors, uncertainty
+from pyrobnn._version import __version__
+from pyrobnn.bayesianize import BayesianModule, bayesianize
+from pyrobnn.checkpoint import load, save
+from pyrobnn.description import describe
+from pyrobnn.diagnostics import check, to_arviz
+from pyrobnn.prediction import Prediction, Predictive, predict, predict_batches
+from pyrobnn.running_statistics import recalibrate_batch_norm
+from pyrobnn.supervised import SupervisedModel
+from pyrobnn.training import History, fit
+
+__all__ = [
+    "BayesianModule",
+    "History",
+    "Prediction",
+    "Predictive",
+    "SupervisedModel",
+    "__version__",
+    "bayesianize",
+    "calibration",
+    "check",
+    "decisions",
+    "describe",
+    "detection",
+    "elbo",
+    "fit",
+    "guides",
+    "likelihoods",
+    "load",
+    "plots",
+    "predict",
+    "predict_batches",
+    "priors",
+    "recalibrate_batch_norm",
+    "save",
+    "to_arviz",
+    "uncertainty",
+]

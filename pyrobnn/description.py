@@ -1,8 +1,8 @@
 """What became of a network: one row per parameter with its site, prior, posterior and status.
 
-A conversion that nobody can read back hides its mistakes: a rule that caught one layer too many, a tied weight
-counted twice, a BatchNorm weight made random by accident. :func:`describe` shows, for each network parameter and
-each other latent site, what pyrobnn does with it, and below the table what happens to the buffers.
+A conversion that nobody can read back hides its mistakes: a rule that caught one layer too many, a tied
+weight counted twice, a BatchNorm weight made random by accident. :func:`describe` shows what became of each
+network parameter and each other latent site, and below the table what happens to the buffers.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 
 import pyro.distributions as dist
 import torch
+from pyro.distributions.transforms import AffineTransform
 from torch import nn
 
 from pyrobnn._pyro import full_name
@@ -41,11 +42,11 @@ class Description:
     """The table that :func:`describe` makes; ``print`` it, or leave it as a notebook cell's last line.
 
     Attributes:
-        rows: One dict per network parameter and per other latent site, in the model's order, with the keys
-            ``parameter`` (its first name in the network, None for other sites), ``site`` (Pyro's name, None if
-            there is no such site), ``shape``, ``numel``, ``prior``, ``posterior`` (family of the guide's factor),
-            ``kl`` (``"exact"`` or ``"Monte Carlo"``), ``status`` (``"random"``, ``"deterministic"``: trained as a
-            point, ``"frozen"``: never changed) and ``tied`` (the parameter's other names). None: does not apply.
+        rows: One dict per network parameter and per other latent site, in the model's order. Keys (None: does
+            not apply): ``parameter``, its first name in the network; ``site``, Pyro's name; ``shape``;
+            ``numel``; ``prior``; ``posterior``, the family of the guide's factor; ``kl``, ``"exact"`` or
+            ``"Monte Carlo"``; ``status``, ``"random"``, ``"deterministic"`` (trained as a point) or
+            ``"frozen"`` (never changed); ``tied``, a list of the parameter's other names.
         notes: Totals, parameters trained outside the network, and the policy for buffers, one line each.
     """
 
@@ -87,18 +88,18 @@ def describe(model: nn.Module, guide: Guide | None = None) -> Description:
     """Lists every parameter and latent site of a model, and what the guide makes of it.
 
     Args:
-        model: A :class:`~pyrobnn.SupervisedModel`, a bayesianized network, or any module that holds some. Without
-            a guide, sites that a model of your own samples by itself are not known and not listed.
-        guide: The model's guide; its factors' families fill the posterior column. "KL exact" means that a closed
-            form is registered for the pair of factor and prior, given the other sites where a prior depends on
-            them; point estimates have no KL.
+        model: A :class:`~pyrobnn.SupervisedModel`, a bayesianized network, or any module that holds some.
+            Without a guide, sites that a model of your own samples by itself are not known, so not listed.
+        guide: The model's guide, for the columns ``posterior`` and ``kl``. The KL is exact where a closed
+            form is registered for factor and prior, given the other sites where a prior depends on them; a
+            point estimate has none.
 
     Returns:
         The table.
 
     Raises:
         TypeError: If ``model`` is no module, or ``guide`` is not one of this library.
-        ValueError: If there is nothing to describe, or the guide lacks a site of the model (it is another model's).
+        ValueError: If there is nothing to describe, or the guide is another model's.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected a PyroModule, got {type(model).__name__}.")
@@ -116,32 +117,41 @@ def describe(model: nn.Module, guide: Guide | None = None) -> Description:
         if site.name not in listed:
             rows.append(_row(None, site.name, site.shape, family(site.prior), "random"))
     if not rows:
-        raise ValueError(
-            "model: it holds no bayesianized network and no likelihood, so there is nothing to describe."
-        )
+        raise ValueError("model: it holds no bayesianized network and no latent site; pass its guide, too.")
     for row in rows:
         is_latent = row["site"] is not None
         if guide is not None and is_latent and row["site"] not in factors:
             raise ValueError(
-                f"guide: it has no site {row['site']!r}, which the model has; pass the guide built from this model."
+                f"guide: it lacks the model's site {row['site']!r}; pass the guide built from this model."
             )
         row["posterior"], row["kl"] = factors.get(row["site"], (None, None))
     return Description(rows, [*_totals(rows), *_trained_elsewhere(model), *_buffer_notes(model)])
 
 
 def family(distribution: dist.Distribution) -> str:
-    """The family of a site's distribution, such as ``"Normal"``, or ``"exp(Normal)"`` if it is transformed."""
-    while isinstance(distribution, dist.Independent):
-        distribution = distribution.base_dist
-    if type(distribution) is not dist.TransformedDistribution:
-        return type(distribution).__name__
-    inner = family(distribution.base_dist)
-    for transform in distribution.transforms:
-        inner = f"{type(transform).__name__.removesuffix('Transform').lower()}({inner})"
-    return inner
+    """A distribution's family, such as ``"Normal"``, or ``"exp(Normal)"`` where it is transformed."""
+    plain: Any = distribution
+    while isinstance(plain, dist.Independent):
+        plain = plain.base_dist
+    if type(plain) is not dist.TransformedDistribution:
+        return type(plain).__name__
+    name = family(plain.base_dist)
+    for transform in plain.transforms:
+        for part in getattr(transform, "parts", [transform]):
+            if not _is_identity(part):
+                name = f"{type(part).__name__.removesuffix('Transform').lower()}({name})"
+    return name
 
 
-# ---------------------------------------------------------------------------------------------------------- rows
+def _is_identity(transform: object) -> bool:
+    """Supports with a lower bound shift by it, which for the positive reals means by nothing."""
+    if not isinstance(transform, AffineTransform):
+        return False
+    loc, scale = torch.as_tensor(transform.loc), torch.as_tensor(transform.scale)
+    return bool((loc == 0).all() and (scale == 1).all())
+
+
+# ------------------------------------------------------------------------------------------------------- rows
 
 
 def _row(
@@ -218,11 +228,11 @@ def _kl(guide: Guide, site: Site, value: torch.Tensor) -> str | None:
     return "exact" if guide.divergence(site, value, site.prior)[1] else "Monte Carlo"
 
 
-# --------------------------------------------------------------------------------------------------------- notes
+# ------------------------------------------------------------------------------------------------------ notes
 
 
 def _totals(rows: list[dict[str, Any]]) -> Iterator[str]:
-    counts = {status: 0 for status in ("random", "deterministic", "frozen")}
+    counts = dict.fromkeys(("random", "deterministic", "frozen"), 0)
     for row in rows:
         counts[row["status"]] += row["numel"] if row["parameter"] is not None else 0
     yield "Network parameters: " + ", ".join(f"{count:,} {status}" for status, count in counts.items()) + "."

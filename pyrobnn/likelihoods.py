@@ -108,12 +108,14 @@ class Categorical(Likelihood):
 
     def forward(self, outputs: Tensor) -> dist.Distribution:
         """Categorical with logits ``outputs``."""
-        logits = outputs.movedim(self.class_dim, -1)
-        return dist.Categorical(logits=logits).to_event(logits.dim() - 2)
+        return dist.Categorical(logits=self._classes_last(outputs)).to_event(outputs.dim() - 2)
 
     def probabilities(self, outputs: Tensor) -> Tensor:
         """Softmax, classes last."""
-        return outputs.movedim(self.class_dim, -1).softmax(-1)
+        return self._classes_last(outputs).softmax(-1)
+
+    def _classes_last(self, outputs: Tensor) -> Tensor:
+        return outputs if self.class_dim == -1 else outputs.movedim(self.class_dim, -1)
 
     def target_shape(self, outputs: Tensor) -> torch.Size:
         """The output's shape without the classes."""
@@ -121,7 +123,7 @@ class Categorical(Likelihood):
             raise ValueError(
                 f"net: Categorical expects outputs [B, C] with a class dimension, got shape {tuple(outputs.shape)}."
             )
-        return outputs.movedim(self.class_dim, -1).shape[:-1]
+        return self._classes_last(outputs).shape[:-1]
 
     def check_targets(self, outputs: Tensor, y: Tensor) -> None:
         """Integer labels in ``0 … C - 1``."""

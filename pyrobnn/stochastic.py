@@ -45,6 +45,12 @@ class StochasticModule(PyroModule):
         self.site_priors: dict[str, Prior] = {}
         self._plain: dict[str, nn.Module] = {}
         self._initial: dict[str, Tensor] = {}
+        self._announced: list[tuple[str, nn.Parameter]] | None = None
+
+    def requires_grad_(self, requires_grad: bool = True) -> StochasticModule:
+        """As for any module; the sites' placeholders inside a network are not trained either way."""
+        self._announced = None
+        return super().requires_grad_(requires_grad)
 
     def add_plain(self, name: str, module: nn.Module) -> None:
         """Registers a submodule that Pyro's handlers do not see.
@@ -79,13 +85,16 @@ class StochasticModule(PyroModule):
         """Tells active Pyro handlers of this module's trainable parameters, as raw ``SVI`` expects."""
         if not is_observed_from_outside():
             return
-        for name, parameter in self.named_parameters():
+        if self._announced is None:  # walking the module tree costs more than a small network's step
+            self._announced = [(n, p) for n, p in self.named_parameters() if p.requires_grad]
+        for name, parameter in self._announced:
             if parameter.requires_grad:
                 announce_parameter(full_name(self, name), parameter)
 
     def _apply(self, fn, recurse=True):  # type: ignore[no-untyped-def]
         # Starting values are neither parameters nor buffers (they need not be saved), but follow the device.
         super()._apply(fn, recurse)
+        self._announced = None
         with torch.no_grad():
             self._initial = {name: fn(value) for name, value in self._initial.items()}
         return self

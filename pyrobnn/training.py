@@ -144,7 +144,10 @@ def fit(
     try:
         model.train()
         while run.history.epochs < epochs and not run.history.stopped:
-            run.epoch(validation)
+            # Pyro validates (at the user's setting) while each batch is seen for the first time; after that it
+            # would only repeat itself.
+            with pyro.validation_enabled(pyro.settings.get("validate_distributions_pyro") and not run.history.epochs):
+                run.epoch(validation)
             bar.set_postfix_str(run.summary())
             bar.update()
             if patience is not None and run.epochs_since_best >= patience:
@@ -174,7 +177,10 @@ def train_step(
     clip_norm: float | None = None,
 ) -> ELBOParts:
     """One gradient step on the objective per datum; what :func:`fit` does with each batch."""
-    parameters = _trainable(model, guide)
+    if isinstance(optimizer, PyroOptim):
+        parameters = _trainable(model, guide)
+    else:
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for parameter in parameters:
         parameter.grad = None
     num_data = getattr(model, "num_data", 1)

@@ -1,4 +1,4 @@
-"""Every test starts from the same seeds, an empty Pyro parameter store and a plot backend that needs no screen."""
+"""Every test starts from the same seeds and an empty Pyro parameter store; plots need no screen."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ settings.load_profile("pyrobnn")
 
 @pytest.fixture(autouse=True)
 def reproducible() -> Iterator[None]:
-    """Seeds of torch, NumPy and random; one thread, so that sums keep their order; nothing left in global state."""
+    """Seeds of torch, NumPy and random; one thread, so that sums keep order; an empty parameter store."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     pyro.set_rng_seed(0)

@@ -238,10 +238,11 @@ class _Parts:
 
 
 def _mean_parts(particles: list[_Parts]) -> ELBOParts:
-    count = len(particles)
-    log_likelihood = sum((p.log_likelihood for p in particles), start=0.0) / count
-    divergence = sum((p.in_graph + p.covered for p in particles), start=0.0) / count
-    first = particles[0]
+    first, count = particles[0], len(particles)
+    log_likelihood, divergence = first.log_likelihood, first.in_graph + first.covered
+    if count > 1:
+        log_likelihood = sum((p.log_likelihood for p in particles), start=0.0) / count
+        divergence = sum((p.in_graph + p.covered for p in particles), start=0.0) / count
     return ELBOParts(
         torch.as_tensor(log_likelihood), torch.as_tensor(divergence), first.temperature, first.num_data
     )

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import accumulate
 from typing import Any, ClassVar
 
@@ -56,22 +57,22 @@ class Site:
     unconstrained_shape: torch.Size
     offset: int
 
-    @property
+    @cached_property
     def numel(self) -> int:
         """Number of unconstrained elements."""
         return self.unconstrained_shape.numel()
 
-    @property
+    @cached_property
     def is_real(self) -> bool:
         """Whether no transform stands between the flat vector and the site's value."""
         return is_real(self.prior)
 
-    @property
+    @cached_property
     def is_flat_normal(self) -> bool:
         """Whether the prior is a fixed Normal outside all plates, so that its KL can be taken on flat vectors."""
         return self.is_static and not self.plates and isinstance(_base(self.prior), dist.Normal)
 
-    @property
+    @cached_property
     def transform(self) -> Any:
         """From unconstrained space to the site's support, elementwise where the support is."""
         return biject_to(elementwise_support(self.prior))
@@ -123,6 +124,13 @@ class Guide(PyroModule):
     def sample(self, num_samples: int) -> dict[str, Tensor]:
         """Draws ``{site: [num_samples, *site shape]}`` without gradients."""
         raise NotImplementedError
+
+    def config(self) -> dict[str, Any]:
+        """JSON-able constructor arguments beside ``model``; a checkpoint rebuilds the guide from them.
+
+        Starting values are left out: the parameters come from the state dict.
+        """
+        return {}
 
     # ---------------------------------------------------------------------------- what follows
 

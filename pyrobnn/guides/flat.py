@@ -82,10 +82,6 @@ class FlatNormalPrior:
         """Whether a run of the model used exactly these priors."""
         return all(priors.get(site.name) is site.prior for site in self.sites)
 
-    def weighted_precision(self, weight: float) -> float | Tensor:
-        """``weight`` times the precision."""
-        return self.precision * weight
-
     def half_squares(self, loc: Tensor) -> Tensor:
         r""":math:`\tfrac12 \sum_i (\mu_i - m_i)^2 / s_i^2` over the covered elements."""
         centred = loc if isinstance(self.loc, float) and self.loc == 0.0 else loc - self.loc

@@ -56,6 +56,10 @@ class Map(Guide):
         """The flat vector, read past Pyro's attribute hooks."""
         return self._parameters["loc"]  # type: ignore[return-value]
 
+    def config(self) -> dict[str, Any]:
+        """Constructor arguments."""
+        return {"jacobian": self.jacobian}
+
     def factor(self, site: Site) -> dist.Distribution:
         """A point mass."""
         unconstrained = self.flat_loc[site.offset : site.offset + site.numel].view(site.unconstrained_shape)

@@ -14,7 +14,7 @@ from pyrobnn.likelihoods import Likelihood
 from pyrobnn.substitution import Substitution
 from pyrobnn.supervised import SupervisedModel, run_network
 
-__all__ = ["Method", "Runner"]
+__all__ = ["Method", "Runner", "model_outputs"]
 
 Method = Literal["auto", "loop", "vmap"]
 
@@ -86,14 +86,14 @@ class Runner:
                 outputs = torch.cat([run_network(plain, part) for part in self._parts(x, 1)])
             else:
                 stack.enter_context(Substitution(draw))
-                outputs = torch.cat([_outputs(self.model, part) for part in self._parts(x, 1)])
+                outputs = torch.cat([model_outputs(self.model, part) for part in self._parts(x, 1)])
         with Substitution(draw):
             return self._summary(outputs)
 
     def _vmapped(self, draws: dict[str, Tensor], x: Any) -> Iterator[tuple[Tensor, Tensor | None]]:
         def one(draw: dict[str, Tensor], part: Any) -> tuple[Tensor, ...]:
             with Substitution(draw):
-                first, second = self._summary(_outputs(self.model, part))
+                first, second = self._summary(model_outputs(self.model, part))
             return (first,) if second is None else (first, second)
 
         count = len(next(iter(draws.values())))
@@ -125,7 +125,7 @@ class Runner:
             hooks = [module.register_forward_hook(look) for module in leaves]
             try:
                 with torch.random.fork_rng(devices=[]):
-                    _outputs(self.model, _rows(x, 0, 1))
+                    model_outputs(self.model, _rows(x, 0, 1))
             finally:
                 for hook in hooks:
                     hook.remove()
@@ -133,7 +133,12 @@ class Runner:
         return self._row_bytes
 
 
-def _outputs(model: nn.Module, x: Any) -> Tensor:
+def model_outputs(model: nn.Module, x: Any) -> Tensor:
+    """The network's outputs, under whatever draw is being substituted.
+
+    Raises:
+        TypeError: If the model returns no tensor.
+    """
     outputs = model.predictive(x) if isinstance(model, SupervisedModel) else run_network(model, x)
     if not isinstance(outputs, Tensor):
         raise TypeError(

@@ -1,0 +1,591 @@
+"""Checkpoints: tensors and a readable specification, from which model and guide are rebuilt without data.
+
+A checkpoint is a directory with two files.
+
+* ``spec.json``: versions, the network's fingerprint (parameters, buffers, module classes; loading refuses any
+  other network), the prior of each parameter, the likelihood, the guide and its sites.
+* ``tensors-<token>.safetensors``: parameters and persistent buffers of the model (``model.<name>``) and the
+  guide (``guide.<name>``). Weights that are random are left out: their values are the guide's draws.
+
+The specification names its tensor file and that file's SHA-256, and takes its place last, by one atomic
+rename: a save that fails or is cut short leaves the earlier checkpoint as it was. There is no pickle, so a
+checkpoint that is read runs no code of whoever wrote it. :func:`save_state` and :func:`load_state` keep the
+state of a training run in the same way.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import secrets
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pyro
+import pyro.distributions as dist
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from pyrobnn import guides, likelihoods, priors
+from pyrobnn._version import __version__
+from pyrobnn.bayesianize import BayesianModule, bayesian_modules, bayesianize
+from pyrobnn.description import family
+from pyrobnn.guides import Guide
+from pyrobnn.supervised import SupervisedModel
+
+__all__ = ["load", "load_state", "save", "save_state"]
+
+_FORMAT_VERSION = 1
+_Path = str | os.PathLike[str]
+_Table = Mapping[str, Mapping[str, Any]]
+
+
+def save(path: _Path, model: nn.Module, guide: Guide) -> None:
+    """Saves a model and its guide.
+
+    Args:
+        path: The checkpoint's directory. An earlier checkpoint in it is replaced, other files are left alone.
+        model: A :class:`~pyrobnn.SupervisedModel`, or a PyroModule of your own, of which only the state is
+            kept, so that :func:`load` needs a freshly built one.
+        guide: Its guide.
+
+    Raises:
+        TypeError: If an argument is of the wrong kind, or a tensor of a kind that cannot be saved.
+        ValueError: If the guide is another model's.
+        OSError: If writing fails (a full disk); what was there before is untouched.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            f"model: expected a PyroModule, whose parameters are its own, got {type(model).__name__}."
+        )
+    if not isinstance(guide, Guide):
+        raise TypeError(f"guide: expected one of pyrobnn.guides, got {type(guide).__name__}.")
+    if type(model) is SupervisedModel:
+        differences = _differences("site", _site_table(Guide(model)), _site_table(guide))
+        _refuse("guide", "it is not this model's", differences, "Save a model with the guide built from it.")
+    content = {
+        "model": _model_spec(model),
+        "guide": {
+            "class": _class_name(guide, guides),
+            "config": guide.config(),
+            "frozen": _frozen(guide),
+            "sites": _site_table(guide),
+        },
+    }
+    tensors = {f"model.{name}": tensor for name, tensor in _state(model).items()}
+    tensors |= {f"guide.{name}": tensor for name, tensor in _state(guide).items()}
+    _write(Path(path), _CHECKPOINT, content, tensors)
+
+
+def load(
+    path: _Path,
+    net: nn.Module | None = None,
+    *,
+    model: nn.Module | None = None,
+    guide: Guide | None = None,
+    device: torch.device | str | None = None,
+) -> tuple[nn.Module, Guide]:
+    """Rebuilds what :func:`save` saved; no data are needed and nothing is unpickled.
+
+    Args:
+        path: The checkpoint's directory.
+        net: A plain network of the saved architecture. It is copied; its random weights do not matter, except
+            that guides built on the loaded model later start from them.
+        model: Instead of ``net``, for a PyroModule or a likelihood of your own: the model, built as it was
+            before saving; its state is filled in place.
+        guide: Only for a family of your own, or a model whose sites are not known without data: the guide,
+            built as it was before saving; its state is filled in place.
+        device: Where to put both; by default where ``net`` or ``model`` is.
+
+    Returns:
+        The model and the guide, equal in every parameter and buffer to those saved.
+
+    Raises:
+        TypeError: If not exactly one of ``net`` and ``model`` is given, or an argument is of the wrong kind.
+        FileNotFoundError: If ``path`` is no checkpoint.
+        ValueError: If the checkpoint is damaged or of a newer format, or what is given is not what was saved.
+    """
+    if (net is None) == (model is None):
+        raise TypeError(
+            "net: pass either the plain network as net= or, for a model of your own, the model as model=."
+        )
+    for name, given, kind in (("net", net, nn.Module), ("model", model, nn.Module), ("guide", guide, Guide)):
+        if given is not None and not isinstance(given, kind):
+            raise TypeError(f"{name}: expected a {kind.__name__}, got {type(given).__name__}.")
+    spec, tensors = _read(Path(path), _CHECKPOINT)
+    try:
+        if net is not None:
+            model = _rebuild_model(spec["model"], net, tensors)
+        assert model is not None
+        _check_num_data(spec["model"], model)
+        _fill("model", model, tensors)
+        model.to(device)
+        if guide is None:
+            guide = _rebuild_guide(spec["guide"], model, tensors)
+        _check_guide(spec["guide"], guide)
+        _fill("guide", guide, tensors)
+    except KeyError as error:
+        raise ValueError(f"path: {_CHECKPOINT.document} in {path} is damaged: it lacks {error}.") from error
+    return model, guide.to(device)
+
+
+# ------------------------------------------------------------------------------------------ the specification
+
+
+def _model_spec(model: nn.Module) -> dict[str, Any]:
+    spec: dict[str, Any] = {"class": _class_name(model), "frozen": _frozen(model)}
+    if isinstance(model, SupervisedModel):
+        spec["num_data"] = model.num_data
+    if type(model) is SupervisedModel:
+        likelihood = model.likelihood
+        spec["class"] = "SupervisedModel"
+        spec["network"] = _fingerprint(model.net.network)
+        spec["priors"] = {name: _prior_spec(prior) for name, prior in model.net.site_priors.items()}
+        spec["likelihood"] = {
+            "class": _class_name(likelihood, likelihoods),
+            "config": likelihood.config(),
+            "sites": {name: _prior_spec(prior) for name, prior in likelihood.site_priors.items()},
+        }
+    return spec
+
+
+def _prior_spec(prior: priors.Prior) -> dict[str, Any]:
+    return {"summary": prior.extra_repr()} | prior.spec()  # the summary is for people only
+
+
+def _class_name(instance: object, home: Any = None) -> str:
+    """The bare name of one of the classes in ``home``, the full name of any other."""
+    kind = type(instance)
+    is_known = getattr(home, kind.__name__, None) is kind
+    return kind.__name__ if is_known else f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _fingerprint(net: nn.Module) -> dict[str, Any]:
+    """What makes networks interchangeable: names, shapes and dtypes, tied names, the modules' classes."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in net.named_parameters(remove_duplicate=False):
+        if isinstance(parameter, nn.parameter.UninitializedParameter):
+            raise ValueError(f"net: the parameter {name!r} is lazy; run one batch through the network first.")
+        names.setdefault(id(parameter), []).append(name)
+    tied = {first: {"tied": others} for first, *others in names.values()}
+    persistent = net.state_dict(keep_vars=True)
+    return {
+        "modules": {name: type(module).__name__ for name, module in net.named_modules()},
+        "parameters": {name: _kind(p) | tied[name] for name, p in net.named_parameters()},
+        "buffers": {name: _kind(b) for name, b in net.named_buffers() if name in persistent},
+    }
+
+
+def _kind(tensor: Tensor) -> dict[str, Any]:
+    return {"shape": list(tensor.shape), "dtype": str(tensor.dtype).removeprefix("torch.")}
+
+
+def _site_table(guide: Guide) -> dict[str, dict[str, Any]]:
+    return {
+        site.name: {
+            "shape": list(site.shape),
+            "unconstrained_shape": list(site.unconstrained_shape),
+            "offset": site.offset,
+            "prior": family(site.prior),
+        }
+        for site in guide.sites.values()
+    }
+
+
+def _state(module: nn.Module) -> dict[str, Tensor]:
+    """Parameters and persistent buffers; tied ones once, placeholders of random weights not at all."""
+    seen = _placeholders(module)
+    state: dict[str, Tensor] = {}
+    for name, tensor in module.state_dict(keep_vars=True).items():
+        if not isinstance(tensor, Tensor):
+            raise TypeError(
+                f"state {name!r}: expected a tensor, got {type(tensor).__name__}; keep it in a buffer."
+            )
+        if id(tensor) not in seen:
+            state[name] = tensor
+            seen.add(id(tensor))
+    return state
+
+
+def _placeholders(module: nn.Module) -> set[int]:
+    return {id(m.network.get_parameter(name)) for m in bayesian_modules(module) for name in m.parameter_names}
+
+
+def _frozen(module: nn.Module) -> list[str]:
+    placeholders = _placeholders(module)
+    return [n for n, p in module.named_parameters() if not p.requires_grad and id(p) not in placeholders]
+
+
+def _freeze(module: nn.Module, frozen: list[str]) -> None:
+    placeholders = _placeholders(module)
+    for name, parameter in module.named_parameters():
+        if id(parameter) not in placeholders:
+            parameter.requires_grad_(name not in frozen)
+
+
+# ------------------------------------------------------------------------------------------------- rebuilding
+
+
+def _rebuild_model(spec: dict[str, Any], net: nn.Module, tensors: Mapping[str, Tensor]) -> SupervisedModel:
+    if spec["class"] != "SupervisedModel":
+        raise TypeError(
+            f"net: the checkpoint holds a {spec['class']}; build one and pass it as model= instead of net=."
+        )
+    if isinstance(net, BayesianModule):
+        raise TypeError("net: it already is a Bayesian network; pass the plain torch network.")
+    saved, given = spec["network"], _fingerprint(net)
+    differences = [
+        *_differences("parameter", saved["parameters"], given["parameters"]),
+        *_differences("buffer", saved["buffers"], given["buffers"]),
+        *_differences("module", _as_table(saved["modules"]), _as_table(given["modules"])),
+    ]
+    _refuse("net", "it is not the network that was saved", differences, "Build it as it was built then.")
+    rebuilt = {name: _rebuild_prior(name, prior) for name, prior in spec["priors"].items()}
+    network = bayesianize(net, [(nn.Module, lambda name, parameter, module: rebuilt.get(name))])
+    likelihood = _rebuild_likelihood(spec["likelihood"], tensors).to(next(net.parameters()).device)
+    model = SupervisedModel(network, likelihood, num_data=spec["num_data"])
+    _freeze(model, spec["frozen"])
+    return model
+
+
+def _as_table(classes: Mapping[str, str]) -> _Table:
+    return {name: {"class": kind} for name, kind in classes.items()}
+
+
+def _rebuild_likelihood(spec: dict[str, Any], tensors: Mapping[str, Tensor]) -> likelihoods.Likelihood:
+    kind = getattr(likelihoods, spec["class"]) if spec["class"] in likelihoods.__all__ else None
+    if kind is None:
+        raise ValueError(
+            f"likelihood: {spec['class']!r} is not one of pyrobnn's; build the model and pass it as model=."
+        )
+    arguments = dict(spec["config"])
+    for name, prior_spec in spec[
+        "sites"
+    ].items():  # a latent site bears the name of the argument that took its prior
+        prior = _rebuild_prior(name, prior_spec)
+        prior.load_state_dict(_under(f"model.likelihood.prior:{name}.", tensors))
+        arguments[name] = prior.conditional()
+    return _adopt_dtype(kind(**arguments), _under("model.likelihood.", tensors))
+
+
+def _rebuild_prior(name: str, spec: dict[str, Any]) -> priors.Prior:
+    for unknown in (f for f in _families(spec) if not _is_distribution(f)):
+        raise ValueError(f"prior of {name!r}: this Pyro has no distribution {unknown!r}.")
+    try:
+        return priors.from_spec(spec)
+    except ValueError as error:
+        raise ValueError(f"prior of {name!r}: {error}") from error
+
+
+def _families(spec: Mapping[str, Any]) -> Iterator[str]:
+    """The families of all distributions that a prior's spec names."""
+    for key, value in spec.items():
+        if isinstance(value, dict):
+            yield from _families(value)
+        elif key == "family" and value != "MixtureSameFamily":
+            yield value
+
+
+def _is_distribution(name: str) -> bool:
+    kind = getattr(dist, name, None)
+    return isinstance(kind, type) and issubclass(kind, dist.Distribution)
+
+
+def _rebuild_guide(spec: dict[str, Any], model: nn.Module, tensors: Mapping[str, Tensor]) -> Guide:
+    kind = getattr(guides, spec["class"]) if spec["class"] in guides.__all__ else None
+    if kind is None:
+        raise ValueError(
+            f"guide: {spec['class']!r} is not one of pyrobnn.guides; build it and pass it as guide=."
+        )
+    if not hasattr(model, "sample_latents"):
+        raise TypeError(
+            f"guide: the latent sites of {type(model).__name__} are not known without data; build the guide "
+            "as it was before saving (with example=) and pass it as guide=."
+        )
+    guide = _adopt_dtype(kind(model, **spec["config"]), _under("guide.", tensors))
+    _freeze(guide, spec["frozen"])
+    return guide
+
+
+def _adopt_dtype(module: Any, tensors: Mapping[str, Tensor]) -> Any:
+    dtypes = {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()}
+    return module.to(dtypes.pop()) if len(dtypes) == 1 else module
+
+
+def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+# --------------------------------------------------------------------------------------- filling and refusing
+
+
+def _fill(argument: str, module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    saved = _under(f"{argument}.", tensors)
+    differences = _differences(
+        "tensor", {n: _kind(t) for n, t in saved.items()}, {n: _kind(t) for n, t in _state(module).items()}
+    )
+    _refuse(
+        argument, "its state is not the one that was saved", differences, "Build it as it was built then."
+    )
+    module.load_state_dict(
+        saved, strict=False
+    )  # not strict: tied names and placeholders are left out on purpose
+
+
+def _check_num_data(spec: dict[str, Any], model: nn.Module) -> None:
+    given = getattr(model, "num_data", None)
+    if "num_data" in spec and given is not None and given != spec["num_data"]:
+        raise ValueError(f"model: it has num_data={given}, but was saved with num_data={spec['num_data']}.")
+
+
+def _check_guide(spec: dict[str, Any], guide: Guide) -> None:
+    if (given := _class_name(guide, guides)) != spec["class"]:
+        raise ValueError(f"guide: it is a {given}, but the checkpoint holds a {spec['class']}.")
+    differences = _differences("site", spec["sites"], _site_table(guide))
+    _refuse(
+        "guide",
+        "its sites are not those that were saved",
+        differences,
+        "Build the model as it was built then.",
+    )
+
+
+def _differences(kind: str, saved: _Table, given: _Table) -> list[str]:
+    """How two tables ``{name: {property: value}}`` differ, in words."""
+    words = [f"the {kind} {name!r} is missing" for name in saved if name not in given]
+    words += [f"the {kind} {name!r} is not expected" for name in given if name not in saved]
+    for name in (name for name in saved if name in given):
+        for key, value in saved[name].items():
+            if given[name].get(key) != value:
+                words.append(f"the {kind} {name!r} has {key} {given[name].get(key)}, expected {value}")
+    return words
+
+
+def _refuse(argument: str, verdict: str, differences: list[str], remedy: str) -> None:
+    if differences:
+        shown = "; ".join(differences[:5]) + (
+            f"; and {len(differences) - 5} more" if len(differences) > 5 else ""
+        )
+        raise ValueError(f"{argument}: {verdict}: {shown}. {remedy}")
+
+
+# -------------------------------------------------------------------------------------------- training states
+
+
+def save_state(path: _Path, tree: Any) -> None:
+    """Saves a nested structure, such as the state of an optimizer, as JSON and safe tensors.
+
+    Args:
+        path: A directory; it may be that of a checkpoint.
+        tree: Dicts, lists and tuples of tensors, numbers, strings, bools and None; keys may be all of these
+            but lists, dicts and tensors. Subclasses come back as the plain kind, tensors on the CPU.
+
+    Raises:
+        TypeError: If the structure holds anything else.
+        OSError: If writing fails; what was there before is untouched.
+    """
+    tensors: dict[str, Tensor] = {}
+    encoded = _encode(tree, "state", tensors)
+    _write(Path(path), _TRAINING_STATE, {"state": encoded}, tensors)
+
+
+def load_state(path: _Path) -> Any:
+    """Reads what :func:`save_state` saved; every number and tensor is exactly what it was.
+
+    Raises:
+        FileNotFoundError: If there is no saved state at ``path``.
+        ValueError: If it is damaged or of a newer format.
+    """
+    document, tensors = _read(Path(path), _TRAINING_STATE)
+    try:
+        return _decode(document["state"], tensors)
+    except KeyError as error:
+        raise ValueError(
+            f"path: {_TRAINING_STATE.document} in {path} is damaged: it lacks {error}."
+        ) from error
+
+
+def _encode(value: Any, where: str, tensors: dict[str, Tensor]) -> Any:
+    """JSON, with ``{"$kind": ...}`` for what JSON cannot say."""
+    if value is None or isinstance(value, bool | str):
+        return value
+    if isinstance(value, int):
+        return int(value)
+    if isinstance(value, float):
+        return float(value) if abs(value) < float("inf") else {"$float": repr(float(value))}
+    if isinstance(value, Tensor):
+        while where in tensors:
+            where += "'"
+        tensors[where] = value
+        return {"$tensor": where}
+    if isinstance(value, list | tuple):
+        items = [_encode(item, f"{where}.{i}", tensors) for i, item in enumerate(value)]
+        return items if isinstance(value, list) else {"$tuple": items}
+    if isinstance(value, dict):
+        pairs = [(_encode(k, where, tensors), _encode(v, f"{where}.{k}", tensors)) for k, v in value.items()]
+        if all(isinstance(key, str) and not key.startswith("$") for key, _ in pairs):
+            return dict(pairs)
+        return {"$dict": pairs}
+    raise TypeError(
+        f"{where}: expected a dict, list, tuple, tensor, number, string, bool or None, got "
+        f"{type(value).__name__}."
+    )
+
+
+def _decode(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+    if isinstance(value, list):
+        return [_decode(item, tensors) for item in value]
+    if not isinstance(value, dict):
+        return value
+    if "$float" in value:
+        return float(value["$float"])
+    if "$tensor" in value:
+        return tensors[value["$tensor"]]
+    if "$tuple" in value:
+        return tuple(_decode(value["$tuple"], tensors))
+    if "$dict" in value:
+        return {_decode(key, tensors): _decode(item, tensors) for key, item in value["$dict"]}
+    return {key: _decode(item, tensors) for key, item in value.items()}
+
+
+# ------------------------------------------------------------------------------------ directories, atomically
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """One kind of document with its tensors: ``<document>`` and ``<stem>-<token>.safetensors``."""
+
+    format: str
+    document: str
+    stem: str
+
+
+_CHECKPOINT = _Kind("pyrobnn checkpoint", "spec.json", "tensors")
+_TRAINING_STATE = _Kind("pyrobnn training state", "state.json", "state")
+
+
+def _write(directory: Path, kind: _Kind, content: dict[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """Writes a new tensor file and a draft of the document that names it, then renames the draft."""
+    storable = _storable(tensors)
+    is_new = not directory.exists()
+    token = secrets.token_hex(4)
+    data, draft = directory / f"{kind.stem}-{token}.safetensors", directory / f"{kind.document}.{token}"
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        safetensors.torch.save_file(storable, data)
+        _flush(data)
+        document = {
+            "format": kind.format,
+            "format_version": _FORMAT_VERSION,
+            "versions": {"pyrobnn": __version__, "torch": str(torch.__version__), "pyro": pyro.__version__},
+            "tensors": {"file": data.name, "sha256": _digest(data)},
+            **content,
+        }
+        draft.write_text(_readable(document) + "\n", encoding="utf-8")
+        _flush(draft)
+        os.replace(draft, directory / kind.document)
+        if os.name == "posix":  # elsewhere a directory cannot be opened
+            _flush(directory)
+    except (OSError, SafetensorError) as error:
+        raise OSError(
+            f"path: could not write to {directory} ({error}); what was there is untouched."
+        ) from error
+    finally:
+        _remove_leftovers(directory, kind)
+        if is_new:
+            with contextlib.suppress(OSError):
+                directory.rmdir()  # only if it is empty
+
+
+def _storable(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Contiguous tensors on the CPU, no two of which share memory, as safetensors asks."""
+    storable: dict[str, Tensor] = {}
+    pointers: set[int] = set()
+    for name, tensor in tensors.items():
+        if tensor.layout is not torch.strided or tensor.is_meta or tensor.dtype == torch.complex128:
+            raise TypeError(
+                f"{name}: cannot save a tensor of layout {tensor.layout}, {tensor.dtype}, on {tensor.device}."
+            )
+        plain = tensor.detach().cpu().contiguous()
+        pointer = plain.untyped_storage().data_ptr()
+        storable[name] = plain.clone() if pointer in pointers else plain
+        pointers.add(pointer)
+    return storable
+
+
+def _readable(value: Any, margin: str = "\n") -> str:
+    """JSON, indented, with the innermost dicts and all lists on one line: tables stay tables."""
+    if not (isinstance(value, dict) and any(isinstance(item, dict) for item in value.values())):
+        return json.dumps(value, allow_nan=False, ensure_ascii=False)
+    deeper = margin + "  "
+    items = (
+        f"{json.dumps(key, ensure_ascii=False)}: {_readable(item, deeper)}" for key, item in value.items()
+    )
+    return "{" + deeper + f",{deeper}".join(items) + margin + "}"
+
+
+def _flush(path: Path) -> None:
+    """Makes sure that the file's (or the directory's) contents are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _remove_leftovers(directory: Path, kind: _Kind) -> None:
+    """Removes the tensor files and drafts that the present document does not name."""
+    kept = None
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        try:
+            kept = json.loads((directory / kind.document).read_text(encoding="utf-8"))["tensors"]["file"]
+        except (ValueError, KeyError, TypeError):
+            return  # a damaged document: better to touch nothing
+    for leftover in [*directory.glob(f"{kind.stem}-*.safetensors"), *directory.glob(f"{kind.document}.*")]:
+        if leftover.name != kept:
+            with contextlib.suppress(OSError):
+                leftover.unlink()
+
+
+def _read(directory: Path, kind: _Kind) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The document and its tensors, checked."""
+
+    def damaged(reason: object) -> NoReturn:
+        raise ValueError(f"path: {directory} is a damaged {kind.format}: {reason}.")
+
+    file = directory / kind.document
+    try:
+        document = json.loads(file.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise FileNotFoundError(f"path: {directory} is no {kind.format}: there is no {file}.") from None
+    except ValueError as error:
+        damaged(f"{kind.document}: {error}")
+    if not isinstance(document, dict) or document.get("format") != kind.format:
+        damaged(f"{kind.document} is not one of its kind")
+    version = document.get("format_version")
+    if not isinstance(version, int):
+        damaged(f"its format version is {version!r}")
+    if version > _FORMAT_VERSION:
+        writer = document.get("versions", {}).get("pyrobnn")
+        raise ValueError(
+            f"path: {directory} has format version {version} (pyrobnn {writer}), but this pyrobnn "
+            f"({__version__}) reads up to version {_FORMAT_VERSION}; upgrade pyrobnn to load it."
+        )
+    try:
+        data = directory / Path(document["tensors"]["file"]).name
+        if _digest(data) != document["tensors"]["sha256"]:
+            damaged(f"{data.name} is not the file that was written")
+        return document, safetensors.torch.load_file(data)
+    except (FileNotFoundError, KeyError, TypeError, SafetensorError) as error:
+        damaged(error)

@@ -1,0 +1,74 @@
+"""The one place that knows which ArviZ is installed.
+
+ArviZ 0.x (Python 3.11) keeps results in its own ``InferenceData``, ArviZ 1.x (Python 3.12 and later) in an
+:class:`xarray.DataTree`. Groups are :class:`xarray.Dataset` in both. ArviZ takes more than a second to
+import, so it is imported when first needed.
+"""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Mapping
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import xarray as xr
+
+if TYPE_CHECKING:
+    from arviz import InferenceData
+
+__all__ = ["effective_sample_size", "from_groups", "pareto_k", "split_rhat"]
+
+
+def from_groups(groups: Mapping[str, xr.Dataset]) -> InferenceData:
+    """An ``InferenceData`` (ArviZ 0.x) or ``DataTree`` (1.x) of the groups."""
+    if _is_datatree():
+        tree: Any = xr.DataTree.from_dict({f"/{name}": dataset for name, dataset in groups.items()})
+        return tree
+    return _arviz().InferenceData(**groups)
+
+
+def split_rhat(values: np.ndarray) -> np.ndarray:
+    """Rank-normalised split R-hat of ``values[chain, draw, ...]``, shape ``[...]`` (Vehtari et al. 2021)."""
+    return _arviz().rhat(_dataset(values))["values"].to_numpy()
+
+
+def effective_sample_size(values: np.ndarray, method: Literal["bulk", "tail"]) -> np.ndarray:
+    """Effective sample size of ``values[chain, draw, ...]``, shape ``[...]`` (Vehtari et al. 2021)."""
+    return _arviz().ess(_dataset(values), method=method)["values"].to_numpy()
+
+
+def pareto_k(log_ratios: np.ndarray) -> float:
+    """Tail index k of importance ratios, from their logarithms ``[S]`` (Vehtari et al. 2024).
+
+    Ratios that are all equal have no tail and no index; they are the ideal case, reported as ``-inf``.
+    """
+    log_ratios = np.asarray(log_ratios, dtype=np.float64)
+    if np.ptp(log_ratios) == 0.0:
+        return -np.inf
+    if _is_datatree():
+        from arviz_stats.base import array_stats
+
+        # 1.x expects the log likelihood of leave-one-out, whose negative is the log ratio.
+        return float(array_stats.psislw(-log_ratios)[1])
+    return float(_arviz().psislw(log_ratios.copy())[1])
+
+
+@functools.cache
+def _arviz() -> ModuleType:
+    with warnings.catch_warnings():
+        # 0.x announces its successor at import, which a user of this library can do nothing about.
+        warnings.simplefilter("ignore", FutureWarning)
+        import arviz
+    return arviz
+
+
+def _is_datatree() -> bool:
+    return int(_arviz().__version__.split(".")[0]) >= 1
+
+
+def _dataset(values: np.ndarray) -> xr.Dataset:
+    rest = [f"dim_{i}" for i in range(values.ndim - 2)]
+    return xr.Dataset({"values": (["chain", "draw", *rest], values)})

@@ -1,0 +1,224 @@
+"""Posterior draws as chains that are read one draw at a time.
+
+A guide's draws are independent, so they are one chain; several guides (say, fitted from several seeds) are
+several chains; an MCMC run keeps its own. Draws are taken in blocks, so that memory does not grow with their
+number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeAlias
+
+import torch
+from pyro import poutine
+from pyro.infer import MCMC
+from torch import Tensor, nn
+
+from pyrobnn.bayesianize import evaluating, frozen_buffers
+from pyrobnn.diagnostics._batches import Batch
+from pyrobnn.guides.base import Guide
+from pyrobnn.substitution import Substitution
+
+__all__ = [
+    "Chains",
+    "Posterior",
+    "check_sites",
+    "data_sites",
+    "log_prob_by_datum",
+    "log_prob_sum",
+    "prior_chain",
+    "read_chains",
+    "undisturbed",
+]
+
+Posterior: TypeAlias = "Guide | MCMC | Callable[..., Any] | Sequence[Guide | Callable[..., Any]]"
+Source: TypeAlias = Callable[[int, int], Mapping[str, Tensor]]
+"""Draws ``start`` to ``stop`` of one chain, ``{site: [stop - start, *site shape]}``."""
+
+BLOCK_BYTES = 2**26
+DEFAULT_DRAWS = 500
+
+
+class Chains:
+    """Chains of posterior draws; iterating yields ``(chain, draw, {site: value})``.
+
+    Args:
+        sources: One per chain.
+        num_draws: Draws per chain.
+    """
+
+    def __init__(self, sources: Sequence[Source], num_draws: int) -> None:
+        self.sources = sources
+        self.num_draws = num_draws
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Number of chains, and of draws in each."""
+        return len(self.sources), self.num_draws
+
+    def first(self) -> dict[str, Tensor]:
+        """One draw, to see sites and shapes."""
+        return {name: value[0] for name, value in self.sources[0](0, 1).items()}
+
+    def __iter__(self) -> Iterator[tuple[int, int, dict[str, Tensor]]]:
+        for chain, source in enumerate(self.sources):
+            start, block = 0, 1
+            while start < self.num_draws:
+                stop = min(start + block, self.num_draws)
+                draws = source(start, stop)
+                for index in range(stop - start):
+                    yield chain, start + index, {name: value[index] for name, value in draws.items()}
+                size = sum(value[0].nbytes for value in draws.values())
+                start, block = stop, max(1, BLOCK_BYTES // max(size, 1))
+
+
+def read_chains(
+    posterior: Posterior,
+    num_samples: int | None,
+    args: tuple[Any, ...] = (),
+    kwargs: Mapping[str, Any] | None = None,
+) -> Chains:
+    """The draws of a posterior of any kind.
+
+    Args:
+        posterior: A guide, a finished :class:`~pyro.infer.MCMC`, or a list of guides (one chain each).
+        num_samples: Draws per chain. None takes all of an MCMC run, 500 of a guide.
+        args: Arguments for guides from elsewhere, which are run once per draw.
+        kwargs: Keyword arguments for them.
+
+    Raises:
+        TypeError: If the posterior is of another kind.
+        ValueError: If ``num_samples`` is not positive or more than a run has, a list is empty, or the run has
+            no draws.
+    """
+    if num_samples is not None and (
+        isinstance(num_samples, bool) or not isinstance(num_samples, int) or num_samples < 1
+    ):
+        raise ValueError(f"num_samples: expected a positive int or None, got {num_samples!r}.")
+    if isinstance(posterior, MCMC):
+        return _read_mcmc(posterior, num_samples)
+    several: list[Any] = (
+        list(posterior) if isinstance(posterior, list | tuple | nn.ModuleList) else [posterior]
+    )
+    if not several:
+        raise ValueError("posterior: expected at least one guide, got an empty list.")
+    for guide in several:
+        if isinstance(guide, MCMC) or not callable(guide):
+            raise TypeError(
+                "posterior: expected a guide, a list of guides, or a finished pyro.infer.MCMC, got "
+                f"{type(guide).__name__}."
+            )
+    sources = [_sampler(g) if isinstance(g, Guide) else _caller(g, args, kwargs or {}) for g in several]
+    return Chains(sources, num_samples or DEFAULT_DRAWS)
+
+
+def _sampler(guide: Guide) -> Source:
+    return lambda start, stop: guide.sample(stop - start)
+
+
+def _caller(guide: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Source:
+    """Draws of a guide from elsewhere, by running it."""
+
+    def source(start: int, stop: int) -> dict[str, Tensor]:
+        draws = []
+        for _ in range(start, stop):
+            with Substitution({}) as run:
+                guide(*args, **kwargs)
+            draws.append({m["name"]: m["value"] for m in run.latent if not m["infer"].get("is_auxiliary")})
+        return {name: torch.stack([draw[name] for draw in draws]) for name in draws[0]}
+
+    return source
+
+
+def _read_mcmc(mcmc: MCMC, num_samples: int | None) -> Chains:
+    try:
+        samples = mcmc.get_samples(group_by_chain=True)
+    except (AttributeError, TypeError) as error:
+        raise ValueError("posterior: this MCMC has no draws yet; call its run() first.") from error
+    if not samples:
+        raise ValueError("posterior: this MCMC has no draws; call its run() first.")
+    num_chains, available = next(iter(samples.values())).shape[:2]
+    if num_samples is not None and num_samples > available:
+        raise ValueError(f"num_samples: the MCMC run has {available} draws per chain, got {num_samples}.")
+    kept = torch.linspace(0, available - 1, num_samples or available).round().long()  # evenly thinned
+
+    def chain_source(chain: int) -> Source:
+        return lambda start, stop: {name: value[chain, kept[start:stop]] for name, value in samples.items()}
+
+    return Chains([chain_source(chain) for chain in range(num_chains)], len(kept))
+
+
+def prior_chain(model: Any, names: set[str], num_draws: int, batch: Batch) -> Chains:
+    """Draws of the sites ``names`` from the prior, as one chain."""
+    reader = getattr(model, "sample_latents", None)
+
+    def source(start: int, stop: int) -> dict[str, Tensor]:
+        draws = []
+        for _ in range(start, stop):
+            with Substitution({}) as run:
+                poutine.uncondition(model)(*batch.args, **batch.kwargs) if reader is None else reader()
+            draws.append({m["name"]: m["value"] for m in run.latent if m["name"] in names})
+        return {name: torch.stack([draw[name] for draw in draws]) for name in draws[0]}
+
+    return Chains([source], num_draws)
+
+
+def check_sites(model: Any, values: Mapping[str, Tensor], run: Substitution) -> None:
+    """Refuses a posterior that is not one of this model.
+
+    Args:
+        model: The model.
+        values: One draw of the posterior.
+        run: A run of the model with that draw substituted.
+
+    Raises:
+        ValueError: If the draw lacks a latent site of the model or has one that the model has not.
+    """
+    sampled = {message["name"] for message in run.latent}
+    unknown = sorted(set(values) - sampled)
+    if unknown:
+        raise ValueError(
+            f"posterior: it draws the site {unknown[0]!r}, which the model does not sample; pass the "
+            "model that the posterior was built from, unconditioned."
+        )
+    expected = sampled if run.observed else set()
+    reader = getattr(model, "sample_latents", None)
+    if reader is not None:
+        with Substitution(values) as latents:
+            reader()
+        expected = {message["name"] for message in latents.latent}
+    missing = sorted(expected - set(values))
+    if missing:
+        raise ValueError(
+            f"posterior: it does not draw the latent site {missing[0]!r} of the model, which would be drawn "
+            "from its prior; build the guide from this model."
+        )
+
+
+def log_prob_by_datum(message: Any) -> Tensor:
+    """Log density of an observed site, of its batch shape, unscaled; masked data count zero."""
+    score, mask = message["fn"].log_prob(message["value"]), message["mask"]
+    if mask is None or mask is True:
+        return score
+    return torch.where(torch.as_tensor(mask, device=score.device), score, torch.zeros_like(score))
+
+
+def log_prob_sum(message: Any, *, scaled: bool) -> float:
+    """Log density of a site in 64 bits, with the scale the model gave it or without."""
+    score = log_prob_by_datum(message).double()
+    return float((score * message["scale"] if scaled else score).sum())
+
+
+def data_sites(observed: list[Any]) -> list[Any]:
+    """Observed sites without ``pyro.factor``, whose value is empty."""
+    return [message for message in observed if message["value"].numel()]
+
+
+@contextmanager
+def undisturbed(model: Any) -> Iterator[None]:
+    """Evaluation mode without gradients; modes and buffers of the model come back when the block ends."""
+    module = model if isinstance(model, nn.Module) else nn.Module()
+    with torch.no_grad(), evaluating(module), frozen_buffers(module):
+        yield

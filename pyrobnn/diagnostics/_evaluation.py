@@ -1,0 +1,119 @@
+"""One pass of all draws over some rows of data: what the checks are computed from."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pyro.util
+import torch
+from torch import Tensor
+
+from pyrobnn.diagnostics._batches import Batch, move
+from pyrobnn.diagnostics._draws import Chains, data_sites, log_prob_by_datum
+from pyrobnn.guides.base import Guide
+from pyrobnn.substitution import Substitution
+from pyrobnn.supervised import SupervisedModel
+
+__all__ = ["Evaluation", "Rows", "evaluate", "same_random_state"]
+
+
+class Rows:
+    """The first rows of a loader, kept so that every draw sees the same."""
+
+    def __init__(self, guide: Guide, loader: Iterable[Any], max_rows: int, name: str) -> None:
+        device = next((p.device for p in guide.parameters()), None)
+        self.batches: list[Batch] = []
+        self.num_rows, self.complete = 0, True
+        for batch in loader:
+            if not isinstance(batch, tuple | list) or len(batch) < 2:
+                raise TypeError(f"{name}: expected batches (x, y), got {type(batch).__name__}.")
+            if self.num_rows >= max_rows:
+                self.complete = False
+                break
+            size = len(batch[-1])
+            rows = slice(self.num_rows, self.num_rows + size)
+            self.batches.append(Batch(rows, tuple(move(part, device) for part in batch), {}))
+            self.num_rows += size
+        if not self.num_rows:
+            raise ValueError(f"{name}: it yielded no data; the data set is empty or drop_last left nothing.")
+
+
+@dataclass
+class Evaluation:
+    """What the draws gave on the data.
+
+    Attributes:
+        log_likelihood: Sum over rows by draw, ``[S]``, unscaled.
+        by_datum: Mean over draws by row, ``[n]``.
+        divergence: KL to the prior by draw, ``[S]``; constant where it is exact.
+        probs: Predictive class probabilities ``[n, ..., C]``.
+        rank: Rank of the target among the predictive draws, scaled to (0, 1): uniform if calibrated, ``[n,
+            ...]``.
+        targets: The targets.
+    """
+
+    log_likelihood: Tensor
+    by_datum: Tensor
+    divergence: Tensor
+    probs: Tensor | None
+    rank: Tensor | None
+    targets: Tensor
+
+
+def evaluate(model: Any, guide: Guide, data: Rows, num_samples: int) -> Evaluation:
+    """Runs the model once per draw and batch."""
+    log_likelihood, divergence = (torch.zeros(num_samples, dtype=torch.float64) for _ in range(2))
+    # One entry per batch, added up over draws.
+    by_datum: list[Any] = [0.0] * len(data.batches)
+    probs, below, ties = list(by_datum), list(by_datum), list(by_datum)
+    likelihood = model.likelihood if isinstance(model, SupervisedModel) else None
+    for _, draw, values in Chains([lambda start, stop: guide.sample(stop - start)], num_samples):
+        for index, (_, args, kwargs) in enumerate(data.batches):
+            with Substitution(values) as run:
+                outputs = model(*args, **kwargs)
+                if likelihood is not None and likelihood.is_discrete:
+                    probs[index] = probs[index] + likelihood.probabilities(outputs).double() / num_samples
+            for message in data_sites(run.observed):
+                score = log_prob_by_datum(message).double()
+                log_likelihood[draw] += score.sum().item()
+                by_datum[index] = by_datum[index] + score.reshape(len(args[-1]), -1).sum(-1) / num_samples
+                if likelihood is not None and not likelihood.is_discrete:
+                    predicted = message["fn"].sample()
+                    below[index] = below[index] + (predicted < args[-1])
+                    ties[index] = ties[index] + (predicted == args[-1])
+            if index == 0:
+                for message in run.latent:
+                    site = guide.sites[message["name"]]
+                    divergence[draw] += (
+                        guide.divergence(site, message["value"], message["fn"])[0].double().sum().item()
+                    )
+    rank = None
+    if torch.is_tensor(below[0]):
+        count = torch.cat(below) + torch.cat([t * torch.rand_like(t, dtype=torch.float64) for t in ties])
+        rank = (count + torch.rand_like(count)) / (num_samples + 1)
+    return Evaluation(
+        log_likelihood=log_likelihood,
+        by_datum=torch.cat(by_datum),
+        divergence=divergence,
+        probs=torch.cat(probs) if torch.is_tensor(probs[0]) else None,
+        rank=rank,
+        targets=torch.cat([batch.args[-1] for batch in data.batches]),
+    )
+
+
+@contextlib.contextmanager
+def same_random_state(*loaders: Any) -> Iterator[None]:
+    """Leaves the random state of torch, numpy, Python and the loaders as it was."""
+    generators = [g for loader in loaders if (g := getattr(loader, "generator", None)) is not None]
+    kept = [generator.get_state() for generator in generators]
+    state = pyro.util.get_rng_state()
+    try:
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+            yield
+    finally:
+        pyro.util.set_rng_state(state)
+        for generator, own in zip(generators, kept, strict=True):
+            generator.set_state(own)

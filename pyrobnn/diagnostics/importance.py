@@ -1,0 +1,150 @@
+r"""How well the guide covers the posterior: the tail of its importance ratios.
+
+.. math::  r_s = \frac{p(D \mid w_s)\, p(w_s)}{q(w_s)}, \qquad w_s \sim q.
+
+If q is the posterior the ratios are equal; where q is too narrow, rare draws get huge ratios. The tail index
+:math:`\hat k` of a Pareto distribution fitted to the largest ratios measures it: below
+:math:`\min(1 - 1 / \log_{10} S,\; 0.7)` importance sampling from q would work, above 1 the ratios have no
+mean.
+
+In all weights of a network :math:`\hat k` is nearly always large, which teaches little. For a guide whose
+sites are independent it is therefore taken over a *subset* A of sites (by default the last layer), the others
+held at one draw :math:`w_B`: q(w_A) is then compared with :math:`p(w_A \mid w_B, D)`.
+
+Vehtari, Simpson, Gelman, Yao & Gabry, *Pareto smoothed importance sampling* (2024); Yao, Vehtari, Simpson &
+Gelman, *Yes, but did it work? Evaluating variational inference* (2018).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyrobnn._pyro import full_name
+from pyrobnn.bayesianize import bayesian_modules
+from pyrobnn.diagnostics._arviz import pareto_k
+from pyrobnn.diagnostics._batches import Batch, batches
+from pyrobnn.diagnostics._draws import Chains, log_prob_sum, undisturbed
+from pyrobnn.diagnostics._layout import matching
+from pyrobnn.guides.base import Guide
+from pyrobnn.substitution import Substitution
+
+__all__ = ["importance_k_hat", "is_factorised", "k_hat_threshold", "last_layer_sites", "log_ratios"]
+
+
+def importance_k_hat(
+    model: Any,
+    guide: Guide,
+    *args: Any,
+    sites: Sequence[str] | None = None,
+    num_samples: int = 500,
+    batch_size: int = 1024,
+    **kwargs: Any,
+) -> float:
+    """Tail index k-hat of the guide's importance ratios: ``importance_k_hat(model, guide, x, y)``.
+
+    Args:
+        model: The Pyro model.
+        guide: A guide of this library that has a density.
+        *args: Arguments of the model with *all* of the training data, for the ratios are of the whole
+            posterior.
+        sites: Names or patterns of the sites A. None takes the last layer; for a guide with correlated sites
+            all, the only choice there.
+        num_samples: Number S of draws; fewer than 100 give an unreliable index.
+        batch_size: Rows that a :class:`~pyrobnn.SupervisedModel` sees at a time.
+        **kwargs: Keyword arguments of the model.
+
+    Returns:
+        k-hat; ``-inf`` if all ratios are equal.
+
+    Raises:
+        TypeError: If the guide is not of this library.
+        ValueError: If it has no density, a pattern matches no site, sites of a correlated guide are chosen,
+            there are fewer than 25 draws, or the rows are not the model's ``num_data``.
+    """
+    if not isinstance(guide, Guide):
+        raise TypeError(f"guide: expected one of pyrobnn.guides, got {type(guide).__name__}.")
+    if not guide.has_density:
+        raise ValueError(f"guide: {type(guide).__name__} has no density, so it has no importance ratios.")
+    if num_samples < 25:
+        raise ValueError(f"num_samples: the tail of the ratios needs at least 25 draws, got {num_samples}.")
+    chosen = _choose_sites(model, guide, sites)
+    with undisturbed(model):
+        pieces = batches(model, args, kwargs, batch_size)
+        rows = pieces[-1].rows
+        if isinstance(rows, slice) and rows.stop != model.num_data:
+            raise ValueError(
+                f"x, y: k-hat needs all {model.num_data} training data (num_data), got {rows.stop} rows."
+            )
+        return pareto_k(log_ratios(model, guide, pieces, chosen, num_samples).numpy())
+
+
+def k_hat_threshold(num_samples: int) -> float:
+    """The largest k-hat at which importance sampling with so many draws can be relied on."""
+    return min(1.0 - 1.0 / math.log10(num_samples), 0.7)
+
+
+def last_layer_sites(model: Any, guide: Guide) -> list[str]:
+    """The sites of the layer with the last parameter of the model's last network, else the last site."""
+    converted = bayesian_modules(model) if isinstance(model, torch.nn.Module) else []
+    names = list(guide.sites)
+    if not converted or not converted[-1].parameter_names:
+        return names[-1:]
+    last = full_name(converted[-1], list(converted[-1].parameter_names)[-1])
+    layer = last.rpartition(".")[0]
+    return [name for name in names if name.startswith(f"{layer}.")] if layer else names
+
+
+def is_factorised(guide: Guide) -> bool:
+    """Whether the guide's density is the product of its sites' factors, as :meth:`Guide.log_prob` has it."""
+    return type(guide).log_prob is Guide.log_prob
+
+
+def log_ratios(model: Any, guide: Guide, pieces: list[Batch], chosen: list[str], num_samples: int) -> Tensor:
+    """Log importance ratios ``[S]`` up to a constant, in 64 bits."""
+    held = {name: value[0] for name, value in guide.sample(1).items() if name not in chosen}
+
+    def source(start: int, stop: int) -> dict[str, Tensor]:
+        drawn = guide.sample(stop - start)
+        return {n: held[n].expand(stop - start, *held[n].shape) if n in held else v for n, v in drawn.items()}
+
+    ratios = torch.empty(num_samples, dtype=torch.float64)
+    for _, draw, values in Chains([source], num_samples):
+        ratios[draw] = _log_joint(model, values, pieces) - _log_density(guide, values, chosen)
+    return ratios
+
+
+def _log_joint(model: Any, values: dict[str, Tensor], pieces: list[Batch]) -> float:
+    total = 0.0
+    for index, (rows, args, kwargs) in enumerate(pieces):
+        with Substitution(values) as run:
+            model(*args, **kwargs)
+        # Batches add up to the data set, so their own scale N / B does not count; data seen at once keep
+        # theirs.
+        total += sum(log_prob_sum(message, scaled=rows is ...) for message in run.observed)
+        if index == 0:
+            total += sum(log_prob_sum(message, scaled=True) for message in run.latent)
+    return total
+
+
+def _log_density(guide: Guide, values: dict[str, Tensor], chosen: list[str]) -> float:
+    if not is_factorised(guide):
+        return guide.log_prob({name: value[None] for name, value in values.items()}).double().item()
+    return sum(
+        guide.factor(guide.sites[name]).log_prob(values[name]).double().sum().item() for name in chosen
+    )
+
+
+def _choose_sites(model: Any, guide: Guide, sites: Sequence[str] | None) -> list[str]:
+    if not is_factorised(guide):
+        if sites is not None:
+            raise ValueError(
+                f"sites: those of {type(guide).__name__} are correlated, so a subset's density given the others "
+                "is not known; leave sites at None for all of them."
+            )
+        return list(guide.sites)
+    return last_layer_sites(model, guide) if sites is None else matching(list(guide.sites), sites)

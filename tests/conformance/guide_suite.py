@@ -1,0 +1,369 @@
+"""What every guide must do. A new family's test inherits the suite by supplying a constructor:
+
+    class TestMyGuideConformance(GuideConformance):
+        def make_guide(self, model, **options):
+            return MyGuide(model, **options)
+"""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
+
+import pyro
+import pyro.distributions as dist
+import pyro.poutine as poutine
+import pytest
+import torch
+from pyro.infer import SVI, Predictive, Trace_ELBO, TraceMeanField_ELBO
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor, nn
+
+from pyrobnn import likelihoods
+from pyrobnn.elbo import MeanFieldELBO
+from pyrobnn.guides import Guide
+from pyrobnn.supervised import SupervisedModel
+from tests.conformance.guide_models import BATCH_NORM, CASES, SMOOTH, Case
+from tests.conformance.monte_carlo import Z, z_of_means, z_of_variances
+
+each_case = pytest.mark.parametrize("case", CASES, ids=str)
+each_smooth_case = pytest.mark.parametrize("case", SMOOTH, ids=str)
+
+
+class GuideConformance:
+    """The suite; subclasses implement :meth:`make_guide` and set what is true of their family.
+
+    Attributes:
+        has_density: Whether ``log_prob`` exists.
+        is_point: Whether all draws are one point.
+        exact: Whether the divergence from a Normal prior is a closed form, the same for every draw.
+    """
+
+    has_density: ClassVar[bool] = True
+    is_point: ClassVar[bool] = False
+    exact: ClassVar[bool] = True
+
+    def make_guide(self, model: nn.Module, **options: Any) -> Guide:
+        """Builds the guide; ``options`` may hold ``example``."""
+        raise NotImplementedError
+
+    def build(self, case: Case, scattered: bool = True) -> tuple[nn.Module, Guide, tuple[Tensor, Tensor]]:
+        """A model, its guide (with parameters moved away from where they start), and a batch."""
+        model, batch = case.model(), case.batch()
+        pyro.set_rng_seed(1)
+        guide = self.make_guide(model, **({"example": batch} if case.needs_example else {}))
+        if scattered:
+            with torch.no_grad():
+                for parameter in guide.parameters():
+                    parameter.add_(0.2 * torch.randn_like(parameter))
+        return model, guide, batch
+
+    # --------------------------------------------------------------------------------------- parameters and state
+
+    @each_case
+    def test_parameters_exist_when_the_constructor_returns(self, case: Case) -> None:
+        model, guide, batch = self.build(case, scattered=False)
+        before = {name: value.shape for name, value in guide.state_dict().items()}
+        assert list(guide.parameters())
+        step(model, guide, batch)
+        guide.sample(2)
+        assert {name: value.shape for name, value in guide.state_dict().items()} == before
+
+    @each_case
+    def test_state_dict_round_trip(self, case: Case) -> None:
+        model, guide, batch = self.build(case)
+        other = self.make_guide(case.model(), **({"example": batch} if case.needs_example else {}))
+        other.load_state_dict(guide.state_dict())
+        assert_same(seeded(lambda: other.sample(3)), seeded(lambda: guide.sample(3)))
+        assert_same(seeded(other.draw), seeded(guide.draw))
+
+    @each_case
+    @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda o: pickle.loads(pickle.dumps(o))], ids=["copy", "pickle"])
+    def test_copies_carry_on_alike_and_apart(self, case: Case, duplicate: Callable[[Any], Any]) -> None:
+        model, guide, batch = self.build(case)
+        for _ in range(2):  # an even number: no half of an antithetic pair is pending
+            step(model, guide, batch)
+        model_copy, guide_copy = duplicate((model, guide))
+        assert_same(seeded(lambda: guide_copy.sample(2)), seeded(lambda: guide.sample(2)))
+        expected = seeded(lambda: gradients(model, guide, batch))
+        assert_same(seeded(lambda: gradients(model_copy, guide_copy, batch)), expected)
+        before = copy.deepcopy(guide.state_dict())
+        step(model_copy, guide_copy, batch)
+        assert_same(guide.state_dict(), before)
+
+    @each_case
+    def test_two_guides_share_nothing(self, case: Case) -> None:
+        model, guide, batch = self.build(case)
+        other = self.make_guide(model, **({"example": batch} if case.needs_example else {}))
+        before = copy.deepcopy(other.state_dict())
+        storages = [{p.untyped_storage().data_ptr() for p in g.parameters()} for g in (guide, other)]
+        assert storages[0].isdisjoint(storages[1])
+        step(model, guide, batch)
+        assert_same(other.state_dict(), before)
+
+    @each_case
+    def test_double_precision(self, case: Case) -> None:
+        model, guide, (x, y) = self.build(case)
+        step(model, guide, (x, y))  # caches of the first precision must not outlive the cast
+        model.double()
+        guide.double()
+        batch = (x.double(), y.double() if y.is_floating_point() else y)
+        assert all(value.dtype == torch.float64 for value in guide.sample(2).values())
+        assert_in_place_matches_autograd(model, guide, batch)
+
+    def test_priors_that_change_are_followed(self) -> None:
+        def regression(scale: float) -> SupervisedModel:
+            net = nn.Linear(2, 1)
+            return SupervisedModel(net, likelihoods.Normal(0.5), dist.Normal(0.5 - scale, scale), num_data=8).double()
+
+        model, changed = regression(1.0), regression(0.25)
+        batch = (torch.randn(8, 2).double(), torch.randn(8, 1).double())
+        guide = self.make_guide(model).double()
+        step(model, guide, batch)
+        step(model, guide, batch)
+        model.load_state_dict(changed.state_dict())
+        reference = self.make_guide(changed).double()
+        reference.load_state_dict(guide.state_dict())
+        for _ in range(2):  # the step that notices, and the one after it
+            expected = seeded(lambda: gradients(changed, reference, batch))
+            assert_same(seeded(lambda: gradients(model, guide, batch)), expected, rtol=1e-9)
+
+    # --------------------------------------------------------------------------------------------------- draws
+
+    @each_case
+    def test_sample_shapes_and_supports(self, case: Case) -> None:
+        model, guide, batch = self.build(case)
+        latent = {
+            name: node
+            for name, node in poutine.trace(model).get_trace(*batch).nodes.items()
+            if node["type"] == "sample" and not node["is_observed"] and not site_is_subsample(node)
+        }
+        for count in (1, 4):
+            draws = guide.sample(count)
+            assert list(guide.sites) == list(latent)
+            assert set(draws) == set(latent)
+            for name, node in latent.items():
+                assert draws[name].shape == (count, *node["value"].shape)
+                assert draws[name].dtype == node["value"].dtype
+                assert bool(node["fn"].support.check(draws[name]).all())
+                assert not draws[name].requires_grad
+
+    @each_case
+    def test_draws_differ_unless_the_guide_is_a_point(self, case: Case) -> None:
+        _, guide, _ = self.build(case)
+        for value in guide.sample(2).values():
+            assert bool((value[0] == value[1]).all()) == self.is_point
+
+    @each_case
+    def test_sampled_values_outlive_training(self, case: Case) -> None:
+        model, guide, batch = self.build(case)
+        draws = guide.sample(2)
+        before = {name: value.detach().clone() for name, value in draws.items()}
+        step(model, guide, batch)
+        assert_same({name: value.detach() for name, value in draws.items()}, before)
+
+    @pytest.mark.statistical
+    @each_case
+    def test_sample_draw_and_forward_agree(self, case: Case) -> None:
+        """Means and variances of 1000 draws each; z-scores below 5."""
+        _, guide, _ = self.build(case)
+        pyro.set_rng_seed(2)
+        bulk = guide.sample(1000)
+        with torch.no_grad():
+            for single in (guide, guide.draw):
+                draws = [single() for _ in range(1000)]
+                for name, value in bulk.items():
+                    stacked = torch.stack([draw[name] for draw in draws])
+                    assert z_of_means(stacked, value) < Z, name
+                    assert z_of_variances(stacked, value) < Z, name
+
+    @each_case
+    def test_seed_determines_everything(self, case: Case) -> None:
+        model, guide, batch = self.build(case)
+        twin_model, twin, _ = self.build(case)
+        for act in (lambda m, g: g.sample(2), lambda m, g: g(), lambda m, g: g.draw(), lambda m, g: gradients(m, g, batch)):
+            assert_same(seeded(lambda act=act: act(model, guide)), seeded(lambda act=act: act(twin_model, twin)))
+
+    # ------------------------------------------------------------------------------------------------ densities
+
+    @each_case
+    def test_log_prob(self, case: Case) -> None:
+        _, guide, _ = self.build(case)
+        assert guide.has_density == self.has_density
+        draws = guide.sample(3)
+        if not self.has_density:
+            with pytest.raises(NotImplementedError):
+                guide.log_prob(draws)
+            return
+        log_prob = guide.log_prob(draws)
+        assert log_prob.shape == (3,)
+        for index in range(3):
+            values = {name: value[index] for name, value in draws.items()}
+            trace = poutine.trace(poutine.condition(guide, values)).get_trace()
+            torch.testing.assert_close(log_prob[index], trace.log_prob_sum(), rtol=1e-4, atol=1e-4)
+
+    @each_case
+    def test_divergence_is_exact_where_promised(self, case: Case) -> None:
+        model, guide, _ = self.build(case)
+        for site in guide.sites.values():
+            if not site.is_flat_normal:
+                continue
+            values = [guide.draw()[site.name] for _ in range(2)]
+            (first, exact), (second, _) = (guide.divergence(site, value, site.prior) for value in values)
+            assert exact == self.exact
+            assert bool((first == second).all()) == (self.exact or self.is_point)
+
+    # ------------------------------------------------------------------------------------------- Pyro's inference
+
+    @each_case
+    @pytest.mark.parametrize("objective", [Trace_ELBO, TraceMeanField_ELBO, MeanFieldELBO])
+    def test_svi_step(self, case: Case, objective: type) -> None:
+        model, guide, batch = self.build(case)
+        before = copy.deepcopy(dict(guide.named_parameters()))
+        svi = SVI(model, guide, pyro.optim.Adam({"lr": 0.01}), objective(num_particles=2))
+        losses = [svi.step(*batch), svi.evaluate_loss(*batch)]
+        assert all(isinstance(loss, float) and loss == loss for loss in losses)
+        for name, parameter in guide.named_parameters():
+            assert not torch.equal(parameter, before[name]), name
+        assert not list(pyro.get_param_store().keys())
+
+    @each_case
+    @pytest.mark.parametrize("objective", [Trace_ELBO, TraceMeanField_ELBO, MeanFieldELBO])
+    def test_objective_as_a_module(self, case: Case, objective: type) -> None:
+        model, guide, batch = self.build(case)
+        loss = objective()(model, guide)
+        trained = {id(p) for p in loss.parameters() if p.requires_grad}
+        assert {id(p) for p in guide.parameters()} <= trained
+        optimizer = torch.optim.SGD(loss.parameters(), lr=1e-4)
+        loss(*batch).backward()
+        before = copy.deepcopy(guide.state_dict())
+        optimizer.step()
+        assert any(not torch.equal(value, before[name]) for name, value in guide.state_dict().items())
+        assert not list(pyro.get_param_store().keys())
+
+    @each_case
+    def test_predictive(self, case: Case) -> None:
+        model, guide, (x, y) = self.build(case)
+        # Pyro's Predictive reshapes draws of a guide with plates so that no network could use them as weights.
+        draws = {"posterior_samples": guide.sample(3)} if case.has_plates else {"guide": guide, "num_samples": 3}
+        assert Predictive(model, **draws)(x)[case.observed].shape == (3, *y.shape)
+
+    # ---------------------------------------------------------------------------------------------- the objective
+
+    @each_case
+    def test_in_place_gradient_is_the_gradient(self, case: Case) -> None:
+        model, guide, (x, y) = self.build(case)
+        model.double()
+        guide.double()
+        assert_in_place_matches_autograd(model, guide, (x.double(), y.double() if y.is_floating_point() else y))
+
+    @pytest.mark.statistical
+    @each_smooth_case
+    def test_loss_and_gradient_agree_with_pyro(self, case: Case) -> None:
+        """Against ``TraceMeanField_ELBO``, 80 evaluations of two particles each; z-scores below 5."""
+        model, guide, batch = self.build(case)
+        found = []
+        for objective in (MeanFieldELBO, TraceMeanField_ELBO):
+            pyro.set_rng_seed(3)
+            elbo = objective(num_particles=2)
+            rows = [gradients(model, guide, batch, elbo) for _ in range(1 if self.is_point else 80)]
+            found.append({name: torch.stack([row[name] for row in rows]) for name in rows[0]})
+        for name, ours in found[0].items():
+            if self.is_point:
+                torch.testing.assert_close(ours, found[1][name], rtol=1e-4, atol=1e-4)
+            else:
+                assert z_of_means(ours, found[1][name]) < Z, name
+
+    # ------------------------------------------------------------------------------------------------ network state
+
+    @each_case
+    def test_building_and_evaluating_change_no_state(self, case: Case) -> None:
+        model, batch = case.model(), case.batch()
+        model.train()
+        for module in list(model.modules())[-1:]:
+            module.eval()  # a mixture of modes, to be left as it is
+        before = network_state(model)
+        guide = self.make_guide(model, **({"example": batch} if case.needs_example else {}))
+        guide.sample(2)
+        guide()
+        MeanFieldELBO(num_particles=3).loss(model, guide, *batch)
+        assert_same_state(network_state(model), before)
+
+    def test_running_statistics_move_once_per_step(self) -> None:
+        model, guide, batch = self.build(BATCH_NORM)
+        norm = next(module for module in model.modules() if isinstance(module, nn.BatchNorm2d))
+        start = norm.running_mean.clone()
+        for steps in (1, 2):
+            MeanFieldELBO(num_particles=3).loss_and_grads(model, guide, *batch)
+            assert norm.num_batches_tracked == steps
+        assert not torch.equal(norm.running_mean, start)
+        SVI(model, guide, pyro.optim.Adam({"lr": 0.01}), MeanFieldELBO(num_particles=3)).step(*batch)
+        assert norm.num_batches_tracked == 3
+
+
+# --------------------------------------------------------------------------------------------------- helpers
+
+
+def seeded(act: Callable[[], Any]) -> Any:
+    """What ``act`` returns under a fixed seed."""
+    pyro.set_rng_seed(7)
+    return act()
+
+
+def gradients(model: nn.Module, guide: Guide, batch: Any, elbo: Any = None) -> dict[str, Tensor]:
+    """Loss and gradients of one evaluation by ``loss_and_grads``; gradients are clear before and after."""
+    both = nn.ModuleDict({"model": model, "guide": guide})
+    both.zero_grad()
+    loss = (elbo or MeanFieldELBO()).loss_and_grads(model, guide, *batch)
+    found = {name: p.grad.clone() for name, p in both.named_parameters() if p.grad is not None}
+    both.zero_grad()
+    return {"loss": torch.tensor(loss, dtype=torch.float64), **found}
+
+
+def step(model: nn.Module, guide: Guide, batch: Any) -> None:
+    """One optimizer step on the guide."""
+    gradients_of = torch.optim.SGD(guide.parameters(), lr=1e-3)
+    MeanFieldELBO().loss_and_grads(model, guide, *batch)
+    gradients_of.step()
+    nn.ModuleDict({"model": model, "guide": guide}).zero_grad()
+
+
+def assert_in_place_matches_autograd(model: nn.Module, guide: Guide, batch: Any) -> None:
+    """``loss_and_grads`` against ``differentiable_loss().backward()`` for the same noise, in double precision."""
+    clone_of_model, clone = copy.deepcopy((model, guide))
+    in_place = seeded(lambda: gradients(model, guide, batch))
+
+    class ByAutograd(MeanFieldELBO):
+        def loss_and_grads(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
+            loss = self.differentiable_loss(model, guide, *args, **kwargs)
+            loss.backward()
+            return loss.item()
+
+    by_autograd = seeded(lambda: gradients(clone_of_model, clone, batch, ByAutograd()))
+    assert {name for name in by_autograd if name.startswith("guide")}
+    assert_same(in_place, by_autograd, rtol=1e-9, atol=1e-9)
+
+
+def assert_same(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], rtol: float = 0.0, atol: float = 0.0) -> None:
+    """Equality of dictionaries of tensors, exact by default."""
+    assert list(found) == list(expected)
+    for name, value in found.items():
+        torch.testing.assert_close(value, expected[name], rtol=rtol, atol=atol, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def network_state(model: nn.Module) -> dict[str, Any]:
+    """Parameters, buffers, ``requires_grad`` and modes."""
+    return {
+        "tensors": copy.deepcopy(model.state_dict()),
+        "requires_grad": {name: p.requires_grad for name, p in model.named_parameters()},
+        "modes": {name: module.training for name, module in model.named_modules()},
+    }
+
+
+def assert_same_state(found: dict[str, Any], expected: dict[str, Any]) -> None:
+    """Equality of what :func:`network_state` collects."""
+    assert_same(found["tensors"], expected["tensors"])
+    assert found["requires_grad"] == expected["requires_grad"]
+    assert found["modes"] == expected["modes"]

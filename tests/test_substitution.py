@@ -1,0 +1,122 @@
+"""The handler answers what it is given, leaves the rest alone, and shows what the model applied."""
+
+from __future__ import annotations
+
+import pyro
+import pyro.distributions as dist
+import pyro.poutine as poutine
+import pytest
+import torch
+from torch import Tensor
+
+from pyrobnn.substitution import Substitution
+
+Y = torch.tensor([1.0, 2.0, 3.0])
+
+
+def model(y: Tensor | None = Y) -> tuple[Tensor, Tensor]:
+    a = pyro.sample("a", dist.Normal(0.0, 1.0))
+    with poutine.scale(scale=0.5):
+        b = pyro.sample("b", dist.Normal(a, 1.0))
+    pyro.deterministic("sum", a + b)
+    with pyro.plate("data", 12, subsample_size=3), poutine.mask(mask=torch.tensor([True, True, False])):
+        pyro.sample("y", dist.Normal(a + b, 1.0), obs=y)
+    return a, b
+
+
+def names(messages: list[dict[str, object]]) -> list[object]:
+    return [message["name"] for message in messages]
+
+
+def test_named_sites_are_answered_with_the_very_tensor() -> None:
+    values = {"a": torch.tensor(2.0, requires_grad=True), "b": torch.tensor(-1.0)}
+    with Substitution(values) as handler:
+        a, b = model()
+    assert a is values["a"]
+    assert b is values["b"]
+    assert names(handler.latent) == ["a", "b"]
+    assert all(message["value"] is values[str(message["name"])] for message in handler.latent)
+
+
+def test_answering_every_site_leaves_the_random_state_alone() -> None:
+    def with_indices() -> None:
+        pyro.sample("a", dist.Normal(0.0, 1.0))
+
+    state = torch.get_rng_state()
+    with Substitution({"a": torch.tensor(0.0)}):
+        with_indices()
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_other_sites_are_drawn_as_usual() -> None:
+    with Substitution({"a": torch.tensor(100.0)}) as handler:
+        _, b = model()
+    assert names(handler.latent) == ["a", "b"]
+    assert abs(b - 100) < 10
+    assert handler.latent[1]["value"] is b
+
+
+def test_observations_cannot_be_replaced() -> None:
+    with Substitution({"y": torch.zeros(3), "a": torch.tensor(0.0)}) as handler:
+        model()
+    (observed,) = handler.observed
+    assert torch.equal(observed["value"], Y)
+
+
+def test_an_unobserved_target_can_be_answered() -> None:
+    with Substitution({"y": torch.zeros(3)}) as handler:
+        model(None)
+    assert names(handler.latent) == ["a", "b", "y"]
+    assert handler.observed == []
+    assert handler.latent[-1]["value"].eq(0).all()
+
+
+def test_deterministic_and_subsample_sites_are_left_out() -> None:
+    with Substitution({}) as handler:
+        model()
+    assert names(handler.latent) == ["a", "b"]
+    assert names(handler.observed) == ["y"]
+
+
+def test_scale_mask_and_plates_are_those_the_model_applied() -> None:
+    with Substitution({}) as handler:
+        model()
+    assert [message["scale"] for message in handler.latent] == [1.0, 0.5]
+    (observed,) = handler.observed
+    assert observed["scale"] == pytest.approx(12 / 3)
+    assert observed["mask"].tolist() == [True, True, False]
+    assert [frame.name for frame in observed["cond_indep_stack"]] == ["data"]
+
+
+def test_a_scale_counts_on_either_side_of_the_handler() -> None:
+    outside, inside = Substitution({}), Substitution({})
+    with poutine.scale(scale=0.1), outside:
+        model()
+    with inside, poutine.scale(scale=0.1):
+        model()
+    for handler in (outside, inside):
+        assert [message["scale"] for message in handler.latent] == pytest.approx([0.1, 0.05])
+
+
+def test_the_substituted_log_joint_is_that_of_a_conditioned_trace() -> None:
+    values = {"a": torch.tensor(0.3), "b": torch.tensor(-0.4)}
+    with Substitution(values):
+        traced = poutine.trace(model).get_trace()
+    conditioned = poutine.trace(poutine.condition(model, data=values)).get_trace()
+    torch.testing.assert_close(traced.log_prob_sum(), conditioned.log_prob_sum())
+
+
+def test_gradients_pass_to_the_values() -> None:
+    a = torch.tensor(0.5, requires_grad=True)
+    with Substitution({"a": a}):
+        _, b = model()
+    b.backward()
+    assert a.grad == 1.0
+
+
+def test_the_handler_ends_with_the_block() -> None:
+    values = {"a": torch.tensor(7.0)}
+    with Substitution(values) as handler:
+        model()
+    assert model()[0] is not values["a"]
+    assert len(handler.latent) == 2
