@@ -259,7 +259,7 @@ def _as_table(classes: Mapping[str, str]) -> _Table:
 
 
 def _rebuild_likelihood(spec: dict[str, Any], tensors: Mapping[str, Tensor]) -> likelihoods.Likelihood:
-    kind = getattr(likelihoods, spec["class"]) if spec["class"] in likelihoods.__all__ else None
+    kind = _known_class(spec["class"], likelihoods, likelihoods.Likelihood)
     if kind is None:
         raise ValueError(
             f"likelihood: {spec['class']!r} is not one of pyrobnn's; build the model and pass it as model=."
@@ -275,7 +275,7 @@ def _rebuild_likelihood(spec: dict[str, Any], tensors: Mapping[str, Tensor]) -> 
 
 
 def _rebuild_prior(name: str, spec: dict[str, Any]) -> priors.Prior:
-    for unknown in (f for f in _families(spec) if not _is_distribution(f)):
+    for unknown in (f for f in _families(spec) if _known_class(f, dist, dist.Distribution) is None):
         raise ValueError(f"prior of {name!r}: this Pyro has no distribution {unknown!r}.")
     try:
         return priors.from_spec(spec)
@@ -292,13 +292,14 @@ def _families(spec: Mapping[str, Any]) -> Iterator[str]:
             yield value
 
 
-def _is_distribution(name: str) -> bool:
-    kind = getattr(dist, name, None)
-    return isinstance(kind, type) and issubclass(kind, dist.Distribution)
+def _known_class(name: str, home: Any, base: type) -> Any:
+    """The subclass of ``base`` that has the name in ``home``, else None: names from files are not trusted."""
+    kind = getattr(home, name, None)
+    return kind if isinstance(kind, type) and issubclass(kind, base) and kind is not base else None
 
 
 def _rebuild_guide(spec: dict[str, Any], model: nn.Module, tensors: Mapping[str, Tensor]) -> Guide:
-    kind = getattr(guides, spec["class"]) if spec["class"] in guides.__all__ else None
+    kind = _known_class(spec["class"], guides, Guide)
     if kind is None:
         raise ValueError(
             f"guide: {spec['class']!r} is not one of pyrobnn.guides; build it and pass it as guide=."

@@ -89,20 +89,18 @@ def _layer_dims(model: Any) -> dict[str, tuple[str, ...]]:
 
 
 def _suffixes(layer: nn.Module, parameter: str) -> tuple[str, ...]:
-    convolution = isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d)
-    transposed = isinstance(layer, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d)
-    if parameter == "bias" and (convolution or transposed or isinstance(layer, nn.Linear)):
-        return ("out",)
-    if parameter != "weight":
-        return ()
+    kernel = ("depth", "height", "width")
     if isinstance(layer, nn.Linear):
-        return ("out", "in")
-    if isinstance(layer, nn.Embedding | nn.EmbeddingBag):
-        return ("token", "feature")
-    if convolution or transposed:
-        kernel = ("depth", "height", "width")[2 - dimension :]
-        return ("in", "out", *kernel) if transposed else ("out", "in", *kernel)
-    return ()
+        names: tuple[str, ...] = ("out", "in")
+    elif isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+        names = ("out", "in", *kernel[-len(layer.kernel_size) :])
+    elif isinstance(layer, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d):
+        names = ("in", "out", *kernel[-len(layer.kernel_size) :])
+    elif isinstance(layer, nn.Embedding | nn.EmbeddingBag):
+        names = ("token", "feature")
+    else:
+        return ()
+    return {"weight": names, "bias": ("out",)}.get(parameter, ())
 
 
 def matching(names: list[str], patterns: Sequence[str] | None) -> list[str]:

@@ -143,8 +143,8 @@ def _choose_sites(model: Any, guide: Guide, sites: Sequence[str] | None) -> list
     if not is_factorised(guide):
         if sites is not None:
             raise ValueError(
-                f"sites: those of {type(guide).__name__} are correlated, so a subset's density given the others "
-                "is not known; leave sites at None for all of them."
+                f"sites: those of {type(guide).__name__} are correlated, so a subset's density given the "
+                "others is not known; leave sites at None for all of them."
             )
         return list(guide.sites)
     return last_layer_sites(model, guide) if sites is None else matching(list(guide.sites), sites)

@@ -37,7 +37,7 @@ class ConjugateRegression:
     def __post_init__(self) -> None:
         generator = torch.Generator().manual_seed(0)
         x = torch.randn(self.num_data, self.dim, generator=generator, dtype=torch.float64)
-        x[:, 1] += 0.8 * x[:, 0]  # correlated inputs: the factorised posterior is not exact
+        x[:, 1:] += 0.8 * x[:, :1]  # correlated inputs: the factorised posterior is not exact
         weights = torch.linspace(-1.5, 2.0, self.dim, dtype=torch.float64)
         noise = self.noise * torch.randn(self.num_data, generator=generator, dtype=torch.float64)
         self.x, self.y = x, (x @ weights + 0.8 + noise).unsqueeze(-1)

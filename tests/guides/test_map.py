@@ -137,6 +137,6 @@ def test_jacobian_changes_nothing_for_real_sites() -> None:
 @pytest.mark.parametrize("shape", [(), (3,)], ids=str)
 def test_simplex_and_matrix_supports(shape: tuple[int, ...], jacobian: bool) -> None:
     """Transforms that change dimension: our objective against Pyro's, which scores the point mass itself."""
-    model = Sites(p=dist.Dirichlet(torch.tensor([2.0, 3.0, 4.0])).expand(shape), c=dist.LKJCholesky(3, 2.0))
+    model = Sites(p=dist.Dirichlet(torch.tensor([2.0, 3.0, 4.0])).expand(shape).to_event(), c=dist.LKJCholesky(3, 2.0))
     guide = Map(model, example=(), jacobian=jacobian)
     assert MeanFieldELBO().loss(model, guide) == pytest.approx(Trace_ELBO().loss(model, guide), rel=1e-5, abs=1e-5)

@@ -38,7 +38,7 @@ def scattered(guide: MeanField) -> MeanField:
     return guide
 
 
-def fit(model: nn.Module, guide: MeanField, x: Tensor, y: Tensor, steps: int, num_particles: int = 8) -> None:
+def fit(model: nn.Module, guide: MeanField, x: Tensor, y: Tensor, steps: int, num_particles: int) -> None:
     """Adam with a learning rate that falls from 0.1 to 0.0001."""
     elbo = MeanFieldELBO(num_particles=num_particles)
     optimizer = torch.optim.Adam(guide.parameters(), lr=0.1)
@@ -211,7 +211,7 @@ def test_fit_reaches_the_best_factorised_posterior() -> None:
     data = ConjugateRegression()
     model = data.model()
     guide = MeanField(model).double()
-    fit(model, guide, data.x, data.y, steps=300)
+    fit(model, guide, data.x, data.y, steps=600, num_particles=4)
     torch.testing.assert_close(guide.flat_loc.detach(), data.mean, rtol=0.02, atol=0.0)
     variance = guide.flat_log_scale.detach().exp().square()
     torch.testing.assert_close(variance, data.mean_field_variance, rtol=0.05, atol=0.0)

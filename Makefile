@@ -1,0 +1,60 @@
+# The two commands: `make demo` and `make test`. Everything else is beside them.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PYTHON313 ?= $(firstword $(wildcard $(HOME)/.pyenv/versions/3.13*/bin/python3.13) python3.13)
+export OMP_NUM_THREADS ?= 1
+# Tests run in two processes of one thread each; raise on a larger machine.
+WORKERS ?= 2
+
+.PHONY: demo test test-fast test-py313 lint types bench docs format clean
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "pyrobnn needs Python 3.11 or newer; say make PYTHON=/path/to/python3.11"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.package: setup.cfg pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.package
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test]'
+	@touch $@
+
+demo: $(VENV)/.package  ## train on real digits, write demo-output/
+	OMP_NUM_THREADS=2 $(BIN)/pyrobnn demo --output demo-output
+
+test: lint types  ## everything CI runs
+	$(BIN)/python -m pytest -q -n $(WORKERS)
+
+test-fast: $(VENV)/.test  ## without the heavy statistical tests
+	$(BIN)/python -m pytest -q -n $(WORKERS) -m 'not statistical'
+
+test-py313:  ## the ArviZ bridge on Python 3.13, where ArviZ is 1.x
+	test -d .venv313 || $(PYTHON313) -m venv .venv313
+	.venv313/bin/python -m pip install --quiet --disable-pip-version-check -e . pytest hypothesis
+	.venv313/bin/python -m pytest -q -m arviz
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.test
+	$(BIN)/mypy
+
+bench: $(VENV)/.test  ## speed, side by side with peers
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[bench]'
+	$(BIN)/python -m benchmarks.training_step
+	$(BIN)/python -m benchmarks.prediction
+
+docs: $(VENV)/.test  ## the documentation as pages under site/
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[docs]'
+	$(BIN)/mkdocs build --strict
+
+format: $(VENV)/.test
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) .venv313 demo-output site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
