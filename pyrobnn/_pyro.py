@@ -43,6 +43,4 @@ def announce_parameter(name: str, parameter: nn.Parameter) -> None:
     neither read nor written, so two networks in one process share nothing.
     """
     parameter.unconstrained = _Itself(parameter)  # type: ignore[attr-defined]  # what SVI.step asks of a value
-    runtime.effectful(type="param")(lambda *_, **__: parameter)(
-        name, parameter, constraint=constraints.real, name=name
-    )
+    runtime.effectful(type="param")(lambda *_, **__: parameter)(name, parameter, constraint=constraints.real, name=name)

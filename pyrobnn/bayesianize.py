@@ -62,14 +62,18 @@ class BayesianModule(StochasticModule):
     def __init__(self, network: nn.Module, prior: PriorSpec) -> None:
         super().__init__()
         self.add_plain("net", network)
+        # Each slot that holds the parameter once: functional_call puts a slot it swaps twice back wrongly.
         aliases: dict[int, list[str]] = {}
-        for name, parameter in network.named_parameters(remove_duplicate=False):
-            aliases.setdefault(id(parameter), []).append(name)
+        for prefix, module in network.named_modules():
+            for local, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
+                aliases.setdefault(id(parameter), []).append(f"{prefix}.{local}" if prefix else local)
         owned = dict(network.named_parameters())
         self.parameter_names: dict[str, list[str]] = {}
         for name, assigned in assign(network, prior).items():
             if assigned is None:
                 continue
+            if hasattr(self, name):
+                raise ValueError(f"net: the parameter name {name!r} is taken by the Bayesian model; rename it.")
             self.parameter_names[name] = aliases[id(owned[name])]
             self.add_site(name, assigned, initial=owned[name].detach().clone())
             owned[name].requires_grad_(False)  # a placeholder from now on: draws take its place

@@ -61,9 +61,7 @@ def save(path: _Path, model: nn.Module, guide: Guide) -> None:
         OSError: If writing fails (a full disk); what was there before is untouched.
     """
     if not isinstance(model, nn.Module):
-        raise TypeError(
-            f"model: expected a PyroModule, whose parameters are its own, got {type(model).__name__}."
-        )
+        raise TypeError(f"model: expected a PyroModule, whose parameters are its own, got {type(model).__name__}.")
     if not isinstance(guide, Guide):
         raise TypeError(f"guide: expected one of pyrobnn.guides, got {type(guide).__name__}.")
     if type(model) is SupervisedModel:
@@ -112,9 +110,7 @@ def load(
         ValueError: If the checkpoint is damaged or of a newer format, or what is given is not what was saved.
     """
     if (net is None) == (model is None):
-        raise TypeError(
-            "net: pass either the plain network as net= or, for a model of your own, the model as model=."
-        )
+        raise TypeError("net: pass either the plain network as net= or, for a model of your own, the model as model=.")
     for name, given, kind in (("net", net, nn.Module), ("model", model, nn.Module), ("guide", guide, Guide)):
         if given is not None and not isinstance(given, kind):
             raise TypeError(f"{name}: expected a {kind.__name__}, got {type(given).__name__}.")
@@ -177,12 +173,12 @@ def _fingerprint(net: nn.Module) -> dict[str, Any]:
     persistent = net.state_dict(keep_vars=True)
     return {
         "modules": {name: type(module).__name__ for name, module in net.named_modules()},
-        "parameters": {name: _kind(p) | tied[name] for name, p in net.named_parameters()},
-        "buffers": {name: _kind(b) for name, b in net.named_buffers() if name in persistent},
+        "parameters": {name: _shape_and_dtype(p) | tied[name] for name, p in net.named_parameters()},
+        "buffers": {name: _shape_and_dtype(b) for name, b in net.named_buffers() if name in persistent},
     }
 
 
-def _kind(tensor: Tensor) -> dict[str, Any]:
+def _shape_and_dtype(tensor: Tensor) -> dict[str, Any]:
     return {"shape": list(tensor.shape), "dtype": str(tensor.dtype).removeprefix("torch.")}
 
 
@@ -204,9 +200,7 @@ def _state(module: nn.Module) -> dict[str, Tensor]:
     state: dict[str, Tensor] = {}
     for name, tensor in module.state_dict(keep_vars=True).items():
         if not isinstance(tensor, Tensor):
-            raise TypeError(
-                f"state {name!r}: expected a tensor, got {type(tensor).__name__}; keep it in a buffer."
-            )
+            raise TypeError(f"state {name!r}: expected a tensor, got {type(tensor).__name__}; keep it in a buffer.")
         if id(tensor) not in seen:
             state[name] = tensor
             seen.add(id(tensor))
@@ -265,9 +259,8 @@ def _rebuild_likelihood(spec: dict[str, Any], tensors: Mapping[str, Tensor]) -> 
             f"likelihood: {spec['class']!r} is not one of pyrobnn's; build the model and pass it as model=."
         )
     arguments = dict(spec["config"])
-    for name, prior_spec in spec[
-        "sites"
-    ].items():  # a latent site bears the name of the argument that took its prior
+    for name, prior_spec in spec["sites"].items():
+        # A likelihood's latent site bears the name of the constructor argument that took its prior.
         prior = _rebuild_prior(name, prior_spec)
         prior.load_state_dict(_under(f"model.likelihood.prior:{name}.", tensors))
         arguments[name] = prior.conditional()
@@ -301,9 +294,7 @@ def _known_class(name: str, home: Any, base: type) -> Any:
 def _rebuild_guide(spec: dict[str, Any], model: nn.Module, tensors: Mapping[str, Tensor]) -> Guide:
     kind = _known_class(spec["class"], guides, Guide)
     if kind is None:
-        raise ValueError(
-            f"guide: {spec['class']!r} is not one of pyrobnn.guides; build it and pass it as guide=."
-        )
+        raise ValueError(f"guide: {spec['class']!r} is not one of pyrobnn.guides; build it and pass it as guide=.")
     if not hasattr(model, "sample_latents"):
         raise TypeError(
             f"guide: the latent sites of {type(model).__name__} are not known without data; build the guide "
@@ -328,15 +319,11 @@ def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _fill(argument: str, module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     saved = _under(f"{argument}.", tensors)
-    differences = _differences(
-        "tensor", {n: _kind(t) for n, t in saved.items()}, {n: _kind(t) for n, t in _state(module).items()}
-    )
-    _refuse(
-        argument, "its state is not the one that was saved", differences, "Build it as it was built then."
-    )
-    module.load_state_dict(
-        saved, strict=False
-    )  # not strict: tied names and placeholders are left out on purpose
+    tables = ({n: _shape_and_dtype(t) for n, t in state.items()} for state in (saved, _state(module)))
+    verdict = "its state is not the one that was saved"
+    _refuse(argument, verdict, _differences("tensor", *tables), "Build it as it was built then.")
+    # Not strict: tied names and placeholders were left out on purpose, and all else has just been checked.
+    module.load_state_dict(saved, strict=False)
 
 
 def _check_num_data(spec: dict[str, Any], model: nn.Module) -> None:
@@ -349,12 +336,7 @@ def _check_guide(spec: dict[str, Any], guide: Guide) -> None:
     if (given := _class_name(guide, guides)) != spec["class"]:
         raise ValueError(f"guide: it is a {given}, but the checkpoint holds a {spec['class']}.")
     differences = _differences("site", spec["sites"], _site_table(guide))
-    _refuse(
-        "guide",
-        "its sites are not those that were saved",
-        differences,
-        "Build the model as it was built then.",
-    )
+    _refuse("guide", "its sites are not those saved", differences, "Build the model as it was built then.")
 
 
 def _differences(kind: str, saved: _Table, given: _Table) -> list[str]:
@@ -370,10 +352,8 @@ def _differences(kind: str, saved: _Table, given: _Table) -> list[str]:
 
 def _refuse(argument: str, verdict: str, differences: list[str], remedy: str) -> None:
     if differences:
-        shown = "; ".join(differences[:5]) + (
-            f"; and {len(differences) - 5} more" if len(differences) > 5 else ""
-        )
-        raise ValueError(f"{argument}: {verdict}: {shown}. {remedy}")
+        more = f"; and {len(differences) - 5} more" if len(differences) > 5 else ""
+        raise ValueError(f"{argument}: {verdict}: {'; '.join(differences[:5])}{more}. {remedy}")
 
 
 # -------------------------------------------------------------------------------------------- training states
@@ -407,9 +387,7 @@ def load_state(path: _Path) -> Any:
     try:
         return _decode(document["state"], tensors)
     except KeyError as error:
-        raise ValueError(
-            f"path: {_TRAINING_STATE.document} in {path} is damaged: it lacks {error}."
-        ) from error
+        raise ValueError(f"path: {_TRAINING_STATE.document} in {path} is damaged: it lacks {error}.") from error
 
 
 def _encode(value: Any, where: str, tensors: dict[str, Tensor]) -> Any:
@@ -434,8 +412,7 @@ def _encode(value: Any, where: str, tensors: dict[str, Tensor]) -> Any:
             return dict(pairs)
         return {"$dict": pairs}
     raise TypeError(
-        f"{where}: expected a dict, list, tuple, tensor, number, string, bool or None, got "
-        f"{type(value).__name__}."
+        f"{where}: expected a dict, list, tuple, tensor, number, string, bool or None, got {type(value).__name__}."
     )
 
 
@@ -476,7 +453,7 @@ def _write(directory: Path, kind: _Kind, content: dict[str, Any], tensors: Mappi
     storable = _storable(tensors)
     is_new = not directory.exists()
     token = secrets.token_hex(4)
-    data, draft = directory / f"{kind.stem}-{token}.safetensors", directory / f"{kind.document}.{token}"
+    data, draft = directory / f"{kind.stem}-{token}.safetensors", directory / f".{kind.document}.{token}"
     try:
         directory.mkdir(parents=True, exist_ok=True)
         safetensors.torch.save_file(storable, data)
@@ -491,12 +468,10 @@ def _write(directory: Path, kind: _Kind, content: dict[str, Any], tensors: Mappi
         draft.write_text(_readable(document) + "\n", encoding="utf-8")
         _flush(draft)
         os.replace(draft, directory / kind.document)
-        if os.name == "posix":  # elsewhere a directory cannot be opened
+        with contextlib.suppress(OSError):  # not every system can
             _flush(directory)
     except (OSError, SafetensorError) as error:
-        raise OSError(
-            f"path: could not write to {directory} ({error}); what was there is untouched."
-        ) from error
+        raise OSError(f"path: could not write to {directory} ({error}); what was there is untouched.") from error
     finally:
         _remove_leftovers(directory, kind)
         if is_new:
@@ -513,7 +488,7 @@ def _storable(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
             raise TypeError(
                 f"{name}: cannot save a tensor of layout {tensor.layout}, {tensor.dtype}, on {tensor.device}."
             )
-        plain = tensor.detach().cpu().contiguous()
+        plain = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
         pointer = plain.untyped_storage().data_ptr()
         storable[name] = plain.clone() if pointer in pointers else plain
         pointers.add(pointer)
@@ -523,17 +498,15 @@ def _storable(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _readable(value: Any, margin: str = "\n") -> str:
     """JSON, indented, with the innermost dicts and all lists on one line: tables stay tables."""
     if not (isinstance(value, dict) and any(isinstance(item, dict) for item in value.values())):
-        return json.dumps(value, allow_nan=False, ensure_ascii=False)
+        return json.dumps(value, allow_nan=False)
     deeper = margin + "  "
-    items = (
-        f"{json.dumps(key, ensure_ascii=False)}: {_readable(item, deeper)}" for key, item in value.items()
-    )
+    items = (f"{json.dumps(key)}: {_readable(item, deeper)}" for key, item in value.items())
     return "{" + deeper + f",{deeper}".join(items) + margin + "}"
 
 
 def _flush(path: Path) -> None:
     """Makes sure that the file's (or the directory's) contents are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:
         os.fsync(descriptor)
     finally:
@@ -553,10 +526,12 @@ def _remove_leftovers(directory: Path, kind: _Kind) -> None:
             kept = json.loads((directory / kind.document).read_text(encoding="utf-8"))["tensors"]["file"]
         except (ValueError, KeyError, TypeError):
             return  # a damaged document: better to touch nothing
-    for leftover in [*directory.glob(f"{kind.stem}-*.safetensors"), *directory.glob(f"{kind.document}.*")]:
-        if leftover.name != kept:
-            with contextlib.suppress(OSError):
-                leftover.unlink()
+    token = "[0-9a-f]" * 8
+    for pattern in (f"{kind.stem}-{token}.safetensors", f".{kind.document}.{token}"):
+        for leftover in directory.glob(pattern):
+            if leftover.name != kept:
+                with contextlib.suppress(OSError):
+                    leftover.unlink()
 
 
 def _read(directory: Path, kind: _Kind) -> tuple[dict[str, Any], dict[str, Tensor]]:

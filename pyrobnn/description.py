@@ -121,9 +121,7 @@ def describe(model: nn.Module, guide: Guide | None = None) -> Description:
     for row in rows:
         is_latent = row["site"] is not None
         if guide is not None and is_latent and row["site"] not in factors:
-            raise ValueError(
-                f"guide: it lacks the model's site {row['site']!r}; pass the guide built from this model."
-            )
+            raise ValueError(f"guide: it lacks the model's site {row['site']!r}; pass the guide built from this model.")
         row["posterior"], row["kl"] = factors.get(row["site"], (None, None))
     return Description(rows, [*_totals(rows), *_trained_elsewhere(model), *_buffer_notes(model)])
 
@@ -154,9 +152,7 @@ def _is_identity(transform: object) -> bool:
 # ------------------------------------------------------------------------------------------------------- rows
 
 
-def _row(
-    parameter: str | None, site: str | None, shape: torch.Size, prior: str | None, status: str
-) -> dict[str, Any]:
+def _row(parameter: str | None, site: str | None, shape: torch.Size, prior: str | None, status: str) -> dict[str, Any]:
     return {
         "parameter": parameter,
         "site": site,

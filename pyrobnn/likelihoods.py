@@ -18,6 +18,7 @@ from pyro.nn import pyro_method
 from torch import Tensor, nn
 
 from pyrobnn.priors import FixedPrior
+from pyrobnn.priors.base import is_positive
 from pyrobnn.stochastic import StochasticModule
 
 __all__ = ["Bernoulli", "Categorical", "HeteroscedasticNormal", "Likelihood", "Normal", "Poisson"]
@@ -85,7 +86,9 @@ class Likelihood(StochasticModule):
 
 
 def _refuse(likelihood: Likelihood, y: Tensor, expected: str) -> None:
-    kind = ValueError if y.is_floating_point() == ("floating" in expected) else TypeError
+    is_integer = not (y.is_floating_point() or y.is_complex() or y.dtype == torch.bool)
+    right_kind = y.is_floating_point() if "floating" in expected else is_integer
+    kind = ValueError if right_kind else TypeError
     detail = f"dtype {y.dtype}"
     if y.numel() and not y.is_complex():
         detail += f" with values from {y.min().item():.4g} to {y.max().item():.4g}"
@@ -108,6 +111,7 @@ class Categorical(Likelihood):
 
     def forward(self, outputs: Tensor) -> dist.Distribution:
         """Categorical with logits ``outputs``."""
+        self.target_shape(outputs)  # refuses outputs without a class dimension
         return dist.Categorical(logits=self._classes_last(outputs)).to_event(outputs.dim() - 2)
 
     def probabilities(self, outputs: Tensor) -> Tensor:
@@ -177,7 +181,7 @@ class Normal(Likelihood):
         if isinstance(scale, dist.Distribution):
             if learn_scale:
                 raise ValueError("scale: give a number to learn it as a parameter, or a prior to infer it, not both.")
-            if getattr(scale.support, "lower_bound", None) != 0.0 and scale.support is not dist.constraints.positive:
+            if not is_positive(scale):
                 raise ValueError(
                     f"scale: its prior must live on the positive reals (LogNormal, HalfNormal, Gamma …), got "
                     f"{type(scale).__name__}."

@@ -122,8 +122,7 @@ class Report:
         body = [[_scalar(row.get(column)) for column in columns] for row in rows]
         kinds = [' class="number"' if _are_numbers(values) else "" for values in zip(*body, strict=True)]
         head = "".join(
-            f'<th scope="col"{kind}>{escape(str(column))}</th>'
-            for column, kind in zip(columns, kinds, strict=True)
+            f'<th scope="col"{kind}>{escape(str(column))}</th>' for column, kind in zip(columns, kinds, strict=True)
         )
         lines = [
             "".join(
@@ -154,9 +153,7 @@ class Report:
             ValueError: If `alt` is blank.
         """
         if not isinstance(fig, Figure):
-            raise TypeError(
-                f"fig: expected a matplotlib Figure, got {type(fig).__name__}. Of axes pass ax.figure."
-            )
+            raise TypeError(f"fig: expected a matplotlib Figure, got {type(fig).__name__}. Of axes pass ax.figure.")
         _require_text(alt, "alt")
         buffer = io.BytesIO()
         # No version stamp: the same figure gives the same bytes.

@@ -1,9 +1,9 @@
 r"""BatchNorm statistics under the posterior.
 
-Running statistics collected in training belong to the draws of that time, and an average over draws is not the
-statistics of any of them. :func:`recalibrate_batch_norm` estimates them afresh, as the plain average over batches
-and posterior draws, each batch under a new draw (as SWA re-estimates them for its averaged weights, Izmailov et
-al. 2018).
+Running statistics collected in training belong to the draws of that time, and an average over draws is not
+the statistics of any of them. :func:`recalibrate_batch_norm` estimates them afresh, as the plain average over
+batches and posterior draws, each batch under a new draw (as SWA re-estimates them for its averaged weights,
+Izmailov et al. 2018).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from pyrobnn.guides.base import Guide
-from pyrobnn.prediction.runners import model_outputs
+from pyrobnn.prediction.runners import model_outputs, to_device
 from pyrobnn.substitution import Substitution
 
 __all__ = ["recalibrate_batch_norm"]
@@ -35,30 +35,47 @@ def recalibrate_batch_norm(model: nn.Module, guide: Guide, loader: Iterable[Any]
 
     Raises:
         ValueError: If the model has no BatchNorm layer with running statistics, or the loader is empty.
+            Whatever goes wrong, the statistics are then as they were before.
     """
-    layers = [m for m in model.modules() if isinstance(m, _BATCH_NORMS) and m.track_running_stats]
+    layers: list[Any] = [m for m in model.modules() if isinstance(m, _BATCH_NORMS) and m.track_running_stats]
     if not layers:
         raise ValueError("model: it has no BatchNorm layer with running statistics, so nothing can be recalibrated.")
+    if isinstance(num_draws, bool) or not isinstance(num_draws, int) or num_draws < 1:
+        raise ValueError(f"num_draws: expected a positive int, got {num_draws!r}.")
+    before = [{name: buffer.clone() for name, buffer in layer.named_buffers()} for layer in layers]
+    try:
+        _average(model, layers, guide, loader, num_draws)
+    except BaseException:
+        for layer, buffers in zip(layers, before, strict=True):
+            layer.load_state_dict(buffers, strict=False)
+        raise
+    for layer, buffers in zip(layers, before, strict=True):
+        count = layer.num_batches_tracked
+        count.copy_(torch.maximum(count, buffers["num_batches_tracked"]))
+
+
+def _average(model: nn.Module, layers: list[Any], guide: Guide, loader: Iterable[Any], num_draws: int) -> None:
+    """The plain average over all passes, which is what ``momentum=None`` means."""
+    device = next(model.parameters()).device
     modes = [(module, module.training) for module in model.modules()]
-    momenta = [(layer, layer.momentum) for layer in layers]
-    before = [layer.num_batches_tracked.clone() for layer in layers]
+    momenta = [layer.momentum for layer in layers]
+    passes = 0
     try:
         model.eval()
         for layer in layers:
             layer.reset_running_stats()
-            layer.momentum = None  # a plain average over all passes
+            layer.momentum = None
             layer.train()
         for batch in loader:
-            x = batch[0] if isinstance(batch, tuple | list) else batch
+            x = to_device(batch[0] if isinstance(batch, tuple | list) else batch, device)
             for _ in range(num_draws):
                 with Substitution({name: value[0] for name, value in guide.sample(1).items()}):
                     model_outputs(model, x)
-        if int(layers[0].num_batches_tracked) == 0:
-            raise ValueError("loader: it yielded no batch, so the statistics would stay empty.")
+            passes += num_draws
+        if passes == 0:
+            raise ValueError("loader: it yielded no batch to take statistics of.")
     finally:
-        for layer, momentum in momenta:
+        for layer, momentum in zip(layers, momenta, strict=True):
             layer.momentum = momentum
-        for layer, count in zip(layers, before, strict=True):
-            layer.num_batches_tracked.copy_(torch.maximum(layer.num_batches_tracked, count))
         for module, training in modes:
             module.training = training

@@ -45,12 +45,7 @@ class StochasticModule(PyroModule):
         self.site_priors: dict[str, Prior] = {}
         self._plain: dict[str, nn.Module] = {}
         self._initial: dict[str, Tensor] = {}
-        self._announced: list[tuple[str, nn.Parameter]] | None = None
-
-    def requires_grad_(self, requires_grad: bool = True) -> StochasticModule:
-        """As for any module; the sites' placeholders inside a network are not trained either way."""
-        self._announced = None
-        return super().requires_grad_(requires_grad)
+        self._slots: list[tuple[str, nn.Module, str]] | None = None
 
     def add_plain(self, name: str, module: nn.Module) -> None:
         """Registers a submodule that Pyro's handlers do not see.
@@ -66,8 +61,8 @@ class StochasticModule(PyroModule):
         self.site_priors[name] = prior
         self.add_plain(f"prior:{name.replace('.', '/')}", prior)
         for suffix in prior.auxiliary:
-            setattr(self, f"{name}.{suffix}", PyroSample(_ReadPrior(name, suffix)))
-        setattr(self, name, PyroSample(_ReadPrior(name)))
+            setattr(self, f"{name}.{suffix}", PyroSample(_ReadPrior(name, suffix)))  # type: ignore[arg-type]
+        setattr(self, name, PyroSample(_ReadPrior(name)))  # type: ignore[arg-type]
         if initial is not None:
             for suffix, value in prior.initial(initial.detach()).items():
                 self._initial[f"{name}.{suffix}" if suffix else name] = value
@@ -85,16 +80,21 @@ class StochasticModule(PyroModule):
         """Tells active Pyro handlers of this module's trainable parameters, as raw ``SVI`` expects."""
         if not is_observed_from_outside():
             return
-        if self._announced is None:  # walking the module tree costs more than a small network's step
-            self._announced = [(n, p) for n, p in self.named_parameters() if p.requires_grad]
-        for name, parameter in self._announced:
-            if parameter.requires_grad:
+        if self._slots is None:  # walking the module tree costs more than a small network's step
+            owners = {
+                f"{prefix}.{local}" if prefix else local: (module, local)
+                for prefix, module in self.named_modules()
+                for local, _ in module.named_parameters(recurse=False)
+            }
+            self._slots = [(name, *owners[name]) for name, _ in self.named_parameters()]
+        for name, owner, local in self._slots:
+            parameter = owner._parameters[local]  # read anew: it may have been frozen or replaced
+            if parameter is not None and parameter.requires_grad:
                 announce_parameter(full_name(self, name), parameter)
 
     def _apply(self, fn, recurse=True):  # type: ignore[no-untyped-def]
         # Starting values are neither parameters nor buffers (they need not be saved), but follow the device.
         super()._apply(fn, recurse)
-        self._announced = None
         with torch.no_grad():
             self._initial = {name: fn(value) for name, value in self._initial.items()}
         return self

@@ -69,6 +69,8 @@ class SupervisedModel(PyroModule):
             ValueError: If ``y`` has the wrong shape or more rows than ``num_data``.
         """
         outputs = run_network(self.net, x)
+        if not len(outputs):
+            raise ValueError("x: the batch is empty; pass at least one row.")
         observation = self.likelihood(outputs)
         if y is None:
             size = subsample = None

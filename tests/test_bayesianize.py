@@ -132,9 +132,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], Callable[[], tuple[Tensor, ..
     ),
     "transformer encoder": (encoder, lambda: (torch.randn(2, 5, 8),)),
     "batch norm": (
-        lambda: nn.Sequential(
-            nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.Flatten(), nn.Linear(12, 2)
-        ),
+        lambda: nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.Flatten(), nn.Linear(12, 2)),
         lambda: (torch.randn(4, 2, 4, 4),),
     ),
     "batch norm 1d": (
@@ -168,8 +166,7 @@ class Case:
         self.inputs = tuple(x.double() if x.is_floating_point() else x for x in inputs())
         self.model = bayesianize(self.net, EVERYTHING if prior is None else prior)
         self.values = {
-            site: self.net.get_parameter(site).detach()
-            + 0.1 * torch.randn(self.net.get_parameter(site).shape).double()
+            site: self.net.get_parameter(site).detach() + 0.1 * torch.randn(self.net.get_parameter(site).shape).double()
             for site in self.model.site_priors
         }
 
@@ -204,9 +201,7 @@ def test_forward_equals_the_plain_network_holding_the_drawn_weights(name: str) -
         assert sorted(drawn) == sorted(case.values), "each site is drawn once"
         with torch.no_grad(), Substitution(case.values):
             torch.testing.assert_close(case.run(case.model), case.run(plain), msg="without gradients")
-    for (buffer, value), (_, expected) in zip(
-        case.model.network.named_buffers(), plain.named_buffers(), strict=True
-    ):
+    for (buffer, value), (_, expected) in zip(case.model.network.named_buffers(), plain.named_buffers(), strict=True):
         torch.testing.assert_close(value, expected, msg=f"running statistic {buffer}")
 
 
@@ -225,9 +220,7 @@ def test_gradients_of_the_drawn_weights_are_those_of_the_plain_network(name: str
     (case.run(plain) * direction).sum().backward()
     for site, value in case.values.items():
         expected = plain.get_parameter(site).grad
-        torch.testing.assert_close(
-            value.grad, expected, rtol=1e-7, atol=1e-10, msg=lambda m, s=site: f"{s}: {m}"
-        )
+        torch.testing.assert_close(value.grad, expected, rtol=1e-7, atol=1e-10, msg=lambda m, s=site: f"{s}: {m}")
     assert all(parameter.grad is None for parameter in case.model.parameters())
 
 
@@ -290,9 +283,7 @@ def test_copies_and_pickles_draw_and_compute_the_same(name: str) -> None:
     for twin in twins:
         with Substitution(case.values):
             assert torch.equal(case.run(twin), expected)
-        assert all(
-            not buffer.is_floating_point() or buffer.dtype == torch.float64 for buffer in twin.buffers()
-        )
+        assert all(not buffer.is_floating_point() or buffer.dtype == torch.float64 for buffer in twin.buffers())
         mine = {tensor.data_ptr() for tensor in case.model.state_dict().values()}
         assert mine.isdisjoint(tensor.data_ptr() for tensor in twin.state_dict().values())
 
@@ -301,9 +292,7 @@ def test_copies_and_pickles_draw_and_compute_the_same(name: str) -> None:
 def test_vit_b_16_and_its_86_million_weights() -> None:
     net = torchvision.models.vit_b_16(image_size=32, num_classes=3).eval()
     model = bayesianize(net, lecun()).eval()
-    values = {
-        name: parameter.detach() for name, parameter in net.named_parameters() if name in model.site_priors
-    }
+    values = {name: parameter.detach() for name, parameter in net.named_parameters() if name in model.site_priors}
     norm = {name for name, _ in net.named_parameters() if ".ln" in name}
     assert set(values) == {name for name, _ in net.named_parameters()} - norm
     images = torch.randn(2, 3, 32, 32)
@@ -362,9 +351,7 @@ def test_condition_and_replay_of_pyro_work() -> None:
 
 
 @settings(max_examples=20)
-@given(
-    widths=st.lists(st.integers(1, 6), min_size=2, max_size=5), batch=st.integers(0, 4), bias=st.booleans()
-)
+@given(widths=st.lists(st.integers(1, 6), min_size=2, max_size=5), batch=st.integers(0, 4), bias=st.booleans())
 def test_any_mlp_equals_itself(widths: list[int], batch: int, bias: bool) -> None:
     net = nn.Sequential(*(nn.Linear(a, b, bias=bias) for a, b in pairwise(widths)))
     x = torch.randn(batch, widths[0])
@@ -466,9 +453,7 @@ def test_a_model_runs_on_a_gpu(prior: Any) -> None:
     assert model(torch.randn(4, 3, device="cuda")).device.type == "cuda"
 
 
-@pytest.mark.parametrize(
-    "prior", [NORMAL, horseshoe(0.3), latent_scale(), learned_scale(0.7), scale_mixture()]
-)
+@pytest.mark.parametrize("prior", [NORMAL, horseshoe(0.3), latent_scale(), learned_scale(0.7), scale_mixture()])
 def test_the_state_dict_carries_network_priors_and_buffers(prior: Any) -> None:
     def make() -> BayesianModule:
         return bayesianize(nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2)), prior)

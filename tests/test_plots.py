@@ -253,9 +253,7 @@ def test_image_grid_shows_every_image_as_it_is(shape: tuple[int, ...]) -> None:
 
 
 def test_image_grid_scales_bytes_by_255_and_other_ranges_together() -> None:
-    assert shown(plots.image_grid(torch.full((1, 2, 2), 51, dtype=torch.uint8)))[0].max() == pytest.approx(
-        0.2
-    )
+    assert shown(plots.image_grid(torch.full((1, 2, 2), 51, dtype=torch.uint8)))[0].max() == pytest.approx(0.2)
     first, second = shown(plots.image_grid(torch.tensor([[[-2.0, 0.0]], [[0.0, 2.0]]])))
     assert first.tolist() == [[0, 0.5]]
     assert second.tolist() == [[0.5, 1]]

@@ -105,6 +105,7 @@ def test_a_trace_holds_what_a_local_parameter_of_pyro_shows() -> None:
     assert set(ours) == set(theirs)
     for field in ("type", "name", "scale", "mask", "is_observed", "infer"):
         assert ours[field] == theirs[field], field
+    assert ours["args"][0] == theirs["args"][0] == "loc"
     assert len(ours["args"]) == len(theirs["args"])
     assert set(ours["kwargs"]) == set(theirs["kwargs"])
 

@@ -73,9 +73,7 @@ def parse(report: Report, folder: Path) -> Page:
 def full_report() -> Report:
     report = Report("Digits", "20 draws")
     report.section("Calibration", "First.\n\nSecond & last.")
-    report.table(
-        [{"method": "MAP", "ECE": 0.0412}, {"method": "VI", "ECE": 0.01}], "Test set", {"ECE": ".3f"}
-    )
+    report.table([{"method": "MAP", "ECE": 0.0412}, {"method": "VI", "ECE": 0.01}], "Test set", {"ECE": ".3f"})
     report.section("Shift")
     report.figure(line_figure(), "Score by angle", alt="It rises.")
     report.preformatted("a  b\nc")

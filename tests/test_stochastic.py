@@ -57,9 +57,7 @@ SITES = [
 
 
 def latent_names(trace: poutine.Trace) -> list[str]:
-    return [
-        name for name, node in trace.nodes.items() if node["type"] == "sample" and not node["is_observed"]
-    ]
+    return [name for name, node in trace.nodes.items() if node["type"] == "sample" and not node["is_observed"]]
 
 
 def test_a_parameter_determined_by_its_sites_is_recorded_as_deterministic() -> None:
@@ -126,9 +124,7 @@ def test_the_prior_of_a_site_is_the_same_object_at_every_run() -> None:
 
 def test_changing_dtype_or_loading_changes_what_is_drawn() -> None:
     owner, other = Owner(), Owner()
-    other.get_submodule("prior:fixed").load_state_dict(
-        {"loc": torch.tensor(50.0), "scale": torch.tensor(1e-3)}
-    )
+    other.get_submodule("prior:fixed").load_state_dict({"loc": torch.tensor(50.0), "scale": torch.tensor(1e-3)})
     owner.load_state_dict(other.state_dict())
     assert abs(owner()["fixed"].mean() - 50) < 0.1
 
@@ -143,8 +139,7 @@ def test_deepcopy_and_pickle_are_independent_twins() -> None:
         mine = {tensor.data_ptr() for tensor in owner.state_dict().values()}
         assert mine.isdisjoint(tensor.data_ptr() for tensor in twin.state_dict().values())
         assert all(
-            torch.equal(a, b)
-            for a, b in zip(owner.state_dict().values(), twin.state_dict().values(), strict=True)
+            torch.equal(a, b) for a, b in zip(owner.state_dict().values(), twin.state_dict().values(), strict=True)
         )
 
 

@@ -97,9 +97,7 @@ def test_the_observation_lies_in_one_plate_of_the_size_of_the_data(batch: int) -
     (frame,) = node["cond_indep_stack"]
     assert (frame.name, frame.dim, frame.size) == ("data", -1, batch)
     assert node["scale"] == pytest.approx(20 / batch)
-    assert all(trace.nodes[name]["cond_indep_stack"] == () for name in latent_names(trace)), (
-        "weights lie outside"
-    )
+    assert all(trace.nodes[name]["cond_indep_stack"] == () for name in latent_names(trace)), "weights lie outside"
     assert all(trace.nodes[name]["scale"] == 1.0 for name in latent_names(trace))
 
 
@@ -233,9 +231,7 @@ def test_two_models_trained_by_raw_svi_share_nothing() -> None:
 
 @pytest.mark.parametrize("num_data", [0, -3, 2.5, "10", None, True])
 def test_a_number_of_data_that_is_none_is_refused(num_data: Any) -> None:
-    with pytest.raises(
-        ValueError, match="num_data: expected the number of training data, a positive int, got"
-    ):
+    with pytest.raises(ValueError, match="num_data: expected the number of training data, a positive int, got"):
         SupervisedModel(nn.Linear(3, 2), Categorical(), PRIOR, num_data=num_data)
 
 

@@ -69,9 +69,7 @@ class ReliabilityCurve:
         return torch.where(self.count > 0, (self.accuracy - self.confidence).abs(), 0.0)
 
 
-def reliability_curve(
-    probs: Tensor, y: Tensor, num_bins: int = 15, adaptive: bool = False
-) -> ReliabilityCurve:
+def reliability_curve(probs: Tensor, y: Tensor, num_bins: int = 15, adaptive: bool = False) -> ReliabilityCurve:
     """Reliability curve of the top-class confidence.
 
     Args:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pyrobnn.supervised import SupervisedModel
 
-__all__ = ["Batch", "batches", "move"]
+__all__ = ["Batch", "batches", "concatenate", "move"]
 
 
 class Batch(NamedTuple):
@@ -37,9 +37,7 @@ def batches(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any], batch_siz
     given = inspect.signature(model.forward).bind(*args, **kwargs).arguments
     lengths = {len(tensor) for value in given.values() for tensor in _tensors(value)}
     if len(lengths) != 1 or 0 in lengths:
-        raise ValueError(
-            f"x, y: expected tensors with the same positive number of rows, got {sorted(lengths)} rows."
-        )
+        raise ValueError(f"x, y: expected tensors with the same positive number of rows, got {sorted(lengths)} rows.")
     total, step = lengths.pop(), min(batch_size, model.num_data)
     rows = [slice(start, min(start + step, total)) for start in range(0, total, step)]
     return [Batch(r, (), {name: _take(value, r) for name, value in given.items()}) for r in rows]
@@ -68,3 +66,13 @@ def move(value: Any, device: torch.device | None) -> Any:
     if isinstance(value, dict):
         return {key: move(part, device) for key, part in value.items()}
     return type(value)(move(part, device) for part in value) if isinstance(value, list | tuple) else value
+
+
+def concatenate(parts: list[Any]) -> Any:
+    """Joins the rows of several batches of one argument (tensors, or lists and dicts of them)."""
+    first = parts[0]
+    if isinstance(first, dict):
+        return {key: concatenate([part[key] for part in parts]) for key in first}
+    if isinstance(first, list | tuple):
+        return type(first)(concatenate(list(column)) for column in zip(*parts, strict=True))
+    return torch.cat(parts)

@@ -99,9 +99,7 @@ def read_chains(
         raise ValueError(f"num_samples: expected a positive int or None, got {num_samples!r}.")
     if isinstance(posterior, MCMC):
         return _read_mcmc(posterior, num_samples)
-    several: list[Any] = (
-        list(posterior) if isinstance(posterior, list | tuple | nn.ModuleList) else [posterior]
-    )
+    several: list[Any] = list(posterior) if isinstance(posterior, list | tuple | nn.ModuleList) else [posterior]
     if not several:
         raise ValueError("posterior: expected at least one guide, got an empty list.")
     for guide in several:
@@ -133,12 +131,9 @@ def _caller(guide: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[st
 
 
 def _read_mcmc(mcmc: MCMC, num_samples: int | None) -> Chains:
-    try:
-        samples = mcmc.get_samples(group_by_chain=True)
-    except (AttributeError, TypeError) as error:
-        raise ValueError("posterior: this MCMC has no draws yet; call its run() first.") from error
+    samples = mcmc.get_samples(group_by_chain=True)
     if not samples:
-        raise ValueError("posterior: this MCMC has no draws; call its run() first.")
+        raise ValueError("posterior: this MCMC has no draws yet; call its run() first.")
     num_chains, available = next(iter(samples.values())).shape[:2]
     if num_samples is not None and num_samples > available:
         raise ValueError(f"num_samples: the MCMC run has {available} draws per chain, got {num_samples}.")

@@ -11,7 +11,7 @@ import pyro.util
 import torch
 from torch import Tensor
 
-from pyrobnn.diagnostics._batches import Batch, move
+from pyrobnn.diagnostics._batches import Batch, batches, concatenate, move
 from pyrobnn.diagnostics._draws import Chains, data_sites, log_prob_by_datum
 from pyrobnn.guides.base import Guide
 from pyrobnn.substitution import Substitution
@@ -20,12 +20,21 @@ from pyrobnn.supervised import SupervisedModel
 __all__ = ["Evaluation", "Rows", "evaluate", "same_random_state"]
 
 
-class Rows:
-    """The first rows of a loader, kept so that every draw sees the same."""
+BATCH_SIZE = 1024
 
-    def __init__(self, guide: Guide, loader: Iterable[Any], max_rows: int, name: str) -> None:
+
+class Rows:
+    """The first rows of a loader, kept so that every draw sees the same.
+
+    Attributes:
+        batches: The rows as arguments of the model; in larger batches than the loader's if they may.
+        targets: The last argument of all rows.
+        complete: Whether these are all the rows that the loader has.
+    """
+
+    def __init__(self, model: Any, guide: Guide, loader: Iterable[Any], max_rows: int, name: str) -> None:
         device = next((p.device for p in guide.parameters()), None)
-        self.batches: list[Batch] = []
+        read: list[Batch] = []
         self.num_rows, self.complete = 0, True
         for batch in loader:
             if not isinstance(batch, tuple | list) or len(batch) < 2:
@@ -33,12 +42,14 @@ class Rows:
             if self.num_rows >= max_rows:
                 self.complete = False
                 break
-            size = len(batch[-1])
-            rows = slice(self.num_rows, self.num_rows + size)
-            self.batches.append(Batch(rows, tuple(move(part, device) for part in batch), {}))
-            self.num_rows += size
+            rows = slice(self.num_rows, self.num_rows + len(batch[-1]))
+            read.append(Batch(rows, tuple(move(part, device) for part in batch), {}))
+            self.num_rows = rows.stop
         if not self.num_rows:
             raise ValueError(f"{name}: it yielded no data; the data set is empty or drop_last left nothing.")
+        columns = [concatenate(list(column)) for column in zip(*(batch.args for batch in read), strict=True)]
+        self.targets: Tensor = columns[-1]
+        self.batches = batches(model, tuple(columns), {}, BATCH_SIZE) if isinstance(model, SupervisedModel) else read
 
 
 @dataclass
@@ -71,7 +82,8 @@ def evaluate(model: Any, guide: Guide, data: Rows, num_samples: int) -> Evaluati
     probs, below, ties = list(by_datum), list(by_datum), list(by_datum)
     likelihood = model.likelihood if isinstance(model, SupervisedModel) else None
     for _, draw, values in Chains([lambda start, stop: guide.sample(stop - start)], num_samples):
-        for index, (_, args, kwargs) in enumerate(data.batches):
+        for index, (rows, args, kwargs) in enumerate(data.batches):
+            targets = data.targets[rows]
             with Substitution(values) as run:
                 outputs = model(*args, **kwargs)
                 if likelihood is not None and likelihood.is_discrete:
@@ -79,17 +91,15 @@ def evaluate(model: Any, guide: Guide, data: Rows, num_samples: int) -> Evaluati
             for message in data_sites(run.observed):
                 score = log_prob_by_datum(message).double()
                 log_likelihood[draw] += score.sum().item()
-                by_datum[index] = by_datum[index] + score.reshape(len(args[-1]), -1).sum(-1) / num_samples
+                by_datum[index] = by_datum[index] + score.reshape(len(targets), -1).sum(-1) / num_samples
                 if likelihood is not None and not likelihood.is_discrete:
                     predicted = message["fn"].sample()
-                    below[index] = below[index] + (predicted < args[-1])
-                    ties[index] = ties[index] + (predicted == args[-1])
+                    below[index] = below[index] + (predicted < targets)
+                    ties[index] = ties[index] + (predicted == targets)
             if index == 0:
                 for message in run.latent:
                     site = guide.sites[message["name"]]
-                    divergence[draw] += (
-                        guide.divergence(site, message["value"], message["fn"])[0].double().sum().item()
-                    )
+                    divergence[draw] += guide.divergence(site, message["value"], message["fn"])[0].double().sum().item()
     rank = None
     if torch.is_tensor(below[0]):
         count = torch.cat(below) + torch.cat([t * torch.rand_like(t, dtype=torch.float64) for t in ties])
@@ -100,7 +110,7 @@ def evaluate(model: Any, guide: Guide, data: Rows, num_samples: int) -> Evaluati
         divergence=divergence,
         probs=torch.cat(probs) if torch.is_tensor(probs[0]) else None,
         rank=rank,
-        targets=torch.cat([batch.args[-1] for batch in data.batches]),
+        targets=data.targets,
     )
 
 

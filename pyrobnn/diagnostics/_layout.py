@@ -67,9 +67,7 @@ class Layout:
         layer = self._layers.get(name, ())
         if len(layer) == len(shape):
             dims = list(layer)
-        dims = [
-            f"{dim}_index" if dim in self._taken else dim for dim in dims
-        ]  # a variable may not share its name
+        dims = [f"{dim}_index" if dim in self._taken else dim for dim in dims]  # a variable may not share its name
         return Variable(tuple(dims), tuple(shape), to_numpy(array[:0] if array.dim() else array).dtype)
 
 

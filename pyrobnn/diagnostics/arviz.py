@@ -74,8 +74,9 @@ def to_arviz(
             are predictive groups, but neither a log likelihood nor observed data.
         num_samples: Draws per chain. None takes 500 of a guide and all of an MCMC run; a run with more is
             thinned.
-        sites: Names or patterns (``"net.4.*"``) of the latent sites to store; None stores all of them, ``[]``
-            none. The other groups always come from complete draws.
+        sites: Names or patterns (``"net.4.*"``) of the latent sites to store; None stores all of them. ``[]``
+            leaves out the groups of weights; ``az.loo`` then wants ``reff=1.0``. The other groups always come
+            from complete draws.
         groups: Which of :data:`GROUPS` to make; None makes all that the arguments allow.
         batch_size: Rows of data that a :class:`~pyrobnn.SupervisedModel` sees at a time. Other models see all
             of their data in one run, because only they know what their rows are.
@@ -98,6 +99,7 @@ def to_arviz(
         layout = Layout(model, chains.first(), pieces)
         wanted = _choose_groups(groups, layout)
         variables = {group: layout.variables(group, sites) for group in wanted}
+        wanted = [group for group in wanted if variables[group]]
         leads = {group: () if group == "observed_data" else chains.shape for group in wanted}
         leads.update({group: (1, chains.num_draws) for group in wanted if group.startswith("prior")})
         _check_size(variables, leads, max_bytes)
@@ -171,9 +173,7 @@ def _megabytes(size: float) -> str:
 
 def _allocate(variables: Mapping[str, Variable], lead: tuple[int, ...], attrs: dict[str, Any]) -> xr.Dataset:
     lead_dims = ("chain", "draw")[: len(lead)]
-    data = {
-        name: ((*lead_dims, *v.dims), np.empty((*lead, *v.shape), v.dtype)) for name, v in variables.items()
-    }
+    data = {name: ((*lead_dims, *v.dims), np.empty((*lead, *v.shape), v.dtype)) for name, v in variables.items()}
     sizes = dict(zip(lead_dims, lead, strict=True))
     for variable in variables.values():
         sizes.update(zip(variable.dims, variable.shape, strict=True))
@@ -201,9 +201,7 @@ def _fill(
                 model(*args, **kwargs)
             if log_likelihood is not None:
                 for message in data_sites(run.observed):
-                    log_likelihood[message["name"]].values[chain, draw, rows] = to_numpy(
-                        log_prob_by_datum(message)
-                    )
+                    log_likelihood[message["name"]].values[chain, draw, rows] = to_numpy(log_prob_by_datum(message))
             if predictive is not None:
                 for name, value in _predict(model, values, run, args, kwargs).items():
                     predictive[name].values[chain, draw, rows] = to_numpy(value)
@@ -229,8 +227,4 @@ def _predict(
         with Substitution(values) as run:
             poutine.uncondition(model)(*args, **kwargs)
     names = {message["name"] for message in observed}
-    return {
-        m["name"]: m["value"]
-        for m in run.latent
-        if (m["name"] in names if names else m["name"] not in values)
-    }
+    return {m["name"]: m["value"] for m in run.latent if (m["name"] in names if names else m["name"] not in values)}

@@ -130,12 +130,12 @@ def check(
     if num_samples < 25:
         raise ValueError(f"num_samples: the checks need at least 25 draws, got {num_samples}.")
     with same_random_state(loader, held_out), undisturbed(model):
-        data = Rows(guide, loader, max_rows, "loader")
+        data = Rows(model, guide, loader, max_rows, "loader")
         run = evaluate(model, guide, data, num_samples)
         if held_out is None:
             other, source = run, "the training data"
         else:
-            other = evaluate(model, guide, Rows(guide, held_out, max_rows, "held_out"), num_samples)
+            other = evaluate(model, guide, Rows(model, guide, held_out, max_rows, "held_out"), num_samples)
             source = "held-out data"
         weights = weight_statistics(model, guide, *data.batches[0].args)
         results = [
@@ -155,13 +155,9 @@ def _check_noise(model: Any, guide: Guide, run: Evaluation) -> Check:
     name = "ELBO noise floor"
     num_data = getattr(model, "num_data", None)
     if not isinstance(num_data, int):
-        return Check(
-            name, "not applicable", None, "the model does not state num_data, the size of its data set"
-        )
+        return Check(name, "not applicable", None, "the model does not state num_data, the size of its data set")
     if not guide.has_density:
-        return Check(
-            name, "not applicable", None, f"{type(guide).__name__} is a point estimate or has no density"
-        )
+        return Check(name, "not applicable", None, f"{type(guide).__name__} is a point estimate or has no density")
     elbo = run.log_likelihood / len(run.by_datum) - run.divergence / num_data
     noise, spread = elbo.std().item(), run.by_datum.std(correction=0).item()
     batch_noise = spread / NOISE_BATCH**0.5
@@ -180,9 +176,7 @@ def _check_prior(guide: Guide, weights: dict[str, WeightStatistics]) -> Check:
     name = "weights at the prior"
     known = {site: w for site, w in weights.items() if w.at_prior is not None}
     if not known:
-        return Check(
-            name, "not applicable", None, f"{type(guide).__name__} has no density to compare with the prior's"
-        )
+        return Check(name, "not applicable", None, f"{type(guide).__name__} has no density to compare with the prior's")
     total = sum(w.size for w in known.values())
     share = sum(w.size * w.at_prior for w in known.values() if w.at_prior is not None) / total
     worst = max(known, key=lambda site: known[site].at_prior or 0.0)
@@ -213,9 +207,7 @@ def _check_calibration(run: Evaluation, source: str) -> Check:
         targets = run.targets.long()
         error = expected_calibration_error(run.probs, targets).item()
         chance = _error_by_chance(run.probs)
-        found = (
-            f"ECE {error:.3f} on {rows:,} rows of {source}; perfect calibration would give up to {chance:.3f}"
-        )
+        found = f"ECE {error:.3f} on {rows:,} rows of {source}; perfect calibration would give up to {chance:.3f}"
         bad = error > max(chance, CALIBRATION_ERROR)
         return Check(name, "warn" if bad else "pass", error, found)
     if run.rank is None:
@@ -242,9 +234,7 @@ def _check_importance(model: Any, guide: Guide, data: Rows, num_samples: int) ->
     name = "k-hat"
     num_data = getattr(model, "num_data", None)
     if not guide.has_density:
-        return Check(
-            name, "not applicable", None, f"{type(guide).__name__} has no density, so no importance ratios"
-        )
+        return Check(name, "not applicable", None, f"{type(guide).__name__} has no density, so no importance ratios")
     if num_data != data.num_rows or not data.complete:
         more = "raise max_rows" if not data.complete else "pass a loader of all of them, without drop_last"
         reason = f"the ratios need all {num_data} training data, {data.num_rows:,} were read; {more}"
@@ -258,9 +248,7 @@ def _check_importance(model: Any, guide: Guide, data: Rows, num_samples: int) ->
     found = f"k-hat {k_hat:.2f} on {names}, reliable up to {threshold:.2f}"
     if k_hat <= threshold:
         return Check(name, "pass", k_hat, f"{found}: the guide covers their posterior")
-    return Check(
-        name, "warn", k_hat, f"{found}: the guide is narrower than their posterior, or of another shape"
-    )
+    return Check(name, "warn", k_hat, f"{found}: the guide is narrower than their posterior, or of another shape")
 
 
 # --------------------------------------------------------------------------------------------------- printing
@@ -272,7 +260,5 @@ def _number(value: float | None) -> str:
 
 def _table(rows: Sequence[Sequence[str]]) -> list[str]:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    ]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     return list(chain(lines[:1], ["  ".join("-" * width for width in widths)], lines[1:]))

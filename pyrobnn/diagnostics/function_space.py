@@ -127,11 +127,7 @@ def _function(model: Any, batch: Batch, sites: dict[str, Tensor], is_first: bool
         outputs = model(*batch.args, **batch.kwargs)
         if isinstance(model, SupervisedModel):
             likelihood = model.likelihood
-            outputs = (
-                likelihood.probabilities(outputs)
-                if likelihood.is_discrete
-                else likelihood.moments(outputs)[0]
-            )
+            outputs = likelihood.probabilities(outputs) if likelihood.is_discrete else likelihood.moments(outputs)[0]
     if is_first:
         check_sites(model, sites, run)
     if not isinstance(outputs, Tensor):
@@ -144,9 +140,10 @@ def _function(model: Any, batch: Batch, sites: dict[str, Tensor], is_first: bool
 
 def _rhat(values: np.ndarray, constant: np.ndarray) -> np.ndarray:
     """R-hat, with the limits of 0/0 and x/0 where a value is the same in every draw of each chain."""
-    rhat = split_rhat(values)
     agrees = np.ptp(values, axis=(0, 1)) == 0.0
-    return np.where(constant, np.where(agrees, 1.0, np.inf), rhat)
+    rhat = np.where(agrees, 1.0, np.inf)
+    rhat[~constant] = split_rhat(values[:, :, ~constant])
+    return rhat
 
 
 def _tensor(values: np.ndarray) -> Tensor:

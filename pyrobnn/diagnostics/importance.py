@@ -77,9 +77,7 @@ def importance_k_hat(
         pieces = batches(model, args, kwargs, batch_size)
         rows = pieces[-1].rows
         if isinstance(rows, slice) and rows.stop != model.num_data:
-            raise ValueError(
-                f"x, y: k-hat needs all {model.num_data} training data (num_data), got {rows.stop} rows."
-            )
+            raise ValueError(f"x, y: k-hat needs all {model.num_data} training data (num_data), got {rows.stop} rows.")
         return pareto_k(log_ratios(model, guide, pieces, chosen, num_samples).numpy())
 
 
@@ -134,9 +132,7 @@ def _log_joint(model: Any, values: dict[str, Tensor], pieces: list[Batch]) -> fl
 def _log_density(guide: Guide, values: dict[str, Tensor], chosen: list[str]) -> float:
     if not is_factorised(guide):
         return guide.log_prob({name: value[None] for name, value in values.items()}).double().item()
-    return sum(
-        guide.factor(guide.sites[name]).log_prob(values[name]).double().sum().item() for name in chosen
-    )
+    return sum(guide.factor(guide.sites[name]).log_prob(values[name]).double().sum().item() for name in chosen)
 
 
 def _choose_sites(model: Any, guide: Guide, sites: Sequence[str] | None) -> list[str]:

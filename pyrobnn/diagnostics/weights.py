@@ -48,9 +48,7 @@ class WeightStatistics:
     above_noise: float | None
 
 
-def weight_statistics(
-    model: Any, guide: Guide, *args: Any, num_samples: int = 200
-) -> dict[str, WeightStatistics]:
+def weight_statistics(model: Any, guide: Guide, *args: Any, num_samples: int = 200) -> dict[str, WeightStatistics]:
     """Statistics of each latent site.
 
     Args:

@@ -137,7 +137,12 @@ class MeanFieldELBO(TraceMeanField_ELBO):
     # ----------------------------------------------------------------------------------------- our own
 
     def backward(
-        self, model: Any, guide: Guide, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None, scale: float = 1.0
+        self,
+        model: Any,
+        guide: Guide,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any] | None = None,
+        scale: float = 1.0,
     ) -> ELBOParts:
         """Adds the gradients of ``scale`` times the negative ELBO to the parameters.
 
@@ -243,9 +248,7 @@ def _mean_parts(particles: list[_Parts]) -> ELBOParts:
     if count > 1:
         log_likelihood = sum((p.log_likelihood for p in particles), start=0.0) / count
         divergence = sum((p.in_graph + p.covered for p in particles), start=0.0) / count
-    return ELBOParts(
-        torch.as_tensor(log_likelihood), torch.as_tensor(divergence), first.temperature, first.num_data
-    )
+    return ELBOParts(torch.as_tensor(log_likelihood), torch.as_tensor(divergence), first.temperature, first.num_data)
 
 
 def _detach(parts: ELBOParts) -> ELBOParts:

@@ -46,5 +46,7 @@ def linear_annealing(num_steps: int, start: float = 0.0, end: float = 1.0) -> Ca
     if num_steps < 1:
         raise ValueError(f"num_steps: expected at least one step of annealing, got {num_steps}.")
     if start < 0 or end <= 0:
-        raise ValueError(f"start, end: expected weights of the KL of at least 0, the last positive, got {start}, {end}.")
+        raise ValueError(
+            f"start, end: expected weights of the KL of at least 0, the last positive, got {start}, {end}."
+        )
     return lambda step: start + (end - start) * min(1.0, step / num_steps)

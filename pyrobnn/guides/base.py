@@ -5,6 +5,9 @@ bulk (:meth:`Guide.sample`), for the objective (:meth:`Guide.draw`, :meth:`Guide
 (:meth:`Guide.factor`). Families live one to a file beside this one and implement the methods marked so.
 """
 
+# Pyro declares the attributes of torch distributions on subclasses only.
+# mypy: disable-error-code="attr-defined"
+
 from __future__ import annotations
 
 import contextlib
@@ -27,6 +30,7 @@ from torch.distributions import kl_divergence
 from pyrobnn._pyro import announce_parameter, full_name, is_observed_from_outside
 from pyrobnn.bayesianize import bayesian_modules, frozen_buffers
 from pyrobnn.priors.base import elementwise_support, is_real
+from pyrobnn.stochastic import StochasticModule
 
 __all__ = ["Guide", "Init", "Site"]
 
@@ -147,7 +151,7 @@ class Guide(PyroModule):
         """
         factor = self.factor(site)
         with contextlib.suppress(NotImplementedError):
-            return kl_divergence(factor, prior), True
+            return kl_divergence(factor, prior), True  # type: ignore[arg-type]
         return factor.log_prob(value) - prior.log_prob(value), False
 
     def log_prob(self, draws: Mapping[str, Tensor]) -> Tensor:
@@ -167,7 +171,7 @@ class Guide(PyroModule):
         with contextlib.ExitStack() as stack:
             for name, size, dim in site.plates:
                 stack.enter_context(pyro.plate(name, size, dim=dim))
-            return pyro.sample(site.name, self.factor(site))
+            return pyro.sample(site.name, self.factor(site))  # type: ignore[arg-type]
 
     def announce_parameters(self) -> None:
         """Tells active Pyro handlers of this guide's parameters, as raw ``SVI`` expects."""
@@ -183,7 +187,9 @@ class Guide(PyroModule):
         """
         fixed = [site for site in self.flat_order if site.is_flat_normal]
         usable = all(
-            (prior := priors.get(site.name)) is not None and isinstance(_base(prior), dist.Normal) and not _is_trained(prior)
+            (prior := priors.get(site.name)) is not None
+            and isinstance(_base(prior), dist.Normal)
+            and not _is_trained(prior)
             for site in fixed
         )
         for position, site in enumerate(fixed):
@@ -237,13 +243,17 @@ def _find_sites(model: Callable[..., Any], example: tuple[Any, ...] | None) -> I
     for name in latent:
         yield _describe_site(name, first[name], second.get(name))
     if not latent:
-        raise ValueError("model: it has no latent sites, so there is no posterior; give at least one parameter a prior.")
+        raise ValueError(
+            "model: it has no latent sites, so there is no posterior; give at least one parameter a prior."
+        )
 
 
-def _describe_site(name: str, node: dict[str, Any], again: dict[str, Any] | None) -> Site:
+def _describe_site(name: str, node: Any, again: Any) -> Site:
     prior, value = node["fn"], node["value"]
     if again is None:
-        raise ValueError(f"site {name!r}: it appeared in one run of the model but not in the next; sites must be fixed.")
+        raise ValueError(
+            f"site {name!r}: it appeared in one run of the model but not in the next; sites must be fixed."
+        )
     if prior.support.is_discrete:
         raise ValueError(
             f"site {name!r}: its prior {type(prior).__name__} is discrete; guides here are continuous, so marginalise it "
@@ -318,7 +328,7 @@ def _given_values(model: Any, sites: Mapping[str, Site], init: Init) -> Mapping[
     stored: dict[str, Tensor] = {}
     if isinstance(model, nn.Module):
         for module in model.modules():
-            if hasattr(module, "initial_values"):
+            if isinstance(module, StochasticModule):
                 stored.update(module.initial_values())
     if init is None:
         return stored
@@ -331,20 +341,22 @@ def _given_values(model: Any, sites: Mapping[str, Site], init: Init) -> Mapping[
     if isinstance(init, Mapping):
         unknown = sorted(set(init) - set(sites))
         if unknown:
-            raise ValueError(f"init: there is no latent site {unknown[0]!r}; the model has {', '.join(list(sites)[:8])}.")
+            raise ValueError(
+                f"init: there is no latent site {unknown[0]!r}; the model has {', '.join(list(sites)[:8])}."
+            )
         return stored | dict(init)
     if callable(init):
         return {site.name: init(site.name, site.prior) for site in sites.values()}
-    raise TypeError(
-        f"init: expected a network, 'prior', 'prior_mean', a dict of values or a function, got {init!r}."
-    )
+    raise TypeError(f"init: expected a network, 'prior', 'prior_mean', a dict of values or a function, got {init!r}.")
 
 
 def _network_values(model: nn.Module, net: nn.Module) -> dict[str, Tensor]:
     """The weights of ``net`` as values of the sites of the model's one converted network."""
     converted = bayesian_modules(model)
     if len(converted) != 1:
-        raise ValueError(f"init: the model holds {len(converted)} converted networks; give a dict of site values instead.")
+        raise ValueError(
+            f"init: the model holds {len(converted)} converted networks; give a dict of site values instead."
+        )
     weights = dict(net.named_parameters())
     values = {}
     for name, prior in converted[0].site_priors.items():
@@ -364,5 +376,3 @@ def _centre(prior: dist.Distribution) -> Tensor:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return prior.sample((101,)).median(0).values
-
-

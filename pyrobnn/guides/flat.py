@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import pyro.distributions as dist
 import torch
@@ -119,7 +120,7 @@ def accumulate(parameter: nn.Parameter, gradient: Tensor) -> None:
         parameter.grad.add_(gradient)
 
 
-def _normal(prior: dist.Distribution) -> dist.Normal:
+def _normal(prior: Any) -> dist.Normal:
     while isinstance(prior, dist.Independent):
         prior = prior.base_dist
     return prior

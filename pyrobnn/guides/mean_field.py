@@ -108,9 +108,7 @@ class MeanField(Guide):
     @torch.no_grad()
     def sample(self, num_samples: int) -> dict[str, Tensor]:
         """Draws ``{site: [num_samples, *site shape]}``, one block of random numbers for all of them."""
-        noise = torch.randn(
-            (num_samples, self.num_latents), dtype=self.flat_loc.dtype, device=self.flat_loc.device
-        )
+        noise = torch.randn((num_samples, self.num_latents), dtype=self.flat_loc.dtype, device=self.flat_loc.device)
         return self.constrain(self.split(noise.mul_(self.flat_log_scale.exp()).add_(self.flat_loc)))
 
     # ------------------------------------------------------------------------------ training steps

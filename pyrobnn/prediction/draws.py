@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyrobnn import random_state
 from pyrobnn.guides.base import Guide
 
 __all__ = ["PinnedDraws"]
@@ -18,15 +19,16 @@ _CACHE_BYTES = 8 * 2**20  # draws made at once: more only costs memory traffic
 class PinnedDraws:
     """K posterior draws as chunks ``{site: [k, *site shape]}``, the same at each pass.
 
-    Draws are kept if they are needed again and fit the budget; else each pass makes them anew from the same random
-    state, so that memory does not grow with K.
+    Draws are kept if they are needed again and fit the budget; else each pass makes them anew from the same
+    random state, so that memory does not grow with K.
 
     Args:
         posterior: A guide, or draws by site.
         num_samples: Number K of draws.
         max_bytes: Budget for kept draws.
         replayed: Whether there will be more than one pass.
-        seed: Fixes the draws; None takes a seed from torch's random state.
+        seed: Fixes the draws (at a given ``max_bytes``, if that is small); None takes a seed from torch's
+            random state.
 
     Raises:
         TypeError: If ``posterior`` is neither a guide nor draws.
@@ -34,7 +36,13 @@ class PinnedDraws:
     """
 
     def __init__(
-        self, posterior: Any, num_samples: int, max_bytes: int, *, replayed: bool = True, seed: int | None = None
+        self,
+        posterior: Any,
+        num_samples: int,
+        max_bytes: int,
+        *,
+        replayed: bool = True,
+        seed: int | None = None,
     ) -> None:
         if isinstance(num_samples, bool) or not isinstance(num_samples, int) or num_samples < 1:
             raise ValueError(f"num_samples: expected a positive int, got {num_samples!r}.")
@@ -63,20 +71,17 @@ class PinnedDraws:
         """Draws in chunks from a random state of their own, which between chunks is put aside."""
         assert self.posterior is not None
         device = next(self.posterior.parameters()).device
-        devices = [device] if device.type == "cuda" else []
-        state: tuple[Tensor, Tensor | None] | None = None
+        state: random_state.State | None = None
         made = 0
         while made < self.num_samples:
             size = min(self._chunk, self.num_samples - made)
-            with torch.random.fork_rng(devices=devices):
+            with random_state.kept(device):
                 if state is None:
-                    torch.manual_seed(self._seed)
+                    random_state.seed(self._seed, device)
                 else:
-                    torch.set_rng_state(state[0])
-                    if state[1] is not None:
-                        torch.cuda.set_rng_state(state[1], device)
+                    random_state.write(state, device)
                 chunk = self.posterior.sample(size)
-                state = torch.get_rng_state(), torch.cuda.get_rng_state(device) if devices else None
+                state = random_state.read(device)
             made += size
             yield chunk
 

@@ -1,8 +1,8 @@
 r"""predict(): what the posterior says about inputs, with its uncertainty taken apart.
 
-``K`` functions are drawn once and *pinned*: every batch goes through the same K, so results do not depend on how the
-inputs were cut into batches. Each draw is pushed through the network in chunks under a byte budget and reduced at
-once: to mean class probabilities, entropies and votes for classes,
+``K`` functions are drawn once and *pinned*: every batch goes through the same K, so results do not depend on
+how the inputs were cut into batches. Each draw is pushed through the network in chunks under a byte budget
+and reduced at once: to mean class probabilities, entropies and votes for classes,
 
 .. math:: \underbrace{H[\bar p]}_{\text{total}} = \underbrace{\tfrac1K \sum_k H[p_k]}_{\text{aleatoric}}
           + \underbrace{I[y; w]}_{\text{epistemic}}, \qquad \bar p = \tfrac1K \sum_k p_k,
@@ -16,7 +16,7 @@ in the target's units squared (Depeweg et al. 2018).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from typing import Any
 
 import torch
@@ -27,7 +27,7 @@ from pyrobnn.likelihoods import Likelihood
 from pyrobnn.prediction.draws import PinnedDraws
 from pyrobnn.prediction.reductions import Moments, Probabilities
 from pyrobnn.prediction.result import Prediction
-from pyrobnn.prediction.runners import Method, Runner
+from pyrobnn.prediction.runners import Method, Runner, num_rows
 
 __all__ = ["predict", "predict_batches"]
 
@@ -50,19 +50,19 @@ def predict(
     """The posterior predictive at given inputs.
 
     Args:
-        model: A :class:`~pyrobnn.SupervisedModel`, or any Pyro model that returns the network's outputs when called
-            with inputs only (then ``likelihood`` is needed).
+        model: A :class:`~pyrobnn.SupervisedModel`, or any Pyro model that returns the network's outputs when
+            called with inputs only (then ``likelihood`` is needed).
         guide: The posterior: a guide of this library, or draws ``{site: [K, *site shape]}`` (from
             ``MCMC.get_samples()``, say).
-        data: A tensor of inputs, a tuple or dict of tensors for networks with several inputs, or a loader that
-            yields inputs or pairs ``(x, y)``.
+        data: A tensor of inputs, a tuple or dict of tensors for networks with several inputs, or a loader
+            that yields inputs or pairs ``(x, y)``.
         num_samples: Number K of posterior draws.
         likelihood: What the outputs mean; the model's own if None.
         return_draws: Keep what each draw predicts, ``[K, N, …]``.
-        method: ``"loop"`` writes one draw at a time into the network, ``"vmap"`` runs several at once, ``"auto"`` takes
-            the loop on a CPU and vmap on a GPU, where each is faster.
+        method: ``"loop"`` writes one draw at a time into the network, ``"vmap"`` runs several at once,
+            ``"auto"`` takes the loop on a CPU and vmap on a GPU, where each is faster.
         max_bytes: Budget for draws, activations and kept results.
-        seed: Fixes the draws; None takes a seed from torch's random state.
+        seed: Fixes the draws, and leaves torch's random state alone; None takes a seed from it.
         progress: Show a progress bar.
 
     Returns:
@@ -70,23 +70,30 @@ def predict(
 
     Raises:
         TypeError: If the inputs or the posterior are of the wrong kind.
-        ValueError: If there are no inputs, or ``num_samples`` is not positive.
+        ValueError: If there are no inputs, ``num_samples`` is not positive, or the posterior lacks a site of
+            the model.
     """
-    parts = [
-        part
-        for part, _ in predict_batches(
-            model,
-            guide,
-            data,
-            num_samples,
-            likelihood=likelihood,
-            return_draws=return_draws,
-            method=method,
-            max_bytes=max_bytes,
-            seed=seed,
-            progress=progress,
-        )
-    ]
+    batches = predict_batches(
+        model,
+        guide,
+        data,
+        num_samples,
+        likelihood=likelihood,
+        return_draws=return_draws,
+        method=method,
+        max_bytes=max_bytes,
+        seed=seed,
+        progress=progress,
+    )
+    parts: list[Prediction] = []
+    kept_bytes = 0
+    for part, _ in batches:
+        parts.append(part)
+        if not return_draws and part.draws is not None and part.noise is not None:
+            kept_bytes += part.draws.nbytes + part.noise.nbytes
+            if kept_bytes > max_bytes / 4:  # the budget is for all of the data, not for each batch
+                for earlier in parts:
+                    earlier.draws = earlier.noise = None
     if not parts:
         raise ValueError("data: it holds no inputs.")
     return parts[0] if len(parts) == 1 else _join(parts)
@@ -105,24 +112,25 @@ def predict_batches(
     seed: int | None = None,
     progress: bool = False,
 ) -> Iterator[tuple[Prediction, Tensor | None]]:
-    """Like :func:`predict`, batch by batch: yields ``(prediction, targets or None)``, all through the same K draws.
+    """Like :func:`predict`, batch by batch: yields ``(prediction, targets or None)``, of the same K draws.
 
-    Memory stays that of one batch, however long the data: feed streaming metrics from it.
+    Memory stays that of one batch, however long the data: feed streaming metrics from it. Between batches the
+    model is in its own modes. Errors are those of :func:`predict`, raised at the first batch.
     """
     runner = Runner(model, likelihood, method, max_bytes)
     blocks, count = _blocks(data)
     draws = PinnedDraws(guide, num_samples, runner.draws_bytes, replayed=count != 1, seed=seed)
-    with runner.ready():
-        for x, y in tqdm(blocks, total=count, disable=not progress, unit="batch"):
-            with torch.no_grad():
-                reduction = _reduction(runner, draws, x, return_draws, max_bytes)
-            yield reduction.finish(runner.likelihood, y), y
+    runner.check_sites(next(iter(draws)))
+    for x, y in tqdm(blocks, total=count, disable=not progress, unit="batch"):
+        with torch.no_grad(), runner.ready():
+            reduction = _reduction(runner, draws, x, return_draws, max_bytes)
+        yield reduction.finish(runner.likelihood, y), y
 
 
 def _reduction(
     runner: Runner, draws: PinnedDraws, x: Any, return_draws: bool, max_bytes: int
 ) -> Probabilities | Moments:
-    kind = Probabilities if runner.likelihood.is_discrete else Moments
+    kind: Any = Probabilities if runner.likelihood.is_discrete else Moments
     reduction = kind(draws.num_samples, keep=return_draws, max_bytes=max_bytes)
     for chunk in draws:
         for summary in runner.summaries(chunk, x):
@@ -146,11 +154,10 @@ def _blocks(data: Any) -> tuple[Iterable[tuple[Any, Tensor | None]], int | None]
         blocks = [(block, None) for block in data.split(_BLOCK_ROWS)] if len(data) else []
         return blocks, len(blocks)
     if isinstance(data, tuple | dict):
-        return [(data, None)], 1
+        return ([(data, None)], 1) if num_rows(data) else ([], 0)
     if not isinstance(data, Iterable):
         raise TypeError(f"data: expected inputs (a tensor, tuple or dict) or a loader, got {type(data).__name__}.")
-    length = len(data) if hasattr(data, "__len__") else None
-    return (_pair(batch) for batch in data), None if length == 1 else length
+    return (_pair(batch) for batch in data), len(data) if isinstance(data, Sized) else None
 
 
 def _pair(batch: Any) -> tuple[Any, Tensor | None]:

@@ -20,8 +20,9 @@ __all__ = ["Predictive"]
 class Predictive(nn.Module):
     """Samples of a model's sites under posterior draws, with the signature and semantics of Pyro's class.
 
-    Pyro keeps the whole trace of every draw, that is every weight again; this class keeps only what it returns, and
-    leaves buffers as they were. Networks cannot take batched weights, so draws run one after another.
+    Pyro keeps the whole trace of every draw, that is every weight again; this class keeps only what it
+    returns, and leaves buffers as they were. Networks cannot take batched weights, so draws run one after
+    another.
 
     Args:
         model: A Pyro model.
@@ -33,7 +34,9 @@ class Predictive(nn.Module):
         parallel: Refused: it cannot work on networks.
 
     Raises:
-        ValueError: If neither draws nor their number is given, both draws and a guide are, or ``parallel`` is asked for.
+        TypeError: If ``return_sites`` is a single name.
+        ValueError: If neither draws nor their number is given, both draws and a guide are, or ``parallel`` is
+            asked for.
     """
 
     def __init__(
@@ -48,9 +51,11 @@ class Predictive(nn.Module):
         super().__init__()
         if parallel:
             raise ValueError(
-                "parallel: a network's layers cannot take weights with a leading sample dimension; leave it False, or use "
-                "pyrobnn.predict(..., method='vmap')."
+                "parallel: a network's layers cannot take weights with a leading sample dimension; leave it "
+                "False, or use pyrobnn.predict(..., method='vmap')."
             )
+        if isinstance(return_sites, str):
+            raise TypeError(f"return_sites: expected a list of site names, got the str {return_sites!r}.")
         if guide is not None and posterior_samples:
             raise ValueError("posterior_samples: cannot be given together with a guide; pass one of the two.")
         lengths = {len(value) for value in (posterior_samples or {}).values()}
@@ -60,7 +65,8 @@ class Predictive(nn.Module):
             (length,) = lengths
             if num_samples not in (None, length):
                 warnings.warn(
-                    f"num_samples is {num_samples} but posterior_samples holds {length} draws; using {length}.", stacklevel=2
+                    f"num_samples is {num_samples}, but posterior_samples holds {length} draws: using those.",
+                    stacklevel=2,
                 )
             num_samples = length
         if num_samples is None:
@@ -79,20 +85,29 @@ class Predictive(nn.Module):
             kwargs: Its keyword arguments.
 
         Returns:
-            ``{site: [num_samples, …]}``.
+            ``{site: [num_samples, …]}``; as in Pyro's class, sites with fewer batch dimensions than the
+            model's plates have dimensions of size 1 after the first, so that sites broadcast against each
+            other.
         """
         module = self.model if isinstance(self.model, nn.Module) else nn.Module()
         collected: dict[str, list[Any]] = {}
+        lead: dict[str, int] = {}
         with frozen_buffers(module):
             for index in range(self.num_samples):
                 with Substitution(self._draw(index, args, kwargs)) as run:
                     returned = self.model(*args, **kwargs)
-                for message in (*run.latent, *run.observed, *run.deterministic):
+                messages = [*run.latent, *run.observed, *run.deterministic]
+                lead = lead or _missing_dims(messages)
+                for message in messages:
                     if self._returns(message["name"]):
                         collected.setdefault(message["name"], []).append(message["value"])
                 if self.return_sites is not None and "_RETURN" in self.return_sites:
                     collected.setdefault("_RETURN", []).append(returned)
-        return {name: torch.stack(v) if torch.is_tensor(v[0]) else v for name, v in collected.items()}
+        return {name: _stacked(values, lead.get(name, 0)) for name, values in collected.items()}
+
+    def call(self, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
+        """The values of :meth:`forward` as a tuple, by sorted site names."""
+        return tuple(value for _, value in sorted(self.forward(*args, **kwargs).items()))
 
     def _returns(self, name: str) -> bool:
         if self.return_sites:
@@ -101,10 +116,23 @@ class Predictive(nn.Module):
             return True
         return name not in self.posterior_samples
 
-    def _draw(self, index: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Tensor]:
+    def _draw(self, index: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         if self.guide is None:
             return {name: value[index] for name, value in self.posterior_samples.items()}
         if isinstance(self.guide, Guide):
             return {name: value[0] for name, value in self.guide.sample(1).items()}
         trace = poutine.trace(self.guide).get_trace(*args, **kwargs)
         return {name: trace.nodes[name]["value"] for name in trace.stochastic_nodes}
+
+
+def _missing_dims(messages: list[Any]) -> dict[str, int]:
+    """How many batch dimensions each site has fewer than the model's deepest plate asks for."""
+    depth = max((-f.dim for m in messages for f in m["cond_indep_stack"] if f.vectorized), default=0)
+    return {message["name"]: depth - len(message["fn"].batch_shape) for message in messages}
+
+
+def _stacked(values: list[Any], missing: int) -> Any:
+    if not torch.is_tensor(values[0]):
+        return values
+    stacked = torch.stack(values)
+    return stacked.reshape(len(values), *(1,) * missing, *values[0].shape)

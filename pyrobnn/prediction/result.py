@@ -18,15 +18,18 @@ class Prediction:
     """The posterior predictive at N inputs; all tensors have the N inputs first.
 
     Attributes:
-        mean: Class probabilities ``[N, …, C]`` (for binary targets the two of them), or predictive means ``[N, …]``.
+        mean: Class probabilities ``[N, …, C]`` (for binary targets the two of them), or predictive means
+            ``[N, …]``.
         total: Entropy of the mean probabilities (nats), or predictive variance (target's units squared).
-        aleatoric: The part of ``total`` that more data would not remove: mean entropy, or mean noise variance.
-        epistemic: The part that more data would: mutual information of target and weights, or variance of the means.
+        aleatoric: The part of ``total`` that more data would not remove: mean entropy, or mean noise
+            variance.
+        epistemic: The part that more data would: mutual information of target and weights, or variance of the
+            means.
         variation_ratio: Share of draws that do not vote for the winning class (classes only).
         num_samples: Number K of posterior draws.
         likelihood: The likelihood that gave the outputs their meaning.
-        draws: What each draw predicts, ``[K, *mean.shape]``: kept if asked for, or if :meth:`log_prob` needs it and
-            it fits the budget; else None.
+        draws: What each draw predicts, ``[K, *mean.shape]``: kept if asked for, or if :meth:`log_prob` needs
+            it and it fits the budget; else None.
         noise: Noise variance of each draw, ``[K, *mean.shape]``, beside ``draws`` for real-valued targets.
         targets: The targets that came with the loader, if any.
     """
@@ -73,19 +76,19 @@ class Prediction:
             Nats, one per input (for classes: per label).
 
         Raises:
-            ValueError: If ``y`` has the wrong shape, or the draws it needs were not kept.
+            ValueError: If ``y`` has the wrong shape or is no label, or the draws it needs were not kept.
         """
         expected = self.mean.shape[:-1] if self.likelihood.is_discrete else self.mean.shape
         if y.shape != expected:
             raise ValueError(f"y: expected targets of shape {tuple(expected)}, got {tuple(y.shape)}.")
         if self.likelihood.is_discrete:
-            return self.mean.gather(-1, y.long().unsqueeze(-1)).squeeze(-1).log()
+            return self.mean.gather(-1, self._labels(y).unsqueeze(-1)).squeeze(-1).log()
         draws, noise = self._kept("log_prob")
         by_draw = self.likelihood.from_moments(draws, noise).log_prob(y.to(draws))
         return by_draw.reshape(self.num_samples, len(y), -1).sum(-1).logsumexp(0) - math.log(self.num_samples)
 
     def sample(self) -> Tensor:
-        """One target from each posterior draw, ``[K, N, …]``."""
+        """K targets from the predictive mixture, ``[K, N, …]``; real values one from each posterior draw."""
         if self.likelihood.is_discrete:
             return torch.distributions.Categorical(self.mean).sample((self.num_samples,))
         return self.likelihood.from_moments(*self._kept("sample")).sample()
@@ -103,6 +106,16 @@ class Prediction:
         tail = (1 - level) / 2
         return targets.quantile(tail, 0), targets.quantile(1 - tail, 0)
 
+    def _labels(self, y: Tensor) -> Tensor:
+        labels = y.long().to(self.mean.device)
+        classes = self.mean.shape[-1]
+        if bool(((labels != y.to(labels.device)) | (labels < 0) | (labels >= classes)).any()):
+            raise ValueError(
+                f"y: expected labels from 0 to {classes - 1}, got values from {y.min().item():.4g} to "
+                f"{y.max().item():.4g}."
+            )
+        return labels
+
     def _refuse_classes(self, name: str) -> None:
         if self.likelihood.is_discrete:
             raise ValueError(f"{name}: it is defined for real-valued targets; classes have mean and entropies.")
@@ -110,7 +123,8 @@ class Prediction:
     def _kept(self, name: str) -> tuple[Tensor, Tensor]:
         if self.draws is None or self.noise is None:
             raise ValueError(
-                f"{name}: it needs what each of the {self.num_samples} draws predicts, which did not fit max_bytes; raise "
+                f"{name}: it needs what each of the {self.num_samples} draws predicts, which did not fit "
+                "max_bytes; raise "
                 "max_bytes, pass return_draws=True, or use predict_batches."
             )
         return self.draws, self.noise

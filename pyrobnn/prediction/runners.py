@@ -1,20 +1,21 @@
-"""Running a network under posterior draws: one after the other, written in place, or several at once by vmap."""
+"""Running a network under posterior draws: one by one, written in place, or several at once by vmap."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from pyrobnn import random_state
 from pyrobnn.bayesianize import BayesianModule, evaluating, frozen_buffers
 from pyrobnn.likelihoods import Likelihood
 from pyrobnn.substitution import Substitution
 from pyrobnn.supervised import SupervisedModel, run_network
 
-__all__ = ["Method", "Runner", "model_outputs"]
+__all__ = ["Method", "Runner", "model_outputs", "num_rows", "to_device"]
 
 Method = Literal["auto", "loop", "vmap"]
 
@@ -39,7 +40,8 @@ class Runner:
         own = likelihood if likelihood is not None else getattr(model, "likelihood", None)
         if not isinstance(own, Likelihood):
             raise TypeError(
-                f"likelihood: {type(model).__name__} has no likelihood of its own, so what its outputs mean is unknown; pass "
+                f"likelihood: {type(model).__name__} has no likelihood of its own, so what its outputs mean "
+                "is unknown; pass "
                 "likelihood=pyrobnn.likelihoods.Categorical(), say."
             )
         if method not in ("auto", "loop", "vmap"):
@@ -60,9 +62,31 @@ class Runner:
         with evaluating(self.model), frozen_buffers(self.model):
             yield
 
+    def check_sites(self, draws: Mapping[str, Tensor]) -> None:
+        """Refuses draws that lack a site, in whose place the prior would be drawn from without a word.
+
+        Raises:
+            ValueError: If they do (only for models whose sites are known without data).
+        """
+        reader = getattr(self.model, "sample_latents", None)
+        if reader is None:
+            return
+        with (
+            random_state.kept(self.device),
+            Substitution({name: value[0] for name, value in draws.items()}) as run,
+        ):
+            reader()
+        missing = [message["name"] for message in run.latent if message["name"] not in draws]
+        if missing:
+            raise ValueError(
+                f"guide: it has no draws of the model's site {missing[0]!r} ({len(missing)} missing in all); "
+                "it knows "
+                f"{', '.join(list(draws)[:8])}. Pass the guide (or draws) of this model."
+            )
+
     def summaries(self, draws: dict[str, Tensor], x: Any) -> Iterator[tuple[Tensor, Tensor | None]]:
-        """What the draws ``{site: [k, …]}`` predict: probabilities, or means and variances, ``[k', N, …]``."""
-        x = _to(x, self.device)
+        """What draws ``{site: [k, …]}`` predict: probabilities, or means and variances, ``[k', N, …]``."""
+        x, draws = to_device(x, self.device), to_device(draws, self.device)
         if self.method == "vmap":
             yield from self._vmapped(draws, x)
             return
@@ -97,7 +121,7 @@ class Runner:
             return (first,) if second is None else (first, second)
 
         count = len(next(iter(draws.values())))
-        rows = len(_leading(x))
+        rows = num_rows(x)
         together = max(1, min(count, self.activation_bytes // max(1, self._bytes_per_row(x) * min(rows, _CHUNK_ROWS))))
         run = torch.func.vmap(one, in_dims=(0, None), randomness="different")
         for start in range(0, count, together):
@@ -107,7 +131,7 @@ class Runner:
             yield joined[0], joined[1] if len(joined) > 1 else None
 
     def _parts(self, x: Any, num_draws: int) -> Iterator[Any]:
-        rows = len(_leading(x))
+        rows = num_rows(x)
         size = min(_CHUNK_ROWS, max(1, self.activation_bytes // max(1, num_draws * self._bytes_per_row(x))))
         for start in range(0, rows, size):
             yield _rows(x, start, start + size) if size < rows else x
@@ -124,7 +148,7 @@ class Runner:
             leaves = [module for module in self.model.modules() if not list(module.children())]
             hooks = [module.register_forward_hook(look) for module in leaves]
             try:
-                with torch.random.fork_rng(devices=[]):
+                with random_state.kept(self.device):
                     model_outputs(self.model, _rows(x, 0, 1))
             finally:
                 for hook in hooks:
@@ -142,16 +166,20 @@ def model_outputs(model: nn.Module, x: Any) -> Tensor:
     outputs = model.predictive(x) if isinstance(model, SupervisedModel) else run_network(model, x)
     if not isinstance(outputs, Tensor):
         raise TypeError(
-            f"model: called with inputs it returned a {type(outputs).__name__}; predict needs a model that returns the "
+            f"model: called with inputs it returned a {type(outputs).__name__}; predict needs a model that "
+            "returns the "
             "network's outputs as one tensor."
         )
     return outputs
 
 
-def _leading(x: Any) -> Tensor:
+def num_rows(x: Any) -> int:
+    """Length of a batch of inputs: that of its first tensor."""
     if isinstance(x, dict):
-        return next(iter(x.values()))
-    return x[0] if isinstance(x, tuple | list) else x
+        return len(next(iter(x.values()), ()))
+    if isinstance(x, tuple | list):
+        return len(x[0]) if x else 0
+    return len(x)
 
 
 def _rows(x: Any, start: int, stop: int) -> Any:
@@ -160,11 +188,16 @@ def _rows(x: Any, start: int, stop: int) -> Any:
     return type(x)(value[start:stop] for value in x) if isinstance(x, tuple | list) else x[start:stop]
 
 
-def _to(x: Any, device: torch.device) -> Any:
+def to_device(x: Any, device: torch.device) -> Any:
+    """Inputs (a tensor, or tensors in tuples, lists and dicts) on ``device``.
+
+    Raises:
+        TypeError: If there is anything else among them.
+    """
     if isinstance(x, dict):
-        return {key: _to(value, device) for key, value in x.items()}
+        return {key: to_device(value, device) for key, value in x.items()}
     if isinstance(x, tuple | list):
-        return type(x)(_to(value, device) for value in x)
+        return type(x)(to_device(value, device) for value in x)
     if not isinstance(x, Tensor):
         raise TypeError(f"data: expected tensors as inputs, got {type(x).__name__}.")
     return x.to(device)

@@ -6,6 +6,9 @@ keeps those as buffers, and puts the distribution together again on demand. Prio
 parts (:mod:`pyrobnn.priors.hierarchical`) derive from :class:`Prior` directly.
 """
 
+# Pyro declares the attributes of torch distributions on subclasses only.
+# mypy: disable-error-code="attr-defined"
+
 from __future__ import annotations
 
 from typing import Any
@@ -101,7 +104,7 @@ class FixedPrior(Prior):
 
     def conditional(self, **auxiliary: Tensor) -> dist.Distribution:
         """The distribution; the same object at each call until a buffer is replaced (moved, cast, loaded)."""
-        buffers = tuple(self._buffers.values())
+        buffers: tuple[Any, ...] = tuple(self._buffers.values())
         if self._built is None or any(a is not b for a, b in zip(buffers, self._built_from, strict=True)):
             built = _put_together(self._template, self, "")
             batch = self.shape[: len(self.shape) - len(self._event_shape)]
@@ -136,7 +139,7 @@ class FixedPrior(Prior):
         return prior
 
 
-def _forget_built(prior: nn.Module, _: Any) -> None:
+def _forget_built(prior: Any, _: Any) -> None:
     prior._built = None
 
 
@@ -148,7 +151,7 @@ def _without_event(distribution: dist.Distribution) -> dist.Distribution:
 
 def _parameter_names(distribution: dist.Distribution) -> list[str]:
     """Constructor arguments; of several parametrisations of one thing only one may be passed."""
-    names = list(type(distribution).arg_constraints)
+    names = list(distribution.arg_constraints)  # of the instance: Uniform has a property
     for kept, dropped in (("probs", ("logits",)), ("scale_tril", ("covariance_matrix", "precision_matrix"))):
         if kept in names:
             names = [name for name in names if name not in dropped]
@@ -166,7 +169,7 @@ def _take_apart(distribution: dist.Distribution, owner: nn.Module, path: str, na
             "mixture": _take_apart(mixture, owner, f"{path}mixture_", name),
             "component": _take_apart(component, owner, f"{path}component_", name),
         }
-    if getattr(dist, family, None) is not type(distribution):
+    if getattr(dist, family, None) is not type(distribution) or not distribution.arg_constraints:
         raise TypeError(
             f"prior of {name!r}: {family} cannot be taken apart into parameters, which moving and saving the "
             f"model needs; use a family of pyro.distributions, or write the site in your own PyroModule."
@@ -175,8 +178,11 @@ def _take_apart(distribution: dist.Distribution, owner: nn.Module, path: str, na
     for parameter in _parameter_names(distribution):
         tensor = torch.as_tensor(getattr(distribution, parameter)).detach()
         # An expanded constant is stored as the one number it is.
-        constant = tensor.numel() > 0 and all(s == 0 or n == 1 for s, n in zip(tensor.stride(), tensor.shape, strict=True))
-        tensor = tensor.reshape(-1)[0] if constant and parameter != "probs" else tensor
+        constant = tensor.numel() > 0 and all(
+            s == 0 or n == 1 for s, n in zip(tensor.stride(), tensor.shape, strict=True)
+        )
+        if constant and parameter != "probs" and not distribution.event_shape:
+            tensor = tensor.reshape(-1)[0]
         owner.register_buffer(path + parameter, tensor.clone().contiguous())
         shapes[parameter] = list(tensor.shape)
     return {"family": family, "parameters": shapes}
@@ -208,6 +214,12 @@ def _summary(template: dict[str, Any], owner: nn.Module, path: str) -> str:
         buffer = owner.get_buffer(path + name)
         parts.append(f"{buffer.item():.4g}" if buffer.numel() == 1 else f"{name}{list(buffer.shape)}")
     return f"{template['family']}({', '.join(parts)})"
+
+
+def is_positive(distribution: dist.Distribution) -> bool:
+    """Whether the distribution lives on positive numbers, so that it can be a scale's prior."""
+    lower = getattr(elementwise_support(distribution), "lower_bound", None)
+    return lower is not None and bool((torch.as_tensor(lower) >= 0).all())
 
 
 def elementwise_support(distribution: dist.Distribution) -> constraints.Constraint:

@@ -16,7 +16,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from pyrobnn.priors.base import FixedPrior, Prior
+from pyrobnn.priors.base import FixedPrior, Prior, is_positive
 
 __all__ = ["HorseshoePrior", "LatentScalePrior", "LearnedScalePrior", "from_spec"]
 
@@ -61,6 +61,11 @@ class LatentScalePrior(Prior):
 
     def __init__(self, shape: torch.Size, scale: dist.Distribution) -> None:
         super().__init__(shape)
+        if not is_positive(scale):
+            raise ValueError(
+                f"scale: its prior must live on the positive reals (HalfNormal, LogNormal, Gamma …), got "
+                f"{type(scale).__name__}."
+            )
         self.add_auxiliary("scale", scale, torch.Size())
 
     def conditional(self, **auxiliary: Tensor) -> dist.Distribution:
@@ -84,6 +89,8 @@ class LearnedScalePrior(Prior):
 
     def __init__(self, shape: torch.Size, initial_scale: float = 1.0) -> None:
         super().__init__(shape)
+        if not initial_scale > 0:
+            raise ValueError(f"initial_scale: expected a positive standard deviation, got {initial_scale}.")
         self.log_scale = nn.Parameter(torch.tensor(float(initial_scale)).log())
 
     def conditional(self, **auxiliary: Tensor) -> dist.Distribution:

@@ -16,7 +16,7 @@ import fnmatch
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import pyro.distributions as dist
 import torch
@@ -207,10 +207,20 @@ def assign(net: nn.Module, prior: PriorSpec) -> dict[str, Prior | None]:
             not fit its parameter.
         TypeError: If a rule is neither a distribution, a function nor None.
     """
-    rules = [("*", prior)] if _is_rule(prior) else list(prior)  # type: ignore[arg-type]
+    if not (_is_rule(prior) or isinstance(prior, Sequence)) or isinstance(prior, str):
+        raise TypeError(
+            "prior: expected a Pyro distribution such as pyro.distributions.Normal(0., 1.), a function "
+            f"(name, parameter, module) -> prior, or a list of (pattern, prior) pairs, got {prior!r}."
+        )
+    rules: list[Any] = [("*", prior)] if _is_rule(prior) else list(prior)  # type: ignore[arg-type]
     for entry in rules:
         if not (isinstance(entry, tuple) and len(entry) == 2):
             raise TypeError(f"prior: expected (pattern, prior) pairs in the list of rules, got {entry!r}.")
+        if not _is_pattern(entry[0]):
+            raise TypeError(
+                "prior: a pattern is a glob on parameter names, a module class or a tuple of classes, got "
+                f"{entry[0]!r}."
+            )
         if entry[1] is not None and not _is_rule(entry[1]):
             raise TypeError(f"prior: the rule of {entry[0]!r} is neither a distribution, a function nor None.")
     names = _tied_names(net)
@@ -218,9 +228,9 @@ def assign(net: nn.Module, prior: PriorSpec) -> dict[str, Prior | None]:
         raise ValueError("net: it has no parameters, so there is nothing to put a prior on.")
     matched = [False] * len(rules)
     assigned: dict[str, Prior | None] = {}
-    for name, (aliases, parameter, module) in names.items():
-        special = not parameter.requires_grad or isinstance(module, NORM_LAYERS)
-        hits = [i for i, (pattern, _) in enumerate(rules) if _matches(pattern, aliases, module)]
+    for name, (aliases, parameter, owners) in names.items():
+        special = not parameter.requires_grad or isinstance(owners[0], NORM_LAYERS)
+        hits = [i for i, (pattern, _) in enumerate(rules) if _matches(pattern, aliases, owners)]
         for hit in hits:
             matched[hit] = True
         hits = [i for i in hits if not (special and rules[i][0] == "*")]
@@ -229,7 +239,7 @@ def assign(net: nn.Module, prior: PriorSpec) -> dict[str, Prior | None]:
                 f"prior: no rule matches the parameter {name!r} (shape {tuple(parameter.shape)}); add a rule for it, "
                 f'or a last ("*", None) to keep everything else deterministic.'
             )
-        assigned[name] = _resolve(rules[hits[0]][1], name, parameter, module) if hits else None
+        assigned[name] = _resolve(rules[hits[0]][1], name, parameter, owners[0]) if hits else None
     for (pattern, _), hit in zip(rules, matched, strict=True):
         if not hit:
             raise ValueError(
@@ -248,22 +258,29 @@ def _is_rule(prior: object) -> bool:
     return isinstance(prior, dist.Distribution) or (callable(prior) and not isinstance(prior, type))
 
 
-def _tied_names(net: nn.Module) -> dict[str, tuple[list[str], nn.Parameter, nn.Module]]:
-    """First name -> (all names, parameter, owning module), one entry per distinct parameter."""
+def _is_pattern(pattern: object) -> bool:
+    classes = pattern if isinstance(pattern, tuple) else (pattern,)
+    return isinstance(pattern, str) or all(isinstance(c, type) and issubclass(c, nn.Module) for c in classes)
+
+
+def _tied_names(net: nn.Module) -> dict[str, tuple[list[str], nn.Parameter, list[nn.Module]]]:
+    """First name -> (all names, parameter, owning modules), one entry per distinct parameter."""
     first: dict[int, str] = {}
-    found: dict[str, tuple[list[str], nn.Parameter, nn.Module]] = {}
+    found: dict[str, tuple[list[str], nn.Parameter, list[nn.Module]]] = {}
     for prefix, module in net.named_modules(remove_duplicate=False):
-        for local, parameter in module.named_parameters(recurse=False):
+        for local, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
             name = f"{prefix}.{local}" if prefix else local
             key = first.setdefault(id(parameter), name)
-            found.setdefault(key, ([], parameter, module))[0].append(name)
+            names, _, owners = found.setdefault(key, ([], parameter, []))
+            names.append(name)
+            owners.append(module)
     return found
 
 
-def _matches(pattern: Pattern, names: list[str], module: nn.Module) -> bool:
+def _matches(pattern: Pattern, names: list[str], owners: list[nn.Module]) -> bool:
     if isinstance(pattern, str):
         return any(fnmatch.fnmatchcase(name, pattern) for name in names)
-    return isinstance(module, pattern)
+    return any(isinstance(owner, pattern) for owner in owners)
 
 
 def _resolve(rule: PriorRule | None, name: str, parameter: nn.Parameter, module: nn.Module) -> Prior | None:

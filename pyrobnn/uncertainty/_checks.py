@@ -71,9 +71,7 @@ def check_labels(y: Tensor, shape: torch.Size, num_classes: int, *, name: str = 
         ValueError: Wrong shape, or a label outside the classes.
     """
     if not isinstance(y, Tensor) or y.is_floating_point() or y.is_complex():
-        raise TypeError(
-            f"{name}: expected a tensor of integer class labels, got {_kind(y)}. Use {name}.long()."
-        )
+        raise TypeError(f"{name}: expected a tensor of integer class labels, got {_kind(y)}. Use {name}.long().")
     if y.shape != shape:
         raise ValueError(
             f"{name}: expected one label per prediction, shape {list(shape)}, got {list(y.shape)}. "
@@ -109,9 +107,7 @@ def check_float(x: Tensor, name: str, *, finite: bool, ndim: int | None = None) 
     if not isinstance(x, Tensor) or not x.is_floating_point():
         raise TypeError(f"{name}: expected a floating-point tensor, got {_kind(x)}. Use {name}.float().")
     if ndim is not None and x.ndim != ndim:
-        raise ValueError(
-            f"{name}: expected {ndim} dimension(s), got shape {list(x.shape)}. Use {name}.flatten()."
-        )
+        raise ValueError(f"{name}: expected {ndim} dimension(s), got shape {list(x.shape)}. Use {name}.flatten().")
     if x.numel() == 0:
         raise ValueError(f"{name}: expected at least one element, got shape {list(x.shape)}.")
     values = x.detach()

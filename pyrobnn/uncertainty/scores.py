@@ -144,9 +144,7 @@ def crps(draws: Tensor, y: Tensor, *, fair: bool = True, reduction: Reduction = 
         return _reduce(empirical, reduction)
     num_draws = draws.shape[0]
     if num_draws < 2:
-        raise ValueError(
-            "draws: the fair score needs at least 2 draws, got 1. Draw more, or pass fair=False."
-        )
+        raise ValueError("draws: the fair score needs at least 2 draws, got 1. Draw more, or pass fair=False.")
     absolute_error = (draws - y).abs().mean(0)
     half_spread = absolute_error - empirical
     return _reduce(absolute_error - half_spread * (num_draws / (num_draws - 1)), reduction)
@@ -264,9 +262,7 @@ def _interval(lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
     upper = check_float(upper, "upper", finite=False)
     check_same_shape(upper, "upper", lower.shape, "lower")
     if crossed := int((lower > upper).sum()):
-        raise ValueError(
-            f"lower: expected lower <= upper, violated at {crossed} of {lower.numel()} intervals."
-        )
+        raise ValueError(f"lower: expected lower <= upper, violated at {crossed} of {lower.numel()} intervals.")
     return lower, upper
 
 

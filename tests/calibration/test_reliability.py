@@ -64,9 +64,7 @@ def test_confidence_of_one_shares_the_last_bin():
 
 
 def test_adaptive_known_answer():
-    curve = reliability_curve(
-        *two_class([0.9, 0.6, 0.8, 0.7, 1.0], [0, 1, 1, 0, 1]), num_bins=2, adaptive=True
-    )
+    curve = reliability_curve(*two_class([0.9, 0.6, 0.8, 0.7, 1.0], [0, 1, 1, 0, 1]), num_bins=2, adaptive=True)
     assert curve.count.tolist() == [3, 2]
     assert curve.bin_edges.tolist() == [0.6, 0.8, 1.0]
     assert curve.confidence.tolist() == pytest.approx([0.7, 0.95])
@@ -94,9 +92,7 @@ def test_ties_do_not_depend_on_the_order_of_the_data(levels, num_bins, seed):
     probs, y = two_class(levels, torch.randint(2, (len(levels),), generator=generator).tolist())
     order = torch.randperm(len(levels), generator=generator)
     for error in (expected_calibration_error, adaptive_calibration_error):
-        assert error(probs, y, num_bins).item() == pytest.approx(
-            error(probs[order], y[order], num_bins).item()
-        )
+        assert error(probs, y, num_bins).item() == pytest.approx(error(probs[order], y[order], num_bins).item())
 
 
 @pytest.mark.parametrize("adaptive", [False, True])

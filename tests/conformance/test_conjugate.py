@@ -21,7 +21,7 @@ def test_closed_form_satisfies_bayes_rule() -> None:
         values = {"net.weight": weights[:-1].unsqueeze(0), "net.bias": weights[-1:]}
         trace = poutine.trace(poutine.condition(model, values)).get_trace(data.x, data.y)
         log_evidence = trace.log_prob_sum() - posterior.log_prob(weights)
-        assert float(log_evidence) == pytest.approx(data.log_evidence, rel=1e-6)
+        assert float(log_evidence) == pytest.approx(data.log_evidence, rel=1e-5)
 
 
 def test_gap_is_the_kl_to_the_posterior() -> None:
@@ -34,10 +34,10 @@ def test_gap_is_the_kl_to_the_posterior() -> None:
 
 @pytest.mark.statistical
 def test_nuts_samples_the_posterior() -> None:
-    """400 draws; means within 5 standard errors of the effective sample size, variances likewise."""
+    """300 draws; means within 5 standard errors of the effective sample size, variances likewise."""
     data = ConjugateRegression(num_data=20, dim=2)
     kernel = NUTS(data.model(), jit_compile=False)
-    mcmc = MCMC(kernel, num_samples=400, warmup_steps=100, disable_progbar=True)
+    mcmc = MCMC(kernel, num_samples=300, warmup_steps=100, disable_progbar=True)
     mcmc.run(data.x, data.y)
     sampled = mcmc.get_samples()
     draws = torch.cat([sampled["net.weight"].squeeze(1), sampled["net.bias"]], 1)

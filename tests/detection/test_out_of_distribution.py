@@ -9,9 +9,7 @@ from hypothesis import strategies as st
 from pyrobnn.detection import aupr, auroc, detection_report, fpr_at_tpr
 
 FUNCTIONS = [auroc, aupr, fpr_at_tpr, detection_report]
-scores = st.lists(
-    st.sampled_from([-torch.inf, -3.0, 0.0, 0.1, 2.0, 50.0, torch.inf]), min_size=1, max_size=12
-)
+scores = st.lists(st.sampled_from([-torch.inf, -3.0, 0.0, 0.1, 2.0, 50.0, torch.inf]), min_size=1, max_size=12)
 
 
 def test_perfect_and_reversed_detection():

@@ -74,7 +74,9 @@ def test_analytic_kl_of_a_gaussian_guide_is_tempered(temperature: float) -> None
     elbo = MeanFieldELBO()
     elbo.loss(model, guide, data.x, data.y)
     assert elbo.parts is not None
-    assert losses[0] - losses[1] == pytest.approx((temperature - 1.0) * float(elbo.parts.divergence), rel=1e-6, abs=1e-6)
+    assert losses[0] - losses[1] == pytest.approx(
+        (temperature - 1.0) * float(elbo.parts.divergence), rel=1e-6, abs=1e-6
+    )
 
 
 @pytest.mark.parametrize("temperature", TEMPERATURES)

@@ -213,8 +213,16 @@ def test_weights_outside_a_constrained_prior_start_at_its_centre() -> None:
         ("prio", TypeError, "init: expected a network"),
         (3, TypeError, "init: expected a network"),
         ({"net.weigth": torch.zeros(2, 3)}, ValueError, "no latent site 'net.weigth'.*net.weight"),
-        ({"net.weight": torch.zeros(3, 2)}, ValueError, r"'net.weight' has shape \(3, 2\), expected \(2, 3\)"),
-        ({"likelihood.scale": torch.tensor(-1.0)}, ValueError, "'likelihood.scale' lies outside its prior's support"),
+        (
+            {"net.weight": torch.zeros(3, 2)},
+            ValueError,
+            r"'net.weight' has shape \(3, 2\), expected \(2, 3\)",
+        ),
+        (
+            {"likelihood.scale": torch.tensor(-1.0)},
+            ValueError,
+            "'likelihood.scale' lies outside its prior's support",
+        ),
         (nn.Linear(3, 5), ValueError, r"'net.weight' has shape \(5, 3\), expected \(2, 3\)"),
         (nn.Linear(3, 2, bias=False), ValueError, "the network has no parameter 'bias'"),
     ],

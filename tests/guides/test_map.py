@@ -30,13 +30,6 @@ class TestMapConformance(GuideConformance):
         return Map(model, **options)
 
 
-class TestMapWithJacobianConformance(TestMapConformance):
-    """The same with the other density maximised."""
-
-    def make_guide(self, model: nn.Module, **options: Any) -> Map:
-        return Map(model, jacobian=True, **options)
-
-
 def test_sample_repeats_the_network_it_started_from() -> None:
     net = nn.Linear(3, 2)
     guide = Map(SupervisedModel(net, likelihoods.Categorical(), dist.Normal(0.0, 1.0), num_data=4))

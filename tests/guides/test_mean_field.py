@@ -211,7 +211,7 @@ def test_fit_reaches_the_best_factorised_posterior() -> None:
     data = ConjugateRegression()
     model = data.model()
     guide = MeanField(model).double()
-    fit(model, guide, data.x, data.y, steps=600, num_particles=4)
+    fit(model, guide, data.x, data.y, steps=500, num_particles=2)
     torch.testing.assert_close(guide.flat_loc.detach(), data.mean, rtol=0.02, atol=0.0)
     variance = guide.flat_log_scale.detach().exp().square()
     torch.testing.assert_close(variance, data.mean_field_variance, rtol=0.05, atol=0.0)
@@ -238,7 +238,9 @@ def test_gradient_is_the_closed_form(antithetic: bool) -> None:
     draws = torch.stack(rows)
     assert z_of_mean(draws, torch.stack([by_loc, by_log_scale])) < Z
     noise = draws[:, 0].std(0) / by_loc.abs()
-    assert bool((noise < 1e-9).all()) == antithetic  # a mirrored pair cancels first-order noise: the log joint is quadratic
+    assert (
+        bool((noise < 1e-9).all()) == antithetic
+    )  # a mirrored pair cancels first-order noise: the log joint is quadratic
 
 
 class Scaled(nn.Module):

@@ -43,12 +43,8 @@ FAMILIES = {
     ),
     "dirichlet": lambda: dist.Dirichlet(MATRIX),
     "multivariate normal": lambda: dist.MultivariateNormal(-MATRIX, torch.eye(3) + 0.3),
-    "multivariate normal, expanded": lambda: dist.MultivariateNormal(
-        torch.ones(3), torch.eye(3) + 0.3
-    ).expand([2]),
-    "low-rank normal": lambda: dist.LowRankMultivariateNormal(
-        torch.zeros(2, 3), MATRIX.unsqueeze(-1), MATRIX
-    ),
+    "multivariate normal, expanded": lambda: dist.MultivariateNormal(torch.ones(3), torch.eye(3) + 0.3).expand([2]),
+    "low-rank normal": lambda: dist.LowRankMultivariateNormal(torch.zeros(2, 3), MATRIX.unsqueeze(-1), MATRIX),
 }
 
 
@@ -178,16 +174,12 @@ def test_any_broadcastable_shape_of_normal_sums_its_elements(
 def test_a_wrong_shape_names_the_parameter_and_both_shapes(
     distribution: dist.Distribution, shape: tuple[int, ...]
 ) -> None:
-    with pytest.raises(
-        ValueError, match=r"prior of 'fc\.weight': its shape \(.*\) does not broadcast"
-    ) as caught:
+    with pytest.raises(ValueError, match=r"prior of 'fc\.weight': its shape \(.*\) does not broadcast") as caught:
         FixedPrior(distribution, torch.Size(shape), "fc.weight")
     assert str(shape) in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    "distribution", [dist.Bernoulli(0.5), dist.Poisson(1.0), dist.Categorical(torch.ones(3))]
-)
+@pytest.mark.parametrize("distribution", [dist.Bernoulli(0.5), dist.Poisson(1.0), dist.Categorical(torch.ones(3))])
 def test_a_discrete_prior_is_refused(distribution: dist.Distribution) -> None:
     with pytest.raises(ValueError, match=r"prior of 'w': .*discrete.*Normal"):
         FixedPrior(distribution, torch.Size([2]), "w")

@@ -179,9 +179,7 @@ def test_the_log_joint_of_a_latent_scale() -> None:
         model(torch.zeros(1, 3))
     joint = sum(message["fn"].log_prob(message["value"]) for message in handler.latent)
     weights = -0.5 * (VALUE / 0.7) ** 2 - math.log(0.7) - 0.5 * math.log(2 * math.pi)
-    expected = (
-        weights.sum() - 0.5 * ((math.log(0.7) + 1) / 0.5) ** 2 - math.log(0.7 * 0.5 * math.sqrt(2 * math.pi))
-    )
+    expected = weights.sum() - 0.5 * ((math.log(0.7) + 1) / 0.5) ** 2 - math.log(0.7 * 0.5 * math.sqrt(2 * math.pi))
     torch.testing.assert_close(joint, expected)
 
 

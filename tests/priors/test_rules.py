@@ -99,17 +99,13 @@ def test_biases_and_norm_layers(rule: Callable[..., object]) -> None:
     bias = rule(bias_scale=0.3)("0.bias", torch.empty(4), nn.Linear(2, 4))
     assert (bias.loc.item(), bias.scale.item()) == pytest.approx((0.0, 0.3))
     weight = rule(bias_scale=0.3)("1.weight", torch.empty(4), nn.BatchNorm1d(4))
-    assert (weight.loc.item(), weight.scale.item()) == pytest.approx((1.0, 0.3)), (
-        "a norm layer's gain is one by nature"
-    )
+    assert (weight.loc.item(), weight.scale.item()) == pytest.approx((1.0, 0.3)), "a norm layer's gain is one by nature"
     shift = rule(bias_scale=0.3)("1.bias", torch.empty(4), nn.LayerNorm(4))
     assert (shift.loc.item(), shift.scale.item()) == pytest.approx((0.0, 0.3))
 
 
 def test_an_unknown_family_is_refused() -> None:
-    with pytest.raises(
-        ValueError, match=r"family: expected 'normal', 'laplace' or 'student_t', got 'cauchy'"
-    ):
+    with pytest.raises(ValueError, match=r"family: expected 'normal', 'laplace' or 'student_t', got 'cauchy'"):
         bayesianize(nn.Linear(2, 3), he(family="cauchy"))
 
 
@@ -141,9 +137,7 @@ def test_lecun_keeps_unit_variance_through_a_layer(layer: str) -> None:
     """Mean square of the outputs over 400 draws of weights and inputs; z = 4."""
     make, shape, margin = UNIT_VARIANCE[layer]
     model = bayesianize(make(), lecun())
-    squares = torch.stack(
-        [interior(model(torch.randn(1, *shape)), margin).square().mean() for _ in range(400)]
-    )
+    squares = torch.stack([interior(model(torch.randn(1, *shape)), margin).square().mean() for _ in range(400)])
     assert abs(squares.mean() - 1) < 4 * squares.std() / math.sqrt(len(squares))
 
 
@@ -155,9 +149,7 @@ def test_lecun_keeps_unit_variance_in_embeddings_attention_and_gates() -> None:
     cases = {
         "embedding": lambda: embedding(torch.randint(20, (8,))),
         "attention": lambda: F.linear(torch.randn(4, 16), attention.sample_weights()["in_proj_weight"]),
-        "attention output": lambda: F.linear(
-            torch.randn(4, 16), attention.sample_weights()["out_proj.weight"]
-        ),
+        "attention output": lambda: F.linear(torch.randn(4, 16), attention.sample_weights()["out_proj.weight"]),
         "gates": lambda: F.linear(torch.randn(4, 12), lstm.sample_weights()["weight_ih_l0"]),
         "recurrent gates": lambda: F.linear(torch.randn(4, 10), lstm.sample_weights()["weight_hh_l0"]),
     }
@@ -186,9 +178,7 @@ def test_the_activations_keep_their_variance_through_depth(
     """
     net = deep(width, depth, activation)[:-1]
     model = bayesianize(net, rule())
-    gain = (
-        2.0 if rule is he else 1.0
-    )  # the inputs are no rectified variables, so the first layer's gain shows
+    gain = 2.0 if rule is he else 1.0  # the inputs are no rectified variables, so the first layer's gain shows
     squares = torch.stack([model(torch.randn(1, width)).square().mean() for _ in range(300)])
     assert abs(squares.mean() - gain) < 4.5 * squares.std() / math.sqrt(len(squares))
 
@@ -345,11 +335,7 @@ def test_the_first_matching_pattern_decides() -> None:
         ("*", dist.Normal(0.0, 3.0)),
     ]
     priors = assign(network(), scales)
-    found = {
-        name: p.distribution.stddev.flatten()[0].item()
-        for name, p in priors.items()
-        if isinstance(p, FixedPrior)
-    }
+    found = {name: p.distribution.stddev.flatten()[0].item() for name, p in priors.items() if isinstance(p, FixedPrior)}
     assert found == {"0.weight": 1.0, "0.bias": 2.0, "3.weight": 3.0, "3.bias": 3.0}
 
 
@@ -388,17 +374,13 @@ def test_a_tied_parameter_answers_to_all_its_names_and_owners(pattern: object) -
 
 @pytest.mark.parametrize("pattern", ["fc*", nn.Conv2d, "0.Weight", "4.*"])
 def test_a_pattern_that_matches_nothing_is_refused(pattern: object) -> None:
-    with pytest.raises(
-        ValueError, match=r"prior: the pattern .* matches no parameter; the network has 0\.weight"
-    ):
+    with pytest.raises(ValueError, match=r"prior: the pattern .* matches no parameter; the network has 0\.weight"):
         assign(network(), [(pattern, NORMAL), ("*", None)])  # type: ignore[list-item]
 
 
 @pytest.mark.parametrize("rules", [[("0.*", NORMAL)], []])
 def test_a_parameter_without_a_rule_is_refused(rules: list[tuple[str, dist.Distribution]]) -> None:
-    with pytest.raises(
-        ValueError, match=r"prior: no rule matches the parameter '(3|0)\.weight' \(shape .*None"
-    ):
+    with pytest.raises(ValueError, match=r"prior: no rule matches the parameter '(3|0)\.weight' \(shape .*None"):
         assign(network(), rules)
 
 
@@ -413,9 +395,7 @@ def test_something_else_than_a_rule_is_refused(prior: object) -> None:
 
 @pytest.mark.parametrize("rule", [1.0, "normal", dist.Normal, torch.distributions.Normal(0.0, 1.0)])
 def test_something_else_than_a_rule_in_a_pair_is_refused(rule: object) -> None:
-    with pytest.raises(
-        TypeError, match=r"prior: the rule of '\*' is neither a distribution, a function nor None"
-    ):
+    with pytest.raises(TypeError, match=r"prior: the rule of '\*' is neither a distribution, a function nor None"):
         assign(network(), [("*", rule)])  # type: ignore[list-item]
 
 

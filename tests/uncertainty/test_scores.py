@@ -48,9 +48,7 @@ def test_nll_and_brier_agree_with_scikit_learn():
     probs = torch.softmax(torch.randn(200, 4, generator=generator, dtype=torch.float64), -1)
     y = torch.randint(4, (200,), generator=generator)
     assert nll(probs, y).item() == pytest.approx(log_loss(y, probs))
-    assert brier(probs, y).item() == pytest.approx(
-        brier_score_loss(y, probs, scale_by_half=False, labels=range(4))
-    )
+    assert brier(probs, y).item() == pytest.approx(brier_score_loss(y, probs, scale_by_half=False, labels=range(4)))
 
 
 @pytest.mark.parametrize("score", [nll, brier])

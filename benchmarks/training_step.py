@@ -1,0 +1,166 @@
+"""One training step, as a multiple of the deterministic step with the same optimizer.
+
+Baseline: ``zero_grad``, forward, cross-entropy, backward, ``Adam(fused=True)``, ``.item()``. The rows of this library are
+timed *inside* :func:`pyrobnn.fit`, by a loader that lets the baseline run between its batches; so they hold all that fit
+does for a batch after its first epoch, checks and reports included.
+
+    python -m benchmarks.training_step --networks mlp lenet --threads 1 --rounds 21 --json training.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import functools
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it also runs as a file
+
+from benchmarks import peers
+from benchmarks.networks import WORKLOADS, Workload
+from benchmarks.timing import CLOCKS, Alternating, Timing, environment, markdown_table, write_json
+from pyrobnn.elbo import MeanFieldELBO
+from pyrobnn.guides import Guide, Map, MeanField
+from pyrobnn.likelihoods import Categorical
+from pyrobnn.supervised import SupervisedModel
+from pyrobnn.training import fit
+
+Contender = Callable[[Workload, Alternating], None]
+
+
+def deterministic_step(workload: Workload, **options: Any) -> Callable[[], float]:
+    """The ordinary training step of the ordinary network."""
+    net = copy.deepcopy(workload.net)
+    optimizer = torch.optim.Adam(net.parameters(), lr=peers.LR, **options)
+
+    def step() -> float:
+        optimizer.zero_grad()
+        loss = F.cross_entropy(net(workload.x), workload.y)
+        loss.backward()
+        optimizer.step()
+        return loss.item()
+
+    return step
+
+
+def repeated(make_step: Callable[[Workload], Callable[[], Any]]) -> Contender:
+    """A contender that is a step function."""
+
+    def run(workload: Workload, turns: Alternating) -> None:
+        step = make_step(workload)
+        for _ in turns:
+            step()
+
+    return run
+
+
+class _PacedLoader:
+    """A loader of one batch for the first epoch, and then of one batch for each turn of the contender."""
+
+    def __init__(self, workload: Workload, turns: Alternating) -> None:
+        self.dataset = range(workload.num_data)  # fit asks for its length only
+        self.batch = workload.x, workload.y
+        self.turns: Alternating | list[None] = [None]
+        self.later = turns
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for _ in self.turns:
+            yield self.batch
+        self.turns = self.later
+
+
+def fitted(make_guide: Callable[[SupervisedModel], Guide]) -> Contender:
+    """A contender that is :func:`pyrobnn.fit` itself, from its second epoch on."""
+
+    def run(workload: Workload, turns: Alternating) -> None:
+        model, guide = bayesian(workload, make_guide)
+        fit(model, guide, _PacedLoader(workload, turns), epochs=2, lr=peers.LR, progress=False)
+
+    return run
+
+
+def bayesian(workload: Workload, make_guide: Callable[[SupervisedModel], Guide]) -> tuple[SupervisedModel, Guide]:
+    """The workload in this library."""
+    model = SupervisedModel(workload.net, Categorical(), dist.Normal(0.0, 1.0), num_data=workload.num_data)
+    return model, make_guide(model)
+
+
+def pyro_svi_step(workload: Workload) -> Callable[[], float]:
+    """Our model, guide and objective under Pyro's own SVI and optimizer."""
+    pyro.clear_param_store()
+    model, guide = bayesian(workload, MeanField)
+    svi = pyro.infer.SVI(model, guide, pyro.optim.Adam({"lr": peers.LR}), MeanFieldELBO())
+    return lambda: svi.step(workload.x, workload.y)
+
+
+CONTENDERS: dict[str, Contender] = {
+    "deterministic, Adam(fused=True)": repeated(functools.partial(deterministic_step, fused=True)),
+    "deterministic, Adam()": repeated(deterministic_step),
+    "pyrobnn MeanField, fit": fitted(MeanField),
+    "pyrobnn MeanField(antithetic=False), fit": fitted(functools.partial(MeanField, antithetic=False)),
+    "pyrobnn Map, fit": fitted(Map),
+    "pyrobnn MeanField, Pyro's SVI": repeated(pyro_svi_step),
+    "Pyro AutoNormal": repeated(functools.partial(peers.pyro_step, validate=True)),
+    "Pyro AutoNormal, validation off": repeated(functools.partial(peers.pyro_step, validate=False)),
+    "bayesian-torch Reparameterization": repeated(peers.bayesian_torch_step),
+    "posteriors vi.diag, in place": repeated(peers.posteriors_step),
+}
+
+
+def measure(workload: Workload, rounds: int, block_seconds: float, clock: str, only: str = "") -> list[Timing]:
+    """All contenders on one network; those whose name does not hold ``only`` are left out."""
+    timings = []
+    for name, contender in CONTENDERS.items():
+        if only.lower() not in name.lower():
+            continue
+        torch.manual_seed(0)
+        turns = Alternating(deterministic_step(workload, fused=True), rounds, block_seconds, clock)
+        try:
+            contender(workload, turns)
+        except ImportError as error:
+            print(f"skipped {name!r} on {workload.name}: {error}", file=sys.stderr)
+            continue
+        timings.append(turns.result(name))
+    return timings
+
+
+def arguments(description: str | None, rounds: int) -> argparse.ArgumentParser:
+    """Options that both benchmarks share."""
+    parser = argparse.ArgumentParser(description=(description or "").split("\n")[0])
+    parser.add_argument("--networks", nargs="+", choices=WORKLOADS, default=list(WORKLOADS), help="default: all")
+    parser.add_argument("--threads", type=int, default=1, help="torch threads (default %(default)s)")
+    parser.add_argument("--rounds", type=int, default=rounds, help="pairs of blocks (default %(default)s)")
+    parser.add_argument("--clock", choices=CLOCKS, default="wall", help="wall, or cpu for a busy machine")
+    parser.add_argument("--only", default="", help="contenders whose name holds this text")
+    parser.add_argument("--json", metavar="PATH", help="write everything to a JSON file too")
+    return parser
+
+
+def main() -> None:
+    parser = arguments(__doc__, rounds=21)
+    parser.add_argument("--block-seconds", type=float, default=0.25, help="length of a block (default %(default)s)")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    header = environment(options.threads, options.clock)
+    print("\n".join(f"- {key}: {value}" for key, value in header.items()), flush=True)
+    tables = {}
+    for name in options.networks:
+        workload = WORKLOADS[name]()
+        tables[workload.title] = measure(workload, options.rounds, options.block_seconds, options.clock, options.only)
+        table = markdown_table(f"Training step, {workload.title}", tables[workload.title], above=name == "tiny")
+        print(f"\n{table}", flush=True)
+    if options.json:
+        write_json(options.json, header, tables)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,8 @@
+"""Training: one loop over (model, guide, loader)."""
+
+from pyrobnn.training.fit import fit
+from pyrobnn.training.history import Callback, History
+from pyrobnn.training.optimizers import make_optimizer
+from pyrobnn.training.run import train_step
+
+__all__ = ["Callback", "History", "fit", "make_optimizer", "train_step"]

@@ -1,0 +1,155 @@
+r"""fit(): one training loop over (model, guide, loader).
+
+Each step draws from the guide, runs the model on one batch and takes a gradient step on the objective per
+datum, :math:`-\frac{1}{N}\,\mathrm{ELBO}`, so that learning rates mean what they mean in ordinary training.
+What is reported is per datum too, in nats.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyro
+import torch
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from tqdm.auto import tqdm
+
+from pyrobnn.checkpoint import load_state, save_state
+from pyrobnn.elbo import MeanFieldELBO
+from pyrobnn.guides.base import Guide
+from pyrobnn.training.checks import check_arguments, check_optimizer
+from pyrobnn.training.history import Callback, History
+from pyrobnn.training.optimizers import OptimizerSpec, make_optimizer
+from pyrobnn.training.run import Run
+from pyrobnn.training.state import read_run, write_run, write_tensors
+
+__all__ = ["fit"]
+
+
+def fit(
+    model: nn.Module,
+    guide: Guide,
+    loader: Iterable[Any],
+    *,
+    epochs: int = 20,
+    lr: float = 1e-3,
+    scale_lr: float | None = None,
+    optimizer: OptimizerSpec = None,
+    scheduler: Callable[[Optimizer], LRScheduler] | None = None,
+    elbo: MeanFieldELBO | None = None,
+    clip_norm: float | None = None,
+    validation: Iterable[Any] | None = None,
+    patience: int | None = None,
+    callbacks: Sequence[Callback] = (),
+    seed: int | None = None,
+    device: torch.device | str | None = None,
+    progress: bool = True,
+    checkpoint: str | Path | None = None,
+    resume: bool = False,
+) -> History:
+    """Fits a guide to a model.
+
+    Args:
+        model: The Pyro model, called as ``model(x, y)``.
+        guide: A guide of this library built for it. (Any other goes through Pyro's own ``SVI``.)
+        loader: Yields batches ``(x, y)``; a :class:`~torch.utils.data.DataLoader` whose data set has the
+            model's ``num_data`` rows.
+        epochs: Passes over the data, in all (a resumed run continues up to this number).
+        lr: Learning rate.
+        scale_lr: Learning rate of the guide's scale parameters, if it has any; ``lr`` if None.
+        optimizer: None for Adam; a function from parameter groups to a torch optimizer (such as
+            ``functools.partial(torch.optim.SGD, momentum=0.9)``, which is given the groups and ``lr``); a
+            torch optimizer over these parameters; or a ``pyro.optim`` optimizer. The last two have learning
+            rates of their own.
+        scheduler: A function from the optimizer to a learning-rate schedule, stepped after each epoch. A
+            ``ReduceLROnPlateau`` (in either mode) watches the validation value, or the ELBO if there is none.
+        elbo: The objective; ``MeanFieldELBO()`` if None.
+        clip_norm: Largest norm of the gradient of the objective per datum.
+        validation: Batches for the log predictive density after each epoch.
+        patience: Stop after so many epochs without a better validation value, and go back to the best epoch.
+        callbacks: Called with the history after each epoch; one that returns True ends the training.
+        seed: Seeds torch, numpy, Python and Pyro at the start.
+        device: Moves the model, the guide and each batch there.
+        progress: Show a progress bar.
+        checkpoint: A directory to which the whole training state is saved after each epoch.
+        resume: Continue from ``checkpoint`` if it is there, bit for bit as if training had never stopped.
+
+    Returns:
+        The history. Ctrl-C ends the training early and returns what was learned.
+
+    Raises:
+        NonFiniteLossError: If the objective becomes NaN or infinite: the message names the epoch, the step
+            and the part to blame; model and guide hold the last good state, ``error.history`` what happened
+            until then.
+        TypeError: If the guide is not of this library, a batch is not ``(x, y)``, or an argument is of a kind
+            that cannot do what was asked.
+        ValueError: If the loader does not fit the model, is empty, or a batch holds what the model cannot
+            take.
+    """
+    check_arguments(model, guide, loader, epochs, patience, clip_norm, validation, checkpoint, resume)
+    check_optimizer(optimizer, scheduler, checkpoint)
+    if seed is not None:
+        pyro.set_rng_seed(seed)
+    if device is not None:
+        model.to(device)
+        guide.to(device)
+    run = Run(
+        model,
+        guide,
+        elbo or MeanFieldELBO(),
+        make_optimizer(model, guide, optimizer, lr, scale_lr),
+        loader,
+        validation=validation,
+        clip_norm=clip_norm,
+        device=device,
+        history=History(divergence_name=guide.divergence_name),
+    )
+    run.scheduler = None if scheduler is None else scheduler(run.torch_optimizer)
+    if resume and checkpoint is not None:
+        with contextlib.suppress(FileNotFoundError):
+            write_run(run, load_state(checkpoint))
+    _train(run, epochs, patience, callbacks, checkpoint, progress)
+    if patience is not None and run.best is not None:
+        write_tensors(model, guide, run.best)
+    return run.history
+
+
+def _train(
+    run: Run,
+    epochs: int,
+    patience: int | None,
+    callbacks: Sequence[Callback],
+    checkpoint: str | Path | None,
+    progress: bool,
+) -> None:
+    """Epochs until there are enough, or something stops them; each module's mode comes back."""
+    history = run.history
+    modes = [(module, module.training) for module in run.model.modules()]
+    bar = tqdm(total=epochs, initial=history.epochs, disable=not progress, unit="epoch")
+    try:
+        run.model.train()
+        while history.epochs < epochs and not history.stopped:
+            # Pyro validates (at the user's setting) while each batch is seen for the first time; after that
+            # it would only repeat itself.
+            with pyro.validation_enabled(pyro.settings.get("validate_distributions_pyro") and not history.epochs):
+                run.epoch()
+            bar.set_postfix_str(history.summary())
+            bar.update()
+            if patience is not None and run.epochs_since_best >= patience:
+                history.stopped = "patience"
+            elif [callback(history) for callback in callbacks].count(True):
+                history.stopped = "callback"
+            if checkpoint is not None:
+                save_state(checkpoint, read_run(run))
+    except KeyboardInterrupt:
+        history.stopped = "interrupted"
+    finally:
+        bar.close()
+        for module, training in modes:
+            module.training = training
+    history.stopped = history.stopped or "epochs"

@@ -1,0 +1,60 @@
+"""What happened in training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+__all__ = ["Callback", "History"]
+
+
+@dataclass
+class History:
+    """What happened in training, one entry per epoch; nats per datum.
+
+    Attributes:
+        elbo: The (untempered) evidence lower bound, averaged over the epoch's data.
+        log_likelihood: Its expected log likelihood.
+        kl: Its divergence: KL to the prior, or ``-log p(w)`` for a point estimate (``divergence_name``).
+        loss: The tempered objective that was minimised.
+        validation: Log predictive density of the validation data, if there are any.
+        learning_rate: Learning rate of the first parameter group (torch optimizers only).
+        seconds: Wall time.
+        steps: Gradient steps in all.
+        stopped: Why training ended: ``"epochs"``, ``"patience"``, ``"callback"`` or ``"interrupted"``.
+        divergence_name: What ``kl`` holds.
+    """
+
+    elbo: list[float] = field(default_factory=list)
+    log_likelihood: list[float] = field(default_factory=list)
+    kl: list[float] = field(default_factory=list)
+    loss: list[float] = field(default_factory=list)
+    validation: list[float] = field(default_factory=list)
+    learning_rate: list[float] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+    steps: int = 0
+    stopped: str = ""
+    divergence_name: str = "KL"
+
+    @property
+    def epochs(self) -> int:
+        """Number of finished epochs."""
+        return len(self.elbo)
+
+    def append(self, entries: dict[str, float]) -> None:
+        """Adds a finished epoch's entries, by attribute."""
+        for name, value in entries.items():
+            getattr(self, name).append(value)
+
+    def summary(self) -> str:
+        """The last epoch in one line."""
+        text = f"ELBO {self.elbo[-1]:.4f} = {self.log_likelihood[-1]:.4f} - {self.kl[-1]:.4f}"
+        return text + (f", validation {self.validation[-1]:.4f}" if self.validation else "") + " nats/datum"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain lists and numbers, for JSON."""
+        return asdict(self)
+
+
+Callback = Callable[[History], bool | None]

@@ -1,0 +1,91 @@
+"""Optimizers of the parameters of guide and model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+import torch
+from pyro.optim import PyroOptim
+from torch import nn
+from torch.optim import Optimizer
+
+from pyrobnn.guides.base import Guide
+
+__all__ = ["OptimizerSpec", "make_optimizer", "trainable_parameters"]
+
+OptimizerSpec: TypeAlias = Callable[..., Optimizer] | Optimizer | PyroOptim | None
+
+
+def make_optimizer(
+    model: nn.Module,
+    guide: Guide,
+    optimizer: OptimizerSpec = None,
+    lr: float = 1e-3,
+    scale_lr: float | None = None,
+) -> Optimizer | PyroOptim:
+    """The optimizer that :func:`pyrobnn.fit` uses.
+
+    Args:
+        model: The model; its deterministic parameters are trained too.
+        guide: The guide.
+        optimizer: None for Adam, a function ``(parameter groups, lr=...) -> optimizer``, or a ready one,
+            which is returned as it is.
+        lr: Learning rate.
+        scale_lr: Learning rate of the guide's scale parameters, a parameter group of their own; ``lr`` if
+            None.
+
+    Raises:
+        TypeError: If ``optimizer`` is of another kind.
+        ValueError: If a ready optimizer lacks a parameter or cannot take ``scale_lr``, or a Pyro optimizer
+            asks for parameters' names.
+    """
+    if isinstance(optimizer, Optimizer | PyroOptim):
+        _check_ready(model, guide, optimizer, scale_lr)
+        return optimizer
+    if optimizer is not None and not callable(optimizer):
+        raise TypeError(
+            "optimizer: expected None, a function of parameter groups such as torch.optim.SGD, a torch "
+            "optimizer or one "
+            f"of pyro.optim, got {type(optimizer).__name__}."
+        )
+    parameters = trainable_parameters(model, guide)
+    scales = {id(p) for p in (guide.scale_parameters() if hasattr(guide, "scale_parameters") else [])}
+    groups = [{"params": [p for p in parameters if id(p) not in scales], "lr": lr}]
+    if scales:
+        own = [p for p in parameters if id(p) in scales]
+        groups.append({"params": own, "lr": lr if scale_lr is None else scale_lr})
+    if optimizer is not None:
+        return optimizer(groups, lr=lr)
+    fused = all(p.device.type in ("cpu", "cuda") and p.dtype in (torch.float32, torch.float64) for p in parameters)
+    return torch.optim.Adam(groups, lr=lr, fused=fused)
+
+
+def trainable_parameters(model: nn.Module, guide: nn.Module) -> list[nn.Parameter]:
+    """Parameters of guide and model that require gradients."""
+    return [p for module in (guide, model) for p in module.parameters() if p.requires_grad]
+
+
+def _check_ready(model: nn.Module, guide: Guide, optimizer: Optimizer | PyroOptim, scale_lr: float | None) -> None:
+    if scale_lr is not None:
+        raise ValueError(
+            "scale_lr: a ready optimizer has its own learning rates; put guide.scale_parameters() into a "
+            "parameter group "
+            "of its own, or pass a function of parameter groups as optimizer."
+        )
+    if isinstance(optimizer, PyroOptim):
+        if callable(optimizer.pt_optim_args) or callable(optimizer.pt_clip_args):
+            raise ValueError(
+                "optimizer: Pyro finds a parameter's own options by its name in the global parameter store, "
+                "where modules' "
+                "own parameters are not; pass options for all parameters, or a torch optimizer."
+            )
+        return
+    known = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    missing = [n for m in (guide, model) for n, p in m.named_parameters() if p.requires_grad and id(p) not in known]
+    if missing:
+        raise ValueError(
+            f"optimizer: it does not hold the parameter {missing[0]!r} ({len(missing)} in all); build it "
+            "over the "
+            "parameters of both the guide and the model, or pass a function of parameter groups."
+        )

@@ -1,0 +1,203 @@
+"""One training run: its epochs, its steps, and what it does when the objective blows up."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
+
+import pyro
+import torch
+from pyro.optim import PyroOptim
+from pyro.optim.lr_scheduler import PyroLRScheduler
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+
+from pyrobnn import random_state
+from pyrobnn.bayesianize import frozen_buffers
+from pyrobnn.elbo import ELBOParts, MeanFieldELBO, NonFiniteLossError
+from pyrobnn.guides.base import Guide
+from pyrobnn.training.checks import check_batch, check_rows, check_targets, unpack
+from pyrobnn.training.history import History
+from pyrobnn.training.optimizers import trainable_parameters
+from pyrobnn.training.state import Tensors, became_non_finite, read_tensors, write_tensors
+from pyrobnn.training.validation import log_predictive
+
+__all__ = ["Run", "train_step"]
+
+
+def train_step(
+    model: nn.Module,
+    guide: Guide,
+    elbo: MeanFieldELBO,
+    optimizer: Optimizer | PyroOptim,
+    args: tuple[Any, ...],
+    clip_norm: float | None = None,
+    num_data: int | None = None,
+) -> ELBOParts:
+    """One gradient step on the objective per datum; what :func:`pyrobnn.fit` does with each batch.
+
+    Args:
+        model: The model.
+        guide: The guide.
+        elbo: The objective.
+        optimizer: The optimizer (:func:`make_optimizer`).
+        args: Arguments of the model, ``(x, y)``.
+        clip_norm: Largest norm of the gradient of the objective per datum.
+        num_data: Size N of the data set; what the model states if None.
+
+    Returns:
+        The parts of the objective before the step, in sum units.
+
+    Raises:
+        NonFiniteLossError: If the objective is NaN or infinite; no step has been taken then.
+    """
+    if isinstance(optimizer, PyroOptim):
+        parameters = trainable_parameters(model, guide)
+    else:
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for parameter in parameters:
+        parameter.grad = None
+    size = getattr(model, "num_data", 1) if num_data is None else num_data
+    parts = elbo.backward(model, guide, args, scale=1.0 / size)
+    if clip_norm is not None:
+        nn.utils.clip_grad_norm_(parameters, clip_norm)
+    if isinstance(optimizer, PyroOptim):
+        optimizer(parameters)
+    else:
+        optimizer.step()
+    return parts
+
+
+@dataclass
+class Run:
+    """One call of :func:`pyrobnn.fit`.
+
+    Attributes:
+        num_data: Size N of the data set, once it is known.
+        best: Parameters and buffers after the best epoch (by validation), and its value.
+        epochs_since_best: Epochs after that one.
+    """
+
+    model: nn.Module
+    guide: Guide
+    elbo: MeanFieldELBO
+    optimizer: Optimizer | PyroOptim
+    loader: Iterable[Any]
+    validation: Iterable[Any] | None = None
+    scheduler: LRScheduler | None = None
+    clip_norm: float | None = None
+    device: torch.device | str | None = None
+    history: History = field(default_factory=History)
+    num_data: int | None = None
+    best: Tensors | None = None
+    best_value: float = -float("inf")
+    epochs_since_best: int = 0
+
+    @property
+    def torch_optimizer(self) -> Optimizer:
+        """The optimizer, known to be torch's."""
+        assert isinstance(self.optimizer, Optimizer)
+        return self.optimizer
+
+    def epoch(self) -> None:
+        """One pass over the loader; the history is written when all of it is done."""
+        started, first = time.perf_counter(), self.history.epochs == 0
+        good = read_tensors(self.model, self.guide)
+        if hasattr(self.guide, "reset_noise"):
+            self.guide.reset_noise()
+        totals, rows = dict.fromkeys(("elbo", "log_likelihood", "kl", "loss"), 0.0), 0
+        index = -1
+        for index, batch in enumerate(self.loader):
+            x, y = unpack(batch, self.device)
+            check_batch(x, index)
+            if first:
+                check_targets(self.model, x, y)
+            parts = self._step((x, y), index, good)
+            rows += len(y)
+            for name, value in parts.per_datum().items():
+                totals[name] += len(y) * value
+        if rows == 0:
+            raise ValueError("loader: it yielded no batch; the data set is empty or drop_last left nothing.")
+        if first:
+            check_rows(getattr(self.model, "num_data", None), self.loader, rows)
+        if names := became_non_finite(self.model, self.guide, good):
+            self._fail(
+                f"the last step made the parameters non-finite ({names[0]}); lower the learning rate.",
+                index,
+                good,
+            )
+        entries = {name: total / rows for name, total in totals.items()}
+        if isinstance(self.optimizer, Optimizer):
+            entries["learning_rate"] = float(self.optimizer.param_groups[0]["lr"])
+        if self.validation is not None:
+            entries["validation"] = self._validate(self.validation)
+        self._advance_schedule(entries.get("validation", entries["elbo"]))
+        self.history.append(entries | {"seconds": time.perf_counter() - started})
+
+    def _step(self, args: tuple[Any, Any], index: int, good: Tensors) -> ELBOParts:
+        if self.num_data is None:
+            self.num_data = self._find_num_data(args)
+        try:
+            parts = train_step(self.model, self.guide, self.elbo, self.optimizer, args, self.clip_norm, self.num_data)
+        except NonFiniteLossError as error:
+            self._fail(error, index, good)
+        except ValueError as error:
+            if (hidden := self._hidden_failure(args)) is None:
+                raise
+            self._fail(hidden, index, good, cause=error)
+        self.history.steps += 1
+        return parts
+
+    def _find_num_data(self, args: tuple[Any, Any]) -> int:
+        """N as the model states it, else as its plates do."""
+        stated = getattr(self.model, "num_data", None)
+        if stated is None:
+            with random_state.kept(args[1].device):
+                self.elbo.loss(self.model, self.guide, *args)
+            assert self.elbo.parts is not None
+            stated = self.elbo.parts.num_data
+        return stated
+
+    def _hidden_failure(self, args: tuple[Any, Any]) -> NonFiniteLossError | None:
+        """Pyro's validation refuses NaN in a distribution before the objective can be found non-finite."""
+        try:
+            with pyro.validation_enabled(False), frozen_buffers(self.model):
+                self.elbo.backward(self.model, self.guide, args)
+        except NonFiniteLossError as error:
+            return error
+        except (ValueError, IndexError, RuntimeError):
+            return None
+        return None
+
+    def _fail(self, error: object, index: int, good: Tensors, cause: Exception | None = None) -> NoReturn:
+        """Keeps the present state if it is finite, else goes back to the start of the epoch."""
+        where = "the state just before this step was kept"
+        if became_non_finite(self.model, self.guide, good):
+            write_tensors(self.model, self.guide, good)
+            where = "the state at the start of this epoch was restored"
+        failure = NonFiniteLossError(f"epoch {self.history.epochs + 1}, step {index + 1} of it: {error} ({where})")
+        failure.history = self.history  # type: ignore[attr-defined]
+        raise failure from (cause or (error if isinstance(error, Exception) else None))
+
+    def _validate(self, batches: Iterable[Any]) -> float:
+        value = log_predictive(self.model, self.guide, batches, self.device)
+        self.epochs_since_best += 1
+        if value > self.best_value:
+            self.best, self.best_value, self.epochs_since_best = (
+                read_tensors(self.model, self.guide),
+                value,
+                0,
+            )
+        return value
+
+    def _advance_schedule(self, quality: float) -> None:
+        """One step of the schedule; ``quality`` (higher is better) is negated where a loss is expected."""
+        if isinstance(self.optimizer, PyroLRScheduler):
+            self.optimizer.step()
+        if isinstance(self.scheduler, ReduceLROnPlateau):
+            self.scheduler.step(-quality if self.scheduler.mode == "min" else quality)
+        elif self.scheduler is not None:
+            self.scheduler.step()

@@ -1,0 +1,108 @@
+"""The state of a training run: what a checkpoint holds, so that a resumed run goes on bit for bit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from pyrobnn import random_state
+from pyrobnn.training.history import History
+
+if TYPE_CHECKING:
+    from pyrobnn.training.run import Run
+
+__all__ = ["became_non_finite", "read_run", "read_tensors", "write_run", "write_tensors"]
+
+Tensors = dict[str, dict[str, Tensor]]
+
+
+def read_tensors(model: nn.Module, guide: nn.Module) -> Tensors:
+    """Copies of all parameters and buffers."""
+    return {
+        key: {name: value.detach().clone() for name, value in module.state_dict().items()}
+        for key, module in (("model", model), ("guide", guide))
+    }
+
+
+def write_tensors(model: nn.Module, guide: nn.Module, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
+    """Goes back to what :func:`read_tensors` read."""
+    model.load_state_dict(tensors["model"])
+    guide.load_state_dict(tensors["guide"])
+
+
+def became_non_finite(model: nn.Module, guide: nn.Module, before: Tensors) -> list[str]:
+    """Names of tensors that were finite ``before`` and are not now (a mask may hold infinities)."""
+    return [
+        f"{key}.{name}"
+        for key, module in (("guide", guide), ("model", model))
+        for name, value in module.state_dict().items()
+        if value.is_floating_point() and not bool(value.isfinite().all()) and bool(before[key][name].isfinite().all())
+    ]
+
+
+def read_run(run: Run) -> dict[str, Any]:
+    """Everything that the rest of the run depends on."""
+    return {
+        "tensors": read_tensors(run.model, run.guide),
+        "best": run.best,
+        "best_value": run.best_value,
+        "epochs_since_best": run.epochs_since_best,
+        "optimizer": run.torch_optimizer.state_dict(),
+        "scheduler": None if run.scheduler is None else run.scheduler.state_dict(),
+        "num_steps": run.elbo.num_steps,
+        "num_data": run.num_data,
+        "history": run.history.to_dict(),
+        "random": random_state.read_all(_generators(run)),
+    }
+
+
+def write_run(run: Run, state: dict[str, Any]) -> None:
+    """Goes back to what :func:`read_run` read.
+
+    Raises:
+        ValueError: If the state is that of another model, guide, optimizer, scheduler or loader.
+    """
+    if (run.scheduler is None) != (state["scheduler"] is None):
+        raise ValueError(
+            f"scheduler: the run to resume was made {'with' if run.scheduler is None else 'without'} one; "
+            "pass the same "
+            "arguments as then."
+        )
+    if len(_generators(run)) != len(state["random"]["generators"]):
+        raise ValueError(
+            f"loader: it has {len(_generators(run))} random generators of its own, but in the run to resume "
+            "there were "
+            f"{len(state['random']['generators'])}; build the loader as it was built then."
+        )
+    before = read_tensors(run.model, run.guide)
+    try:
+        write_tensors(run.model, run.guide, state["tensors"])
+        run.torch_optimizer.load_state_dict(state["optimizer"])
+    except (RuntimeError, ValueError) as error:
+        write_tensors(run.model, run.guide, before)
+        raise ValueError(f"checkpoint: it is that of another model, guide or optimizer: {error}") from error
+    if run.scheduler is not None:
+        run.scheduler.load_state_dict(state["scheduler"])
+    run.best, run.best_value = state["best"], state["best_value"]
+    run.epochs_since_best = state["epochs_since_best"]
+    run.elbo.num_steps = state["num_steps"]
+    run.num_data = state["num_data"]
+    run.history = History(**state["history"])
+    if run.history.stopped == "callback":  # it will be asked again
+        run.history.stopped = ""
+    random_state.write_all(state["random"], _generators(run))
+
+
+def _generators(run: Run) -> list[torch.Generator]:
+    """Random generators of the loaders' own, which shuffle their data."""
+    found: dict[int, torch.Generator] = {}
+    for loader in (run.loader, run.validation):
+        sampler = getattr(getattr(loader, "batch_sampler", None), "sampler", None)
+        for owner in (loader, getattr(loader, "sampler", None), sampler):
+            generator = getattr(owner, "generator", None)
+            if isinstance(generator, torch.Generator):
+                found[id(generator)] = generator
+    return list(found.values())

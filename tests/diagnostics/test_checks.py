@@ -1,0 +1,184 @@
+from __future__ import annotations
+
+import json
+
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.util import get_rng_state
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from pyrobnn import likelihoods
+from pyrobnn.diagnostics.checks import Check, CheckReport, check
+from pyrobnn.guides import Map, MeanField
+from pyrobnn.supervised import SupervisedModel
+from tests.diagnostics.models import NOISE, Conjugate, set_parameters, small_network
+
+pytestmark = pytest.mark.arviz
+
+NAMES = ["ELBO noise floor", "weights at the prior", "signal-to-noise", "calibration", "k-hat"]
+
+
+def test_the_exact_posterior_passes_everything() -> None:
+    case = Conjugate(num_data=400)
+    report = check(case.model, case.guide(), case.loader())
+    assert [result.name for result in report.checks] == NAMES
+    assert report.ok
+    assert {result.status for result in report.checks} == {"pass"}
+    # 400 data, coverage 0.9: standard error 0.015; |z| < 4
+    assert report["calibration"].value == pytest.approx(0.9, abs=0.06)
+
+
+def test_noise_floor_is_the_known_standard_deviation() -> None:
+    # The log likelihood is c - ½ Σ_j s_j (w_j - b_j)², s_j = |x_j|²/σ², b_j its maximum; if w_j ~ N(m_j, v_j)
+    # its variance is Σ_j s_j² (v_j² / 2 + v_j (m_j - b_j)²).
+    case = Conjugate()
+    s = case.x.square().sum(0) / NOISE**2
+    b, v = (case.x * case.y).sum(0) / NOISE**2 / s, 1 / case.precision
+    exact = (s.square() * (v.square() / 2 + v * (case.mean - b).square())).sum().sqrt().item() / 100
+    value = check(case.model, case.guide(), case.loader(), num_samples=500)["ELBO noise floor"].value
+    # A sum of three squares has kurtosis 3 + 12/3: relative error sqrt((7 - 1) / 4 / 500) = 5.5 %; |z| < 4
+    assert value == pytest.approx(exact, rel=0.22)
+
+
+def test_noisy_guide_warns_of_its_noise() -> None:
+    model, x, y = small_network()
+    guide = MeanField(model, init_scale=3.0)
+    result = check(model, guide, [(x, y)], num_samples=50)["ELBO noise floor"]
+    assert result.status == "warn"
+    assert "particles" in result.reason
+
+
+def test_narrow_guide_warns() -> None:
+    case = Conjugate()
+    assert check(case.model, case.guide(width=0.2), case.loader())["k-hat"].status == "warn"
+
+
+def test_wrong_noise_warns_of_coverage() -> None:
+    case = Conjugate(noise=NOISE / 4)
+    result = check(case.model, case.guide(), case.loader(), num_samples=100)["calibration"]
+    assert result.status == "warn"
+    # Central 90 % of N(0, σ/4) holds |z| < 1.645 / 4 of the truth: 31.9 %; standard error 0.047; |z| < 4
+    assert result.value == pytest.approx(0.319, abs=0.19)
+
+
+def test_shares_of_a_guide_at_its_prior() -> None:
+    model, x, y = small_network(hidden=30)
+    guide = MeanField(model)
+    at_prior = set_parameters(guide, torch.zeros(guide.num_latents), torch.ones(guide.num_latents))
+    report = check(model, at_prior, [(x, y)], num_samples=25)
+    assert report["weights at the prior"].status == "warn"
+    assert report["weights at the prior"].value == 1.0
+    assert report["signal-to-noise"].status == "warn"
+    assert report["signal-to-noise"].value == 0.0
+    assert not report.ok
+    sharp = set_parameters(guide, torch.ones(guide.num_latents), torch.full((guide.num_latents,), 0.1))
+    report = check(model, sharp, [(x, y)], num_samples=25)
+    assert report["weights at the prior"].value == 0.0
+    assert report["signal-to-noise"].value == 1.0
+
+
+@pytest.mark.parametrize(("ones", "status"), [(140, "pass"), (60, "warn")])
+def test_calibration_of_known_probabilities(ones: int, status: str) -> None:
+    # Every input gets the probabilities (0.3, 0.7); the error is |share of ones - 0.7| exactly.
+    model = SupervisedModel(nn.Linear(1, 2), likelihoods.Categorical(), dist.Normal(0.0, 1.0), num_data=200)
+    guide = Map(model, init={"net.weight": torch.zeros(2, 1), "net.bias": torch.tensor([0.3, 0.7]).log()})
+    y = (torch.arange(200) < ones).long()
+    result = check(model, guide, [(torch.randn(200, 1), y)], num_samples=25)["calibration"]
+    assert result.status == status
+    assert result.value == pytest.approx(abs(ones / 200 - 0.7), abs=1e-6)
+
+
+def test_calibration_on_held_out_data() -> None:
+    model = SupervisedModel(nn.Linear(1, 2), likelihoods.Categorical(), dist.Normal(0.0, 1.0), num_data=200)
+    guide = Map(model, init={"net.weight": torch.zeros(2, 1), "net.bias": torch.tensor([0.3, 0.7]).log()})
+    train = [(torch.zeros(200, 1), torch.ones(200, dtype=torch.long))]
+    held_out = [(torch.zeros(100, 1), (torch.arange(100) < 70).long())]
+    result = check(model, guide, train, held_out=held_out, num_samples=25)["calibration"]
+    assert result.value == pytest.approx(0.0, abs=1e-6)
+    assert "held-out" in result.reason
+
+
+@pytest.mark.parametrize("likelihood", [likelihoods.Poisson(), likelihoods.Bernoulli()])
+def test_discrete_targets_are_calibrated_under_the_prior_that_made_them(
+    likelihood: likelihoods.Likelihood,
+) -> None:
+    model = SupervisedModel(nn.Linear(1, 1), likelihood, dist.Normal(0.0, 1.0), num_data=1000)
+    guide = Map(model, init="prior")
+    x = torch.rand(1000, 1)
+    point = guide.sample(1)
+    y = likelihood(x @ point["net.weight"][0].T + point["net.bias"][0]).sample()
+    assert check(model, guide, [(x, y)], num_samples=100)["calibration"].status == "pass"
+
+
+def test_point_estimate_is_not_judged_by_its_spread() -> None:
+    model, x, y = small_network()
+    report = check(model, Map(model), [(x, y)], num_samples=25)
+    not_applicable = {result.name for result in report.checks if result.status == "not applicable"}
+    assert not_applicable == set(NAMES) - {"calibration"}
+    assert all(result.reason for result in report.checks)
+
+
+def test_importance_needs_all_rows() -> None:
+    case = Conjugate()
+    result = check(case.model, case.guide(), case.loader(), max_rows=50, num_samples=25)["k-hat"]
+    assert result.status == "not applicable"
+    assert "need all 100 training data, 64 were read; raise max_rows" in result.reason
+
+
+def test_everything_is_left_as_it_was() -> None:
+    net = nn.Sequential(nn.Linear(2, 4), nn.BatchNorm1d(4), nn.Dropout(0.5), nn.Linear(4, 1))
+    model = SupervisedModel(net, likelihoods.Normal(1.0), dist.Normal(0.0, 1.0), num_data=8)
+    model.train()
+    guide = MeanField(model)
+    loader = DataLoader(
+        TensorDataset(torch.randn(8, 2), torch.randn(8, 1)), 4, shuffle=True, generator=torch.Generator()
+    )
+    modules = [*model.modules(), *guide.modules()]
+    modes = [module.training for module in modules]
+    tensors = {**model.state_dict(), **guide.state_dict()}
+    kept = {name: value.clone() for name, value in tensors.items()}
+    trained = [(p, p.requires_grad, p.grad) for p in (*model.parameters(), *guide.parameters())]
+    state, own = get_rng_state(), loader.generator.get_state()
+    check(model, guide, loader, num_samples=25)
+    assert [module.training for module in modules] == modes
+    for name, value in {**model.state_dict(), **guide.state_dict()}.items():
+        assert torch.equal(value, kept[name]), name
+    assert all(p.requires_grad == was and p.grad is grad for p, was, grad in trained)
+    after = get_rng_state()
+    assert torch.equal(after["torch"], state["torch"])
+    assert (after["numpy"][1] == state["numpy"][1]).all()
+    assert after["random"] == state["random"]
+    assert torch.equal(loader.generator.get_state(), own)
+
+
+def test_report_prints_and_converts() -> None:
+    case = Conjugate()
+    report = check(case.model, case.guide(), case.loader(), num_samples=25)
+    text = str(report)
+    assert all(name in text for name in NAMES)
+    assert "net.weight" in text
+    assert text.splitlines()[0].split() == ["check", "result", "value", "reason"]
+    assert json.loads(json.dumps(report.to_dict()))["checks"][0]["name"] == NAMES[0]
+    with pytest.raises(KeyError, match="no check 'khat'; there are 'ELBO noise floor'"):
+        report["khat"]
+
+
+def test_a_report_is_ok_unless_a_check_warns() -> None:
+    passed, other = Check("a", "pass", 1.0, ""), Check("b", "not applicable", None, "")
+    assert CheckReport([passed, other]).ok
+    assert not CheckReport([passed, Check("c", "warn", 1.0, "")]).ok
+
+
+def test_mistakes_get_clear_errors() -> None:
+    model, x, y = small_network()
+    guide = MeanField(model)
+    with pytest.raises(TypeError, match=r"guide: expected one of pyrobnn.guides, got function"):
+        check(model, lambda: None, [(x, y)])  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="num_samples: the checks need at least 25 draws, got 5"):
+        check(model, guide, [(x, y)], num_samples=5)
+    with pytest.raises(ValueError, match="loader: it yielded no data"):
+        check(model, guide, [])
+    with pytest.raises(TypeError, match=r"held_out: expected batches \(x, y\), got Tensor"):
+        check(model, guide, [(x, y)], held_out=[x], num_samples=25)

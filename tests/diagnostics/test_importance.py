@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pyrobnn import likelihoods
+from pyrobnn.diagnostics._batches import batches
+from pyrobnn.diagnostics.importance import importance_k_hat, k_hat_threshold, last_layer_sites, log_ratios
+from pyrobnn.guides import Map, MeanField
+from pyrobnn.supervised import SupervisedModel
+from tests.diagnostics.models import Conjugate, small_network
+
+pytestmark = pytest.mark.arviz
+
+
+def test_ratios_of_the_exact_posterior_are_the_evidence() -> None:
+    case = Conjugate()
+    ratios = log_ratios(case.model, case.guide(), batches(case.model, (case.x, case.y), {}, 32), ["net.weight"], 20)
+    n = len(case.y)
+    noise = case.model.likelihood.noise_scale().double().item()
+    covariance = noise**2 * torch.eye(n, dtype=torch.float64) + case.x @ case.x.T
+    evidence = torch.distributions.MultivariateNormal(torch.zeros(n, dtype=torch.float64), covariance)
+    torch.testing.assert_close(ratios, evidence.log_prob(case.y[:, 0]).expand(20), rtol=1e-6, atol=1e-5)
+
+
+def test_k_hat_is_small_for_the_exact_posterior() -> None:
+    case = Conjugate()
+    assert importance_k_hat(case.model, case.guide(), case.x, case.y) < 0.3
+
+
+def test_k_hat_of_a_guide_too_narrow() -> None:
+    # With widths s times the truth the log ratio is (1 - s²) z² / 2 per weight, whose tail has k = 1 - s²,
+    # 0.91 for s = 0.3. Of 1000 draws 95 are the tail: sd (1 + k) / sqrt(95) = 0.2; three weights bias it up.
+    case = Conjugate()
+    k_hat = importance_k_hat(case.model, case.guide(width=0.3), case.x, case.y, num_samples=1000)
+    assert 0.6 < k_hat < 1.8
+
+
+def test_k_hat_of_a_guide_too_wide() -> None:
+    case = Conjugate()  # bounded ratios
+    assert importance_k_hat(case.model, case.guide(width=1.5), case.x, case.y, num_samples=1000) < 0.2
+
+
+def test_batches_change_nothing() -> None:
+    case = Conjugate()
+    guide = case.guide(width=0.5)
+    results = []
+    for batch_size in (7, 1000):
+        torch.manual_seed(0)
+        results.append(importance_k_hat(case.model, guide, case.x, case.y, batch_size=batch_size, num_samples=100))
+    assert results[0] == pytest.approx(results[1], rel=1e-6)
+
+
+def test_sites_that_are_held_do_not_matter() -> None:
+    # The guide is exact for the first half of the weights and hopeless for the others, of a site of its own.
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = (nn.Linear(2, 1, bias=False, dtype=torch.float64) for _ in range(2))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.first(x[:, :2]) + self.second(x[:, 2:])
+
+    case = Conjugate(dims=4)
+    prior = dist.Normal(torch.tensor(0.0, dtype=torch.float64), torch.tensor(1.0, dtype=torch.float64))
+    model = SupervisedModel(Two(), likelihoods.Normal(0.5), prior, num_data=100).double()
+    guide = MeanField(model)
+    with torch.no_grad():
+        guide.flat_loc.copy_(case.mean)
+        guide.flat_log_scale.copy_((case.precision.rsqrt() * torch.tensor([1.0, 1.0, 0.1, 0.1])).log())
+    assert importance_k_hat(model, guide, case.x, case.y, sites=["net.first.*"]) < 0.3
+    assert last_layer_sites(model, guide) == ["net.second.weight"]
+    assert importance_k_hat(model, guide, case.x, case.y) > 0.7
+
+
+def test_latent_noise_scale_is_part_of_the_joint() -> None:
+    model = SupervisedModel(
+        nn.Linear(1, 1), likelihoods.Normal(dist.LogNormal(0.0, 1.0)), dist.Normal(0.0, 1.0), num_data=3
+    )
+    guide = MeanField(model, init_scale=0.3)
+    x, y = torch.randn(3, 1), torch.randn(3, 1)
+    torch.manual_seed(5)
+    ratios = log_ratios(model, guide, batches(model, (x, y), {}, 2), list(guide.sites), 4)
+    torch.manual_seed(5)
+    guide.sample(1)  # the held draw comes first
+    first, rest = guide.sample(1), guide.sample(3)
+    for index in range(4):
+        w = {n: (torch.cat([first[n], rest[n]])[index]) for n in first}
+        scale = w["likelihood.scale"]
+        expected = dist.Normal(x @ w["net.weight"].T + w["net.bias"], scale).log_prob(y).sum()
+        expected += dist.LogNormal(0.0, 1.0).log_prob(scale)
+        expected += sum(dist.Normal(0.0, 1.0).log_prob(w[n]).sum() for n in ("net.weight", "net.bias"))
+        expected -= guide.log_prob({n: v[None] for n, v in w.items()}).detach()[0]
+        assert ratios[index].item() == pytest.approx(expected.item(), rel=1e-4, abs=1e-4)
+
+
+def test_last_layer() -> None:
+    model, _, _ = small_network()
+    assert last_layer_sites(model, MeanField(model)) == ["net.2.weight", "net.2.bias"]
+
+
+def test_threshold() -> None:
+    assert k_hat_threshold(100) == pytest.approx(0.5)
+    assert k_hat_threshold(10**6) == 0.7
+
+
+def test_mistakes_get_clear_errors() -> None:
+    case = Conjugate()
+    guide = case.guide()
+    with pytest.raises(ValueError, match=r"x, y: k-hat needs all 100 training data \(num_data\), got 50 rows"):
+        importance_k_hat(case.model, guide, case.x[:50], case.y[:50])
+    with pytest.raises(ValueError, match="guide: Map has no density"):
+        importance_k_hat(case.model, Map(case.model), case.x, case.y)
+    with pytest.raises(ValueError, match="num_samples: the tail of the ratios needs at least 25 draws, got 10"):
+        importance_k_hat(case.model, guide, case.x, case.y, num_samples=10)
+    with pytest.raises(ValueError, match=r"sites: 'fc' matches no latent site; there are net.weight"):
+        importance_k_hat(case.model, guide, case.x, case.y, sites=["fc"])
+    with pytest.raises(TypeError, match=r"guide: expected one of pyrobnn.guides, got int"):
+        importance_k_hat(case.model, 3, case.x, case.y)  # type: ignore[arg-type]
