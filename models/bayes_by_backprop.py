@@ -1,8 +1,9 @@
 r"""The digit classifier of Blundell et al. (2015), *Weight Uncertainty in Neural Networks*.
 
 Two hidden layers of rectified linear units under the scale-mixture prior
-:math:`\pi N(0, \sigma_1^2) + (1 - \pi) N(0, \sigma_2^2)`, fitted with a mean-field Gaussian. The mixture has no closed-form
-KL, so its divergence is estimated by the draw; with ``mixture=False`` the prior is one Gaussian and the KL exact.
+:math:`\pi N(0, \sigma_1^2) + (1 - \pi) N(0, \sigma_2^2)`, fitted with a mean-field Gaussian. The mixture has no
+closed-form KL, so its divergence is estimated by the draw; with ``mixture=False`` the prior is one Gaussian and the KL
+exact.
 """
 
 from __future__ import annotations

@@ -40,7 +40,8 @@ class SupervisedModel(PyroModule):
         super().__init__()
         if not isinstance(likelihood, Likelihood):
             raise TypeError(
-                f"likelihood: expected one of pyrobnn.likelihoods, such as likelihoods.Categorical(), got {likelihood!r}."
+                f"likelihood: expected one of pyrobnn.likelihoods, such as likelihoods.Categorical(), got "
+                f"{likelihood!r}."
             )
         if isinstance(num_data, bool) or not isinstance(num_data, int) or num_data < 1:
             raise ValueError(f"num_data: expected the number of training data, a positive int, got {num_data!r}.")
@@ -85,8 +86,8 @@ class SupervisedModel(PyroModule):
         """Plate size and stand-in indices: a plate given indices draws no random permutation of N rows."""
         if batch > self.num_data:
             raise ValueError(
-                f"num_data: the model was told of {self.num_data} data, but a batch has {batch} rows; state the size of "
-                f"the training set."
+                f"num_data: the model was told of {self.num_data} data, but a batch has {batch} rows; state the size "
+                "of the training set."
             )
         return self.num_data, (None if batch == self.num_data else torch.arange(batch))
 

@@ -206,16 +206,14 @@ class MeanFieldELBO(TraceMeanField_ELBO):
             log_likelihood = log_likelihood + _summed(message["fn"].log_prob(message["value"]), message)
         flat = guide.flat_prior if covered is not None else None
         in_graph: Tensor | float = 0.0
-        skipped = 0
         for message in run.latent:
             site = guide.sites.get(message["name"])
             if site is None:
                 raise ValueError(
-                    f"site {message['name']!r}: the model sampled it but the guide does not know it; build the guide from "
-                    "this model, with an example batch if the site depends on data."
+                    f"site {message['name']!r}: the model sampled it but the guide does not know it; build the guide "
+                    "from this model, with an example batch if the site depends on data."
                 )
             if flat is not None and message["fn"] is site.prior and site.is_flat_normal and _is_plain(message):
-                skipped += site.numel
                 continue
             if flat is not None and site.is_flat_normal:
                 # Counted on flat vectors already, but the prior is another one now: count the difference.
@@ -296,18 +294,17 @@ def _follow_priors(guide: Guide, latent: list[Any]) -> None:
 def _culprit(parts: _Parts) -> str:
     """Which part of a non-finite objective is to blame, and what to try."""
     blamed = [
-        f"the divergence of the latent sites ({float(parts.in_graph):.4g})"
-        if not bool(torch.as_tensor(parts.in_graph).isfinite())
-        else "",
-        f"the KL on flat vectors ({float(parts.covered):.4g})"
-        if not bool(torch.as_tensor(parts.covered).isfinite())
-        else "",
+        f"{name} ({float(value):.4g})"
+        for name, value in (("the divergence", parts.in_graph), ("the divergence on flat vectors", parts.covered))
+        if not bool(torch.as_tensor(value).isfinite())
     ]
-    for message in parts.run.latent:
-        if not bool(message["value"].isfinite().all()):
-            blamed.append(f"the draw of the site {message['name']!r}")
-    for message in parts.run.observed:
-        if not bool(message["fn"].log_prob(message["value"]).isfinite().all()):
-            blamed.append(f"the log likelihood of the site {message['name']!r}")
-    names = ", ".join(text for text in blamed if text)
-    return f"the objective became non-finite: {names}; lower the learning rate or init_scale, or look at the data."
+    blamed += [f"the draw of the site {m['name']!r}" for m in parts.run.latent if not bool(m["value"].isfinite().all())]
+    blamed += [
+        f"the log likelihood of the site {m['name']!r}"
+        for m in parts.run.observed
+        if not bool(m["fn"].log_prob(m["value"]).isfinite().all())
+    ]
+    return (
+        f"the objective became non-finite: {', '.join(blamed)}; lower the learning rate or init_scale, or look at the "
+        "data."
+    )

@@ -256,8 +256,8 @@ def _describe_site(name: str, node: Any, again: Any) -> Site:
         )
     if prior.support.is_discrete:
         raise ValueError(
-            f"site {name!r}: its prior {type(prior).__name__} is discrete; guides here are continuous, so marginalise it "
-            "or use a relaxed distribution."
+            f"site {name!r}: its prior {type(prior).__name__} is discrete; guides here are continuous, so marginalise "
+            "it or use a relaxed distribution."
         )
     frames = node["cond_indep_stack"]
     for frame in frames:
@@ -314,7 +314,8 @@ def initial_values(model: Any, sites: Mapping[str, Site], init: Init) -> dict[st
         value = torch.as_tensor(value).detach()
         if value.shape != site.shape:
             raise ValueError(
-                f"init: the value for the site {site.name!r} has shape {tuple(value.shape)}, expected {tuple(site.shape)}."
+                f"init: the value for the site {site.name!r} has shape {tuple(value.shape)}, expected "
+                f"{tuple(site.shape)}."
             )
         if not site.is_real and not bool(site.prior.support.check(value).all()):
             if site.name in given and init is not None and not isinstance(init, nn.Module):
