@@ -122,22 +122,29 @@ def bayesian_modules(model: nn.Module) -> list[BayesianModule]:
     return [module for module in model.modules() if isinstance(module, BayesianModule)]
 
 
-def buffers(model: nn.Module) -> Iterator[Tensor]:
-    """The buffers of the converted networks and of the user's own modules; priors' constants are left out."""
-    constants = {id(b) for m in model.modules() if isinstance(m, Prior) for b in m.buffers()}
-    return (b for b in model.buffers() if id(b) not in constants)
+def buffers(model: nn.Module) -> Iterator[tuple[nn.Module, str, Tensor]]:
+    """``(module, name, buffer)`` of the networks and the user's own modules; priors' constants are left out."""
+    constants = {id(module) for prior in model.modules() if isinstance(prior, Prior) for module in prior.modules()}
+    for module in model.modules():
+        if id(module) not in constants:
+            for name, buffer in module.named_buffers(recurse=False):
+                yield module, name, buffer
 
 
 @contextmanager
 def frozen_buffers(model: nn.Module) -> Iterator[None]:
-    """Puts every buffer (running statistics) back to its present value when the block ends."""
-    kept = [(buffer, buffer.clone()) for buffer in buffers(model)]
+    """Lets the block work on copies of the buffers (running statistics) and puts the untouched ones back after it.
+
+    Writing the old values back instead would invalidate graphs that have saved the buffers for their backward pass.
+    """
+    kept = list(buffers(model))
+    for module, name, buffer in kept:
+        setattr(module, name, buffer.clone())
     try:
         yield
     finally:
-        with torch.no_grad():
-            for buffer, value in kept:
-                buffer.copy_(value)
+        for module, name, buffer in kept:
+            setattr(module, name, buffer)
 
 
 @contextmanager

@@ -7,41 +7,31 @@ A checkpoint is a directory with two files.
 * ``tensors-<token>.safetensors``: parameters and persistent buffers of the model (``model.<name>``) and the
   guide (``guide.<name>``). Weights that are random are left out: their values are the guide's draws.
 
-The specification names its tensor file and that file's SHA-256, and takes its place last, by one atomic
-rename: a save that fails or is cut short leaves the earlier checkpoint as it was. There is no pickle, so a
-checkpoint that is read runs no code of whoever wrote it. :func:`save_state` and :func:`load_state` keep the
-state of a training run in the same way.
+Both are written and read by :mod:`pyrobnn.storage`: atomically, without pickle. A save that fails or is cut
+short leaves the earlier checkpoint as it was.
 """
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import json
 import os
-import secrets
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-import pyro
 import pyro.distributions as dist
-import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from pyrobnn import guides, likelihoods, priors
-from pyrobnn._version import __version__
 from pyrobnn.bayesianize import BayesianModule, bayesian_modules, bayesianize
 from pyrobnn.description import family
 from pyrobnn.guides import Guide
+from pyrobnn.storage import Document, load_state, read, save_state, write
 from pyrobnn.supervised import SupervisedModel
 
 __all__ = ["load", "load_state", "save", "save_state"]
 
-_FORMAT_VERSION = 1
+_CHECKPOINT = Document("pyrobnn checkpoint", "spec.json", "tensors")
 _Path = str | os.PathLike[str]
 _Table = Mapping[str, Mapping[str, Any]]
 
@@ -78,7 +68,7 @@ def save(path: _Path, model: nn.Module, guide: Guide) -> None:
     }
     tensors = {f"model.{name}": tensor for name, tensor in _state(model).items()}
     tensors |= {f"guide.{name}": tensor for name, tensor in _state(guide).items()}
-    _write(Path(path), _CHECKPOINT, content, tensors)
+    write(Path(path), _CHECKPOINT, content, tensors)
 
 
 def load(
@@ -114,7 +104,7 @@ def load(
     for name, given, kind in (("net", net, nn.Module), ("model", model, nn.Module), ("guide", guide, Guide)):
         if given is not None and not isinstance(given, kind):
             raise TypeError(f"{name}: expected a {kind.__name__}, got {type(given).__name__}.")
-    spec, tensors = _read(Path(path), _CHECKPOINT)
+    spec, tensors = read(Path(path), _CHECKPOINT)
     try:
         if net is not None:
             model = _rebuild_model(spec["model"], net, tensors)
@@ -354,214 +344,3 @@ def _refuse(argument: str, verdict: str, differences: list[str], remedy: str) ->
     if differences:
         more = f"; and {len(differences) - 5} more" if len(differences) > 5 else ""
         raise ValueError(f"{argument}: {verdict}: {'; '.join(differences[:5])}{more}. {remedy}")
-
-
-# -------------------------------------------------------------------------------------------- training states
-
-
-def save_state(path: _Path, tree: Any) -> None:
-    """Saves a nested structure, such as the state of an optimizer, as JSON and safe tensors.
-
-    Args:
-        path: A directory; it may be that of a checkpoint.
-        tree: Dicts, lists and tuples of tensors, numbers, strings, bools and None; keys may be all of these
-            but lists, dicts and tensors. Subclasses come back as the plain kind, tensors on the CPU.
-
-    Raises:
-        TypeError: If the structure holds anything else.
-        OSError: If writing fails; what was there before is untouched.
-    """
-    tensors: dict[str, Tensor] = {}
-    encoded = _encode(tree, "state", tensors)
-    _write(Path(path), _TRAINING_STATE, {"state": encoded}, tensors)
-
-
-def load_state(path: _Path) -> Any:
-    """Reads what :func:`save_state` saved; every number and tensor is exactly what it was.
-
-    Raises:
-        FileNotFoundError: If there is no saved state at ``path``.
-        ValueError: If it is damaged or of a newer format.
-    """
-    document, tensors = _read(Path(path), _TRAINING_STATE)
-    try:
-        return _decode(document["state"], tensors)
-    except KeyError as error:
-        raise ValueError(f"path: {_TRAINING_STATE.document} in {path} is damaged: it lacks {error}.") from error
-
-
-def _encode(value: Any, where: str, tensors: dict[str, Tensor]) -> Any:
-    """JSON, with ``{"$kind": ...}`` for what JSON cannot say."""
-    if value is None or isinstance(value, bool | str):
-        return value
-    if isinstance(value, int):
-        return int(value)
-    if isinstance(value, float):
-        return float(value) if abs(value) < float("inf") else {"$float": repr(float(value))}
-    if isinstance(value, Tensor):
-        while where in tensors:
-            where += "'"
-        tensors[where] = value
-        return {"$tensor": where}
-    if isinstance(value, list | tuple):
-        items = [_encode(item, f"{where}.{i}", tensors) for i, item in enumerate(value)]
-        return items if isinstance(value, list) else {"$tuple": items}
-    if isinstance(value, dict):
-        pairs = [(_encode(k, where, tensors), _encode(v, f"{where}.{k}", tensors)) for k, v in value.items()]
-        if all(isinstance(key, str) and not key.startswith("$") for key, _ in pairs):
-            return dict(pairs)
-        return {"$dict": pairs}
-    raise TypeError(
-        f"{where}: expected a dict, list, tuple, tensor, number, string, bool or None, got {type(value).__name__}."
-    )
-
-
-def _decode(value: Any, tensors: Mapping[str, Tensor]) -> Any:
-    if isinstance(value, list):
-        return [_decode(item, tensors) for item in value]
-    if not isinstance(value, dict):
-        return value
-    if "$float" in value:
-        return float(value["$float"])
-    if "$tensor" in value:
-        return tensors[value["$tensor"]]
-    if "$tuple" in value:
-        return tuple(_decode(value["$tuple"], tensors))
-    if "$dict" in value:
-        return {_decode(key, tensors): _decode(item, tensors) for key, item in value["$dict"]}
-    return {key: _decode(item, tensors) for key, item in value.items()}
-
-
-# ------------------------------------------------------------------------------------ directories, atomically
-
-
-@dataclass(frozen=True)
-class _Kind:
-    """One kind of document with its tensors: ``<document>`` and ``<stem>-<token>.safetensors``."""
-
-    format: str
-    document: str
-    stem: str
-
-
-_CHECKPOINT = _Kind("pyrobnn checkpoint", "spec.json", "tensors")
-_TRAINING_STATE = _Kind("pyrobnn training state", "state.json", "state")
-
-
-def _write(directory: Path, kind: _Kind, content: dict[str, Any], tensors: Mapping[str, Tensor]) -> None:
-    """Writes a new tensor file and a draft of the document that names it, then renames the draft."""
-    storable = _storable(tensors)
-    is_new = not directory.exists()
-    token = secrets.token_hex(4)
-    data, draft = directory / f"{kind.stem}-{token}.safetensors", directory / f".{kind.document}.{token}"
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        safetensors.torch.save_file(storable, data)
-        _flush(data)
-        document = {
-            "format": kind.format,
-            "format_version": _FORMAT_VERSION,
-            "versions": {"pyrobnn": __version__, "torch": str(torch.__version__), "pyro": pyro.__version__},
-            "tensors": {"file": data.name, "sha256": _digest(data)},
-            **content,
-        }
-        draft.write_text(_readable(document) + "\n", encoding="utf-8")
-        _flush(draft)
-        os.replace(draft, directory / kind.document)
-        with contextlib.suppress(OSError):  # not every system can
-            _flush(directory)
-    except (OSError, SafetensorError) as error:
-        raise OSError(f"path: could not write to {directory} ({error}); what was there is untouched.") from error
-    finally:
-        _remove_leftovers(directory, kind)
-        if is_new:
-            with contextlib.suppress(OSError):
-                directory.rmdir()  # only if it is empty
-
-
-def _storable(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Contiguous tensors on the CPU, no two of which share memory, as safetensors asks."""
-    storable: dict[str, Tensor] = {}
-    pointers: set[int] = set()
-    for name, tensor in tensors.items():
-        if tensor.layout is not torch.strided or tensor.is_meta or tensor.dtype == torch.complex128:
-            raise TypeError(
-                f"{name}: cannot save a tensor of layout {tensor.layout}, {tensor.dtype}, on {tensor.device}."
-            )
-        plain = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
-        pointer = plain.untyped_storage().data_ptr()
-        storable[name] = plain.clone() if pointer in pointers else plain
-        pointers.add(pointer)
-    return storable
-
-
-def _readable(value: Any, margin: str = "\n") -> str:
-    """JSON, indented, with the innermost dicts and all lists on one line: tables stay tables."""
-    if not (isinstance(value, dict) and any(isinstance(item, dict) for item in value.values())):
-        return json.dumps(value, allow_nan=False)
-    deeper = margin + "  "
-    items = (f"{json.dumps(key)}: {_readable(item, deeper)}" for key, item in value.items())
-    return "{" + deeper + f",{deeper}".join(items) + margin + "}"
-
-
-def _flush(path: Path) -> None:
-    """Makes sure that the file's (or the directory's) contents are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _remove_leftovers(directory: Path, kind: _Kind) -> None:
-    """Removes the tensor files and drafts that the present document does not name."""
-    kept = None
-    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-        try:
-            kept = json.loads((directory / kind.document).read_text(encoding="utf-8"))["tensors"]["file"]
-        except (ValueError, KeyError, TypeError):
-            return  # a damaged document: better to touch nothing
-    token = "[0-9a-f]" * 8
-    for pattern in (f"{kind.stem}-{token}.safetensors", f".{kind.document}.{token}"):
-        for leftover in directory.glob(pattern):
-            if leftover.name != kept:
-                with contextlib.suppress(OSError):
-                    leftover.unlink()
-
-
-def _read(directory: Path, kind: _Kind) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The document and its tensors, checked."""
-
-    def damaged(reason: object) -> NoReturn:
-        raise ValueError(f"path: {directory} is a damaged {kind.format}: {reason}.")
-
-    file = directory / kind.document
-    try:
-        document = json.loads(file.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        raise FileNotFoundError(f"path: {directory} is no {kind.format}: there is no {file}.") from None
-    except ValueError as error:
-        damaged(f"{kind.document}: {error}")
-    if not isinstance(document, dict) or document.get("format") != kind.format:
-        damaged(f"{kind.document} is not one of its kind")
-    version = document.get("format_version")
-    if not isinstance(version, int):
-        damaged(f"its format version is {version!r}")
-    if version > _FORMAT_VERSION:
-        writer = document.get("versions", {}).get("pyrobnn")
-        raise ValueError(
-            f"path: {directory} has format version {version} (pyrobnn {writer}), but this pyrobnn "
-            f"({__version__}) reads up to version {_FORMAT_VERSION}; upgrade pyrobnn to load it."
-        )
-    try:
-        data = directory / Path(document["tensors"]["file"]).name
-        if _digest(data) != document["tensors"]["sha256"]:
-            damaged(f"{data.name} is not the file that was written")
-        return document, safetensors.torch.load_file(data)
-    except (FileNotFoundError, KeyError, TypeError, SafetensorError) as error:
-        damaged(error)

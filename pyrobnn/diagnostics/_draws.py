@@ -33,7 +33,8 @@ __all__ = [
     "undisturbed",
 ]
 
-Posterior: TypeAlias = "Guide | MCMC | Callable[..., Any] | Sequence[Guide | Callable[..., Any]]"
+OneChain: TypeAlias = Guide | Mapping[str, Tensor] | Callable[..., Any]
+Posterior: TypeAlias = OneChain | MCMC | Sequence[OneChain]
 Source: TypeAlias = Callable[[int, int], Mapping[str, Tensor]]
 """Draws ``start`` to ``stop`` of one chain, ``{site: [stop - start, *site shape]}``."""
 
@@ -83,30 +84,37 @@ def read_chains(
     """The draws of a posterior of any kind.
 
     Args:
-        posterior: A guide, a finished :class:`~pyro.infer.MCMC`, or a list of guides (one chain each).
-        num_samples: Draws per chain. None takes all of an MCMC run, 500 of a guide.
+        posterior: A guide, draws ``{site: [K, *site shape]}``, a list of either (one chain each), or a finished
+            :class:`~pyro.infer.MCMC`.
+        num_samples: Draws per chain. None takes 500 of a guide and all draws there are else.
         args: Arguments for guides from elsewhere, which are run once per draw.
         kwargs: Keyword arguments for them.
 
     Raises:
         TypeError: If the posterior is of another kind.
-        ValueError: If ``num_samples`` is not positive or more than a run has, a list is empty, or the run has
-            no draws.
+        ValueError: If ``num_samples`` is not positive or more than there are, a list is empty, the run has no
+            draws, or chains have different lengths.
     """
     if num_samples is not None and (
         isinstance(num_samples, bool) or not isinstance(num_samples, int) or num_samples < 1
     ):
         raise ValueError(f"num_samples: expected a positive int or None, got {num_samples!r}.")
     if isinstance(posterior, MCMC):
-        return _read_mcmc(posterior, num_samples)
+        samples = posterior.get_samples(group_by_chain=True)
+        if not samples:
+            raise ValueError("posterior: this MCMC has no draws yet; call its run() first.")
+        num_chains = len(next(iter(samples.values())))
+        return _stored([{n: v[c] for n, v in samples.items()} for c in range(num_chains)], num_samples)
     several: list[Any] = list(posterior) if isinstance(posterior, list | tuple | nn.ModuleList) else [posterior]
     if not several:
         raise ValueError("posterior: expected at least one guide, got an empty list.")
-    for guide in several:
-        if isinstance(guide, MCMC) or not callable(guide):
+    if all(isinstance(chain, Mapping) and chain for chain in several):
+        return _stored(several, num_samples)
+    for chain in several:
+        if isinstance(chain, MCMC) or not callable(chain):
             raise TypeError(
-                "posterior: expected a guide, a list of guides, or a finished pyro.infer.MCMC, got "
-                f"{type(guide).__name__}."
+                "posterior: expected a guide, draws {site: [K, …]}, a list of either, or a finished "
+                f"pyro.infer.MCMC, got {type(chain).__name__}."
             )
     sources = [_sampler(g) if isinstance(g, Guide) else _caller(g, args, kwargs or {}) for g in several]
     return Chains(sources, num_samples or DEFAULT_DRAWS)
@@ -130,19 +138,20 @@ def _caller(guide: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[st
     return source
 
 
-def _read_mcmc(mcmc: MCMC, num_samples: int | None) -> Chains:
-    samples = mcmc.get_samples(group_by_chain=True)
-    if not samples:
-        raise ValueError("posterior: this MCMC has no draws yet; call its run() first.")
-    num_chains, available = next(iter(samples.values())).shape[:2]
+def _stored(chains: Sequence[Mapping[str, Tensor]], num_samples: int | None) -> Chains:
+    """Draws that exist already, evenly thinned."""
+    lengths = {len(value) for draws in chains for value in draws.values()}
+    if len(lengths) != 1:
+        raise ValueError(f"posterior: expected equally many draws of all sites and chains, got {sorted(lengths)}.")
+    available = lengths.pop()
     if num_samples is not None and num_samples > available:
-        raise ValueError(f"num_samples: the MCMC run has {available} draws per chain, got {num_samples}.")
-    kept = torch.linspace(0, available - 1, num_samples or available).round().long()  # evenly thinned
+        raise ValueError(f"num_samples: there are {available} draws per chain, got {num_samples}.")
+    kept = torch.linspace(0, available - 1, num_samples or available).round().long()
 
-    def chain_source(chain: int) -> Source:
-        return lambda start, stop: {name: value[chain, kept[start:stop]] for name, value in samples.items()}
+    def source(draws: Mapping[str, Tensor]) -> Source:
+        return lambda start, stop: {name: value[kept[start:stop]] for name, value in draws.items()}
 
-    return Chains([chain_source(chain) for chain in range(num_chains)], len(kept))
+    return Chains([source(draws) for draws in chains], len(kept))
 
 
 def prior_chain(model: Any, names: set[str], num_draws: int, batch: Batch) -> Chains:

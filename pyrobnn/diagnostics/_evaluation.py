@@ -7,10 +7,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import pyro.util
 import torch
 from torch import Tensor
 
+from pyrobnn import random_state
 from pyrobnn.diagnostics._batches import Batch, batches, concatenate, move
 from pyrobnn.diagnostics._draws import Chains, data_sites, log_prob_by_datum
 from pyrobnn.guides.base import Guide
@@ -118,12 +118,8 @@ def evaluate(model: Any, guide: Guide, data: Rows, num_samples: int) -> Evaluati
 def same_random_state(*loaders: Any) -> Iterator[None]:
     """Leaves the random state of torch, numpy, Python and the loaders as it was."""
     generators = [g for loader in loaders if (g := getattr(loader, "generator", None)) is not None]
-    kept = [generator.get_state() for generator in generators]
-    state = pyro.util.get_rng_state()
+    state = random_state.read_all(generators)
     try:
-        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-            yield
+        yield
     finally:
-        pyro.util.set_rng_state(state)
-        for generator, own in zip(generators, kept, strict=True):
-            generator.set_state(own)
+        random_state.write_all(state, generators)

@@ -68,11 +68,11 @@ def to_arviz(
 
     Args:
         model: The Pyro model.
-        posterior: A guide; a list of guides, such as one per seed (a chain each); or a finished
-            :class:`pyro.infer.MCMC` (its chains stay chains).
+        posterior: A guide; draws ``{site: [K, *site shape]}``; a list of either, such as one guide per seed (a
+            chain each); or a finished :class:`pyro.infer.MCMC` (its chains stay chains).
         *args: Arguments of the model: ``x, y`` for a :class:`~pyrobnn.SupervisedModel`. Without ``y`` there
             are predictive groups, but neither a log likelihood nor observed data.
-        num_samples: Draws per chain. None takes 500 of a guide and all of an MCMC run; a run with more is
+        num_samples: Draws per chain. None takes 500 of a guide and all that an MCMC run has; a run with more is
             thinned.
         sites: Names or patterns (``"net.4.*"``) of the latent sites to store; None stores all of them. ``[]``
             leaves out the groups of weights; ``az.loo`` then wants ``reff=1.0``. The other groups always come
@@ -106,7 +106,7 @@ def to_arviz(
         attrs = {
             "inference_library": "pyrobnn",
             "inference_library_version": __version__,
-            "posterior": type(posterior).__name__,
+            "posterior": type(posterior[0] if isinstance(posterior, list | tuple) else posterior).__name__,
         }
         data = {group: _allocate(variables[group], leads[group], attrs) for group in wanted}
         _fill(

@@ -275,7 +275,8 @@ def _num_data(model: Any, observed: list[Any]) -> int:
     stated = getattr(model, "num_data", None)
     if isinstance(stated, int):
         return stated
-    sizes = [frame.size for message in observed for frame in message["cond_indep_stack"] if frame.vectorized]
+    frames = [frame for message in observed for frame in message["cond_indep_stack"] if frame.vectorized]
+    sizes = [frame.full_size or frame.size for frame in frames]
     return max(sizes, default=1)
 
 

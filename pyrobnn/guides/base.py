@@ -21,7 +21,7 @@ import pyro
 import pyro.distributions as dist
 import pyro.poutine as poutine
 import torch
-from pyro.distributions.transforms import biject_to
+from pyro.distributions.transforms import ExpTransform, biject_to
 from pyro.nn import PyroModule
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
@@ -79,7 +79,7 @@ class Site:
     @cached_property
     def transform(self) -> Any:
         """From unconstrained space to the site's support, elementwise where the support is."""
-        return biject_to(elementwise_support(self.prior))
+        return transform_to_support(self.prior)
 
 
 class Guide(PyroModule):
@@ -261,12 +261,12 @@ def _describe_site(name: str, node: Any, again: Any) -> Site:
         )
     frames = node["cond_indep_stack"]
     for frame in frames:
-        if not frame.vectorized or frame.size > value.shape[frame.dim - len(prior.event_shape)]:
+        if not frame.vectorized or (frame.full_size or frame.size) != frame.size:
             raise ValueError(
                 f"site {name!r}: it lies in the subsampled or sequential plate {frame.name!r}; a latent site per datum "
                 "needs a guide of its own."
             )
-    unconstrained = value if is_real(prior) else biject_to(elementwise_support(prior)).inv(value)
+    unconstrained = value if is_real(prior) else transform_to_support(prior).inv(value)
     return Site(
         name=name,
         shape=value.shape,
@@ -277,6 +277,19 @@ def _describe_site(name: str, node: Any, again: Any) -> Site:
         unconstrained_shape=unconstrained.shape,
         offset=0,
     )
+
+
+def transform_to_support(prior: dist.Distribution) -> Any:
+    """From unconstrained space to the prior's support.
+
+    For the positive reals it is the plain exponential, which a log-normal prior's KL is registered for; torch's own
+    choice there is a composition that equals it only in value.
+    """
+    support = elementwise_support(prior)
+    bounds = getattr(support, "lower_bound", None), getattr(support, "upper_bound", None)
+    if bounds[1] is None and isinstance(bounds[0], float | int) and bounds[0] == 0:
+        return ExpTransform()
+    return biject_to(support)
 
 
 def _is_trained(prior: dist.Distribution) -> bool:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from pyrobnn.guides.base import Guide, Init, Site, initial_values
-from pyrobnn.guides.flat import Leaves, accumulate, flat_normal_prior, release
+from pyrobnn.guides.flat import FlatNormalPrior, Leaves, accumulate, flat_normal_prior, release
 
 __all__ = ["Map"]
 
@@ -50,6 +50,7 @@ class Map(Guide):
         self.jacobian = jacobian
         self.flat_prior = flat_normal_prior(self.flat_order, self.flat_loc.detach())
         self._leaves: Leaves | None = None
+        self._counted: FlatNormalPrior | None = None
 
     @property
     def flat_loc(self) -> nn.Parameter:
@@ -96,8 +97,8 @@ class Map(Guide):
 
     @torch.no_grad()
     def sample(self, num_samples: int) -> dict[str, Tensor]:
-        """The point, ``num_samples`` times (expanded, not copied)."""
-        return {name: value.expand(num_samples, *value.shape) for name, value in self.draw().items()}
+        """The point, ``num_samples`` times: one copy of it, expanded."""
+        return {name: value.clone().expand(num_samples, *value.shape) for name, value in self.draw().items()}
 
     # ------------------------------------------------------------------------------ training steps
 
@@ -109,7 +110,8 @@ class Map(Guide):
         if self.flat_prior is not None and self.flat_prior.kind != (loc.dtype, loc.device):
             self.flat_prior = None  # the objective rebuilds it from the moved model
         score: Tensor | float = 0.0
-        if (prior := self.flat_prior) is not None:
+        self._counted = self.flat_prior  # the one whose density is counted here, whatever the model shows later
+        if (prior := self._counted) is not None:
             with torch.no_grad():
                 score = prior.half_squares(loc[: prior.size]) + prior.log_normaliser
         return self.constrain(self._leaves.values), score
@@ -120,6 +122,6 @@ class Map(Guide):
         with torch.no_grad():
             release(self.flat_loc, self._leaves.gradient)
             gradient = self._leaves.collect()
-            if (prior := self.flat_prior) is not None:
+            if (prior := self._counted) is not None:
                 prior.add_pull(gradient[: prior.size], self.flat_loc[: prior.size], weight)
             accumulate(self.flat_loc, gradient)

@@ -132,7 +132,8 @@ class MeanField(Guide):
             # exp through exp2, which costs half of it on a CPU.
             torch.exp2(torch.mul(log_scale, _LOG2_E, out=step.scale), out=step.scale)
             torch.addcmul(loc, step.scale, step.noise, value=step.sign, out=step.value)
-            kl = 0.0 if self.flat_prior is None else self._flat_kl(self.flat_prior, step.scale)
+            step.prior = self.flat_prior  # the one whose KL is counted here, whatever the model shows later
+            kl = 0.0 if step.prior is None else self._flat_kl(step.prior, step.scale)
         return self.constrain(step.leaves.values), kl
 
     def pull_back(self, kl_weight: float) -> None:
@@ -143,7 +144,7 @@ class MeanField(Guide):
             release(self.flat_loc, step.leaves.gradient)
             release(self.flat_log_scale, step.by_log_scale)
             by_value, by_log_scale = step.leaves.collect(), step.by_log_scale
-            prior, size = self.flat_prior, 0
+            prior, size = step.prior, 0
             # dL/dψ = σ (± ε dL/dw) + λ (σ²/s² - 1), in as few passes over memory as can be.
             torch.mul(step.noise, by_value, out=by_log_scale)
             if prior is not None:
@@ -184,5 +185,6 @@ class _Step:
         self.noise, self.scale, self.by_log_scale = (torch.empty_like(like) for _ in range(3))
         self.value = torch.empty_like(like)
         self.leaves = Leaves(self.value, guide.flat_order)
+        self.prior: FlatNormalPrior | None = None
         self.sign = 1.0
         self.fresh = True

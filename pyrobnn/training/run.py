@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -79,6 +80,7 @@ class Run:
         num_data: Size N of the data set, once it is known.
         best: Parameters and buffers after the best epoch (by validation), and its value.
         epochs_since_best: Epochs after that one.
+        previous: The last batch that a step was taken on.
     """
 
     model: nn.Module
@@ -95,6 +97,7 @@ class Run:
     best: Tensors | None = None
     best_value: float = -float("inf")
     epochs_since_best: int = 0
+    previous: tuple[Any, Any] | None = None
 
     @property
     def torch_optimizer(self) -> Optimizer:
@@ -149,6 +152,7 @@ class Run:
                 raise
             self._fail(hidden, index, good, cause=error)
         self.history.steps += 1
+        self.previous = args
         return parts
 
     def _find_num_data(self, args: tuple[Any, Any]) -> int:
@@ -173,14 +177,21 @@ class Run:
         return None
 
     def _fail(self, error: object, index: int, good: Tensors, cause: Exception | None = None) -> NoReturn:
-        """Keeps the present state if it is finite, else goes back to the start of the epoch."""
+        """Keeps the present state if it still explains the batch before, else goes back to the start of the epoch."""
         where = "the state just before this step was kept"
-        if became_non_finite(self.model, self.guide, good):
+        if not self._is_good():
             write_tensors(self.model, self.guide, good)
             where = "the state at the start of this epoch was restored"
         failure = NonFiniteLossError(f"epoch {self.history.epochs + 1}, step {index + 1} of it: {error} ({where})")
         failure.history = self.history  # type: ignore[attr-defined]
         raise failure from (cause or (error if isinstance(error, Exception) else None))
+
+    def _is_good(self) -> bool:
+        """Whether the objective is finite on the last batch that was finite."""
+        if self.previous is None:
+            return True
+        with pyro.validation_enabled(False), random_state.kept(self.previous[1].device):
+            return math.isfinite(self.elbo.loss(self.model, self.guide, *self.previous))
 
     def _validate(self, batches: Iterable[Any]) -> float:
         value = log_predictive(self.model, self.guide, batches, self.device)

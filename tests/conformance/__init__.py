@@ -2,4 +2,4 @@
 
 import pytest
 
-pytest.register_assert_rewrite("tests.conformance.guide_suite", "tests.conformance.monte_carlo")
+pytest.register_assert_rewrite("tests.conformance.comparisons", "tests.conformance.guide_suite")

@@ -2,8 +2,8 @@ r"""Bayesian linear regression with known noise: everything in closed form.
 
 With features :math:`\Phi = [X, 1]`, noise :math:`\sigma` and prior :math:`N(0, s^2)` the posterior is
 :math:`N(m, \Lambda^{-1})` with :math:`\Lambda = \Phi^\top\Phi/\sigma^2 + I/s^2` and
-:math:`m = \Lambda^{-1}\Phi^\top y/\sigma^2`. The best factorised Gaussian has the same means and the variances
-:math:`1/\Lambda_{ii}`; its ELBO misses the log evidence by
+:math:`m = \Lambda^{-1}\Phi^\top y/\sigma^2`. The best factorised Gaussian has the same means and the
+variances :math:`1/\Lambda_{ii}`; its ELBO misses the log evidence by
 :math:`\tfrac12(\sum_i\log\Lambda_{ii} - \log\det\Lambda)` (Bishop 2006, section 10.1.2).
 """
 
@@ -22,7 +22,7 @@ from pyrobnn.supervised import SupervisedModel
 
 @dataclass
 class ConjugateRegression:
-    """Data ``x [N, d]``, ``y [N, 1]`` of correlated inputs, in double precision; ``d + 1`` weights, the bias last.
+    """Data ``x [N, d]``, ``y [N, 1]`` of correlated inputs; ``d + 1`` weights, the bias last; double precision.
 
     Attributes:
         temperature: Weight λ of the KL, for the tempered optimum.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import pickle
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import pyro
@@ -25,6 +25,15 @@ from pyrobnn import likelihoods
 from pyrobnn.elbo import MeanFieldELBO
 from pyrobnn.guides import Guide
 from pyrobnn.supervised import SupervisedModel
+from tests.conformance.comparisons import (
+    assert_in_place_matches_autograd,
+    assert_same,
+    assert_same_state,
+    gradients,
+    network_state,
+    seeded,
+    step,
+)
 from tests.conformance.guide_models import BATCH_NORM, CASES, SMOOTH, Case
 from tests.conformance.monte_carlo import Z, z_of_means, z_of_variances
 
@@ -60,7 +69,7 @@ class GuideConformance:
                     parameter.add_(0.2 * torch.randn_like(parameter))
         return model, guide, batch
 
-    # --------------------------------------------------------------------------------------- parameters and state
+    # -------------------------------------------------------------------------------- parameters and state
 
     @each_case
     def test_parameters_exist_when_the_constructor_returns(self, case: Case) -> None:
@@ -73,7 +82,7 @@ class GuideConformance:
 
     @each_case
     def test_state_dict_round_trip(self, case: Case) -> None:
-        model, guide, batch = self.build(case)
+        _model, guide, batch = self.build(case)
         other = self.make_guide(case.model(), **({"example": batch} if case.needs_example else {}))
         other.load_state_dict(guide.state_dict())
         assert_same(seeded(lambda: other.sample(3)), seeded(lambda: guide.sample(3)))
@@ -132,7 +141,7 @@ class GuideConformance:
             expected = seeded(lambda: gradients(changed, reference, batch))
             assert_same(seeded(lambda: gradients(model, guide, batch)), expected, rtol=1e-9)
 
-    # --------------------------------------------------------------------------------------------------- draws
+    # ----------------------------------------------------------------------------------------------- draws
 
     @each_case
     def test_sample_shapes_and_supports(self, case: Case) -> None:
@@ -193,7 +202,7 @@ class GuideConformance:
         ):
             assert_same(seeded(lambda act=act: act(model, guide)), seeded(lambda act=act: act(twin_model, twin)))
 
-    # ------------------------------------------------------------------------------------------------ densities
+    # ------------------------------------------------------------------------------------------- densities
 
     @each_case
     def test_log_prob(self, case: Case) -> None:
@@ -213,7 +222,7 @@ class GuideConformance:
 
     @each_case
     def test_divergence_is_exact_where_promised(self, case: Case) -> None:
-        model, guide, _ = self.build(case)
+        _model, guide, _ = self.build(case)
         for site in guide.sites.values():
             if not site.is_flat_normal:
                 continue
@@ -222,7 +231,7 @@ class GuideConformance:
             assert exact == self.exact
             assert bool((first == second).all()) == (self.exact or self.is_point)
 
-    # ------------------------------------------------------------------------------------------- Pyro's inference
+    # ------------------------------------------------------------------------------------ Pyro's inference
 
     @each_case
     @pytest.mark.parametrize("objective", [Trace_ELBO, TraceMeanField_ELBO, MeanFieldELBO])
@@ -253,11 +262,11 @@ class GuideConformance:
     @each_case
     def test_predictive(self, case: Case) -> None:
         model, guide, (x, y) = self.build(case)
-        # Pyro's Predictive reshapes draws of a guide with plates so that no network could use them as weights.
+        # Pyro's Predictive reshapes draws of a guide with plates: a network cannot use them as weights.
         draws = {"posterior_samples": guide.sample(3)} if case.has_plates else {"guide": guide, "num_samples": 3}
         assert Predictive(model, **draws)(x)[case.observed].shape == (3, *y.shape)
 
-    # ---------------------------------------------------------------------------------------------- the objective
+    # --------------------------------------------------------------------------------------- the objective
 
     @each_case
     def test_in_place_gradient_is_the_gradient(self, case: Case) -> None:
@@ -283,7 +292,7 @@ class GuideConformance:
             else:
                 assert z_of_means(ours, found[1][name]) < Z, name
 
-    # ------------------------------------------------------------------------------------------------ network state
+    # --------------------------------------------------------------------------------------- network state
 
     @each_case
     def test_building_and_evaluating_change_no_state(self, case: Case) -> None:
@@ -308,73 +317,3 @@ class GuideConformance:
         assert not torch.equal(norm.running_mean, start)
         SVI(model, guide, pyro.optim.Adam({"lr": 0.01}), MeanFieldELBO(num_particles=3)).step(*batch)
         assert norm.num_batches_tracked == 3
-
-
-# --------------------------------------------------------------------------------------------------- helpers
-
-
-def seeded(act: Callable[[], Any]) -> Any:
-    """What ``act`` returns under a fixed seed."""
-    pyro.set_rng_seed(7)
-    return act()
-
-
-def gradients(model: nn.Module, guide: Guide, batch: Any, elbo: Any = None) -> dict[str, Tensor]:
-    """Loss and gradients of one evaluation by ``loss_and_grads``; gradients are clear before and after."""
-    both = nn.ModuleDict({"model": model, "guide": guide})
-    both.zero_grad()
-    loss = (elbo or MeanFieldELBO()).loss_and_grads(model, guide, *batch)
-    found = {name: p.grad.clone() for name, p in both.named_parameters() if p.grad is not None}
-    both.zero_grad()
-    return {"loss": torch.tensor(loss, dtype=torch.float64), **found}
-
-
-def step(model: nn.Module, guide: Guide, batch: Any) -> None:
-    """One optimizer step on the guide."""
-    gradients_of = torch.optim.SGD(guide.parameters(), lr=1e-3)
-    MeanFieldELBO().loss_and_grads(model, guide, *batch)
-    gradients_of.step()
-    nn.ModuleDict({"model": model, "guide": guide}).zero_grad()
-
-
-def assert_in_place_matches_autograd(model: nn.Module, guide: Guide, batch: Any) -> None:
-    """``loss_and_grads`` against ``differentiable_loss().backward()`` for the same noise, in double precision."""
-    clone_of_model, clone = copy.deepcopy((model, guide))
-    in_place = seeded(lambda: gradients(model, guide, batch))
-
-    class ByAutograd(MeanFieldELBO):
-        def loss_and_grads(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
-            loss = self.differentiable_loss(model, guide, *args, **kwargs)
-            loss.backward()
-            return loss.item()
-
-    by_autograd = seeded(lambda: gradients(clone_of_model, clone, batch, ByAutograd()))
-    assert {name for name in by_autograd if name.startswith("guide")}
-    assert_same(in_place, by_autograd, rtol=1e-9, atol=1e-9)
-
-
-def assert_same(
-    found: Mapping[str, Tensor], expected: Mapping[str, Tensor], rtol: float = 0.0, atol: float = 0.0
-) -> None:
-    """Equality of dictionaries of tensors, exact by default."""
-    assert list(found) == list(expected)
-    for name, value in found.items():
-        torch.testing.assert_close(
-            value, expected[name], rtol=rtol, atol=atol, msg=lambda text, name=name: f"{name}: {text}"
-        )
-
-
-def network_state(model: nn.Module) -> dict[str, Any]:
-    """Parameters, buffers, ``requires_grad`` and modes."""
-    return {
-        "tensors": copy.deepcopy(model.state_dict()),
-        "requires_grad": {name: p.requires_grad for name, p in model.named_parameters()},
-        "modes": {name: module.training for name, module in model.named_modules()},
-    }
-
-
-def assert_same_state(found: dict[str, Any], expected: dict[str, Any]) -> None:
-    """Equality of what :func:`network_state` collects."""
-    assert_same(found["tensors"], expected["tensors"])
-    assert found["requires_grad"] == expected["requires_grad"]
-    assert found["modes"] == expected["modes"]

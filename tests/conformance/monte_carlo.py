@@ -1,7 +1,7 @@
 """Comparisons whose tolerance is the Monte Carlo error.
 
-Each function returns the largest absolute z-score over all elements. Under agreement it exceeds 5 with probability
-below ``6e-7`` per element, so 5 suits up to a thousand elements.
+Each function returns the largest absolute z-score over all elements. Under agreement it exceeds 5 with
+probability below ``6e-7`` per element, so 5 suits up to a thousand elements.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ Z = 5.0
 
 
 def z_of_mean(draws: Tensor, known: Tensor | float, rounding: float = 1e-5) -> float:
-    """Mean of ``draws [K, ...]`` against a known value; ``rounding`` is the relative floating-point error allowed."""
+    """Mean of ``draws [K, ...]`` against a known value; ``rounding`` is the relative error allowed beside."""
     return _largest(draws.mean(0) - known, _error_of_mean(draws), torch.as_tensor(known), rounding)
 
 

@@ -181,7 +181,7 @@ def test_mcmc() -> None:
         values(thinned, "posterior", "net.weight")[0],
         values(data, "posterior", "net.weight")[0, [0, 13, 26, 39]],
     )
-    with pytest.raises(ValueError, match=r"num_samples: the MCMC run has 40 draws per chain, got 41"):
+    with pytest.raises(ValueError, match=r"num_samples: there are 40 draws per chain, got 41"):
         to_arviz(case.model, mcmc, case.x, case.y, num_samples=41)
 
 
@@ -195,6 +195,15 @@ def test_mcmc_chains_stay_chains(monkeypatch: pytest.MonkeyPatch) -> None:
     outputs = chains["net.weight"][..., 0, :] @ case.x.T
     expected = torch.distributions.Normal(outputs, NOISE).log_prob(case.y[:, 0])
     np.testing.assert_allclose(values(data, "log_likelihood", "y"), expected.numpy(), rtol=1e-6)
+
+
+def test_stored_draws() -> None:
+    case = Conjugate(num_data=30, dims=2)
+    draws = case.guide().sample(9)
+    data = to_arviz(case.model, draws, case.x, case.y)
+    np.testing.assert_array_equal(values(data, "posterior", "net.weight")[0], draws["net.weight"].numpy())
+    with pytest.raises(ValueError, match=r"posterior: expected equally many draws .* got \[8, 9\]"):
+        to_arviz(case.model, [draws, {"net.weight": draws["net.weight"][:8]}], case.x, case.y)
 
 
 class OwnModel(PyroModule):

@@ -22,7 +22,7 @@ from tests.conformance.guide_models import UserModel
 from tests.conformance.monte_carlo import Z, z_of_mean
 from tests.guides.test_base import Sites
 
-# -------------------------------------------------------------------------------------------------- the evidence
+# -------------------------------------------------------------------------------------------- the evidence
 
 
 @pytest.mark.statistical
@@ -63,7 +63,7 @@ def test_elbo_with_the_exact_posterior_is_the_evidence() -> None:
 
 @pytest.mark.statistical
 def test_minibatches_are_unbiased() -> None:
-    """Losses of all 5 disjoint minibatches average to the full-data loss in expectation: 250 sweeps, z-score below 5."""
+    """Losses of all 5 disjoint minibatches average to the full loss: 250 sweeps, z-score below 5."""
     data = ConjugateRegression()
     model = data.model()
     guide = data.optimal_guide(model)
@@ -72,7 +72,7 @@ def test_minibatches_are_unbiased() -> None:
     assert z_of_mean(torch.tensor(sweeps, dtype=torch.float64).mean(1), data.gap - data.log_evidence) < Z
 
 
-# ------------------------------------------------------------------------------------------------ parts and units
+# ----------------------------------------------------------------------------------------- parts and units
 
 
 def test_parts_are_per_datum_of_the_stated_size() -> None:
@@ -141,7 +141,7 @@ def test_several_particles_train_a_network_with_running_statistics() -> None:
     assert norm.num_batches_tracked == 2
 
 
-# -------------------------------------------------------------------------------------- plates, scales and masks
+# -------------------------------------------------------------------------------- plates, scales and masks
 
 
 class Handled(PyroModule):
@@ -153,9 +153,9 @@ class Handled(PyroModule):
         with poutine.mask(mask=torch.tensor([True, False, True])), pyro.plate("groups", 3):
             effect = pyro.sample("effect", dist.LogNormal(0.1, 0.7))
         masked = pyro.sample("unscored", dist.Normal(0.0, 1.0).mask(False))
-        with pyro.plate("data", 20, subsample=torch.arange(len(y))):
-            with poutine.scale(scale=torch.linspace(0.5, 2.0, len(y))):
-                pyro.sample("y", dist.Normal(shift + effect.sum() + masked, 1.0), obs=y)
+        scales = torch.linspace(0.5, 2.0, len(y))
+        with pyro.plate("data", 20, subsample=torch.arange(len(y))), poutine.scale(scale=scales):
+            pyro.sample("y", dist.Normal(shift + effect.sum() + masked, 1.0), obs=y)
 
 
 def test_plates_scales_and_masks_count_as_in_pyro() -> None:
@@ -184,7 +184,7 @@ def test_scaled_sites_leave_the_flat_vectors() -> None:
         guide.zero_grad()
 
 
-# --------------------------------------------------------------------------------------------- guides from elsewhere
+# ----------------------------------------------------------------------------------- guides from elsewhere
 
 
 @pytest.mark.parametrize("num_particles", [1, 3])
@@ -210,7 +210,7 @@ def test_svi_with_an_autoguide() -> None:
     assert sum(losses[-10:]) < 0.7 * sum(losses[:10])
 
 
-# ----------------------------------------------------------------------------------------------------- failures
+# ------------------------------------------------------------------------------------------------ failures
 
 
 @pytest.mark.parametrize("num_particles", [0, -1, 1.5, True])

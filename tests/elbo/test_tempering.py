@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pyro
 import pytest
 import torch
@@ -95,7 +97,7 @@ def test_guides_from_elsewhere_are_tempered(temperature: float) -> None:
 @pytest.mark.statistical
 @pytest.mark.parametrize("temperature", [0.1, 3.0])
 def test_optimum_is_the_tempered_posterior(temperature: float) -> None:
-    """The gradient has mean zero at the closed form for likelihood^(1/λ): 400 pairs of draws, z-score below 5."""
+    """The gradient has mean zero at the closed form for likelihood^(1/λ): 400 pairs, z-score below 5."""
     data = ConjugateRegression(temperature=temperature)
     model = data.model()
     guide = data.optimal_guide(model)
@@ -111,7 +113,7 @@ def test_optimum_is_the_tempered_posterior(temperature: float) -> None:
     assert z_of_mean(draws[:, data.dim + 1 :], 0.0) < Z
 
 
-# ------------------------------------------------------------------------------------------------------ schedules
+# ----------------------------------------------------------------------------------------------- schedules
 
 
 @given(num_steps=st.integers(1, 50), start=st.floats(0.0, 2.0), end=st.floats(0.01, 2.0))
@@ -120,7 +122,7 @@ def test_annealing_goes_from_start_to_end_and_stays(num_steps: int, start: float
     assert schedule(0) == pytest.approx(start)
     assert schedule(num_steps) == pytest.approx(end) == pytest.approx(schedule(10 * num_steps))
     values = [schedule(step) for step in range(num_steps + 1)]
-    slopes = [b - a for a, b in zip(values, values[1:], strict=False)]
+    slopes = [b - a for a, b in itertools.pairwise(values)]
     assert slopes == pytest.approx([(end - start) / num_steps] * num_steps, abs=1e-9)
 
 

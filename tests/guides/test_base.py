@@ -35,7 +35,7 @@ def supervised(net: nn.Module | None = None, prior: object = None, **options: ob
     return SupervisedModel(net or nn.Linear(3, 2), noise, prior, num_data=8)
 
 
-# ----------------------------------------------------------------------------------------------- the model's sites
+# --------------------------------------------------------------------------------------- the model's sites
 
 
 def test_sites_are_described() -> None:
@@ -128,7 +128,7 @@ def test_a_site_that_comes_and_goes() -> None:
         if next(runs) % 2 == 0:
             pyro.sample("now_and_then", dist.Normal(0.0, 1.0))
 
-    with pytest.raises(ValueError, match="site 'now_and_then'.*must be fixed"):
+    with pytest.raises(ValueError, match=r"site 'now_and_then'.*must be fixed"):
         Guide(model, example=())
 
 
@@ -142,11 +142,11 @@ def test_a_latent_site_in_a_subsampled_or_sequential_plate(plate: dict[str, int]
             for index in pyro.plate("data", **plate):
                 pyro.sample(f"z{index}", dist.Normal(0.0, 1.0))
 
-    with pytest.raises(ValueError, match="site 'z0'.*plate 'data'"):
+    with pytest.raises(ValueError, match=r"site 'z0'.*plate 'data'"):
         Guide(model, example=())
 
 
-# -------------------------------------------------------------------------------------------------- starting values
+# ----------------------------------------------------------------------------------------- starting values
 
 
 def start(model: object, init: object, **options: object) -> dict[str, Tensor]:
@@ -192,7 +192,7 @@ def test_start_at_given_values() -> None:
 
 
 def test_a_prior_without_mean_starts_at_its_median() -> None:
-    """Median of 101 draws of a half-Cauchy (median 1, density 1/π there): standard error π / (2 √101) = 0.16."""
+    """Of 101 draws (the median is 1, the density 1/π there): standard error π / (2 √101) = 0.16."""
     value = start(Sites(s=dist.HalfCauchy(1.0)), None, example=())["s"]
     assert abs(float(value) - 1.0) < 4 * 0.16
 
@@ -253,7 +253,7 @@ def test_initial_values_are_unconstrained() -> None:
     torch.testing.assert_close(values["s"], torch.tensor(2.0).log())
 
 
-# ------------------------------------------------------------------------------------------------- the flat vector
+# ----------------------------------------------------------------------------------------- the flat vector
 
 
 @given(

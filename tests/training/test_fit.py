@@ -35,8 +35,9 @@ def test_training_reaches_the_conjugate_optimum() -> None:
     built = problem.model()
     guide = MeanField(built, init_scale=0.1).double()
     batches = [(problem.x, problem.y)]
-    settings: dict[str, Any] = {"scheduler": lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, 1500)}
-    quiet(built, guide, batches, epochs=1500, lr=0.03, seed=0, elbo=MeanFieldELBO(num_particles=4), **settings)
+    elbo = MeanFieldELBO(num_particles=8)
+    schedule = functools.partial(torch.optim.lr_scheduler.CosineAnnealingLR, T_max=1200)
+    quiet(built, guide, batches, epochs=1200, lr=0.03, seed=0, elbo=elbo, scheduler=schedule)
     torch.testing.assert_close(guide.flat_loc.detach(), problem.mean, rtol=0.02, atol=0.0)
     variance = guide.flat_log_scale.detach().exp().square()
     torch.testing.assert_close(variance, problem.mean_field_variance, rtol=0.05, atol=0.0)
@@ -65,11 +66,9 @@ def test_history_is_in_nats_per_datum() -> None:
     guide = Map(built)
     weights = {name: value[0] for name, value in guide.sample(1).items()}
     network = built.net.network
-    log_likelihood = float(network(x).log_softmax(-1)[torch.arange(len(y)), y].mean())
+    log_likelihood = network(x).log_softmax(-1)[torch.arange(len(y)), y].mean().item()
     minus_log_prior = -sum(float(dist.Normal(0.0, 1.0).log_prob(w).sum()) for w in weights.values()) / len(y)
-    history = quiet(
-        built, guide, loader(), epochs=2, lr=1e-30, optimizer=frozen, elbo=MeanFieldELBO(temperature=0.25)
-    )
+    history = quiet(built, guide, loader(), epochs=2, lr=1e-30, optimizer=frozen, elbo=MeanFieldELBO(temperature=0.25))
     assert history.log_likelihood == pytest.approx([log_likelihood] * 2, rel=1e-5)
     assert history.kl == pytest.approx([minus_log_prior] * 2, rel=1e-5)
     assert history.elbo == pytest.approx([log_likelihood - minus_log_prior] * 2, rel=1e-5)
@@ -84,7 +83,7 @@ def test_history_is_in_nats_per_datum() -> None:
 def test_the_mean_field_kl_is_the_closed_form() -> None:
     built, guide = model_and_guide()
     exact = sum(
-        float(torch.distributions.kl_divergence(guide.factor(site), site.prior)) for site in guide.sites.values()
+        torch.distributions.kl_divergence(guide.factor(site), site.prior).item() for site in guide.sites.values()
     )
     history = quiet(built, guide, loader(), epochs=1, lr=1e-30, optimizer=frozen)
     assert history.kl[0] == pytest.approx(exact / 20, rel=1e-5)
@@ -111,7 +110,9 @@ def test_a_model_without_num_data_is_weighed_by_its_plates() -> None:
     (gradient,) = torch.autograd.grad(MeanFieldELBO().differentiable_loss(built, guide, x, y), guide.flat_loc)
     history = quiet(built, guide, [(x, y)], epochs=1, lr=0.1, optimizer=torch.optim.SGD)
     torch.testing.assert_close(guide.flat_loc.detach(), start - 0.1 * gradient / 24, rtol=1e-5, atol=1e-7)
-    loss = MeanFieldELBO().loss(built, Map(built, lambda name, prior: start_of(guide, start, name), example=(x, y)), x, y)
+    loss = MeanFieldELBO().loss(
+        built, Map(built, lambda name, prior: start_of(guide, start, name), example=(x, y)), x, y
+    )
     assert history.loss[0] == pytest.approx(loss / 24, rel=1e-5)
 
 
@@ -137,7 +138,7 @@ def test_validation_is_the_log_predictive_density() -> None:
     guide = Map(built)
     history = quiet(built, guide, loader(), epochs=1, lr=1e-30, optimizer=frozen, validation=[(x, y)])
     expected = built.net.network(x).log_softmax(-1)[torch.arange(50), y].mean()
-    assert history.validation == pytest.approx([float(expected)], rel=1e-5)
+    assert history.validation == pytest.approx([expected.item()], rel=1e-5)
 
 
 def test_validation_of_a_users_model() -> None:
@@ -239,7 +240,9 @@ def test_patience_restores_the_best_epoch() -> None:
     x, y = data()
     memory = Memory(guide)
     validation = [(x, (y + 1) % 3)]
-    history = quiet(built, guide, loader(), epochs=50, lr=0.05, seed=0, validation=validation, patience=2, callbacks=[memory])
+    history = quiet(
+        built, guide, loader(), epochs=50, lr=0.05, seed=0, validation=validation, patience=2, callbacks=[memory]
+    )
     best = max(range(history.epochs), key=lambda epoch: history.validation[epoch])
     assert history.stopped == "patience"
     assert history.epochs == best + 3 < 50
