@@ -13,7 +13,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from pyro.nn import pyro_method
 from torch import Tensor, nn
 from torch.func import functional_call

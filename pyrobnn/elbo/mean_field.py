@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import pyro.distributions as dist
@@ -22,50 +21,13 @@ from pyro.infer import TraceMeanField_ELBO
 from torch import Tensor, nn
 
 from pyrobnn.bayesianize import frozen_buffers
+from pyrobnn.elbo.parts import ELBOParts, NonFiniteLossError, Particle, blame_draws, culprit, detach, mean_parts
 from pyrobnn.elbo.tempering import Temperature, Tempered
 from pyrobnn.guides.base import Guide
 from pyrobnn.guides.flat import flat_normal_prior
 from pyrobnn.substitution import Substitution
 
-__all__ = ["ELBOParts", "MeanFieldELBO", "NonFiniteLossError"]
-
-
-class NonFiniteLossError(ArithmeticError):
-    """The objective became NaN or infinite; the message names the part that did."""
-
-
-@dataclass
-class ELBOParts:
-    """The parts of one evaluation of the objective, in sum units (nats for the whole data set).
-
-    Attributes:
-        log_likelihood: Expected log likelihood, scaled to the data set.
-        divergence: KL of the guide to the prior (``-log p(w)`` for a point estimate), not tempered.
-        temperature: The weight λ that the objective gave the divergence.
-        num_data: Size N of the data set, by which :meth:`per_datum` divides.
-    """
-
-    log_likelihood: Tensor
-    divergence: Tensor
-    temperature: float
-    num_data: int
-
-    @property
-    def elbo(self) -> Tensor:
-        """Log likelihood minus divergence, untempered."""
-        return self.log_likelihood - self.divergence
-
-    @property
-    def loss(self) -> Tensor:
-        """The (tempered) objective that is minimised."""
-        return self.temperature * self.divergence - self.log_likelihood
-
-    def per_datum(self) -> dict[str, float]:
-        """``elbo``, ``log_likelihood``, ``kl`` and ``loss`` in nats per datum."""
-        values = torch.stack([self.log_likelihood, self.divergence]) / self.num_data
-        likelihood, kl = values.tolist()
-        loss = self.temperature * kl - likelihood
-        return {"elbo": likelihood - kl, "log_likelihood": likelihood, "kl": kl, "loss": loss}
+__all__ = ["MeanFieldELBO"]
 
 
 class MeanFieldELBO(TraceMeanField_ELBO):
@@ -114,9 +76,9 @@ class MeanFieldELBO(TraceMeanField_ELBO):
                 values = guide.draw()
                 particles.append(self._evaluate(model, guide, values, None, temperature, args, kwargs))
         guide.announce_parameters()
-        self.parts = _mean_parts(particles)
+        self.parts = mean_parts(particles)
         loss = self.parts.loss
-        self.parts = _detach(self.parts)
+        self.parts = detach(self.parts)
         return loss
 
     def loss_and_grads(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
@@ -161,22 +123,29 @@ class MeanFieldELBO(TraceMeanField_ELBO):
         """
         temperature, kwargs = self.current_temperature(), kwargs or {}
         weight = scale / self.num_particles
+        by_hand = hasattr(guide, "write_draw")
+        before = _gradients(model, guide) if self.num_particles > 1 else []
         particles = []
         for index in range(self.num_particles):
             with self._particle(model, index):
-                by_hand = hasattr(guide, "write_draw")
                 values, covered = guide.write_draw() if by_hand else (guide.draw(), None)
-                parts = self._evaluate(model, guide, values, covered, temperature, args, kwargs)
-            loss = parts.graph_loss
-            if not bool(loss.detach().isfinite()):
-                raise NonFiniteLossError(_culprit(parts))
+                try:
+                    parts = self._evaluate(model, guide, values, covered, temperature, args, kwargs)
+                    loss = parts.graph_loss
+                    if not bool((loss.detach() + parts.covered).isfinite()):
+                        raise NonFiniteLossError(culprit(parts))
+                except (ValueError, NonFiniteLossError) as error:
+                    for parameter, gradient in before:
+                        parameter.grad = gradient
+                    blame_draws(values, error)
+                    raise
             if loss.requires_grad:
                 (loss * weight).backward()
             if by_hand:
                 guide.pull_back(weight * temperature)
             particles.append(parts)
         self.num_steps += 1
-        self.parts = _detach(_mean_parts(particles))
+        self.parts = detach(mean_parts(particles))
         return self.parts
 
     def _particle(self, model: Any, index: int) -> contextlib.AbstractContextManager[None]:
@@ -197,14 +166,17 @@ class MeanFieldELBO(TraceMeanField_ELBO):
         temperature: float,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
-    ) -> _Parts:
+    ) -> Particle:
         """One run of the model; ``covered`` is the divergence already taken on flat vectors, if it was."""
         with Substitution(values) as run:
             model(*args, **kwargs)
         log_likelihood: Tensor | float = 0.0
         for message in run.observed:
             log_likelihood = log_likelihood + _summed(message["fn"].log_prob(message["value"]), message)
-        flat = guide.flat_prior if covered is not None else None
+        flat = getattr(guide, "flat_prior", None) if covered is not None else None
+        if flat is not None and not flat.matches(_plain_priors(run.latent)):
+            guide.discard_counted()
+            flat, covered = None, 0.0
         in_graph: Tensor | float = 0.0
         for message in run.latent:
             site = guide.sites.get(message["name"])
@@ -213,54 +185,24 @@ class MeanFieldELBO(TraceMeanField_ELBO):
                     f"site {message['name']!r}: the model sampled it but the guide does not know it; build the guide "
                     "from this model, with an example batch if the site depends on data."
                 )
-            if flat is not None and message["fn"] is site.prior and site.is_flat_normal and _is_plain(message):
-                continue
             if flat is not None and site.is_flat_normal:
-                # Counted on flat vectors already, but the prior is another one now: count the difference.
-                in_graph = in_graph - _summed(guide.divergence(site, message["value"], site.prior)[0], None)
+                continue
             divergence, _ = guide.divergence(site, message["value"], message["fn"])
             in_graph = in_graph + _summed(divergence, message)
         _follow_priors(guide, run.latent)
-        return _Parts(log_likelihood, in_graph, covered or 0.0, temperature, _num_data(model, run.observed), run)
-
-
-@dataclass
-class _Parts:
-    """Parts of one particle: the divergence in the graph, and the part taken on flat vectors beside it."""
-
-    log_likelihood: Tensor | float
-    in_graph: Tensor | float
-    covered: Tensor | float
-    temperature: float
-    num_data: int
-    run: Substitution
-
-    @property
-    def graph_loss(self) -> Tensor:
-        return torch.as_tensor(self.temperature * self.in_graph - self.log_likelihood)
-
-
-def _mean_parts(particles: list[_Parts]) -> ELBOParts:
-    first, count = particles[0], len(particles)
-    log_likelihood, divergence = first.log_likelihood, first.in_graph + first.covered
-    if count > 1:
-        log_likelihood = sum((p.log_likelihood for p in particles), start=0.0) / count
-        divergence = sum((p.in_graph + p.covered for p in particles), start=0.0) / count
-    return ELBOParts(torch.as_tensor(log_likelihood), torch.as_tensor(divergence), first.temperature, first.num_data)
-
-
-def _detach(parts: ELBOParts) -> ELBOParts:
-    return ELBOParts(parts.log_likelihood.detach(), parts.divergence.detach(), parts.temperature, parts.num_data)
+        return Particle(log_likelihood, in_graph, covered or 0.0, temperature, _num_data(model, run.observed), run)
 
 
 def _is_plain(message: Any) -> bool:
     return message["mask"] is None and not message["cond_indep_stack"] and message["scale"] == 1.0
 
 
+def _plain_priors(latent: list[Any]) -> dict[str, dist.Distribution]:
+    return {message["name"]: message["fn"] for message in latent if _is_plain(message)}
+
+
 def _summed(score: Tensor, message: Any) -> Tensor:
     """The sum of a log density or divergence under the site's mask and scale."""
-    if message is None:
-        return score.sum()
     mask, scale = message["mask"], message["scale"]
     if mask is not None and mask is not True:
         score = score * 0.0 if mask is False else torch.where(mask, score, torch.zeros_like(score))
@@ -285,27 +227,14 @@ def _follow_priors(guide: Guide, latent: list[Any]) -> None:
     if not hasattr(guide, "flat_prior"):
         return
     flat = guide.flat_prior
-    priors: dict[str, dist.Distribution] = {m["name"]: m["fn"] for m in latent if _is_plain(m)}
+    priors = _plain_priors(latent)
     if flat is not None and flat.matches(priors):
         return
     guide.adopt_priors(priors)
     guide.flat_prior = flat_normal_prior(guide.flat_order, guide.flat_loc.detach())
 
 
-def _culprit(parts: _Parts) -> str:
-    """Which part of a non-finite objective is to blame, and what to try."""
-    blamed = [
-        f"{name} ({float(value):.4g})"
-        for name, value in (("the divergence", parts.in_graph), ("the divergence on flat vectors", parts.covered))
-        if not bool(torch.as_tensor(value).isfinite())
-    ]
-    blamed += [f"the draw of the site {m['name']!r}" for m in parts.run.latent if not bool(m["value"].isfinite().all())]
-    blamed += [
-        f"the log likelihood of the site {m['name']!r}"
-        for m in parts.run.observed
-        if not bool(m["fn"].log_prob(m["value"]).isfinite().all())
-    ]
-    return (
-        f"the objective became non-finite: {', '.join(blamed)}; lower the learning rate or init_scale, or look at the "
-        "data."
-    )
+def _gradients(*modules: Any) -> list[tuple[nn.Parameter, Tensor | None]]:
+    """Copies of the present gradients, to go back to if a later particle fails."""
+    parameters = [p for module in modules if isinstance(module, nn.Module) for p in module.parameters()]
+    return [(p, None if p.grad is None else p.grad.clone()) for p in parameters]

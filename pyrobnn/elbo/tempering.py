@@ -28,8 +28,8 @@ class Tempered(Messenger):
 
     def __init__(self, temperature: float) -> None:
         super().__init__()
-        if not temperature > 0:
-            raise ValueError(f"temperature: expected a positive weight of the KL, got {temperature}.")
+        if not temperature >= 0:
+            raise ValueError(f"temperature: expected a weight of the KL of at least 0, got {temperature}.")
         self.temperature = temperature
 
     def _pyro_sample(self, msg: Any) -> None:

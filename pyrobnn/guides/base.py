@@ -103,6 +103,7 @@ class Guide(PyroModule):
 
     divergence_name: ClassVar[str] = "KL"
     has_density: ClassVar[bool] = True
+    transient: ClassVar[frozenset[str]] = frozenset({"_step", "_leaves", "_counted"})
 
     def __init__(self, model: Callable[..., Any], *, example: tuple[Any, ...] | None = None) -> None:
         super().__init__()
@@ -114,6 +115,10 @@ class Guide(PyroModule):
         self.sites: dict[str, Site] = {site.name: placed[site.name] for site in sites}
         self.flat_order: list[Site] = list(placed.values())
         self.num_latents = offsets[-1]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and pickles leave out buffers of the step in progress; views would lose what they look at."""
+        return {name: None if name in self.transient else value for name, value in self.__dict__.items()}
 
     # ------------------------------------------------------------------ what a family implements
 

@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
+from torch.distributions import register_kl
 
 from pyrobnn.guides.base import Guide, Init, Site, initial_values
 from pyrobnn.guides.flat import FlatNormalPrior, Leaves, accumulate, flat_normal_prior, release
@@ -67,7 +68,7 @@ class Map(Guide):
         if site.is_real:
             return dist.Delta(unconstrained).to_event(site.event_dim)
         value = site.transform(unconstrained)
-        return dist.Delta(value, -self._log_jacobian(site, unconstrained, value), event_dim=site.event_dim)
+        return _PointMass(value, -self._log_jacobian(site, unconstrained, value), event_dim=site.event_dim)
 
     def divergence(self, site: Site, value: Tensor, prior: dist.Distribution) -> tuple[Tensor, bool]:
         """``-log p(v)``, minus the log Jacobian if asked; no KL exists for a point mass."""
@@ -125,3 +126,16 @@ class Map(Guide):
             if (prior := self._counted) is not None:
                 prior.add_pull(gradient[: prior.size], self.flat_loc[: prior.size], weight)
             accumulate(self.flat_loc, gradient)
+
+    def discard_counted(self) -> None:
+        """Takes the flat score of the last draw out of the coming :meth:`pull_back`: the model has other priors now."""
+        self._counted = None
+
+
+class _PointMass(dist.Delta):
+    """A Delta whose log density (the Jacobian) is kept in the KL; Pyro's registered KL of a Delta drops it."""
+
+
+@register_kl(_PointMass, dist.Distribution)
+def _kl_point_mass(point: _PointMass, prior: Any) -> Tensor:
+    return point.log_density - prior.log_prob(point.v)

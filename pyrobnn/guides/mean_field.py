@@ -162,6 +162,11 @@ class MeanField(Guide):
             accumulate(self.flat_log_scale, by_log_scale)
         step.sign = -step.sign
 
+    def discard_counted(self) -> None:
+        """Takes the flat KL of the last draw out of the coming :meth:`pull_back`: the model has other priors now."""
+        if self._step is not None:
+            self._step.prior = None
+
     def _flat_kl(self, prior: FlatNormalPrior, scale: Tensor) -> Tensor:
         loc, scale = self.flat_loc[: prior.size], scale[: prior.size]
         if isinstance(prior.precision, float):

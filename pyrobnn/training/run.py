@@ -141,29 +141,30 @@ class Run:
         self.history.append(entries | {"seconds": time.perf_counter() - started})
 
     def _step(self, args: tuple[Any, Any], index: int, good: Tensors) -> ELBOParts:
-        if self.num_data is None:
-            self.num_data = self._find_num_data(args)
         try:
-            parts = train_step(self.model, self.guide, self.elbo, self.optimizer, args, self.clip_norm, self.num_data)
+            num_data = self.num_data or self._meet(args)
+            parts = train_step(self.model, self.guide, self.elbo, self.optimizer, args, self.clip_norm, num_data)
         except NonFiniteLossError as error:
             self._fail(error, index, good)
         except ValueError as error:
             if (hidden := self._hidden_failure(args)) is None:
                 raise
             self._fail(hidden, index, good, cause=error)
+        self.num_data = num_data
         self.history.steps += 1
         self.previous = args
         return parts
 
-    def _find_num_data(self, args: tuple[Any, Any]) -> int:
-        """N as the model states it, else as its plates do."""
-        stated = getattr(self.model, "num_data", None)
-        if stated is None:
-            with random_state.kept(args[1].device):
-                self.elbo.loss(self.model, self.guide, *args)
-            assert self.elbo.parts is not None
-            stated = self.elbo.parts.num_data
-        return stated
+    def _meet(self, args: tuple[Any, Any]) -> int:
+        """Evaluates the objective once, which tells N (as the model states it, or else its plates).
+
+        It also lets the guide meet the model's priors, which are new objects after a state has been loaded: the
+        first step of a resumed run must take the same path, to the last bit, as if there had been no break.
+        """
+        with random_state.kept(args[1].device):
+            self.elbo.loss(self.model, self.guide, *args)
+        assert self.elbo.parts is not None
+        return self.elbo.parts.num_data
 
     def _hidden_failure(self, args: tuple[Any, Any]) -> NonFiniteLossError | None:
         """Pyro's validation refuses NaN in a distribution before the objective can be found non-finite."""

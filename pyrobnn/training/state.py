@@ -53,7 +53,6 @@ def read_run(run: Run) -> dict[str, Any]:
         "optimizer": run.torch_optimizer.state_dict(),
         "scheduler": None if run.scheduler is None else run.scheduler.state_dict(),
         "num_steps": run.elbo.num_steps,
-        "num_data": run.num_data,
         "history": run.history.to_dict(),
         "random": random_state.read_all(_generators(run)),
     }
@@ -89,7 +88,6 @@ def write_run(run: Run, state: dict[str, Any]) -> None:
     run.best, run.best_value = state["best"], state["best_value"]
     run.epochs_since_best = state["epochs_since_best"]
     run.elbo.num_steps = state["num_steps"]
-    run.num_data = state["num_data"]
     run.history = History(**state["history"])
     if run.history.stopped == "callback":  # it will be asked again
         run.history.stopped = ""

@@ -38,11 +38,11 @@ def scattered(guide: MeanField) -> MeanField:
     return guide
 
 
-def fit(model: nn.Module, guide: MeanField, data: tuple[Tensor, Tensor], steps: int, num_particles: int) -> None:
-    """Adam, its learning rate falling from 0.1 to 0.02; the result is the average over the last half of the steps."""
-    elbo = MeanFieldELBO(num_particles=num_particles)
+def fit(model: nn.Module, guide: MeanField, data: tuple[Tensor, Tensor], steps: int) -> None:
+    """Adam, its learning rate falling from 0.1 to 0.005; the result is the average over the last half of the steps."""
+    elbo = MeanFieldELBO()
     optimizer = torch.optim.Adam(guide.parameters(), lr=0.1)
-    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.2, steps // 2)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.05, steps // 2)
     average = torch.optim.swa_utils.AveragedModel(nn.ParameterList(guide.parameters()))
     for step in range(steps):
         optimizer.zero_grad()
@@ -212,16 +212,26 @@ def test_gradients_accumulate_over_evaluations() -> None:
 
 
 @pytest.mark.statistical
-def test_fit_reaches_the_best_factorised_posterior() -> None:
-    """Means within 2 % of the exact posterior's, variances within 5 % of 1 / Λᵢᵢ."""
-    data = ConjugateRegression()
-    model = data.model()
-    guide = MeanField(model, antithetic=False).double()
-    fit(model, guide, (data.x, data.y), steps=1600, num_particles=8)
-    torch.testing.assert_close(guide.flat_loc.detach(), data.mean, rtol=0.02, atol=0.0)
-    variance = guide.flat_log_scale.detach().exp().square()
+@pytest.mark.parametrize("antithetic", [True, False])
+def test_fit_reaches_the_best_factorised_posterior(antithetic: bool) -> None:
+    """Means within 2 % of the exact posterior's, variances within 5 % of 1 / Λᵢᵢ.
+
+    One network with 256 outputs that are all asked the same: as many independent fits, averaged. The standard
+    error of an averaged variance is below 1 %.
+    """
+    data, fits = ConjugateRegression(), 256
+    prior = dist.Normal(0.0, data.prior_scale)
+    net = nn.Linear(data.dim, fits)
+    model = SupervisedModel(net, Normal(data.noise), prior, num_data=data.num_data).double()
+    guide = MeanField(model, antithetic=antithetic).double()
+    fit(model, guide, (data.x, data.y.expand(-1, fits)), steps=600)
+    loc, scale = guide.split(guide.flat_loc.detach()), guide.split(guide.flat_log_scale.detach().exp())
+    mean = torch.cat([loc["net.weight"].mean(0), loc["net.bias"].mean(0, keepdim=True)])
+    variance = torch.cat([scale["net.weight"].square().mean(0), scale["net.bias"].square().mean(0, keepdim=True)])
+    torch.testing.assert_close(mean, data.mean, rtol=0.02, atol=0.0)
     torch.testing.assert_close(variance, data.mean_field_variance, rtol=0.05, atol=0.0)
-    assert not torch.allclose(torch.linalg.inv(data.precision).diagonal(), variance, rtol=0.2)  # not the marginals'
+    marginal = torch.linalg.inv(data.precision).diagonal()
+    assert bool((variance[:2] < 0.8 * marginal[:2]).all())  # mean field is narrower than the posterior's marginals
 
 
 @pytest.mark.statistical
@@ -272,7 +282,7 @@ def test_simulation_based_calibration() -> None:
     y = x * truth + noise * torch.randn(num_data, size)
     model = SupervisedModel(Scaled(size), Normal(noise), dist.Normal(0.0, 1.0), num_data=num_data)
     guide = MeanField(model, init_scale=0.5)
-    fit(model, guide, (x, y), steps=400, num_particles=2)
+    fit(model, guide, (x, y), steps=400)
     draws = guide.sample(99)["net.weight"]
     ranks = (draws < truth).sum(0)
     counts = torch.bincount(ranks // 10, minlength=10)

@@ -1,0 +1,175 @@
+"""The rows of the demo's table: one posterior each, fitted and measured in the same way."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from statistics import median
+
+import pyro
+import torch
+from torch import Tensor, nn
+
+from pyrobnn import guides
+from pyrobnn.calibration import expected_calibration_error
+from pyrobnn.demo.digits import Digits, make_model, network
+from pyrobnn.detection import auroc
+from pyrobnn.elbo import MeanFieldELBO
+from pyrobnn.guides import Guide
+from pyrobnn.prediction import Prediction, predict
+from pyrobnn.supervised import SupervisedModel
+from pyrobnn.training import History, fit, make_optimizer, train_step
+from pyrobnn.uncertainty import accuracy, brier, nll
+
+__all__ = ["COLUMNS", "METHODS", "TIMINGS", "Method", "Result", "evaluate", "fit_method", "step_ratios"]
+
+
+@dataclass(frozen=True)
+class Method:
+    """A posterior family to compare.
+
+    Attributes:
+        name: As in the table.
+        make_guide: Builds the guide of a model.
+        num_samples: Draws for predictions; 1 for a point estimate, whose draws do not differ.
+    """
+
+    name: str
+    make_guide: Callable[[SupervisedModel], Guide]
+    num_samples: int = 100
+
+
+METHODS = (
+    Method("MAP", guides.Map, num_samples=1),
+    Method("mean field", partial(guides.MeanField, init_scale=0.02)),
+)
+"""The rows in order; a new posterior family is one more line."""
+
+TIMINGS = ("step_ratio", "seconds")
+"""The measured times among the metrics: all else follows from the seed."""
+
+COLUMNS = (
+    ("method", "method", ""),
+    ("accuracy", "accuracy", ".3f"),
+    ("NLL", "nll", ".3f"),
+    ("ECE", "ece", ".3f"),
+    ("Brier", "brier", ".3f"),
+    ("AUROC MI", "auroc_mutual_information", ".3f"),
+    ("AUROC H", "auroc_entropy", ".3f"),
+    ("step", "step_ratio", ".2f"),
+    ("seconds", "seconds", ".1f"),
+)
+"""The table: title, key of the metric, format."""
+
+LEARNING_RATE = 1e-2
+
+
+@dataclass(frozen=True)
+class Result:
+    """A fitted method and what it predicts.
+
+    Attributes:
+        method: The method.
+        model: The model.
+        guide: Its fitted guide.
+        history: The training's history.
+        seconds: Wall time of training and prediction.
+        test: Predictions of the held-out images of known classes.
+        unknown: Predictions of the images of unknown classes.
+    """
+
+    method: Method
+    model: SupervisedModel
+    guide: Guide
+    history: History
+    seconds: float
+    test: Prediction
+    unknown: Prediction
+
+
+def fit_method(method: Method, data: Digits, epochs: int, seed: int, progress: bool = False) -> Result:
+    """Fits a method and predicts; every method starts from the same network and sees the same batches."""
+    started = time.perf_counter()
+    pyro.set_rng_seed(seed)
+    model = make_model(num_data=len(data.train[1]))
+    guide = method.make_guide(model)
+    cosine = partial(torch.optim.lr_scheduler.CosineAnnealingLR, T_max=epochs)
+    history = fit(
+        model,
+        guide,
+        data.loader(),
+        epochs=epochs,
+        lr=LEARNING_RATE,
+        scheduler=cosine,
+        seed=seed,
+        progress=progress,
+    )
+    test, unknown = (
+        predict(model, guide, images, method.num_samples, seed=seed) for images, _ in (data.test, data.unknown)
+    )
+    return Result(method, model, guide, history, time.perf_counter() - started, test, unknown)
+
+
+def evaluate(result: Result, labels: Tensor) -> dict[str, str | float | None]:
+    """The metrics of one method, apart from its step time.
+
+    Args:
+        result: The fitted method.
+        labels: Labels of the held-out images of known classes.
+
+    Returns:
+        Accuracy, NLL (nats), ECE (15 bins) and Brier score on known classes; AUROC of unknown against known classes
+        by mutual information (None for a point estimate, which has none) and by predictive entropy; the final ELBO
+        (nats per datum; None where the divergence is no KL); seconds of training and prediction.
+    """
+    probs, point = result.test.mean, result.method.num_samples == 1
+    has_kl = result.history.divergence_name == "KL"
+    return {
+        "method": result.method.name,
+        "accuracy": accuracy(probs, labels).item(),
+        "nll": nll(probs, labels).item(),
+        "ece": expected_calibration_error(probs, labels).item(),
+        "brier": brier(probs, labels).item(),
+        "auroc_mutual_information": None if point else auroc(result.test.epistemic, result.unknown.epistemic),
+        "auroc_entropy": auroc(result.test.total, result.unknown.total),
+        "elbo": result.history.elbo[-1] if has_kl else None,
+        "seconds": result.seconds,
+    }
+
+
+def step_ratios(methods: Sequence[Method], data: Digits, rounds: int = 40) -> dict[str, float]:
+    """Time of a training step as a multiple of the plain network's, by method.
+
+    Each round takes one step of each kind on the same batch with the same optimizer, so that a busy machine slows all
+    of them alike; the result is the ratio of the medians.
+    """
+    num_data, batch = len(data.train[1]), next(iter(data.loader()))
+    steps = {"deterministic": _deterministic_step(*batch)}
+    for method in methods:
+        model = make_model(num_data)
+        guide = method.make_guide(model)
+        optimizer = make_optimizer(model, guide)
+        steps[method.name] = partial(train_step, model, guide, MeanFieldELBO(), optimizer, tuple(batch))
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    with pyro.validation_enabled(False):  # as in `fit` after its first epoch
+        for _ in range(rounds):
+            for name, step in steps.items():
+                started = time.perf_counter()
+                step()
+                times[name].append(time.perf_counter() - started)
+    base = median(times.pop("deterministic"))
+    return {name: median(values) / base for name, values in times.items()}
+
+
+def _deterministic_step(x: Tensor, y: Tensor) -> Callable[[], object]:
+    net = network()
+    optimizer = torch.optim.Adam(net.parameters(), fused=True)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(net(x), y).backward()
+        optimizer.step()
+
+    return step

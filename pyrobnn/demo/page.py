@@ -1,0 +1,176 @@
+"""The demo's report page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from pyrobnn import plots
+from pyrobnn.demo.digits import NUM_KNOWN, Digits
+from pyrobnn.demo.methods import COLUMNS, Result
+from pyrobnn.description import describe
+from pyrobnn.diagnostics import CheckReport
+from pyrobnn.report import Report
+
+__all__ = ["write_report"]
+
+NUM_IMAGES = 8
+
+_METRICS = """NLL: negative log likelihood in nats. ECE: expected calibration error, 15 bins. AUROC: how well unknown
+digits are told from known ones, by mutual information (MI) or predictive entropy (H); 0.5 is chance. A point estimate
+has no mutual information. Step: time of a training step as a multiple of the plain network's, interleaved in one run.
+Seconds: training and prediction."""
+
+_PARTS = """Total uncertainty is the entropy of the averaged class probabilities. Its aleatoric part is the mean entropy
+of the single draws: what remains ambiguous whichever weights are right. Its epistemic part is the mutual information
+of label and weights: what the draws disagree about. Unknown digits should lie to the right of the known ones."""
+
+_LOAD = """import arviz as az
+import pyrobnn as pb
+from pyrobnn import demo
+
+data = demo.load_digits(seed={seed})
+model, guide = pb.load("checkpoint", net=demo.network())
+prediction = pb.predict(model, guide, data.unknown[0])
+print(prediction.epistemic.mean())
+
+print(az.loo(az.from_netcdf("posterior.nc")))"""
+
+
+def write_report(
+    path: Path,
+    data: Digits,
+    results: Sequence[Result],
+    shown: Result,
+    metrics: Mapping[str, Any],
+    checks: CheckReport,
+) -> None:
+    """Writes the page.
+
+    Args:
+        path: The file.
+        data: The digits.
+        results: All fitted methods.
+        shown: The one whose predictions and posterior are looked at closely.
+        metrics: What :func:`pyrobnn.demo.run` returns.
+        checks: The checks of ``shown``.
+    """
+    name, labels = shown.method.name, data.test[1]
+    report = Report(
+        "Digits, known and unknown",
+        f"pyrobnn {metrics['version']}: digits 0-7 are learned, 8 and 9 never seen; {metrics['epochs']} epochs, seed "
+        f"{metrics['seed']}",
+    )
+    report.section("Methods", _METRICS)
+    report.table(
+        [{title: row[key] for title, key, _ in COLUMNS} for row in metrics["methods"]],
+        caption=f"{metrics['num_test']} held-out known digits, {metrics['num_unknown']} unknown ones",
+        formats={title: style for title, _, style in COLUMNS},
+    )
+
+    report.section(
+        "Calibration", "On the held-out images of known digits. Bars above the diagonal mean underconfidence."
+    )
+    for result in results:
+        report.figure(
+            _calibration(result, labels),
+            f"{result.method.name}: reliability diagram and confidence histogram",
+            f"Left, accuracy by bin of confidence for {result.method.name}; right, the number of predictions by bin.",
+        )
+
+    report.section("Most and least certain images", f"Of all held-out images, known and unknown, under {name}.")
+    for title, figure in _extremes(shown, data).items():
+        report.figure(
+            figure,
+            f"{title}: the true digit, then the three most probable classes",
+            f"{NUM_IMAGES} images of digits with their class probabilities.",
+        )
+
+    report.section("Uncertainty of known and unknown digits", _PARTS)
+    report.figure(
+        _uncertainties(shown),
+        f"{name}: total, aleatoric and epistemic uncertainty",
+        "Three histograms; in each, unknown digits have higher values than known ones.",
+    )
+
+    report.section("Training", "The evidence lower bound and its parts, in nats per datum.")
+    for result in results:
+        if result.history.divergence_name == "KL":
+            report.figure(
+                _training(result),
+                f"{result.method.name}: ELBO = expected log likelihood - KL; right, the second half of the training",
+                "The ELBO rises towards a plateau while the divergence falls.",
+            )
+
+    description = describe(shown.model, shown.guide)
+    report.section("What became of the network")
+    report.table([_described(row) for row in description.rows], caption=f"One row per parameter, {name}")
+    report.preformatted("\n".join(description.notes))
+
+    report.section("Checks", f"What pyrobnn.check says about {name}. A warning is a reason to look, not a failure.")
+    report.table(
+        [{"check": c.name, "result": c.status, "value": c.value, "reason": c.reason} for c in checks.checks],
+        formats={"value": ".3g"},
+    )
+
+    report.section("Go on from here", f"Beside this page lie {name}'s checkpoint and draws:")
+    report.preformatted(_LOAD.format(seed=metrics["seed"]))
+    report.write(path)
+
+
+def _calibration(result: Result, labels: Tensor) -> Figure:
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 4), layout="constrained")
+    plots.reliability(result.test.mean, labels, ax=left)
+    plots.confidence_histogram(result.test.mean, labels, ax=right)
+    return figure
+
+
+def _extremes(shown: Result, data: Digits) -> dict[str, Figure]:
+    images = torch.cat([data.test[0], data.unknown[0]])
+    labels = torch.cat([data.test[1], data.unknown[1]])
+    probs = torch.cat([shown.test.mean, shown.unknown.mean])
+    order = torch.cat([shown.test.total, shown.unknown.total]).argsort(stable=True)
+    groups = {"Most certain": order[:NUM_IMAGES], "Least certain": order.flip(0)[:NUM_IMAGES]}
+    return {
+        title: plots.image_grid(images[rows], [_caption(labels[i], probs[i]) for i in rows], columns=4)
+        for title, rows in groups.items()
+    }
+
+
+def _caption(label: Tensor, probs: Tensor) -> str:
+    likely = probs.topk(3)
+    classes = ", ".join(f"{c}: {p:.2f}" for p, c in zip(likely.values.tolist(), likely.indices.tolist(), strict=True))
+    return f"a {int(label)}{'' if label < NUM_KNOWN else ' (unknown)'}\n{classes}"
+
+
+def _uncertainties(shown: Result) -> Figure:
+    figure, axes = plt.subplots(1, 3, figsize=(12, 3.6), layout="constrained")
+    for ax, part in zip(axes, ("total", "aleatoric", "epistemic"), strict=True):
+        groups = {"known": getattr(shown.test, part), "unknown": getattr(shown.unknown, part)}
+        plots.uncertainty_histogram(groups, xlabel=f"{part} [nats]", bins=25, ax=ax)
+    return figure
+
+
+def _training(result: Result) -> Figure:
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+    plots.elbo(result.history, ax=left)
+    plots.elbo(result.history, ax=right)
+    # The first epochs dwarf what comes later: a closer look at the second half.
+    late = range(result.history.epochs // 2, result.history.epochs)
+    values = [getattr(result.history, part)[epoch] for part in ("elbo", "log_likelihood", "kl") for epoch in late]
+    margin = 0.05 * (max(values) - min(values)) or 1.0
+    right.set_ylim(min(values) - margin, max(values) + margin)
+    right.set_xlim(late.start + 0.5, late.stop + 0.5)
+    return figure
+
+
+def _described(row: Mapping[str, Any]) -> dict[str, Any]:
+    shape = " × ".join(map(str, row["shape"])) or "scalar"
+    keys = ("parameter", "site", "numel", "prior", "posterior", "kl", "status")
+    return {key: shape if key == "shape" else row[key] for key in ("parameter", "site", "shape", *keys[2:])}

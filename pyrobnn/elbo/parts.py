@@ -1,0 +1,116 @@
+"""The parts of an objective's value, and who is to blame when it is not finite."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pyrobnn.substitution import Substitution
+
+__all__ = ["ELBOParts", "NonFiniteLossError", "Particle", "blame_draws", "culprit", "detach", "mean_parts"]
+
+
+class NonFiniteLossError(ArithmeticError):
+    """The objective became NaN or infinite; the message names the part that did."""
+
+
+@dataclass
+class ELBOParts:
+    """The parts of one evaluation of the objective, in sum units (nats for the whole data set).
+
+    Attributes:
+        log_likelihood: Expected log likelihood, scaled to the data set.
+        divergence: KL of the guide to the prior (``-log p(w)`` for a point estimate), not tempered.
+        temperature: The weight λ that the objective gave the divergence.
+        num_data: Size N of the data set, by which :meth:`per_datum` divides.
+    """
+
+    log_likelihood: Tensor
+    divergence: Tensor
+    temperature: float
+    num_data: int
+
+    @property
+    def elbo(self) -> Tensor:
+        """Log likelihood minus divergence, untempered."""
+        return self.log_likelihood - self.divergence
+
+    @property
+    def loss(self) -> Tensor:
+        """The (tempered) objective that is minimised."""
+        return self.temperature * self.divergence - self.log_likelihood
+
+    def per_datum(self) -> dict[str, float]:
+        """``elbo``, ``log_likelihood``, ``kl`` and ``loss`` in nats per datum."""
+        values = torch.stack([self.log_likelihood, self.divergence]) / self.num_data
+        likelihood, kl = values.tolist()
+        loss = self.temperature * kl - likelihood
+        return {"elbo": likelihood - kl, "log_likelihood": likelihood, "kl": kl, "loss": loss}
+
+
+@dataclass
+class Particle:
+    """Parts of one particle: the divergence in the graph, and the part taken on flat vectors beside it."""
+
+    log_likelihood: Tensor | float
+    in_graph: Tensor | float
+    covered: Tensor | float
+    temperature: float
+    num_data: int
+    run: Substitution
+
+    @property
+    def graph_loss(self) -> Tensor:
+        """The part of the objective that is differentiated through the model."""
+        return torch.as_tensor(self.temperature * self.in_graph - self.log_likelihood)
+
+
+def mean_parts(particles: list[Particle]) -> ELBOParts:
+    """The average over particles."""
+    first, count = particles[0], len(particles)
+    log_likelihood, divergence = first.log_likelihood, first.in_graph + first.covered
+    if count > 1:
+        log_likelihood = sum((p.log_likelihood for p in particles), start=0.0) / count
+        divergence = sum((p.in_graph + p.covered for p in particles), start=0.0) / count
+    return ELBOParts(torch.as_tensor(log_likelihood), torch.as_tensor(divergence), first.temperature, first.num_data)
+
+
+def detach(parts: ELBOParts) -> ELBOParts:
+    """The same numbers without their graphs."""
+    return ELBOParts(parts.log_likelihood.detach(), parts.divergence.detach(), parts.temperature, parts.num_data)
+
+
+def blame_draws(values: dict[str, Tensor], error: Exception) -> None:
+    """Turns what Pyro's validation says of parameters that are NaN into the name of the draw that brought them."""
+    if isinstance(error, NonFiniteLossError):
+        return
+    blamed = [name for name, value in values.items() if not bool(value.isfinite().all())]
+    if blamed:
+        draws = ", ".join(f"the draw of the site {name!r}" for name in blamed)
+        raise NonFiniteLossError(
+            f"the objective became non-finite: {draws}; lower the learning rate or init_scale."
+        ) from error
+
+
+def culprit(parts: Particle) -> str:
+    """Which part of a non-finite objective is to blame, and what to try."""
+    blamed = [
+        f"{name} ({float(value):.4g})"
+        for name, value in (
+            ("the divergence of the latent sites", parts.in_graph),
+            ("the KL on flat vectors", parts.covered),
+        )
+        if not bool(torch.as_tensor(value).isfinite())
+    ]
+    blamed += [f"the draw of the site {m['name']!r}" for m in parts.run.latent if not bool(m["value"].isfinite().all())]
+    blamed += [
+        f"the log likelihood of the site {m['name']!r}"
+        for m in parts.run.observed
+        if not bool(m["fn"].log_prob(m["value"]).isfinite().all())
+    ]
+    return (
+        f"the objective became non-finite: {', '.join(blamed)}; lower the learning rate or init_scale, or look at the "
+        "data."
+    )

@@ -1,0 +1,211 @@
+"""Bad arguments, loaders and batches."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.infer.autoguide import AutoNormal
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from pyrobnn import likelihoods
+from pyrobnn.guides import MeanField
+from pyrobnn.supervised import SupervisedModel
+from pyrobnn.training import fit
+from tests.training.networks import data, loader, model, model_and_guide, same, tensors
+
+quiet = functools.partial(fit, progress=False)
+
+
+def refused(
+    kind: type[Exception], match: str, batches: Any, *, built: nn.Module | None = None, **settings: Any
+) -> None:
+    """``fit`` refuses the batches and has changed nothing."""
+    built = built or model()
+    guide = MeanField(built)
+    before = tensors(built, guide)
+    with pytest.raises(kind, match=match):
+        quiet(built, guide, batches, **settings)
+    assert same(tensors(built, guide), before)
+    assert built.training  # the mode it had
+
+
+# --------------------------------------------------------------------------------------------------- arguments
+
+
+def test_a_foreign_guide_is_sent_to_svi() -> None:
+    with pytest.raises(TypeError, match=r"^guide: .*AutoNormal.*pyro\.infer\.SVI"):
+        quiet(model(), AutoNormal(model()), loader())
+
+
+def test_the_guide_of_another_model_is_refused() -> None:
+    other = SupervisedModel(nn.Linear(3, 3), likelihoods.Categorical(), dist.Normal(0.0, 1.0), num_data=20)
+    with pytest.raises(ValueError, match=r"site 'net\.0\.weight': .*guide does not know"):
+        quiet(model(), MeanField(other), loader())
+
+
+@pytest.mark.parametrize("epochs", [0, -1, 2.0, True, "3"])
+def test_epochs_must_be_positive_ints(epochs: Any) -> None:
+    refused(ValueError, r"^epochs: expected a positive int", loader(), epochs=epochs)
+
+
+@pytest.mark.parametrize("patience", [0, -1, 2.0, True])
+def test_patience_must_be_a_positive_int(patience: Any) -> None:
+    refused(ValueError, r"^patience: expected a positive int", loader(), patience=patience, validation=loader())
+
+
+def test_patience_needs_validation() -> None:
+    refused(ValueError, r"^patience: .*validation=", loader(), patience=2)
+
+
+@pytest.mark.parametrize("clip_norm", [0.0, -1.0, float("nan")])
+def test_clip_norm_must_be_positive(clip_norm: float) -> None:
+    refused(ValueError, r"^clip_norm: .*positive", loader(), clip_norm=clip_norm)
+
+
+# ------------------------------------------------------------------------------------------------------ loaders
+
+
+def test_a_data_set_of_another_size_is_refused() -> None:
+    refused(ValueError, r"^num_data: .* 30 data, .* has 20", loader(), built=model(num_data=30))
+
+
+def test_a_list_of_batches_of_another_size_is_refused() -> None:
+    built = model(num_data=30)
+    with pytest.raises(ValueError, match=r"^num_data: .* 30 data, .* yielded 20 rows .*num_data=20"):
+        quiet(built, MeanField(built), [data()])
+
+
+def test_dropped_rows_are_no_other_size() -> None:
+    """With ``drop_last`` a pass sees 16 of the 20 data, and N stays 20."""
+    assert quiet(*model_and_guide(), loader(drop_last=True), epochs=1).steps == 2
+
+
+@pytest.mark.parametrize("empty", [[], loader(batch_size=64, drop_last=True)], ids=["list", "drop_last"])
+def test_an_empty_loader_is_refused(empty: Any) -> None:
+    refused(ValueError, r"^loader: it yielded no batch", empty)
+
+
+def test_an_empty_data_set_is_refused() -> None:
+    refused(ValueError, r"^num_data: .* has 0", DataLoader(TensorDataset(torch.zeros(0, 3), torch.zeros(0).long())))
+
+
+def test_an_empty_validation_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"^validation: it yielded no batch"):
+        quiet(*model_and_guide(), loader(), validation=[])
+
+
+@pytest.mark.parametrize("argument", ["loader", "validation"])
+def test_a_generator_lasts_one_epoch(argument: str) -> None:
+    once = (batch for batch in loader())
+    batches = {"loader": loader(), "validation": loader()} | {argument: once}
+    with pytest.raises(TypeError, match=rf"^{argument}: a generator is used up"):
+        quiet(*model_and_guide(), batches["loader"], validation=batches["validation"], epochs=2)
+    assert quiet(*model_and_guide(), (batch for batch in loader()), epochs=1).steps == 3
+
+
+@pytest.mark.parametrize(
+    ("batch", "kind"),
+    [
+        (torch.zeros(20, 3), "Tensor"),
+        ((torch.zeros(20, 3),), "tuple of length 1"),
+        ((*data(), torch.zeros(20)), "tuple of length 3"),
+        ({"x": data()[0], "y": data()[1]}, "dict of length 2"),
+        (None, "NoneType"),
+        ("xy", "str"),
+    ],
+)
+def test_a_batch_must_be_a_pair(batch: Any, kind: str) -> None:
+    refused(TypeError, rf"^loader: expected batches \(x, y\), got a {kind};", [batch])
+
+
+def test_targets_must_be_tensors() -> None:
+    refused(TypeError, r"^loader: the targets y of a batch are a list", [(data()[0], data()[1].tolist())])
+
+
+def test_a_data_set_instead_of_a_loader_is_recognised() -> None:
+    refused(ValueError, r"^loader: .*single number; wrap the data set in a DataLoader", TensorDataset(*data()))
+
+
+# ------------------------------------------------------------------------------------------------------- values
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_inputs_that_are_not_finite_are_refused(bad: float) -> None:
+    x, y = data()
+    x[5, 1] = x[17, 0] = bad
+    refused(ValueError, r"^x: batch 0 holds NaN or infinite inputs in 2 rows \(the first is row 5\)", [(x, y)])
+
+
+def test_the_batch_with_nan_is_named() -> None:
+    x, y = data()
+    x[17, 0] = float("nan")
+    with pytest.raises(ValueError, match=r"^x: batch 2 .* in 1 rows \(the first is row 1\)"):
+        quiet(*model_and_guide(), DataLoader(TensorDataset(x, y), 8))
+
+
+def test_inputs_that_cancel_or_overflow_are_looked_at_closely() -> None:
+    """A sum that overflows is no NaN among the inputs; infinities that cancel are found."""
+    x, y = data()
+    huge = x.clone()
+    huge[:, 0] = 3e38
+    with torch.no_grad():
+        built = SupervisedModel(_Ignores(), likelihoods.Categorical(), dist.Normal(0.0, 1.0), num_data=20)
+        assert torch.isinf(huge.sum())
+    assert quiet(built, MeanField(built), [(huge, y)], epochs=1).epochs == 1
+    x[0, 0], x[1, 0] = float("inf"), -float("inf")
+    refused(ValueError, r"^x: batch 0 .* in 2 rows", [(x, y)])
+
+
+class _Ignores(nn.Module):
+    """A network that does not look at its first input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(2, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.linear(x[:, 1:])
+
+
+@pytest.mark.parametrize("label", [3, -1])
+def test_labels_outside_the_classes_are_refused(label: int) -> None:
+    x, y = data()
+    y[3] = label
+    refused(ValueError, r"^y: Categorical expects integer labels from 0 to 2", [(x, y)])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bool])
+def test_labels_of_another_dtype_are_refused(dtype: torch.dtype) -> None:
+    x, y = data()
+    refused(TypeError, rf"^y: Categorical expects integer labels .*{dtype}", [(x, y.to(dtype))])
+
+
+def test_labels_of_another_shape_are_refused() -> None:
+    x, y = data()
+    refused(ValueError, r"^y: Categorical expects targets of shape \(20,\)", [(x, y.unsqueeze(1))])
+
+
+def test_targets_that_would_broadcast_are_refused() -> None:
+    built = SupervisedModel(nn.Linear(3, 1), likelihoods.Normal(1.0), dist.Normal(0.0, 1.0), num_data=20)
+    refused(ValueError, r"^y: Normal expects targets of shape \(20, 1\)", [(data()[0], torch.zeros(20))], built=built)
+
+
+def test_validation_targets_that_would_broadcast_are_refused() -> None:
+    built = SupervisedModel(nn.Linear(3, 1), likelihoods.Normal(1.0), dist.Normal(0.0, 1.0), num_data=20)
+    x, y = data()[0], torch.zeros(20, 1)
+    with pytest.raises(ValueError, match=r"^y: Normal expects targets of shape \(20, 1\)"):
+        quiet(built, MeanField(built), [(x, y)], validation=[(x, y.squeeze(1))])
+
+
+def test_the_checks_draw_nothing() -> None:
+    """The look at the targets in the first epoch leaves the random state as it was: a run of two epochs begins
+    like a run of one."""
+    one, two = model_and_guide(batch_norm=True), model_and_guide(batch_norm=True)
+    first = quiet(*one, loader(), epochs=1, seed=0)
+    assert quiet(*two, loader(), epochs=2, seed=0).elbo[0] == first.elbo[0]
+    assert int(one[0].net.network[1].num_batches_tracked) == 3
