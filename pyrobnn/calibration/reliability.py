@@ -31,8 +31,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
-from torchmetrics.utilities import dim_zero_cat
 
 from pyrobnn.uncertainty._checks import check_float, check_labels, check_probs
 
@@ -85,10 +83,10 @@ def reliability_curve(probs: Tensor, y: Tensor, num_bins: int = 15, adaptive: bo
         TypeError: Wrong dtypes.
         ValueError: Not probabilities, shapes that do not fit, labels outside the classes, ``num_bins < 1``.
     """
-    _check_num_bins(num_bins)
-    confidence, correct = _confidence(probs, y)
-    edges = _mass_edges(confidence, num_bins) if adaptive else _width_edges(num_bins, confidence)
-    return _curve(edges, *_bin_sums(confidence, correct, edges))
+    check_num_bins(num_bins)
+    confidence, correct = top_confidence(probs, y)
+    edges = mass_edges(confidence, num_bins) if adaptive else width_edges(num_bins, confidence)
+    return make_curve(edges, *bin_sums(confidence, correct, edges))
 
 
 def expected_calibration_error(probs: Tensor, y: Tensor, num_bins: int = 15) -> Tensor:
@@ -127,87 +125,7 @@ def adaptive_calibration_error(probs: Tensor, y: Tensor, num_bins: int = 15) -> 
     return reliability_curve(probs, y, num_bins, adaptive=True).ece
 
 
-class ExpectedCalibrationError(Metric):
-    """Streaming :func:`expected_calibration_error`; memory is ``3 M`` sums, whatever the number of examples.
-
-    Args:
-        num_bins: Number of bins ``M``.
-
-    Raises:
-        ValueError: ``num_bins < 1``.
-    """
-
-    is_differentiable = False
-    higher_is_better = False
-    full_state_update = False
-
-    confidence_sum: Tensor
-    correct_sum: Tensor
-    count: Tensor
-
-    def __init__(self, num_bins: int = 15) -> None:
-        super().__init__()
-        self.num_bins = _check_num_bins(num_bins)
-        self.add_state("confidence_sum", torch.zeros(num_bins, dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("correct_sum", torch.zeros(num_bins, dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("count", torch.zeros(num_bins, dtype=torch.int64), dist_reduce_fx="sum")
-
-    def update(self, probs: Tensor, y: Tensor) -> None:
-        """Add a batch: probabilities ``[..., C]`` (or binary, in the shape of ``y``) and labels ``[...]``."""
-        confidence, correct = _confidence(probs, y)
-        edges = _width_edges(self.num_bins, confidence)
-        confidence_sum, correct_sum, count = _bin_sums(confidence, correct, edges)
-        self.confidence_sum = self.confidence_sum + confidence_sum
-        self.correct_sum = self.correct_sum + correct_sum
-        self.count = self.count + count
-
-    def curve(self) -> ReliabilityCurve:
-        """Reliability curve of all examples since the last reset (of this process only)."""
-        edges = _width_edges(self.num_bins, self.confidence_sum)
-        return _curve(edges, self.confidence_sum, self.correct_sum, self.count)
-
-    def compute(self) -> Tensor:
-        """Expected calibration error of all examples so far, 0-d."""
-        return self.curve().ece
-
-
-class AdaptiveCalibrationError(Metric):
-    """Streaming :func:`adaptive_calibration_error`; equal-mass bins need every confidence, so all are kept.
-
-    Args:
-        num_bins: Number of bins.
-
-    Raises:
-        ValueError: ``num_bins < 1``.
-    """
-
-    is_differentiable = False
-    higher_is_better = False
-    full_state_update = False
-
-    confidence: list[Tensor]
-    correct: list[Tensor]
-
-    def __init__(self, num_bins: int = 15) -> None:
-        super().__init__()
-        self.num_bins = _check_num_bins(num_bins)
-        self.add_state("confidence", [], dist_reduce_fx="cat")
-        self.add_state("correct", [], dist_reduce_fx="cat")
-
-    def update(self, probs: Tensor, y: Tensor) -> None:
-        """Add a batch: probabilities ``[..., C]`` (or binary, in the shape of ``y``) and labels ``[...]``."""
-        confidence, correct = _confidence(probs, y)
-        self.confidence.append(confidence)
-        self.correct.append(correct)
-
-    def compute(self) -> Tensor:
-        """Adaptive calibration error of all examples so far, 0-d."""
-        confidence, correct = dim_zero_cat(self.confidence), dim_zero_cat(self.correct)
-        edges = _mass_edges(confidence, self.num_bins)
-        return _curve(edges, *_bin_sums(confidence, correct, edges)).ece
-
-
-def _confidence(probs: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+def top_confidence(probs: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """Top-class confidence and whether that class is right, each ``[n]``."""
     if isinstance(probs, Tensor) and isinstance(y, Tensor) and probs.shape == y.shape:
         p = check_float(probs, "probs", finite=True)
@@ -224,18 +142,20 @@ def _confidence(probs: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     return confidence, predicted == y.flatten()
 
 
-def _width_edges(num_bins: int, like: Tensor) -> Tensor:
+def width_edges(num_bins: int, like: Tensor) -> Tensor:
+    """Edges of bins of equal width on [0, 1]."""
     # m / M is the float nearest to it, so a confidence of 0.6 lies on the edge 9/15; linspace may miss it.
     return torch.arange(num_bins + 1, dtype=like.dtype, device=like.device) / num_bins
 
 
-def _mass_edges(confidence: Tensor, num_bins: int) -> Tensor:
+def mass_edges(confidence: Tensor, num_bins: int) -> Tensor:
+    """Edges of bins that hold equally many confidences."""
     ordered = confidence.sort().values
     ends = [-(-m * len(ordered) // num_bins) - 1 for m in range(1, num_bins + 1)]  # ceil(m n / M), from zero
     return ordered[[0, *ends]]
 
 
-def _bin_sums(confidence: Tensor, correct: Tensor, edges: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def bin_sums(confidence: Tensor, correct: Tensor, edges: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Sum of confidences, number correct and number of examples per bin, each ``[M]``; sums in 64 bits."""
     num_bins = len(edges) - 1
     # Rounding may lift a confidence above 1, and the smallest may equal the first edge: keep both.
@@ -247,11 +167,13 @@ def _bin_sums(confidence: Tensor, correct: Tensor, edges: Tensor) -> tuple[Tenso
     return total(confidence.double()), total(correct.double()), total(torch.ones_like(index))
 
 
-def _curve(edges: Tensor, confidence_sum: Tensor, correct_sum: Tensor, count: Tensor) -> ReliabilityCurve:
+def make_curve(edges: Tensor, confidence_sum: Tensor, correct_sum: Tensor, count: Tensor) -> ReliabilityCurve:
+    """The curve of per-bin sums."""
     return ReliabilityCurve(edges, confidence_sum / count, correct_sum / count, count)  # 0 / 0 is NaN: empty
 
 
-def _check_num_bins(num_bins: int) -> int:
+def check_num_bins(num_bins: int) -> int:
+    """``num_bins``, if it is a positive int."""
     if not isinstance(num_bins, int) or num_bins < 1:
         raise ValueError(f"num_bins: expected an integer >= 1, got {num_bins}.")
     return num_bins

@@ -18,11 +18,12 @@ ICLR 2019, arXiv:1812.04606.
 
 from __future__ import annotations
 
+from importlib import import_module
+from types import ModuleType
 from typing import Literal
 
 import numpy as np
 import torch
-from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 from torch import Tensor
 
 from pyrobnn.uncertainty._checks import check_float
@@ -44,7 +45,7 @@ def auroc(known: Tensor, unknown: Tensor) -> float:
         TypeError: Not floating-point tensors.
         ValueError: Not one-dimensional, empty, or NaN.
     """
-    return float(roc_auc_score(*_labels_and_ranks(known, unknown, "unknown")))
+    return float(_metrics().roc_auc_score(*_labels_and_ranks(known, unknown, "unknown")))
 
 
 def aupr(known: Tensor, unknown: Tensor, positive: Positive = "unknown") -> float:
@@ -66,7 +67,7 @@ def aupr(known: Tensor, unknown: Tensor, positive: Positive = "unknown") -> floa
         TypeError: Not floating-point tensors.
         ValueError: Not one-dimensional, empty, NaN, or an unknown ``positive``.
     """
-    return float(average_precision_score(*_labels_and_ranks(known, unknown, positive)))
+    return float(_metrics().average_precision_score(*_labels_and_ranks(known, unknown, positive)))
 
 
 def fpr_at_tpr(known: Tensor, unknown: Tensor, tpr: float = 0.95, positive: Positive = "unknown") -> float:
@@ -93,7 +94,7 @@ def fpr_at_tpr(known: Tensor, unknown: Tensor, tpr: float = 0.95, positive: Posi
     if not 0 < tpr <= 1:
         raise ValueError(f"tpr: expected a rate in (0, 1], got {tpr}. Pass 0.95 for 95 %.")
     labels, ranks = _labels_and_ranks(known, unknown, positive)
-    false_positive_rate, true_positive_rate, _ = roc_curve(labels, ranks, drop_intermediate=False)
+    false_positive_rate, true_positive_rate, _ = _metrics().roc_curve(labels, ranks, drop_intermediate=False)
     return float(false_positive_rate[np.argmax(true_positive_rate >= tpr)])
 
 
@@ -119,6 +120,11 @@ def detection_report(known: Tensor, unknown: Tensor) -> dict[str, float]:
         "fpr95_unknown": fpr_at_tpr(known, unknown, positive="unknown"),
         "fpr95_known": fpr_at_tpr(known, unknown, positive="known"),
     }
+
+
+def _metrics() -> ModuleType:
+    """scikit-learn's metrics, loaded when first used: the import costs as much as torch's."""
+    return import_module("sklearn.metrics")
 
 
 def _labels_and_ranks(known: Tensor, unknown: Tensor, positive: Positive) -> tuple[np.ndarray, np.ndarray]:
