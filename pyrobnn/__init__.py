@@ -1,6 +1,17 @@
 """Bayesian neural networks on Pyro: any network becomes a Pyro model, every posterior is a guide."""
 
-from pyrobnn import calibration, decisions, detection, elbo, guides, likelihoods, plots, priors, uncertainty
+from pyrobnn import (
+    calibration,
+    decisions,
+    detection,
+    diagnostics,
+    elbo,
+    guides,
+    likelihoods,
+    plots,
+    priors,
+    uncertainty,
+)
 from pyrobnn._version import __version__
 from pyrobnn.bayesianize import BayesianModule, bayesianize
 from pyrobnn.checkpoint import load, save
@@ -24,6 +35,7 @@ __all__ = [
     "decisions",
     "describe",
     "detection",
+    "diagnostics",
     "elbo",
     "fit",
     "guides",

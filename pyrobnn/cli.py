@@ -84,7 +84,7 @@ def _parser() -> _Parser:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     command.add_argument("--output", type=Path, default=Path("demo-output"), help="folder for " + ", ".join(demo.FILES))
-    command.add_argument("--epochs", type=_epochs, default=60, help="passes over the training data")
+    command.add_argument("--epochs", type=_epochs, default=50, help="passes over the training data")
     command.add_argument("--seed", type=_seed, default=0, help="fixes everything but the timings")
     command.add_argument("--json", action="store_true", help="print the metrics as JSON, and nothing else")
     return parser
@@ -107,7 +107,3 @@ def _whole_number(text: str) -> int:
         return int(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"expected a whole number, got {text!r}") from None
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import matplotlib
@@ -139,7 +137,6 @@ def test_figures_need_no_screen(runs: list[tuple[Path, int, int]]) -> None:
     assert matplotlib.get_backend().lower() == "agg"
 
 
-def test_json_is_all_that_a_real_run_prints(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "pyrobnn.cli", "demo", "--json", "--epochs", "1", "--output", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert json.loads(done.stdout) == json.loads((tmp_path / "metrics.json").read_text())
+def test_json_is_all_that_a_real_run_prints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["demo", "--json", "--epochs", "1", "--output", str(tmp_path)]) == 0
+    assert json.loads(capsys.readouterr().out) == json.loads((tmp_path / "metrics.json").read_text())

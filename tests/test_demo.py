@@ -15,7 +15,7 @@ from pyrobnn.checkpoint import load
 from pyrobnn.guides import MeanField
 from pyrobnn.prediction import predict
 
-EPOCHS = 4
+EPOCHS = 3
 
 
 @pytest.fixture(scope="module")
@@ -59,8 +59,8 @@ def test_the_seed_chooses_the_split() -> None:
 def test_every_method_has_a_row_of_sane_metrics(metrics: dict[str, Any]) -> None:
     assert [row["method"] for row in metrics["methods"]] == [method.name for method in demo.METHODS]
     for row in metrics["methods"]:
-        # After 4 of 60 epochs; chance is 1/8.
-        assert row["accuracy"] > 0.8
+        # After 3 of 50 epochs; chance is 1/8.
+        assert row["accuracy"] > 0.75
         assert 0 < row["nll"] < torch.tensor(8.0).log()
         assert 0 <= row["ece"] < 0.5
         assert 0 < row["brier"] < 0.875  # what the uniform prediction gets
@@ -97,7 +97,7 @@ def test_the_posterior_is_small_and_ready_for_leave_one_out(output: Path, metric
     assert path.stat().st_size < 20e6
     data = az.from_netcdf(str(path))
     assert set(data.posterior.data_vars) == {"net.readout.weight", "net.readout.bias"}
-    assert data.log_likelihood["y"].shape == (1, 200, metrics["num_train"])
+    assert data.log_likelihood["y"].shape == (1, 100, metrics["num_train"])
 
 
 def test_the_checkpoint_gives_back_the_predictions(output: Path, metrics: dict[str, Any]) -> None:
@@ -109,19 +109,13 @@ def test_the_checkpoint_gives_back_the_predictions(output: Path, metrics: dict[s
     assert accuracy == pytest.approx(metrics["methods"][-1]["accuracy"], abs=1e-6)
 
 
-def test_the_seed_determines_all_but_the_timings(tmp_path: Path) -> None:
-    torch.manual_seed(1)
-    first = demo.run(tmp_path, epochs=1, seed=5)
-    torch.manual_seed(2)
-    again = demo.run(tmp_path, epochs=1, seed=5)
-    assert without_timings(first) == without_timings(again)
-    assert without_timings(json.loads((tmp_path / "metrics.json").read_text())) == without_timings(first)
-
-
-def test_other_files_in_the_folder_are_left_alone(output: Path, metrics: dict[str, Any]) -> None:
-    (output / "notes.txt").write_text("mine")
-    demo.run(output, epochs=1, seed=0)
-    assert (output / "notes.txt").read_text() == "mine"
+def test_the_seed_determines_all_but_the_timings(metrics: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    torch.manual_seed(1)  # the state before does not matter
+    again = demo.run(tmp_path, epochs=EPOCHS, seed=0)
+    assert without_timings(again) == without_timings(metrics)
+    assert without_timings(json.loads((tmp_path / "metrics.json").read_text())) == without_timings(metrics)
+    assert (tmp_path / "notes.txt").read_text() == "mine"  # other files are left alone
 
 
 def test_the_table_shows_a_dash_where_there_is_no_value(metrics: dict[str, Any]) -> None:

@@ -25,8 +25,11 @@ FILES = ("report.html", "metrics.json", "posterior.nc", "checkpoint")
 SHOWN = "mean field"
 """The method whose posterior is stored and looked at closely."""
 
+NUM_DRAWS = 100
+"""Posterior draws that are stored, and that the checks look at."""
 
-def run(output: str | Path, epochs: int = 60, seed: int = 0, progress: bool = False) -> dict[str, Any]:
+
+def run(output: str | Path, epochs: int = 50, seed: int = 0, progress: bool = False) -> dict[str, Any]:
     """Runs the demo.
 
     Args:
@@ -70,6 +73,7 @@ def run(output: str | Path, epochs: int = 60, seed: int = 0, progress: bool = Fa
         shown.guide,
         data.loader(),
         held_out=DataLoader(TensorDataset(*data.test), batch_size=1024),
+        num_samples=NUM_DRAWS,
     )
     write_report(output / "report.html", data, results, shown, metrics, checks)
     _write_posterior(output / "posterior.nc", shown, data.train)
@@ -103,5 +107,12 @@ def _folder(output: Path) -> Path:
 
 def _write_posterior(path: Path, shown: Result, train: tuple[Any, Any]) -> None:
     """The readout's draws and what leave-one-out needs of the training data."""
-    data = to_arviz(shown.model, shown.guide, *train, num_samples=200, sites=["net.readout.*"])
+    data = to_arviz(
+        shown.model,
+        shown.guide,
+        *train,
+        num_samples=NUM_DRAWS,
+        sites=["net.readout.*"],
+        groups=["posterior", "posterior_predictive", "log_likelihood", "observed_data"],
+    )
     data.to_netcdf(str(path))

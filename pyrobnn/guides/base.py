@@ -205,10 +205,11 @@ class Guide(PyroModule):
         """Views ``{site: [..., *unconstrained shape]}`` of flat vectors ``[..., num_latents]``."""
         pieces = flat.split([site.numel for site in self.flat_order], -1)
         lead = flat.shape[:-1]
-        return {
+        views = {
             site.name: piece.reshape(lead + site.unconstrained_shape)
             for site, piece in zip(self.flat_order, pieces, strict=True)
         }
+        return {name: views[name] for name in self.sites}
 
     def join(self, pieces: Mapping[str, Tensor]) -> Tensor:
         """The flat vector of unconstrained sites' values; the inverse of :meth:`split`."""

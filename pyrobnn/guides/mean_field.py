@@ -41,8 +41,10 @@ class MeanField(Guide):
         init_scale: Starting standard deviation in unconstrained space; small, because a deep network fed with
             large weight noise does not train.
         antithetic: In training steps, let every second draw mirror the one before it (``μ - σε`` after
-            ``μ + σε``). Each draw alone is exactly distributed as q and each step's gradient unbiased; the pair
-            halves the cost of random numbers, and first-order noise cancels across it.
+            ``μ + σε``), which halves the cost of random numbers; first-order noise cancels across the pair. At fixed
+            parameters each draw is distributed as q and each gradient unbiased. Across a parameter update the second
+            half depends on the first, an effect of the order of the learning rate; with an even ``num_particles``
+            pairs fall within one step and there is none.
         example: Arguments of one run, for models whose sites are not known without data.
 
     Raises:
