@@ -111,7 +111,7 @@ class MeanField(Guide):
     def sample(self, num_samples: int) -> dict[str, Tensor]:
         """Draws ``{site: [num_samples, *site shape]}``, one block of random numbers for all of them."""
         noise = torch.randn((num_samples, self.num_latents), dtype=self.flat_loc.dtype, device=self.flat_loc.device)
-        return self.constrain(self.split(noise.mul_(self.flat_log_scale.exp()).add_(self.flat_loc)))
+        return self.constrain(self.split(torch.addcmul(self.flat_loc, noise, self.flat_log_scale.exp(), out=noise)))
 
     # ------------------------------------------------------------------------------ training steps
 

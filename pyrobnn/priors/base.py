@@ -11,6 +11,7 @@ parts (:mod:`pyrobnn.priors.hierarchical`) derive from :class:`Prior` directly.
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import pyro.distributions as dist
@@ -104,14 +105,14 @@ class FixedPrior(Prior):
 
     def conditional(self, **auxiliary: Tensor) -> dist.Distribution:
         """The distribution; the same object at each call until a buffer is replaced (moved, cast, loaded)."""
-        buffers: tuple[Any, ...] = tuple(self._buffers.values())
-        if self._built is None or any(a is not b for a, b in zip(buffers, self._built_from, strict=True)):
+        buffers: Any = self._buffers.values()
+        if self._built is None or not all(map(operator.is_, buffers, self._built_from)):
             built = _put_together(self._template, self, "")
             batch = self.shape[: len(self.shape) - len(self._event_shape)]
             if built.batch_shape != batch:
                 built = built.expand(batch)
             self._built = built.to_event(len(batch)) if batch else built
-            self._built_from = buffers
+            self._built_from = tuple(buffers)
         return self._built
 
     @property
