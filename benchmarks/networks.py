@@ -6,6 +6,7 @@ tiny network by the fixed cost of each weight tensor.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -45,7 +46,7 @@ def mlp() -> nn.Module:
     """784-400-400-10, the network of Blundell et al. (2015): 478,410 weights in 6 tensors."""
     sizes = (784, 400, 400, 10)
     layers: list[nn.Module] = [nn.Flatten()]
-    for inputs, outputs in zip(sizes, sizes[1:], strict=False):
+    for inputs, outputs in itertools.pairwise(sizes):
         layers += [nn.Linear(inputs, outputs), nn.ReLU()]
     return nn.Sequential(*layers[:-1])
 

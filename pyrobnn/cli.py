@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import matplotlib
+import torch
 
 from pyrobnn import demo
 from pyrobnn._version import __version__
@@ -49,6 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _demo(options: argparse.Namespace) -> int:
     matplotlib.use("agg")  # figures go to files, whatever screen there is
+    torch.set_num_threads(1)  # the network is so small that threads would only wait for each other
     metrics = demo.run(options.output, options.epochs, options.seed, progress=sys.stderr.isatty())
     if options.json:
         print(json.dumps(metrics, indent=2))

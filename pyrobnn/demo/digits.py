@@ -67,7 +67,7 @@ def load_digits(seed: int = 0) -> Digits:
 
 
 def network() -> nn.Sequential:
-    """The plain PyTorch network: two small convolutions and a linear readout, 1,776 parameters."""
+    """The plain PyTorch network: two small convolutions and a linear readout, 1,768 parameters."""
     layers: OrderedDict[str, nn.Module] = OrderedDict(
         channel=nn.Unflatten(1, (1, 8)),
         conv1=nn.Conv2d(1, 8, 3, padding=1),

@@ -124,7 +124,7 @@ def evaluate(result: Result, labels: Tensor) -> dict[str, str | float | None]:
         by mutual information (None for a point estimate, which has none) and by predictive entropy; the final ELBO
         (nats per datum; None where the divergence is no KL); seconds of training and prediction.
     """
-    probs, point = result.test.mean, result.method.num_samples == 1
+    probs, is_point = result.test.mean, result.method.num_samples == 1
     has_kl = result.history.divergence_name == "KL"
     return {
         "method": result.method.name,
@@ -132,7 +132,7 @@ def evaluate(result: Result, labels: Tensor) -> dict[str, str | float | None]:
         "nll": nll(probs, labels).item(),
         "ece": expected_calibration_error(probs, labels).item(),
         "brier": brier(probs, labels).item(),
-        "auroc_mutual_information": None if point else auroc(result.test.epistemic, result.unknown.epistemic),
+        "auroc_mutual_information": None if is_point else auroc(result.test.epistemic, result.unknown.epistemic),
         "auroc_entropy": auroc(result.test.total, result.unknown.total),
         "elbo": result.history.elbo[-1] if has_kl else None,
         "seconds": result.seconds,

@@ -27,6 +27,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 from torch.distributions import kl_divergence
 
+from pyrobnn import random_state
 from pyrobnn._pyro import announce_parameter, full_name, is_observed_from_outside
 from pyrobnn.bayesianize import bayesian_modules, frozen_buffers
 from pyrobnn.priors.base import elementwise_support, is_real
@@ -393,6 +394,5 @@ def _centre(prior: dist.Distribution) -> Tensor:
         mean = prior.mean
         if bool(mean.isfinite().all()) and bool(prior.support.check(mean).all()):
             return mean
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with random_state.seeded(0):
         return prior.sample((101,)).median(0).values

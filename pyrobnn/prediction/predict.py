@@ -60,7 +60,8 @@ def predict(
         likelihood: What the outputs mean; the model's own if None.
         return_draws: Keep what each draw predicts, ``[K, N, …]``.
         method: ``"loop"`` writes one draw at a time into the network, ``"vmap"`` runs several at once,
-            ``"auto"`` takes the loop on a CPU and vmap on a GPU, where each is faster.
+            ``"auto"`` takes the loop on a CPU and vmap on a GPU, where each is faster (recurrent networks know
+            the loop only).
         max_bytes: Budget for draws, activations and kept results.
         seed: Fixes the draws, and leaves torch's random state alone; None takes a seed from it.
         progress: Show a progress bar.

@@ -33,7 +33,7 @@ class Runner:
 
     Raises:
         TypeError: If the model has no likelihood and none is given.
-        ValueError: If ``method`` or ``max_bytes`` is not one it knows.
+        ValueError: If ``method`` is unknown or cannot run this network, or ``max_bytes`` is not positive.
     """
 
     def __init__(self, model: nn.Module, likelihood: Likelihood | None, method: Method, max_bytes: int) -> None:
@@ -51,7 +51,11 @@ class Runner:
         self.model, self.likelihood = model, own
         first = next(model.parameters(), torch.empty(0))
         self.device = first.device
-        self.method = method if method != "auto" else ("vmap" if self.device.type == "cuda" else "loop")
+        recurrent = [type(m).__name__ for m in model.modules() if isinstance(m, nn.RNNBase)]
+        if method == "vmap" and recurrent:
+            raise ValueError(f"method: torch cannot vmap {recurrent[0]} layers; use 'loop', or 'auto'.")
+        fastest = "vmap" if self.device.type == "cuda" and not recurrent else "loop"
+        self.method = fastest if method == "auto" else method
         self.draws_bytes = max_bytes // 2
         self.activation_bytes = max_bytes // 4
         self._row_bytes: int | None = None
@@ -106,8 +110,9 @@ class Runner:
             if isinstance(self.model, SupervisedModel) and isinstance(net, BayesianModule):
                 with Substitution(draw):
                     weights = net.sample_weights()
+                    parts = list(self._parts(x, 1))  # may run the model once: under this draw, not one from the prior
                 plain = stack.enter_context(net.written(weights))
-                outputs = torch.cat([run_network(plain, part) for part in self._parts(x, 1)])
+                outputs = torch.cat([run_network(plain, part) for part in parts])
             else:
                 stack.enter_context(Substitution(draw))
                 outputs = torch.cat([model_outputs(self.model, part) for part in self._parts(x, 1)])

@@ -180,7 +180,7 @@ class Run:
     def _fail(self, error: object, index: int, good: Tensors, cause: Exception | None = None) -> NoReturn:
         """Keeps the present state if it still explains the batch before, else goes back to the start of the epoch."""
         where = "the state just before this step was kept"
-        if not self._is_good():
+        if became_non_finite(self.model, self.guide, good) or not self._is_good():
             write_tensors(self.model, self.guide, good)
             where = "the state at the start of this epoch was restored"
         failure = NonFiniteLossError(f"epoch {self.history.epochs + 1}, step {index + 1} of it: {error} ({where})")

@@ -1,0 +1,157 @@
+"""What a prediction can be asked."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyro.distributions as dist
+import pytest
+import torch
+from scipy.stats import norm
+from torch import Tensor
+
+from pyrobnn import likelihoods
+from pyrobnn.prediction import Prediction
+from pyrobnn.prediction.reductions import Moments, Probabilities
+from tests.conformance.monte_carlo import Z, z_of_mean
+
+OUTPUTS = torch.randn(6, 5, 4, generator=torch.Generator().manual_seed(1)).double()
+
+
+def made(likelihood: likelihoods.Likelihood, outputs: Tensor = OUTPUTS, **options: Any) -> Prediction:
+    """The prediction of network outputs ``[K, N, ...]``, one posterior draw each."""
+    options = {"keep": False, "max_bytes": 2**20} | options
+    reduction = (Probabilities if likelihood.is_discrete else Moments)(len(outputs), **options)
+    for output in outputs:
+        if likelihood.is_discrete:
+            reduction.add(likelihood.probabilities(output).unsqueeze(0))
+        else:
+            mean, variance = likelihood.moments(output)
+            reduction.add(mean.unsqueeze(0), variance.unsqueeze(0))
+    return reduction.finish(likelihood, None)
+
+
+def mixture(likelihood: likelihoods.Likelihood, y: Tensor, outputs: Tensor = OUTPUTS) -> Tensor:
+    """``log mean_k p(y | draw k)`` from the likelihood itself."""
+    by_draw = torch.stack([likelihood(output).log_prob(y) for output in outputs])
+    return by_draw.exp().mean(0).log()
+
+
+TARGETS = {
+    "Categorical": (likelihoods.Categorical(), torch.tensor([0, 3, 2, 1, 1])),
+    "Normal": (likelihoods.Normal(0.7).double(), torch.linspace(-1, 1, 20).double().view(5, 4)),
+    "HeteroscedasticNormal": (likelihoods.HeteroscedasticNormal(), torch.linspace(-1, 1, 10).double().view(5, 2)),
+    "Poisson": (likelihoods.Poisson(), torch.arange(20.0).double().view(5, 4) % 4),
+}
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_log_prob_is_that_of_the_mixture(name: str) -> None:
+    """Not the mean of the log densities, nor the density at the mean."""
+    likelihood, y = TARGETS[name]
+    found = made(likelihood).log_prob(y)
+    assert found.shape == (5,)
+    torch.testing.assert_close(found, mixture(likelihood, y), rtol=1e-9, atol=1e-9)
+
+
+def test_log_prob_of_binary_targets_is_by_label() -> None:
+    likelihood = likelihoods.Bernoulli()
+    y = (torch.arange(20) % 3 == 0).double().view(5, 4)
+    by_draw = torch.stack([dist.Bernoulli(logits=output).log_prob(y) for output in OUTPUTS])
+    torch.testing.assert_close(made(likelihood).log_prob(y), by_draw.exp().mean(0).log())
+
+
+def test_log_prob_per_pixel() -> None:
+    likelihood = likelihoods.Categorical(class_dim=1)
+    outputs = torch.randn(6, 5, 3, 2, 2)
+    y = torch.randint(3, (5, 2, 2))
+    by_draw = torch.stack([output.movedim(1, -1).log_softmax(-1) for output in outputs])
+    expected = by_draw.exp().mean(0).log().gather(-1, y.unsqueeze(-1)).squeeze(-1)
+    torch.testing.assert_close(made(likelihood, outputs).log_prob(y), expected)
+
+
+def test_labels_that_are_none_are_refused() -> None:
+    prediction = made(TARGETS["Categorical"][0])
+    for bad in (4, -1):
+        with pytest.raises(ValueError, match=r"^y: expected labels from 0 to 3, got values from"):
+            prediction.log_prob(torch.tensor([0, 1, 2, 3, bad]))
+    with pytest.raises(ValueError, match=r"^y: expected labels from 0 to 1"):
+        made(likelihoods.Bernoulli()).log_prob(torch.full((5, 4), 0.5))
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_targets_of_another_shape_are_refused(name: str) -> None:
+    likelihood, y = TARGETS[name]
+    for bad in (y[:4], y.unsqueeze(-1), y.T if y.dim() > 1 else y.unsqueeze(0)):
+        with pytest.raises(ValueError, match=r"^y: expected targets of shape \(5"):
+            made(likelihood).log_prob(bad)
+
+
+@pytest.mark.parametrize("name", ["Normal", "HeteroscedasticNormal", "Poisson"])
+def test_moments_are_those_of_the_mixture(name: str) -> None:
+    """The mean and variance of 50,000 targets of the mixture, within z = 5."""
+    likelihood, _ = TARGETS[name]
+    prediction = made(likelihood)
+    targets = torch.cat([prediction.sample() for _ in range(50_000 // 6)])
+    assert z_of_mean(targets, prediction.mean) < Z
+    assert z_of_mean((targets - prediction.mean).square(), prediction.total) < Z
+    torch.testing.assert_close(prediction.std, prediction.total.sqrt())
+    assert torch.equal(prediction.predicted, prediction.mean)
+
+
+def test_sampled_classes_follow_the_mean_probabilities() -> None:
+    """12,000 labels, within z = 5."""
+    prediction = made(likelihoods.Categorical())
+    labels = torch.cat([prediction.sample() for _ in range(2000)])
+    assert labels.shape == (12_000, 5)
+    assert z_of_mean(torch.nn.functional.one_hot(labels, 4).double(), prediction.mean) < Z
+
+
+def test_classes_have_a_winner_and_a_least_confidence() -> None:
+    prediction = made(likelihoods.Categorical())
+    mean = OUTPUTS.softmax(-1).mean(0)
+    assert torch.equal(prediction.predicted, mean.argmax(-1))
+    torch.testing.assert_close(prediction.least_confidence, 1 - mean.amax(-1))
+
+
+@pytest.mark.parametrize("level", [0.5, 0.9])
+def test_intervals_cover_what_they_say(level: float) -> None:
+    """Draws ``μ_k ~ N(0, 1)`` and noise of variance 1: the predictive is N(0, 2), its interval known.
+
+    With 20,000 draws a quantile's standard error is ``sqrt(t (1 - t) / K) / density``; z = 5.
+    """
+    draws = 20_000
+    outputs = torch.randn(draws, 3, 1, generator=torch.Generator().manual_seed(0)).double()
+    reduction = Moments(draws, keep=True, max_bytes=1)
+    reduction.add(outputs, torch.ones_like(outputs))
+    low, high = reduction.finish(likelihoods.Normal(1.0), None).interval(level)
+    tail = (1 - level) / 2
+    exact = norm(scale=2**0.5).ppf(1 - tail)
+    error = (tail * (1 - tail) / draws) ** 0.5 / norm(scale=2**0.5).pdf(exact)
+    assert low.shape == high.shape == (3, 1)
+    assert float((high - exact).abs().max()) < Z * error
+    assert float((low + exact).abs().max()) < Z * error
+
+
+@pytest.mark.parametrize("level", [0.0, 1.0, -0.1, 90.0])
+def test_a_level_is_a_coverage(level: float) -> None:
+    with pytest.raises(ValueError, match=r"^level: expected a coverage between 0 and 1"):
+        made(TARGETS["Normal"][0]).interval(level)
+
+
+def test_what_classes_do_not_have() -> None:
+    prediction = made(likelihoods.Categorical())
+    with pytest.raises(ValueError, match=r"^interval: .*real-valued"):
+        prediction.interval()
+    with pytest.raises(ValueError, match=r"^std: .*real-valued"):
+        _ = prediction.std
+    with pytest.raises(ValueError, match=r"^least_confidence: .*classes"):
+        _ = made(TARGETS["Normal"][0]).least_confidence
+
+
+def test_draws_that_were_not_kept_are_missed_by_name() -> None:
+    likelihood, y = TARGETS["Normal"]
+    prediction = made(likelihood, max_bytes=1)
+    for name, ask in (("log_prob", lambda: prediction.log_prob(y)), ("sample", prediction.sample)):
+        with pytest.raises(ValueError, match=rf"^{name}: .*6 draws .*return_draws=True"):
+            ask()
