@@ -49,7 +49,7 @@ def tied_mlp() -> nn.Sequential:
 def trained(model: nn.Module, guide: Guide) -> tuple[nn.Module, Guide]:
     """Parameters and buffers at values that no constructor gives."""
     with torch.no_grad():
-        for tensor in [*model.parameters(), *buffers(model), *guide.parameters()]:
+        for tensor in [*model.parameters(), *(buffer for _, _, buffer in buffers(model)), *guide.parameters()]:
             if tensor.is_floating_point():
                 tensor.add_(0.1 * torch.rand_like(tensor))
     return model, guide

@@ -390,9 +390,11 @@ def _network_values(model: nn.Module, net: nn.Module) -> dict[str, Tensor]:
 
 def _centre(prior: dist.Distribution) -> Tensor:
     """The prior's mean if finite, else the median of 101 draws (a half-Cauchy has no mean)."""
+    device = torch.device("cpu")
     with contextlib.suppress(NotImplementedError, AttributeError):
         mean = prior.mean
+        device = mean.device
         if bool(mean.isfinite().all()) and bool(prior.support.check(mean).all()):
             return mean
-    with random_state.seeded(0):
+    with random_state.seeded(0, device):
         return prior.sample((101,)).median(0).values
