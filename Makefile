@@ -23,7 +23,7 @@ $(VENV)/.test: $(VENV)/.package
 	@touch $@
 
 demo: $(VENV)/.package  ## train on real digits, write demo-output/
-	OMP_NUM_THREADS=2 $(BIN)/pyrobnn demo --output demo-output
+	$(BIN)/pyrobnn demo --output demo-output
 
 test: lint types  ## everything CI runs
 	$(BIN)/python -m pytest -q -n $(WORKERS)

@@ -109,7 +109,10 @@ def bayesian_torch_step(workload: Workload) -> Callable[[], Any]:
 
 
 def posteriors_step(workload: Workload) -> Callable[[], Any]:
-    """posteriors' ``vi.diag`` in place, with torchopt's Adam; BatchNorm without running statistics, which it refuses."""
+    """posteriors' ``vi.diag`` in place, with torchopt's Adam.
+
+    BatchNorm goes without running statistics, whose update it refuses.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import posteriors

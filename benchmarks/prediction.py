@@ -1,7 +1,7 @@
 """Posterior predictions, as a multiple of as many deterministic forwards; and their peak memory.
 
-Baseline (the floor): one forward of the plain network per draw, in evaluation mode without gradients, over the inputs in
-chunks of the size that the library takes. A second row gives the floor over the full batch. Drawing the weights is
+Baseline (the floor): one forward of the plain network per draw, in evaluation mode without gradients, over the inputs
+in chunks of the size that the library takes. A second row gives the floor over the full batch. Drawing the weights is
 included in every contender; so are, for this library, the entropies and votes it returns beside the mean.
 
     python -m benchmarks.prediction --networks mlp lenet --draws 32 --inputs 1000 --rounds 9
@@ -38,7 +38,7 @@ Contender = Callable[[Workload, Tensor, int], Callable[[], Any]]
 
 def floor(workload: Workload, x: Tensor, draws: int, rows: int = CHUNK_ROWS) -> Callable[[], Tensor]:
     """As many deterministic forwards as there are draws, in chunks of ``rows`` inputs."""
-    net = workload.net.eval()
+    net = workload.net
     return _repeat(lambda: torch.cat([net(part) for part in x.split(rows)]), draws)
 
 
@@ -105,6 +105,7 @@ CONTENDERS: dict[str, Contender] = {
 def measure(workload: Workload, inputs: int, draws: int, rounds: int, clock: str, only: str = "") -> list[Timing]:
     """All contenders on one network, one call to a block."""
     x = workload.inputs(inputs)
+    workload.net.eval()
     timings = []
     for name, contender in CONTENDERS.items():
         if only.lower() not in name.lower():

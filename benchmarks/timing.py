@@ -11,7 +11,7 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -160,7 +160,7 @@ def markdown_table(title: str, timings: Sequence[Timing], *, above: bool = False
     return "\n".join(lines)
 
 
-def write_json(path: str, header: dict[str, str], tables: dict[str, Sequence[Timing]], **more: Any) -> None:
+def write_json(path: str, header: dict[str, str], tables: Mapping[str, Sequence[Timing]], **more: Any) -> None:
     """Everything that was measured, as JSON."""
     rows = {title: [asdict(timing) for timing in timings] for title, timings in tables.items()}
     Path(path).write_text(json.dumps({"environment": header, "timings": rows, **more}, indent=2) + "\n")

@@ -1,8 +1,8 @@
 """One training step, as a multiple of the deterministic step with the same optimizer.
 
-Baseline: ``zero_grad``, forward, cross-entropy, backward, ``Adam(fused=True)``, ``.item()``. The rows of this library are
-timed *inside* :func:`pyrobnn.fit`, by a loader that lets the baseline run between its batches; so they hold all that fit
-does for a batch after its first epoch, checks and reports included.
+Baseline: ``zero_grad``, forward, cross-entropy, backward, ``Adam(fused=True)``, ``.item()``. The rows of this library
+are timed *inside* :func:`pyrobnn.fit`, by a loader that lets the baseline run between its batches; so they hold all
+that fit does for a batch after its first epoch, checks and reports included.
 
     python -m benchmarks.training_step --networks mlp lenet --threads 1 --rounds 21 --json training.json
 """

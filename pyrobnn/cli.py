@@ -83,11 +83,19 @@ def _parser() -> _Parser:
         "demo",
         help="train on real digits, compare posteriors, write a report",
         description=text,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    command.add_argument("--output", type=Path, default=Path("demo-output"), help="folder for " + ", ".join(demo.FILES))
-    command.add_argument("--epochs", type=_epochs, default=50, help="passes over the training data")
-    command.add_argument("--seed", type=_seed, default=0, help="fixes everything but the timings")
+    command.add_argument(
+        "--output",
+        type=Path,
+        default=Path("demo-output"),
+        help=f"folder for {', '.join(demo.FILES)} (default: %(default)s)",
+    )
+    command.add_argument(
+        "--epochs", type=_epochs, default=50, help="passes over the training data (default: %(default)s)"
+    )
+    command.add_argument(
+        "--seed", type=_seed, default=0, help="fixes everything but the timings (default: %(default)s)"
+    )
     command.add_argument("--json", action="store_true", help="print the metrics as JSON, and nothing else")
     return parser
 

@@ -128,6 +128,8 @@ def describe(model: nn.Module, guide: Guide | None = None) -> Description:
 
 def family(distribution: dist.Distribution) -> str:
     """A distribution's family, such as ``"Normal"``, or ``"exp(Normal)"`` where it is transformed."""
+    if isinstance(distribution, dist.Delta):
+        return "Delta"
     plain: Any = distribution
     while isinstance(plain, dist.Independent):
         plain = plain.base_dist

@@ -111,7 +111,7 @@ def test_an_output_that_is_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[
     out, err = capsys.readouterr()
     assert out == ""
     assert len(err.splitlines()) == 1
-    assert str(tmp_path / "file") in err
+    assert f"{tmp_path / 'file'}: expected a folder" in err
     assert (tmp_path / "file").read_text() == "mine"
 
 

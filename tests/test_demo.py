@@ -14,6 +14,7 @@ from pyrobnn import demo
 from pyrobnn.checkpoint import load
 from pyrobnn.guides import MeanField
 from pyrobnn.prediction import predict
+from pyrobnn.training import History
 
 EPOCHS = 3
 
@@ -138,6 +139,12 @@ def test_wrong_arguments_are_refused_by_name(tmp_path: Path, epochs: int, seed: 
     with pytest.raises(ValueError, match=f"^{name}: expected"):
         demo.run(tmp_path / "out", epochs=epochs, seed=seed)
     assert not (tmp_path / "out").exists()
+
+
+def test_an_interruption_ends_the_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pyrobnn.demo.methods.fit", lambda *args, **kwargs: History(stopped="interrupted"))
+    with pytest.raises(KeyboardInterrupt):
+        demo.run(tmp_path, epochs=1)
 
 
 def test_a_file_as_output_is_refused_before_training(tmp_path: Path) -> None:

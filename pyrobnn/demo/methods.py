@@ -106,6 +106,8 @@ def fit_method(method: Method, data: Digits, epochs: int, seed: int, progress: b
         seed=seed,
         progress=progress,
     )
+    if history.stopped == "interrupted":  # fit keeps what was learned; here nobody waits for half a comparison
+        raise KeyboardInterrupt
     test, unknown = (
         predict(model, guide, images, method.num_samples, seed=seed) for images, _ in (data.test, data.unknown)
     )

@@ -24,8 +24,8 @@ NUM_IMAGES = 8
 
 _METRICS = """NLL: negative log likelihood in nats. ECE: expected calibration error, 15 bins. AUROC: how well unknown
 digits are told from known ones, by mutual information (MI) or predictive entropy (H); 0.5 is chance. A point estimate
-has no mutual information. Step: processor time of a training step as a multiple of the plain network's, interleaved in one run.
-Seconds: training and prediction."""
+has no mutual information. Step: processor time of a training step as a multiple of the plain network's, interleaved in
+one run. Seconds: training and prediction."""
 
 _CALIBRATION = """On the held-out images of known digits. Bars above the diagonal mean underconfidence, which is how
 mean field errs when data are few for its weights: it must pay, in KL, for every weight that it pins down."""

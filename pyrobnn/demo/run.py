@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -98,6 +99,8 @@ def format_table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def _folder(output: Path) -> Path:
     """Makes the folder and tries to write in it: a mistake should show before the training, not after."""
+    if output.is_file():
+        raise FileExistsError(errno.EEXIST, "expected a folder, this is a file", str(output))
     output.mkdir(parents=True, exist_ok=True)
     probe = output / ".writable"
     probe.touch()

@@ -1,0 +1,88 @@
+"""Each notebook runs in smoke mode without an error or a warning, and is committed with the outputs of a full run."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+TUTORIALS = Path(__file__).parents[1] / "tutorials"
+NAMES = ["01_quickstart", "02_pyro_users"]
+# Two components and no letter, slash, dot, colon or "<" before them: no fraction, URL, relative path or closing tag.
+ABSOLUTE_PATH = re.compile(r"(?<![\w/.:<])/[\w.-]+/[\w.-]+|\b[A-Z]:\\\w")
+TRACEBACK = "Traceback (most recent call last)"
+
+
+def read(name: str) -> Any:
+    return nbformat.read(TUTORIALS / f"{name}.ipynb", as_version=4)
+
+
+def outputs(notebook: Any) -> Iterator[tuple[int, Any]]:
+    for index, cell in enumerate(notebook.cells):
+        for output in cell.get("outputs", []):
+            yield index, output
+
+
+def text(output: Any) -> str:
+    parts = [part for kind, part in output.get("data", {}).items() if kind.startswith("text/")]
+    return "\n".join([*parts, output.get("text", ""), *output.get("traceback", [])])
+
+
+def assert_clean(notebook: Any) -> None:
+    for index, output in outputs(notebook):
+        assert output.output_type != "error", f"cell {index} failed: {text(output)}"
+        assert output.get("name") != "stderr", f"cell {index} printed a warning: {text(output)}"
+        assert TRACEBACK not in text(output), f"cell {index} shows a traceback: {text(output)}"
+        found = ABSOLUTE_PATH.search(text(output))
+        assert found is None, f"cell {index} shows the path {found and found.group()!r}"
+
+
+def test_no_notebook_is_forgotten() -> None:
+    assert sorted(path.stem for path in TUTORIALS.glob("*.ipynb")) == NAMES
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_runs_in_smoke_mode(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYROBNN_SMOKE", "1")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.delenv("PYTHONWARNINGS", raising=False)  # a reader's Python shows warnings
+    monkeypatch.delenv("MPLBACKEND", raising=False)  # the kernel chooses the inline one
+    notebook = read(name)
+    client = NotebookClient(
+        notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}
+    )
+    client.execute()  # raises the first error of a cell, with its traceback
+    assert_clean(notebook)
+    assert list(tmp_path.iterdir()) == [], "the notebook leaves files behind"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_is_committed_with_the_outputs_of_a_whole_run(name: str) -> None:
+    notebook = read(name)
+    nbformat.validate(notebook)
+    assert notebook.metadata.kernelspec.name == "python3"
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
+    assert any("image/png" in output.get("data", {}) for _, output in outputs(notebook))
+    assert (TUTORIALS / f"{name}.ipynb").stat().st_size < 1_000_000
+    assert_clean(notebook)
+
+
+@pytest.mark.parametrize(
+    ("line", "is_path"),
+    [
+        ("/home/someone/project/file.py:21: Warning", True),
+        ("saved to '/var/tmp/run'", True),
+        (r"C:\Users\someone", True),
+        ("<tr><td>1</td></tr>", False),
+        ("N / B, 3/4/5 and run/spec.json", False),
+        ("https://example.org/a/b", False),
+    ],
+)
+def test_absolute_paths_are_recognised(line: str, is_path: bool) -> None:
+    assert (ABSOLUTE_PATH.search(line) is not None) == is_path
