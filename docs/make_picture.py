@@ -37,7 +37,9 @@ def main() -> None:
         pred = pb.predict(model, posterior, grid, num_samples=200, seed=0)
         pb.plots.regression_band(grid, pred.mean, pred.aleatoric, pred.epistemic, train=(x, y), ax=axis)
         axis.set_title(name)
-        axis.set_ylim(-4, 4)
+        axis.set_ylim(-3.5, 2.5)
+    axes[0].legend(loc="lower left", fontsize=8)
+    axes[1].get_legend().remove()
     axes[1].set_ylabel("")
     figure.savefig(Path(__file__).parent / "images" / "regression.png", dpi=130)
 
