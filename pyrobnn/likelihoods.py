@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from pyrobnn.priors import FixedPrior
 from pyrobnn.priors.base import is_positive
+from pyrobnn.softmax import Softmax
 from pyrobnn.stochastic import StochasticModule
 
 __all__ = ["Bernoulli", "Categorical", "HeteroscedasticNormal", "Likelihood", "Normal", "Poisson"]
@@ -112,7 +113,7 @@ class Categorical(Likelihood):
     def forward(self, outputs: Tensor) -> dist.Distribution:
         """Categorical with logits ``outputs``."""
         self.target_shape(outputs)  # refuses outputs without a class dimension
-        return dist.Categorical(logits=self._classes_last(outputs)).to_event(outputs.dim() - 2)
+        return Softmax(self._classes_last(outputs)).to_event(outputs.dim() - 2)
 
     def probabilities(self, outputs: Tensor) -> Tensor:
         """Softmax, classes last."""

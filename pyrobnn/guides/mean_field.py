@@ -29,6 +29,8 @@ __all__ = ["MeanField"]
 
 
 _LOG2_E = math.log2(math.e)
+_GROUP = 8  # training draws that share one block of random numbers
+_SMALLEST_PULL = 1e-20  # below it (annealing starts at 0) dividing by it might overflow
 
 
 class MeanField(Guide):
@@ -40,11 +42,12 @@ class MeanField(Guide):
             ``"prior"``, ``"prior_mean"``, a dict of site values or a function ``(name, prior) -> value``.
         init_scale: Starting standard deviation in unconstrained space; small, because a deep network fed with
             large weight noise does not train.
-        antithetic: In training steps, let every second draw mirror the one before it (``μ - σε`` after
-            ``μ + σε``), which halves the cost of random numbers; first-order noise cancels across the pair. At fixed
-            parameters each draw is distributed as q and each gradient unbiased. Across a parameter update the second
-            half depends on the first, an effect of the order of the learning rate; with an even ``num_particles``
-            pairs fall within one step and there is none.
+        antithetic: In training steps, let eight draws in a row share one block of random numbers: on the quarters
+            of the flat vector they bear the signs of four orthogonal (Hadamard) rows, each followed by its mirror
+            image. First-order noise cancels across each pair; noise of second order averages over the eight as over
+            four fresh pairs; and random numbers cost an eighth. At fixed parameters each draw is distributed as q
+            and each gradient unbiased. Across a parameter update later draws depend on earlier ones, an effect of
+            the order of the learning rate; with ``num_particles`` a multiple of eight there is none.
         example: Arguments of one run, for models whose sites are not known without data.
 
     Raises:
@@ -128,12 +131,10 @@ class MeanField(Guide):
             self.flat_prior = None  # the objective rebuilds it from the moved model
         with torch.no_grad():
             loc, log_scale = self.flat_loc, self.flat_log_scale
-            if step.sign > 0 or not self.antithetic or step.fresh:
-                step.noise.normal_()
-                step.fresh, step.sign = False, 1.0
+            step.refresh_noise(self.antithetic)
             # exp through exp2, which costs half of it on a CPU.
             torch.exp2(torch.mul(log_scale, _LOG2_E, out=step.scale), out=step.scale)
-            torch.addcmul(loc, step.scale, step.noise, value=step.sign, out=step.value)
+            torch.addcmul(loc, step.scale, step.noise, out=step.value)
             step.prior = self.flat_prior  # the one whose KL is counted here, whatever the model shows later
             kl = 0.0 if step.prior is None else self._flat_kl(step.prior, step.scale)
         return self.constrain(step.leaves.values), kl
@@ -147,22 +148,24 @@ class MeanField(Guide):
             release(self.flat_log_scale, step.by_log_scale)
             by_value, by_log_scale = step.leaves.collect(), step.by_log_scale
             prior, size = step.prior, 0
-            # dL/dψ = σ (± ε dL/dw) + λ (σ²/s² - 1), in as few passes over memory as can be.
-            torch.mul(step.noise, by_value, out=by_log_scale)
             if prior is not None:
                 size = prior.size
-                head, scale = by_log_scale[:size], step.scale[:size]
+                head, scale, noise = by_log_scale[:size], step.scale[:size], step.noise[:size]
                 constant = head.new_tensor(-kl_weight)
-                torch.addcmul(constant, head, scale, value=step.sign, out=head)
-                if isinstance(prior.precision, float):
-                    head.addcmul_(scale, scale, value=kl_weight * prior.precision)
+                # dL/dψ = σ (ε dL/dw + p σ) - λ with p = λ / s², in as few passes over memory as can be.
+                pull = kl_weight * prior.precision if isinstance(prior.precision, float) else 0.0
+                if pull > _SMALLEST_PULL:
+                    torch.addcmul(scale, noise, by_value[:size], value=1.0 / pull, out=head)
+                    torch.addcmul(constant, scale, head, value=pull, out=head)
                 else:
-                    head.addcmul_(scale * scale, prior.precision, value=kl_weight)
+                    torch.mul(noise, by_value[:size], out=head)
+                    torch.addcmul(constant, head, scale, out=head)
+                    head.add_(scale * scale * prior.precision, alpha=kl_weight)
                 prior.add_pull(by_value[:size], self.flat_loc[:size], kl_weight)
-            by_log_scale[size:].mul_(step.scale[size:]).mul_(step.sign)
+            torch.mul(step.noise[size:], by_value[size:], out=by_log_scale[size:])
+            by_log_scale[size:].mul_(step.scale[size:])
             accumulate(self.flat_loc, by_value)
             accumulate(self.flat_log_scale, by_log_scale)
-        step.sign = -step.sign
 
     def discard_counted(self) -> None:
         """Takes the flat KL of the last draw out of the coming :meth:`pull_back`: the model has other priors now."""
@@ -179,9 +182,9 @@ class MeanField(Guide):
         return prior.half_squares(loc) + spread - entropy + (prior.log_scale_sum - 0.5 * prior.size)
 
     def reset_noise(self) -> None:
-        """Forgets the pending half of an antithetic pair, so that the random state alone fixes what follows."""
+        """Forgets what is left of an antithetic group, so that the random state alone fixes what follows."""
         if self._step is not None:
-            self._step.fresh = True
+            self._step.turn = 0
 
 
 class _Step:
@@ -191,7 +194,18 @@ class _Step:
         like = guide.flat_loc.detach()
         self.noise, self.scale, self.by_log_scale = (torch.empty_like(like) for _ in range(3))
         self.value = torch.empty_like(like)
+        self.quarters = self.noise.tensor_split(4)
         self.leaves = Leaves(self.value, guide.flat_order)
         self.prior: FlatNormalPrior | None = None
-        self.sign = 1.0
-        self.fresh = True
+        self.turn = 0  # position of the coming draw in its antithetic group
+
+    def refresh_noise(self, antithetic: bool) -> None:
+        """The noise of the next draw: new, or the last one with other signs, which costs a tenth of drawing."""
+        if self.turn == 0:
+            self.noise.normal_()
+        elif self.turn % 2:
+            self.noise.neg_()
+        else:
+            for quarter in (0, 2) if self.turn == 4 else (0, 1):
+                self.quarters[quarter].neg_()
+        self.turn = (self.turn + 1) % _GROUP if antithetic else 0

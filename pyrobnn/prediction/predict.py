@@ -121,7 +121,6 @@ def predict_batches(
     runner = Runner(model, likelihood, method, max_bytes)
     blocks, count = _blocks(data)
     draws = PinnedDraws(guide, num_samples, runner.draws_bytes, replayed=count != 1, seed=seed)
-    runner.check_sites(next(iter(draws)))
     for x, y in tqdm(blocks, total=count, disable=not progress, unit="batch"):
         with torch.no_grad(), runner.ready():
             reduction = _reduction(runner, draws, x, return_draws, max_bytes)

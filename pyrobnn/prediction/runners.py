@@ -59,6 +59,7 @@ class Runner:
         self.draws_bytes = max_bytes // 2
         self.activation_bytes = max_bytes // 4
         self._row_bytes: int | None = None
+        self._checked_sites = False
 
     @contextlib.contextmanager
     def ready(self) -> Iterator[None]:
@@ -91,6 +92,9 @@ class Runner:
     def summaries(self, draws: dict[str, Tensor], x: Any) -> Iterator[tuple[Tensor, Tensor | None]]:
         """What draws ``{site: [k, …]}`` predict: probabilities, or means and variances, ``[k', N, …]``."""
         x, draws = to_device(x, self.device), to_device(draws, self.device)
+        if not self._checked_sites:
+            self.check_sites(draws)
+            self._checked_sites = True
         if self.method == "vmap":
             yield from self._vmapped(draws, x)
             return

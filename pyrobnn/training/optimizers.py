@@ -32,8 +32,8 @@ def make_optimizer(
         optimizer: None for Adam, a function ``(parameter groups, lr=...) -> optimizer``, or a ready one,
             which is returned as it is.
         lr: Learning rate.
-        scale_lr: Learning rate of the guide's scale parameters, a parameter group of their own; ``lr`` if
-            None.
+        scale_lr: Learning rate of the guide's scale parameters, which then are a parameter group of their
+            own; ``lr`` if None.
 
     Raises:
         TypeError: If ``optimizer`` is of another kind.
@@ -50,11 +50,11 @@ def make_optimizer(
             f"of pyro.optim, got {type(optimizer).__name__}."
         )
     parameters = trainable_parameters(model, guide)
-    scales = {id(p) for p in (guide.scale_parameters() if hasattr(guide, "scale_parameters") else [])}
+    owned = guide.scale_parameters() if scale_lr is not None and hasattr(guide, "scale_parameters") else []
+    scales = {id(p) for p in owned}
     groups = [{"params": [p for p in parameters if id(p) not in scales], "lr": lr}]
     if scales:
-        own = [p for p in parameters if id(p) in scales]
-        groups.append({"params": own, "lr": lr if scale_lr is None else scale_lr})
+        groups.append({"params": [p for p in parameters if id(p) in scales], "lr": scale_lr})
     if optimizer is not None:
         return optimizer(groups, lr=lr)
     fused = all(p.device.type in ("cpu", "cuda") and p.dtype in (torch.float32, torch.float64) for p in parameters)

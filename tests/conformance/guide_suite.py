@@ -94,7 +94,7 @@ class GuideConformance:
     )
     def test_copies_carry_on_alike_and_apart(self, case: Case, duplicate: Callable[[Any], Any]) -> None:
         model, guide, batch = self.build(case)
-        for _ in range(2):  # an even number: no half of an antithetic pair is pending
+        for _ in range(8):  # whole antithetic groups: no draw of one is pending
             step(model, guide, batch)
         model_copy, guide_copy = duplicate((model, guide))
         assert_same(seeded(lambda: guide_copy.sample(2)), seeded(lambda: guide.sample(2)))
@@ -132,8 +132,8 @@ class GuideConformance:
         model, changed = regression(1.0), regression(0.25)
         batch = (torch.randn(8, 2).double(), torch.randn(8, 1).double())
         guide = self.make_guide(model).double()
-        step(model, guide, batch)
-        step(model, guide, batch)
+        for _ in range(8):  # whole antithetic groups
+            step(model, guide, batch)
         model.load_state_dict(changed.state_dict())
         reference = self.make_guide(changed).double()
         reference.load_state_dict(guide.state_dict())

@@ -183,7 +183,7 @@ def test_a_seed_fixes_everything() -> None:
 
 
 def test_what_a_guide_did_before_does_not_matter() -> None:
-    """An odd number of earlier steps leaves half an antithetic pair pending; a seeded run does not start with it."""
+    """An earlier step leaves an antithetic group pending; a seeded run does not start with it."""
     fresh, used = model_and_guide(), model_and_guide()
     MeanFieldELBO().backward(*used, data())
     assert quiet(*fresh, loader(), epochs=1, seed=4).elbo == quiet(*used, loader(), epochs=1, seed=4).elbo

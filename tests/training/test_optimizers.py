@@ -24,7 +24,7 @@ def test_the_default_is_adam_over_guide_and_model() -> None:
     assert isinstance(optimizer, torch.optim.Adam)
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     assert held == {id(p) for m in (built, guide) for p in m.parameters() if p.requires_grad}
-    assert [group["lr"] for group in optimizer.param_groups] == [0.2, 0.2]
+    assert [group["lr"] for group in optimizer.param_groups] == [0.2]
 
 
 def test_a_point_estimate_has_one_group() -> None:

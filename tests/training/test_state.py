@@ -198,9 +198,9 @@ def test_another_model_is_refused_and_left_alone(earlier: Path) -> None:
 def test_another_optimizer_is_refused_and_the_model_left_alone(earlier: Path) -> None:
     built, guide = model_and_guide()
     before = tensors(built, guide)
-    single = torch.optim.Adam(guide.parameters())  # one group, where there were two
+    groups = [{"params": [parameter]} for parameter in guide.parameters()]  # where there was one
     with pytest.raises(ValueError, match=r"^checkpoint: .*optimizer"):
-        quiet(built, guide, loader(), epochs=2, checkpoint=earlier, resume=True, optimizer=single)
+        quiet(built, guide, loader(), epochs=2, checkpoint=earlier, resume=True, optimizer=torch.optim.Adam(groups))
     assert same(tensors(built, guide), before)
 
 
