@@ -11,7 +11,6 @@ contribute their divergence: on flat vectors where the prior is a fixed Normal, 
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -71,8 +70,8 @@ class MeanFieldELBO(TraceMeanField_ELBO):
             self.parts = None
             return super().differentiable_loss(*self._tempered(model, guide, temperature), *args, **kwargs)
         particles = []
-        for index in range(self.num_particles):
-            with self._particle(model, index):
+        for index in range(guide.num_particles(self.num_particles)):
+            with guide.particle(model, index):
                 values = guide.draw()
                 particles.append(self._evaluate(model, guide, values, None, temperature, args, kwargs))
         guide.announce_parameters()
@@ -122,12 +121,13 @@ class MeanFieldELBO(TraceMeanField_ELBO):
             NonFiniteLossError: If the objective is NaN or infinite; no gradient has been added then.
         """
         temperature, kwargs = self.current_temperature(), kwargs or {}
-        weight = scale / self.num_particles
+        count = guide.num_particles(self.num_particles)
+        weight = scale * guide.particle_weight(count)
         by_hand = hasattr(guide, "write_draw")
-        before = _gradients(model, guide) if self.num_particles > 1 else []
+        before = _gradients(model, guide) if count > 1 else []
         particles = []
-        for index in range(self.num_particles):
-            with self._particle(model, index):
+        for index in range(count):
+            with guide.particle(model, index):
                 values, covered = guide.write_draw() if by_hand else (guide.draw(), None)
                 try:
                     parts = self._evaluate(model, guide, values, covered, temperature, args, kwargs)
@@ -147,10 +147,6 @@ class MeanFieldELBO(TraceMeanField_ELBO):
         self.num_steps += 1
         self.parts = detach(mean_parts(particles))
         return self.parts
-
-    def _particle(self, model: Any, index: int) -> contextlib.AbstractContextManager[None]:
-        """Particles after the first leave running statistics alone."""
-        return frozen_buffers(model) if index and isinstance(model, nn.Module) else contextlib.nullcontext()
 
     def _tempered(self, model: Any, guide: Any, temperature: float) -> tuple[Any, Any]:
         if temperature == 1.0:
@@ -189,6 +185,7 @@ class MeanFieldELBO(TraceMeanField_ELBO):
                 continue
             divergence, _ = guide.divergence(site, message["value"], message["fn"])
             in_graph = in_graph + _summed(divergence, message)
+        in_graph = in_graph + guide.shared_divergence()
         _follow_priors(guide, run.latent)
         return Particle(log_likelihood, in_graph, covered or 0.0, temperature, _num_data(model, run.observed), run)
 

@@ -11,7 +11,7 @@ bulk (:meth:`Guide.sample`), for the objective (:meth:`Guide.draw`, :meth:`Guide
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate
@@ -89,6 +89,8 @@ class Guide(PyroModule):
     Args:
         model: The Pyro model. Models of this library are read without data; any other needs ``example``.
         example: Arguments for one run of the model, to find its sites.
+        only: Names of the sites that this guide is for, where others cover the rest
+            (:class:`~pyrobnn.guides.GuideMap`); all of them if None.
 
     Attributes:
         sites: The model's latent sites, in the model's order.
@@ -99,16 +101,24 @@ class Guide(PyroModule):
 
     Raises:
         TypeError: If the model is no Pyro model, or needs ``example`` and has none.
-        ValueError: If the model has no latent sites, or one this library cannot handle.
+        ValueError: If the model has no latent sites, or one this library cannot handle, or lacks one of ``only``.
     """
 
     divergence_name: ClassVar[str] = "KL"
     has_density: ClassVar[bool] = True
     transient: ClassVar[frozenset[str]] = frozenset({"_step", "_leaves", "_counted"})
 
-    def __init__(self, model: Callable[..., Any], *, example: tuple[Any, ...] | None = None) -> None:
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        *,
+        example: tuple[Any, ...] | None = None,
+        only: Collection[str] | None = None,
+    ) -> None:
         super().__init__()
         sites = list(_find_sites(model, example))
+        if only is not None:
+            sites = _chosen(sites, only)
         # Sites whose KL is taken on flat vectors come first in the flat order, the others after them.
         ordered = sorted(sites, key=lambda site: not site.is_flat_normal)
         offsets = [0, *accumulate(site.numel for site in ordered)]
@@ -141,6 +151,28 @@ class Guide(PyroModule):
         Starting values are left out: the parameters come from the state dict.
         """
         return {}
+
+    # -------------------------------------------------- what a family may change beside (defaults suit most)
+
+    def shared_divergence(self) -> Tensor | float:
+        """The part of the divergence that belongs to no single site, counted once per draw.
+
+        For families that couple sites: minus their joint entropy, while :meth:`divergence` then returns a site's
+        cross-entropy ``-log p(v)`` (or its expectation).
+        """
+        return 0.0
+
+    def num_particles(self, asked: int) -> int:
+        """How many draws a training step makes where the objective asks for ``asked``."""
+        return asked
+
+    def particle_weight(self, count: int) -> float:
+        """The weight of one draw's gradient in a step of ``count`` draws."""
+        return 1.0 / count
+
+    def particle(self, model: Callable[..., Any], index: int) -> contextlib.AbstractContextManager[Any]:
+        """Surrounds the run of the model for draw ``index`` of a step: the first alone updates running statistics."""
+        return frozen_buffers(model) if index and isinstance(model, nn.Module) else contextlib.nullcontext()
 
     # ---------------------------------------------------------------------------- what follows
 
@@ -225,6 +257,15 @@ class Guide(PyroModule):
 
 
 # ------------------------------------------------------------------------------------------------- finding sites
+
+
+def _chosen(sites: list[Site], only: Collection[str]) -> list[Site]:
+    known = {site.name for site in sites}
+    if unknown := sorted(set(only) - known):
+        raise ValueError(f"only: there is no latent site {unknown[0]!r}; the model has {', '.join(sorted(known)[:8])}.")
+    if not only:
+        raise ValueError("only: it names no site; leave it out for a guide of all sites.")
+    return [site for site in sites if site.name in set(only)]
 
 
 def _find_sites(model: Callable[..., Any], example: tuple[Any, ...] | None) -> Iterator[Site]:

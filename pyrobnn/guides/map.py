@@ -11,7 +11,7 @@ sites with constrained supports.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, ClassVar
 
 import pyro.distributions as dist
@@ -33,6 +33,7 @@ class Map(Guide):
         init: Where to start, as for :class:`~pyrobnn.guides.MeanField`.
         jacobian: Maximise the density in unconstrained space instead of the sites' own.
         example: Arguments of one run, for models whose sites are not known without data.
+        only: Names of the sites that the guide is for; all of them if None.
     """
 
     divergence_name: ClassVar[str] = "-log prior"
@@ -45,8 +46,9 @@ class Map(Guide):
         *,
         jacobian: bool = False,
         example: tuple[Any, ...] | None = None,
+        only: Collection[str] | None = None,
     ) -> None:
-        super().__init__(model, example=example)
+        super().__init__(model, example=example, only=only)
         self.loc = nn.Parameter(self.join(initial_values(model, self.sites, init)))
         self.jacobian = jacobian
         self.flat_prior = flat_normal_prior(self.flat_order, self.flat_loc.detach())

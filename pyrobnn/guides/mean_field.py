@@ -15,7 +15,7 @@ its gradients by hand, which costs a fifth of automatic differentiation through 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import pyro.distributions as dist
@@ -49,6 +49,7 @@ class MeanField(Guide):
             and each gradient unbiased. Across a parameter update later draws depend on earlier ones, an effect of
             the order of the learning rate; with ``num_particles`` a multiple of eight there is none.
         example: Arguments of one run, for models whose sites are not known without data.
+        only: Names of the sites that the guide is for; all of them if None.
 
     Raises:
         ValueError: If ``init_scale`` is not positive or a starting value does not fit.
@@ -62,8 +63,9 @@ class MeanField(Guide):
         init_scale: float = 1e-2,
         antithetic: bool = True,
         example: tuple[Any, ...] | None = None,
+        only: Collection[str] | None = None,
     ) -> None:
-        super().__init__(model, example=example)
+        super().__init__(model, example=example, only=only)
         if not init_scale > 0:
             raise ValueError(f"init_scale: expected a positive standard deviation, got {init_scale}.")
         loc = self.join(initial_values(model, self.sites, init))
