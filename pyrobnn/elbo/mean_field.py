@@ -20,8 +20,11 @@ from pyro.infer import TraceMeanField_ELBO
 from torch import Tensor, nn
 
 from pyrobnn.bayesianize import frozen_buffers
+from pyrobnn.elbo.draw_plan import DrawPlan
 from pyrobnn.elbo.parts import ELBOParts, NonFiniteLossError, Particle, blame_draws, culprit, detach, mean_parts
 from pyrobnn.elbo.tempering import Temperature, Tempered
+from pyrobnn.estimators import EstimatorSpec, active_estimators, resolve
+from pyrobnn.estimators.per_group import split_batch
 from pyrobnn.guides.base import Guide
 from pyrobnn.guides.flat import flat_normal_prior
 from pyrobnn.substitution import Substitution
@@ -36,19 +39,25 @@ class MeanFieldELBO(TraceMeanField_ELBO):
         num_particles: Draws per evaluation. Running statistics of the network are updated by the first only.
         temperature: Weight λ of the divergence, or a schedule ``step -> λ`` counted over calls of
             :meth:`loss_and_grads`.
+        estimator: How draws enter the layers (:mod:`pyrobnn.estimators`): an estimator, its name, or ordered
+            ``(pattern of site names, estimator)`` rules; None for that of the surrounding
+            :func:`pyrobnn.estimators.use` block, else one shared draw.
 
     Attributes:
         parts: :class:`ELBOParts` of the last evaluation, None for guides from elsewhere.
         num_steps: Gradient steps taken so far, which a schedule is asked with.
     """
 
-    def __init__(self, num_particles: int = 1, temperature: Temperature = 1.0) -> None:
+    def __init__(
+        self, num_particles: int = 1, temperature: Temperature = 1.0, *, estimator: EstimatorSpec = None
+    ) -> None:
         if isinstance(num_particles, bool) or not isinstance(num_particles, int) or num_particles < 1:
             raise ValueError(f"num_particles: expected a positive int, got {num_particles!r}.")
         if not callable(temperature) and not temperature > 0:
             raise ValueError(f"temperature: expected a positive weight of the KL, got {temperature}.")
         super().__init__(num_particles=num_particles)
         self.temperature = temperature
+        self.estimators = resolve(estimator)
         self.num_steps = 0
         self.parts: ELBOParts | None = None
 
@@ -69,13 +78,15 @@ class MeanFieldELBO(TraceMeanField_ELBO):
         if not isinstance(guide, Guide):
             self.parts = None
             return super().differentiable_loss(*self._tempered(model, guide, temperature), *args, **kwargs)
-        particles = []
-        for index in range(guide.num_particles(self.num_particles)):
+        plan = self._plan(guide)
+        particles, shares = [], []
+        for index, (slice_, share) in enumerate(self._slices(guide, plan, args)):
             with guide.particle(model, index):
-                values = guide.draw()
-                particles.append(self._evaluate(model, guide, values, None, temperature, args, kwargs))
+                values = plan.draw(guide)
+                particles.append(self._evaluate(model, guide, values, None, temperature, slice_, kwargs, plan))
+                shares.append(share)
         guide.announce_parameters()
-        self.parts = mean_parts(particles)
+        self.parts = mean_parts(particles, shares)
         loss = self.parts.loss
         self.parts = detach(self.parts)
         return loss
@@ -121,16 +132,18 @@ class MeanFieldELBO(TraceMeanField_ELBO):
             NonFiniteLossError: If the objective is NaN or infinite; no gradient has been added then.
         """
         temperature, kwargs = self.current_temperature(), kwargs or {}
-        count = guide.num_particles(self.num_particles)
-        weight = scale * guide.particle_weight(count)
-        by_hand = hasattr(guide, "write_draw")
-        before = _gradients(model, guide) if count > 1 else []
-        particles = []
-        for index in range(count):
+        plan = self._plan(guide)
+        slices = self._slices(guide, plan, args)
+        factor = scale * guide.particle_weight(len(slices)) * len(slices)
+        before = _gradients(model, guide) if len(slices) > 1 else []
+        particles, shares = [], [share for _, share in slices]
+        for index, (slice_, share) in enumerate(slices):
+            weight = factor * share
             with guide.particle(model, index):
-                values, covered = guide.write_draw() if by_hand else (guide.draw(), None)
+                values, covered = plan.write(guide)
+                by_hand = covered is not None
                 try:
-                    parts = self._evaluate(model, guide, values, covered, temperature, args, kwargs)
+                    parts = self._evaluate(model, guide, values, covered, temperature, slice_, kwargs, plan)
                     loss = parts.graph_loss
                     if not bool((loss.detach() + parts.covered).isfinite()):
                         raise NonFiniteLossError(culprit(parts))
@@ -145,8 +158,18 @@ class MeanFieldELBO(TraceMeanField_ELBO):
                 guide.pull_back(weight * temperature)
             particles.append(parts)
         self.num_steps += 1
-        self.parts = detach(mean_parts(particles))
+        self.parts = detach(mean_parts(particles, shares))
         return self.parts
+
+    def _plan(self, guide: Guide) -> DrawPlan:
+        """How this step draws, by the objective's own estimators or those of a ``with`` block."""
+        return DrawPlan.of(self.estimators or active_estimators(), guide)
+
+    def _slices(self, guide: Guide, plan: DrawPlan, args: tuple[Any, ...]) -> list[tuple[tuple[Any, ...], float]]:
+        """The batch of each particle and its weight in the mean."""
+        count = guide.num_particles(self.num_particles)
+        parts = split_batch(args, plan.groups)
+        return [(slice_, share / count) for _ in range(count) for slice_, share in parts]
 
     def _tempered(self, model: Any, guide: Any, temperature: float) -> tuple[Any, Any]:
         if temperature == 1.0:
@@ -162,6 +185,7 @@ class MeanFieldELBO(TraceMeanField_ELBO):
         temperature: float,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
+        plan: DrawPlan,
     ) -> Particle:
         """One run of the model; ``covered`` is the divergence already taken on flat vectors, if it was."""
         with Substitution(values) as run:
@@ -183,9 +207,9 @@ class MeanFieldELBO(TraceMeanField_ELBO):
                 )
             if flat is not None and site.is_flat_normal:
                 continue
-            divergence, _ = guide.divergence(site, message["value"], message["fn"])
+            divergence, _ = plan.divergence(guide, site, message["value"], message["fn"])
             in_graph = in_graph + _summed(divergence, message)
-        in_graph = in_graph + guide.shared_divergence()
+        in_graph = in_graph + (0.0 if plan.path_derivative else guide.shared_divergence())
         _follow_priors(guide, run.latent)
         return Particle(log_likelihood, in_graph, covered or 0.0, temperature, _num_data(model, run.observed), run)
 

@@ -67,13 +67,14 @@ class Particle:
         return torch.as_tensor(self.temperature * self.in_graph - self.log_likelihood)
 
 
-def mean_parts(particles: list[Particle]) -> ELBOParts:
-    """The average over particles."""
-    first, count = particles[0], len(particles)
+def mean_parts(particles: list[Particle], shares: list[float]) -> ELBOParts:
+    """The average over particles, whose weights ``shares`` sum to one."""
+    first = particles[0]
     log_likelihood, divergence = first.log_likelihood, first.in_graph + first.covered
-    if count > 1:
-        log_likelihood = sum((p.log_likelihood for p in particles), start=0.0) / count
-        divergence = sum((p.in_graph + p.covered for p in particles), start=0.0) / count
+    if len(particles) > 1:
+        weighted = list(zip(particles, shares, strict=True))
+        log_likelihood = sum((share * p.log_likelihood for p, share in weighted), start=0.0)
+        divergence = sum((share * (p.in_graph + p.covered) for p, share in weighted), start=0.0)
     return ELBOParts(torch.as_tensor(log_likelihood), torch.as_tensor(divergence), first.temperature, first.num_data)
 
 

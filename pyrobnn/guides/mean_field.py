@@ -15,19 +15,21 @@ its gradients by hand, which costs a fifth of automatic differentiation through 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
+from pyrobnn.estimators import Estimator, GaussianWeight, SharedDraw
 from pyrobnn.guides.base import Guide, Init, Site, initial_values
 from pyrobnn.guides.flat import FlatNormalPrior, Leaves, accumulate, flat_normal_prior, release
 
 __all__ = ["MeanField"]
 
 
+_SHARED = SharedDraw()
 _LOG2_E = math.log2(math.e)
 _GROUP = 8  # training draws that share one block of random numbers
 _SMALLEST_PULL = 1e-20  # below it (annealing starts at 0) dividing by it might overflow
@@ -126,11 +128,7 @@ class MeanField(Guide):
         A loss of the values is differentiated as usual; :meth:`pull_back` then turns the leaves' gradients into
         the parameters'. At most one draw is alive at a time.
         """
-        step = self._step
-        if step is None or step.value.device != self.flat_loc.device or step.value.dtype != self.flat_loc.dtype:
-            step = self._step = _Step(self)
-        if self.flat_prior is not None and self.flat_prior.kind != (step.value.dtype, step.value.device):
-            self.flat_prior = None  # the objective rebuilds it from the moved model
+        step = self._ready_step()
         with torch.no_grad():
             loc, log_scale = self.flat_loc, self.flat_log_scale
             step.refresh_noise(self.antithetic)
@@ -141,11 +139,24 @@ class MeanField(Guide):
             kl = 0.0 if step.prior is None else self._flat_kl(step.prior, step.scale)
         return self.constrain(step.leaves.values), kl
 
+    def _ready_step(self) -> _Step:
+        """Buffers that fit the parameters as they are now; a new draw is about to be made."""
+        step = self._step
+        if step is None or step.value.device != self.flat_loc.device or step.value.dtype != self.flat_loc.dtype:
+            step = self._step = _Step(self)
+        if self.flat_prior is not None and self.flat_prior.kind != (step.value.dtype, step.value.device):
+            self.flat_prior = None  # the objective rebuilds it from the moved model
+        step.drawn = None
+        return step
+
     def pull_back(self, kl_weight: float) -> None:
         """Adds the gradients of the last draw's loss, and of ``kl_weight`` times its flat KL, to the parameters."""
         step = self._step
         assert step is not None, "write_draw comes before pull_back"
         with torch.no_grad():
+            if step.drawn is not None:
+                self._pull_back_layers(step, step.drawn, kl_weight)
+                return
             release(self.flat_loc, step.leaves.gradient)
             release(self.flat_log_scale, step.by_log_scale)
             by_value, by_log_scale = step.leaves.collect(), step.by_log_scale
@@ -169,6 +180,32 @@ class MeanField(Guide):
             accumulate(self.flat_loc, by_value)
             accumulate(self.flat_log_scale, by_log_scale)
 
+    # ------------------------------------------------------------------------ steps under an estimator
+
+    def gaussians(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """Means and standard deviations of the real sites, with gradients, for estimators."""
+        locs, scales = self.split(self.flat_loc), self.split(self.flat_log_scale.exp())
+        return {name: (locs[name], scales[name]) for name, site in self.sites.items() if site.is_real}
+
+    def write_gaussians(self, estimators: Mapping[str, Estimator]) -> tuple[dict[str, Tensor], Tensor | float]:
+        """Like :meth:`write_draw`, with a distribution in place of a draw at the sites named in ``estimators``."""
+        step = self._ready_step()
+        with torch.no_grad():
+            torch.exp2(torch.mul(self.flat_log_scale, _LOG2_E, out=step.scale), out=step.scale)
+            if step.locs is None or step.locs.flat.data_ptr() != self.flat_loc.data_ptr():
+                step.locs = Leaves(self.flat_loc, self.flat_order)
+            step.prior = self.flat_prior
+            kl = 0.0 if step.prior is None else self._flat_kl(step.prior, step.scale)
+            scales, room, locs = self.split(step.scale), self.split(step.value), step.locs.values
+        weights = {
+            name: GaussianWeight.of(locs[name], scales[name], estimators.get(name, _SHARED), room[name])
+            for name in self.sites
+        }
+        step.drawn = weights
+        chosen = {name: weights[name] if name in estimators else weights[name].shared for name in self.sites}
+        unsuited = [name for name in estimators if not self.sites[name].is_real]
+        return self.constrain(chosen | {name: weights[name].shared for name in unsuited}), kl
+
     def discard_counted(self) -> None:
         """Takes the flat KL of the last draw out of the coming :meth:`pull_back`: the model has other priors now."""
         if self._step is not None:
@@ -182,6 +219,26 @@ class MeanField(Guide):
             spread = (scale * scale).dot(prior.precision) * 0.5
         entropy = self.flat_log_scale[: prior.size].sum()
         return prior.half_squares(loc) + spread - entropy + (prior.log_scale_sum - 0.5 * prior.size)
+
+    def _pull_back_layers(self, step: _Step, drawn: dict[str, GaussianWeight], kl_weight: float) -> None:
+        assert step.locs is not None
+        release(self.flat_loc, step.locs.gradient)
+        release(self.flat_log_scale, step.by_log_scale)
+        by_loc, by_log_scale, size = step.locs.collect(), step.by_log_scale, 0
+        if (prior := step.prior) is not None:
+            size = prior.size
+            head, scale = by_log_scale[:size], step.scale[:size]
+            if isinstance(prior.precision, float):
+                constant = head.new_tensor(-kl_weight)
+                torch.addcmul(constant, scale, scale, value=kl_weight * prior.precision, out=head)
+            else:
+                torch.mul(scale * scale, prior.precision, out=head).sub_(1.0).mul_(kl_weight)
+            prior.add_pull(by_loc[:size], self.flat_loc[:size], kl_weight)
+        by_log_scale[size:].zero_()
+        for name, part in self.split(by_log_scale).items():
+            drawn[name].add_log_scale_gradient(part)
+        accumulate(self.flat_loc, by_loc)
+        accumulate(self.flat_log_scale, by_log_scale)
 
     def reset_noise(self) -> None:
         """Forgets what is left of an antithetic group, so that the random state alone fixes what follows."""
@@ -199,6 +256,8 @@ class _Step:
         self.quarters = self.noise.tensor_split(4)
         self.leaves = Leaves(self.value, guide.flat_order)
         self.prior: FlatNormalPrior | None = None
+        self.locs: Leaves | None = None  # of steps whose draws are made by layers
+        self.drawn: dict[str, GaussianWeight] | None = None
         self.turn = 0  # position of the coming draw in its antithetic group
 
     def refresh_noise(self, antithetic: bool) -> None:

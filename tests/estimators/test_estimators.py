@@ -1,0 +1,307 @@
+"""Estimators in the objective: mean gradients, variances, the KL, rules, blocks, refusals."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import Tensor, nn
+
+import pyrobnn as pb
+from pyrobnn import estimators
+from pyrobnn.elbo import MeanFieldELBO
+from pyrobnn.estimators import EstimatorSpec, Flipout, LocalReparameterization, PerExample, PerGroup
+from pyrobnn.guides import Map, MeanField
+from tests.conformance.conjugate import ConjugateRegression
+from tests.conformance.monte_carlo import Z, z_of_mean, z_of_means
+
+NAMES = ["flipout", "local_reparameterization", "per_example", "per_group", "path_derivative"]
+each_name = pytest.mark.parametrize("name", NAMES)
+
+
+def mlp() -> nn.Module:
+    return nn.Sequential(nn.Linear(3, 6), nn.Tanh(), nn.Linear(6, 2))
+
+
+def convolutional() -> nn.Module:
+    return nn.Sequential(nn.Conv1d(1, 3, 3), nn.Tanh(), nn.Flatten(), nn.Linear(9, 2))
+
+
+def problem(net: nn.Module, shape: tuple[int, ...], scale: float = 0.3) -> tuple[Any, Any, tuple[Tensor, Tensor]]:
+    torch.manual_seed(1)
+    model = pb.SupervisedModel(net, pb.likelihoods.Categorical(), dist.Normal(0.0, 1.0), num_data=40).double()
+    guide = MeanField(model, init_scale=scale, antithetic=False).double()
+    x = torch.randn(8, *shape, dtype=torch.float64)
+    return model, guide, (x, (x.flatten(1).sum(-1) > 0).long())
+
+
+def gradients(model: Any, guide: Any, batch: Any, spec: EstimatorSpec, count: int, seed: int) -> Tensor:
+    """``count`` gradients of the objective ``[count, 2 d]``."""
+    pyro.set_rng_seed(seed)
+    elbo, rows = MeanFieldELBO(estimator=spec), []
+    for _ in range(count):
+        guide.zero_grad()
+        elbo.loss_and_grads(model, guide, *batch)
+        rows.append(torch.cat([p.grad.reshape(-1) for p in guide.parameters()]))
+    guide.zero_grad()
+    return torch.stack(rows)
+
+
+# ----------------------------------------------------------------------------------------------------- gradients
+
+
+@pytest.mark.statistical
+@each_name
+@pytest.mark.parametrize(("net", "shape"), [(mlp, (3,)), (convolutional, (1, 5))], ids=["mlp", "convolutional"])
+def test_mean_gradient_is_that_of_the_shared_draw(name: str, net: Any, shape: tuple[int, ...]) -> None:
+    """700 gradients each; z below 5. (Local reparameterisation is exact for linear layers only.)"""
+    if name == "local_reparameterization" and net is convolutional:
+        pytest.skip("it drops the correlation of a convolution's outputs, and says so")
+    model, guide, batch = problem(net(), shape)
+    ours = gradients(model, guide, batch, name, 700, seed=2)
+    plain = gradients(model, guide, batch, None, 700, seed=3)
+    assert z_of_means(ours, plain) < Z
+
+
+@pytest.mark.statistical
+@pytest.mark.parametrize("name", ["local_reparameterization", "per_example"])
+def test_independent_examples_halve_the_variance(name: str) -> None:
+    """Trace of the gradient's covariance on a regression, 400 gradients each, against the shared draw's."""
+    data = ConjugateRegression()
+    model = data.model()
+    guide = data.optimal_guide(model, antithetic=False)
+    batch = (data.x, data.y)
+    ours = gradients(model, guide, batch, name, 400, seed=2).var(0).sum()
+    plain = gradients(model, guide, batch, None, 400, seed=3).var(0).sum()
+    assert float(ours) < 0.5 * float(plain)
+
+
+@pytest.mark.statistical
+def test_the_path_derivative_is_silent_at_the_exact_posterior() -> None:
+    """One weight: its posterior is Gaussian, and at it the gradient is zero for every draw; the plain one is not."""
+    torch.manual_seed(0)
+    x, y = torch.randn(20, 1, dtype=torch.float64), torch.randn(20, 1, dtype=torch.float64)
+    net = nn.Linear(1, 1, bias=False)
+    model = pb.SupervisedModel(net, pb.likelihoods.Normal(0.5), dist.Normal(0.0, 1.0), num_data=20).double()
+    guide = MeanField(model, antithetic=False).double()
+    precision = 1.0 + float((x * x).sum()) / 0.25
+    with torch.no_grad():
+        guide.flat_loc.fill_(float((x * y).sum()) / 0.25 / precision)
+        guide.flat_log_scale.fill_(-0.5 * torch.tensor(precision).log())
+    assert float(gradients(model, guide, (x, y), "path_derivative", 50, seed=0).abs().max()) < 1e-5
+    assert float(gradients(model, guide, (x, y), None, 50, seed=0).std()) > 0.1
+
+
+@each_name
+def test_by_hand_is_by_autograd(name: str) -> None:
+    """The same noise gives the same loss and gradients on both paths."""
+    model, guide, batch = problem(mlp(), (3,))
+    pyro.set_rng_seed(5)
+    loss = MeanFieldELBO(estimator=name).loss_and_grads(model, guide, *batch)
+    by_hand = [p.grad.clone() for p in guide.parameters()]
+    guide.zero_grad()
+    pyro.set_rng_seed(5)
+    differentiable = MeanFieldELBO(estimator=name).differentiable_loss(model, guide, *batch)
+    differentiable.backward()
+    assert loss == pytest.approx(float(differentiable.detach()), rel=1e-9)
+    torch.testing.assert_close([p.grad for p in guide.parameters()], by_hand)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "path_derivative"])
+def test_the_kl_is_counted_once(name: str) -> None:
+    model, guide, batch = problem(mlp(), (3,))
+    divergences = []
+    for spec in (None, name):
+        elbo = MeanFieldELBO(estimator=spec)
+        elbo.loss_and_grads(model, guide, *batch)
+        assert elbo.parts is not None
+        divergences.append(float(elbo.parts.divergence))
+    assert divergences[0] == pytest.approx(divergences[1], rel=1e-9)
+
+
+@pytest.mark.statistical
+def test_the_path_derivative_reports_the_kl_in_expectation() -> None:
+    """1500 values of the Monte Carlo KL against the closed form; z below 5."""
+    model, guide, batch = problem(mlp(), (3,))
+    exact, sampled = MeanFieldELBO(), MeanFieldELBO(estimator="path_derivative")
+    exact.loss(model, guide, *batch)
+    values = []
+    for _ in range(1500):
+        sampled.loss(model, guide, *batch)
+        assert sampled.parts is not None
+        values.append(sampled.parts.divergence)
+    assert exact.parts is not None
+    assert z_of_mean(torch.stack(values).unsqueeze(-1), exact.parts.divergence) < Z
+
+
+# ------------------------------------------------------------------------------------------- other sites and guides
+
+
+class Recurrent(nn.Module):
+    """A recurrent layer, which estimators do not handle, under a linear one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = nn.LSTM(2, 3, batch_first=True)
+        self.out = nn.Linear(3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.rnn(x)[0][:, -1])
+
+
+@each_name
+def test_networks_with_layers_and_sites_of_all_kinds(name: str) -> None:
+    """An LSTM, a latent noise scale and a prior without a closed-form KL train along."""
+    rules = [("out.weight", dist.Laplace(0.0, 1.0)), ("*", dist.Normal(0.0, 1.0))]
+    model = pb.SupervisedModel(Recurrent(), pb.likelihoods.Normal(dist.LogNormal(0.0, 1.0)), rules, num_data=12)
+    guide = MeanField(model)
+    elbo = MeanFieldELBO(estimator=name)
+    elbo.loss_and_grads(model, guide, torch.randn(12, 4, 2), torch.randn(12, 1))
+    for parameter in guide.parameters():
+        assert parameter.grad is not None and bool((parameter.grad != 0).all())
+
+
+def test_coverage_says_what_is_shared() -> None:
+    model = pb.SupervisedModel(Recurrent(), pb.likelihoods.Normal(1.0), dist.Normal(0.0, 1.0), num_data=12)
+    kinds = estimators.coverage(model, "flipout")
+    assert {site for site, kind in kinds.items() if kind == "flipout"} == {"net.out.weight", "net.out.bias"}
+    assert kinds["net.rnn.weight_hh_l0"] == "shared"
+    assert set(estimators.coverage(model, [("net.out.bias", "flipout")]).values()) == {"flipout", "shared"}
+    assert set(estimators.coverage(model, "path_derivative").values()) == {"path_derivative"}
+
+
+def test_per_group_with_any_guide_runs_the_model_on_parts() -> None:
+    """A point estimate: the same loss and gradient, whatever the number of parts (of 8 rows into 3)."""
+    torch.manual_seed(0)
+    model = pb.SupervisedModel(mlp(), pb.likelihoods.Categorical(), dist.Normal(0.0, 1.0), num_data=40).double()
+    guide = Map(model).double()
+    x, y = torch.randn(8, 3, dtype=torch.float64), torch.tensor([0, 1] * 4)
+    results = []
+    for spec in (None, PerGroup(3)):
+        guide.zero_grad()
+        loss = MeanFieldELBO(estimator=spec).loss_and_grads(model, guide, x, y)
+        results.append((loss, guide.flat_loc.grad.clone()))
+    assert results[0][0] == pytest.approx(results[1][0], rel=1e-12)
+    torch.testing.assert_close(results[0][1], results[1][1])
+
+
+def test_batch_statistics_are_updated_once() -> None:
+    net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+    for make, spec in ((Map, "per_group"), (MeanField, "per_group"), (MeanField, "flipout")):
+        model = pb.SupervisedModel(net, pb.likelihoods.Categorical(), dist.Normal(0.0, 1.0), num_data=40)
+        guide = make(model)
+        MeanFieldELBO(estimator=spec).loss_and_grads(model, guide, torch.randn(8, 3), torch.tensor([0, 1] * 4))
+        counts = [b for n, b in model.named_buffers() if n.endswith("num_batches_tracked")]
+        assert [int(count) for count in counts] == [1]
+
+
+# ------------------------------------------------------------------------------------------------ choosing one
+
+
+def test_rules_by_site() -> None:
+    rules = estimators.resolve([("net.0.*", "flipout"), ("*.weight", PerExample())])
+    chosen = estimators.by_site(rules, ["net.0.weight", "net.0.bias", "net.2.weight", "net.2.bias"])
+    assert {name: e.name for name, e in chosen.items()} == {
+        "net.0.weight": "flipout",
+        "net.0.bias": "flipout",
+        "net.2.weight": "per_example",
+    }
+    model, guide, batch = problem(mlp(), (3,))
+    assert MeanFieldELBO(estimator=[("net.0.*", "flipout")]).loss_and_grads(model, guide, *batch) > 0
+
+
+def test_a_block_chooses_for_objectives_without_an_estimator() -> None:
+    model, guide, batch = problem(mlp(), (3,))
+
+    def loss(spec: EstimatorSpec = None) -> float:
+        pyro.set_rng_seed(0)
+        return MeanFieldELBO(estimator=spec).loss_and_grads(model, guide, *batch)
+
+    plain, flipout, local = loss(), loss("flipout"), loss("local_reparameterization")
+    assert len({plain, flipout, local}) == 3
+    with estimators.use("flipout"):
+        assert loss() == flipout
+        with estimators.use(LocalReparameterization()):
+            assert loss() == local
+        assert loss() == flipout and loss("local_reparameterization") == local
+    assert loss() == plain
+
+
+def test_fit_takes_it_through_the_objective() -> None:
+    model, guide, batch = problem(mlp(), (3,))
+    model.num_data = 8
+    loader = [(batch[0], batch[1])]
+    history = pb.fit(
+        model, guide, loader, epochs=30, lr=0.05, elbo=MeanFieldELBO(estimator="flipout"), seed=0, progress=False
+    )
+    assert history.elbo[-1] > history.elbo[0]
+
+
+@pytest.mark.parametrize(
+    ("spec", "error", "message"),
+    [
+        ("flip", ValueError, r"estimator: there is none called 'flip'; there are .*flipout.*per_group"),
+        (3, TypeError, r"estimator: expected an estimator, its name, or a list"),
+        ([("*",)], TypeError, r"estimator: expected an estimator"),
+        ([("net.0*", "per_group")], ValueError, r"'per_group' changes the whole step .*'net.0\*'"),
+    ],
+)
+def test_wrong_choices(spec: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        MeanFieldELBO(estimator=spec)
+
+
+def test_a_pattern_that_matches_nothing() -> None:
+    model, guide, batch = problem(mlp(), (3,))
+    with pytest.raises(
+        ValueError, match=r"estimator: the pattern 'conv\*' matches no site; the guide has net.0.weight"
+    ):
+        MeanFieldELBO(estimator=[("conv*", Flipout())]).loss_and_grads(model, guide, *batch)
+
+
+@pytest.mark.parametrize("name", ["flipout", "path_derivative"])
+def test_a_point_estimate_has_nothing_to_draw(name: str) -> None:
+    model, _, batch = problem(mlp(), (3,))
+    with pytest.raises(TypeError, match=rf"estimator: '{name}' .*Map has none"):
+        MeanFieldELBO(estimator=name).loss_and_grads(model, Map(model), *batch)
+
+
+@pytest.mark.parametrize("groups", [0, -1, 2.0, True])
+def test_groups_are_a_positive_int(groups: Any) -> None:
+    with pytest.raises(ValueError, match=r"groups: expected a positive int"):
+        PerGroup(groups)
+
+
+def test_too_few_rows_to_split() -> None:
+    model, _, batch = problem(mlp(), (3,))
+    with pytest.raises(ValueError, match=r"groups: 9 draws need at least as many rows in a batch, got 8"):
+        MeanFieldELBO(estimator=PerGroup(9)).loss_and_grads(model, Map(model).double(), *batch)
+
+
+# ---------------------------------------------------------------------------------------------------- the report
+
+
+def test_report_compares_and_leaves_no_trace() -> None:
+    model, guide, batch = problem(mlp(), (3,))
+    MeanFieldELBO().loss_and_grads(model, guide, *batch)
+    before = [p.grad.clone() for p in guide.parameters()]
+    state = torch.get_rng_state()
+    table = estimators.report(model, guide, batch, num_draws=20)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(p.grad, b) for p, b in zip(guide.parameters(), before, strict=True))
+    assert [row["name"] for row in table.rows] == ["shared", "per_group", *NAMES[:3], "path_derivative"]
+    assert table.rows[0]["variance"] == 1.0 and all(row["reached"] == 1.0 for row in table.rows)
+    assert "local_reparameterization" in str(table) and "20 gradients each" in str(table)
+
+
+def test_report_leaves_out_what_the_guide_cannot_take() -> None:
+    model, _, batch = problem(mlp(), (3,))
+    table = estimators.report(model, Map(model).double(), batch, num_draws=2)
+    assert [row["name"] for row in table.rows] == ["shared", "per_group"]
+    with pytest.raises(ValueError, match=r"estimators: none of them suits Map"):
+        estimators.report(model, Map(model).double(), batch, ["flipout"])
+    with pytest.raises(ValueError, match=r"num_draws: a variance needs at least 2, got 1"):
+        estimators.report(model, Map(model).double(), batch, num_draws=1)
