@@ -1,7 +1,19 @@
 """Objectives."""
 
+from pyrobnn.elbo.adversarial import AdversarialELBO
 from pyrobnn.elbo.mean_field import MeanFieldELBO
 from pyrobnn.elbo.parts import ELBOParts, NonFiniteLossError
+from pyrobnn.elbo.regularized import RegularizedELBO, perturbed
 from pyrobnn.elbo.tempering import Temperature, Tempered, linear_annealing
 
-__all__ = ["ELBOParts", "MeanFieldELBO", "NonFiniteLossError", "Temperature", "Tempered", "linear_annealing"]
+__all__ = [
+    "AdversarialELBO",
+    "ELBOParts",
+    "MeanFieldELBO",
+    "NonFiniteLossError",
+    "RegularizedELBO",
+    "Temperature",
+    "Tempered",
+    "linear_annealing",
+    "perturbed",
+]

@@ -133,6 +133,15 @@ class MeanFieldELBO(TraceMeanField_ELBO):
         """
         temperature, kwargs = self.current_temperature(), kwargs or {}
         plan = self._plan(guide)
+        if plan.groups == 1 and (together := getattr(guide, "backward_together", None)) is not None:
+
+            def evaluate(values: dict[str, Tensor]) -> Particle:
+                return self._evaluate(model, guide, values, 0.0, temperature, args, kwargs, plan)
+
+            if (found := together(model, evaluate, scale, temperature)) is not None:  # all draws in one run
+                self.num_steps += 1
+                self.parts = detach(mean_parts([found], [1.0]))
+                return self.parts
         slices = self._slices(guide, plan, args)
         factor = scale * guide.particle_weight(len(slices)) * len(slices)
         before = _gradients(model, guide) if len(slices) > 1 else []

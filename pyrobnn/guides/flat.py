@@ -41,6 +41,12 @@ class Leaves:
             for site, piece in zip(sites, pieces, strict=True)
         }
 
+    def gradient_of(self, loss: Tensor) -> Tensor:
+        """The flat gradient of a loss of the values; nothing is accumulated anywhere."""
+        leaves = list(self.values.values())
+        slopes = torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True)
+        return torch.cat([slope.reshape(-1) for slope in slopes])
+
     def collect(self) -> Tensor:
         """Moves the leaves' gradients into the flat one; a leaf the loss does not depend on counts zero."""
         parts = []

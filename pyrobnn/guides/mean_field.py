@@ -109,9 +109,9 @@ class MeanField(Guide):
         transformed = dist.TransformedDistribution(base, [site.transform])
         return transformed.to_event(site.event_dim - site.transform.codomain.event_dim)
 
-    def draw(self) -> dict[str, Tensor]:
-        """One reparameterised draw, ``μ + σε``."""
-        noise = torch.randn_like(self.flat_loc)
+    def draw(self, noise: Tensor | None = None) -> dict[str, Tensor]:
+        """One reparameterised draw, ``μ + σε``; ``noise`` is ε as a flat vector if it is given."""
+        noise = torch.randn_like(self.flat_loc) if noise is None else noise
         return self.constrain(self.split(self.flat_loc + self.flat_log_scale.exp() * noise))
 
     @torch.no_grad()
@@ -122,22 +122,32 @@ class MeanField(Guide):
 
     # ------------------------------------------------------------------------------ training steps
 
-    def write_draw(self) -> tuple[dict[str, Tensor], Tensor | float]:
+    def write_draw(self, noise: Tensor | None = None) -> tuple[dict[str, Tensor], Tensor | float]:
         """One draw written in place, as leaf tensors, and the KL of the sites that ``flat_prior`` covers.
 
         A loss of the values is differentiated as usual; :meth:`pull_back` then turns the leaves' gradients into
-        the parameters'. At most one draw is alive at a time.
+        the parameters'. At most one draw is alive at a time. ``noise`` is ε as a flat vector if it is given; the next
+        draw then starts a new antithetic group.
         """
         step = self._ready_step()
         with torch.no_grad():
             loc, log_scale = self.flat_loc, self.flat_log_scale
-            step.refresh_noise(self.antithetic)
+            if noise is None:
+                step.refresh_noise(self.antithetic)
+            else:
+                step.noise.copy_(noise)
+                step.turn = 0
             # exp through exp2, which costs half of it on a CPU.
             torch.exp2(torch.mul(log_scale, _LOG2_E, out=step.scale), out=step.scale)
             torch.addcmul(loc, step.scale, step.noise, out=step.value)
             step.prior = self.flat_prior  # the one whose KL is counted here, whatever the model shows later
             kl = 0.0 if step.prior is None else self._flat_kl(step.prior, step.scale)
         return self.constrain(step.leaves.values), kl
+
+    def noise_gradient(self, loss: Tensor) -> Tensor:
+        """The gradient ``∂L/∂ε = σ ∂L/∂u`` of a loss of the last written draw, ``[num_latents]``."""
+        assert self._step is not None, "write_draw comes before noise_gradient"
+        return self._step.leaves.gradient_of(loss).mul_(self._step.scale)
 
     def _ready_step(self) -> _Step:
         """Buffers that fit the parameters as they are now; a new draw is about to be made."""
