@@ -74,8 +74,8 @@ def pyro_step(workload: Workload, *, validate: bool) -> Callable[[], Any]:
     return step
 
 
-def bayesian_torch_net(workload: Workload) -> nn.Module:
-    """bayesian-torch's conversion with the reparameterization estimator."""
+def bayesian_torch_net(workload: Workload, kind: str = "Reparameterization") -> nn.Module:
+    """bayesian-torch's conversion, with the ``"Reparameterization"`` or the ``"Flipout"`` estimator."""
     from bayesian_torch.models.dnn_to_bnn import dnn_to_bnn
 
     net = copy.deepcopy(workload.net)
@@ -84,16 +84,16 @@ def bayesian_torch_net(workload: Workload) -> nn.Module:
         "prior_sigma": 1.0,
         "posterior_mu_init": 0.0,
         "posterior_rho_init": math.log(math.expm1(INIT_SCALE)),
-        "type": "Reparameterization",
+        "type": kind,
         "moped_enable": False,
     }
     dnn_to_bnn(net, settings)
     return net
 
 
-def bayesian_torch_step(workload: Workload) -> Callable[[], Any]:
+def bayesian_torch_step(workload: Workload, kind: str = "Reparameterization") -> Callable[[], Any]:
     """Cross-entropy plus KL / N, with the same fused Adam."""
-    net = bayesian_torch_net(workload)
+    net = bayesian_torch_net(workload, kind)
     from bayesian_torch.models.dnn_to_bnn import get_kl_loss
 
     optimizer = torch.optim.Adam(net.parameters(), lr=LR, fused=True)

@@ -29,6 +29,7 @@ from benchmarks import peers
 from benchmarks.networks import WORKLOADS, Workload
 from benchmarks.timing import CLOCKS, Alternating, Timing, environment, markdown_table, write_json
 from pyrobnn.elbo import MeanFieldELBO
+from pyrobnn.estimators import EstimatorSpec
 from pyrobnn.guides import Guide, Map, MeanField
 from pyrobnn.likelihoods import Categorical
 from pyrobnn.supervised import SupervisedModel
@@ -78,12 +79,13 @@ class _PacedLoader:
         self.turns = self.later
 
 
-def fitted(make_guide: Callable[[SupervisedModel], Guide]) -> Contender:
+def fitted(make_guide: Callable[[SupervisedModel], Guide], estimator: EstimatorSpec = None) -> Contender:
     """A contender that is :func:`pyrobnn.fit` itself, from its second epoch on."""
 
     def run(workload: Workload, turns: Alternating) -> None:
         model, guide = bayesian(workload, make_guide)
-        fit(model, guide, _PacedLoader(workload, turns), epochs=2, lr=peers.LR, progress=False)
+        elbo = MeanFieldELBO(estimator=estimator)
+        fit(model, guide, _PacedLoader(workload, turns), epochs=2, lr=peers.LR, elbo=elbo, progress=False)
 
     return run
 
@@ -102,16 +104,20 @@ def pyro_svi_step(workload: Workload) -> Callable[[], float]:
     return lambda: svi.step(workload.x, workload.y)
 
 
+ESTIMATORS = ("local_reparameterization", "flipout", "per_group", "per_example", "path_derivative")
+
 CONTENDERS: dict[str, Contender] = {
     "deterministic, Adam(fused=True)": repeated(functools.partial(deterministic_step, fused=True)),
     "deterministic, Adam()": repeated(deterministic_step),
     "pyrobnn MeanField, fit": fitted(MeanField),
     "pyrobnn MeanField(antithetic=False), fit": fitted(functools.partial(MeanField, antithetic=False)),
     "pyrobnn Map, fit": fitted(Map),
+    **{f"pyrobnn MeanField, {name}": fitted(MeanField, name) for name in ESTIMATORS},
     "pyrobnn MeanField, Pyro's SVI": repeated(pyro_svi_step),
     "Pyro AutoNormal": repeated(functools.partial(peers.pyro_step, validate=True)),
     "Pyro AutoNormal, validation off": repeated(functools.partial(peers.pyro_step, validate=False)),
     "bayesian-torch Reparameterization": repeated(peers.bayesian_torch_step),
+    "bayesian-torch Flipout": repeated(functools.partial(peers.bayesian_torch_step, kind="Flipout")),
     "posteriors vi.diag, in place": repeated(peers.posteriors_step),
 }
 

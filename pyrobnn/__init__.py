@@ -18,6 +18,7 @@ from pyrobnn.bayesianize import BayesianModule, bayesianize
 from pyrobnn.checkpoint import load, save
 from pyrobnn.description import describe
 from pyrobnn.diagnostics import check, to_arviz
+from pyrobnn.finetuning import finetune
 from pyrobnn.prediction import Prediction, Predictive, predict, predict_batches
 from pyrobnn.running_statistics import recalibrate_batch_norm
 from pyrobnn.supervised import SupervisedModel
@@ -39,6 +40,7 @@ __all__ = [
     "diagnostics",
     "elbo",
     "estimators",
+    "finetune",
     "fit",
     "guides",
     "likelihoods",

@@ -13,8 +13,9 @@ short leaves the earlier checkpoint as it was.
 
 from __future__ import annotations
 
+import functools
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,8 @@ from torch import Tensor, nn
 from pyrobnn import guides, likelihoods, priors
 from pyrobnn.bayesianize import BayesianModule, bayesian_modules, bayesianize
 from pyrobnn.description import family
-from pyrobnn.guides import Guide
+from pyrobnn.guides import Guide, GuideMap
+from pyrobnn.guides.guide_map import exactly
 from pyrobnn.storage import Document, load_state, read, save_state, write
 from pyrobnn.supervised import SupervisedModel
 
@@ -282,17 +284,25 @@ def _known_class(name: str, home: Any, base: type) -> Any:
 
 
 def _rebuild_guide(spec: dict[str, Any], model: nn.Module, tensors: Mapping[str, Tensor]) -> Guide:
-    kind = _known_class(spec["class"], guides, Guide)
-    if kind is None:
-        raise ValueError(f"guide: {spec['class']!r} is not one of pyrobnn.guides; build it and pass it as guide=.")
+    build = _family(spec)
     if not hasattr(model, "sample_latents"):
         raise TypeError(
             f"guide: the latent sites of {type(model).__name__} are not known without data; build the guide "
             "as it was before saving (with example=) and pass it as guide=."
         )
-    guide = _adopt_dtype(kind(model, **spec["config"]), _under("guide.", tensors))
+    guide = _adopt_dtype(build(model), _under("guide.", tensors))
     _freeze(guide, spec["frozen"])
     return guide
+
+
+def _family(spec: dict[str, Any]) -> Callable[..., Guide]:
+    """The class of a saved guide with its options; a GuideMap's rules hold those of its parts."""
+    kind = _known_class(spec["class"], guides, Guide)
+    if kind is None:
+        raise ValueError(f"guide: {spec['class']!r} is not one of pyrobnn.guides; build it and pass it as guide=.")
+    if kind is not GuideMap:
+        return functools.partial(kind, **spec["config"])
+    return functools.partial(kind, rules=[(exactly(rule["sites"]), _family(rule)) for rule in spec["config"]["rules"]])
 
 
 def _adopt_dtype(module: Any, tensors: Mapping[str, Tensor]) -> Any:

@@ -21,6 +21,7 @@ from torch import nn
 from pyrobnn._pyro import full_name
 from pyrobnn.bayesianize import BayesianModule, bayesian_modules
 from pyrobnn.guides import Guide, Site
+from pyrobnn.guides.ensemble import MixtureOfDeltas
 from pyrobnn.priors import FixedPrior, Prior
 from pyrobnn.stochastic import StochasticModule
 
@@ -130,6 +131,8 @@ def family(distribution: dist.Distribution) -> str:
     """A distribution's family, such as ``"Normal"``, or ``"exp(Normal)"`` where it is transformed."""
     if isinstance(distribution, dist.Delta):
         return "Delta"
+    if isinstance(distribution, MixtureOfDeltas):
+        return f"mixture of {len(distribution.points)} deltas"
     plain: Any = distribution
     while isinstance(plain, dist.Independent):
         plain = plain.base_dist
@@ -213,16 +216,15 @@ def _factors(guide: Guide) -> dict[str, tuple[str, str | None]]:
     """Family of the guide's factor and kind of KL, by site."""
     devices = sorted({p.device.index for p in guide.parameters() if p.is_cuda})
     with torch.no_grad(), torch.random.fork_rng(devices=devices):
-        draws = guide.sample(1)
+        has_kl = guide.divergence_name == "KL"  # a point estimate's divergence is -log p
+        values = guide.draw() if has_kl else {}
         return {
-            site.name: (family(guide.factor(site)), _kl(guide, site, draws[site.name][0]))
+            site.name: (family(guide.factor(site)), _kl(guide, site, values[site.name]) if has_kl else None)
             for site in guide.sites.values()
         }
 
 
-def _kl(guide: Guide, site: Site, value: torch.Tensor) -> str | None:
-    if guide.divergence_name != "KL":
-        return None  # a point estimate's divergence is -log p
+def _kl(guide: Guide, site: Site, value: torch.Tensor) -> str:
     return "exact" if guide.divergence(site, value, site.prior)[1] else "Monte Carlo"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import random
@@ -28,7 +29,7 @@ import pyrobnn.checkpoint as checkpoint
 from pyrobnn import likelihoods, priors
 from pyrobnn.bayesianize import bayesianize, buffers
 from pyrobnn.checkpoint import load, load_state, save, save_state
-from pyrobnn.guides import Guide, Map, MeanField
+from pyrobnn.guides import SWAG, DeltaMixture, Guide, GuideMap, LowRankNormal, Map, MeanField
 from pyrobnn.supervised import SupervisedModel
 
 NORMAL = dist.Normal(0.0, 1.0)
@@ -156,20 +157,79 @@ def test_every_likelihood_comes_back(tmp_path: Path, likelihood: str) -> None:
     assert_same(saved, (loaded, guide))
 
 
+def swag(model: nn.Module) -> SWAG:
+    """With more iterates than it keeps deviations."""
+    guide = SWAG(model, rank=3, scale=0.5)
+    for _ in range(5):
+        with torch.no_grad():
+            guide.flat_loc.add_(0.1 * torch.randn_like(guide.flat_loc))
+        guide.collect()
+    return guide
+
+
+HALF_AND_HALF = [
+    ("3.*", functools.partial(LowRankNormal, rank=2)),
+    (("net.0.weight", "likelihood*"), functools.partial(MeanField, antithetic=False, init_scale=0.3)),
+    ("*", Map),
+]
+
+
 @pytest.mark.parametrize(
     "build",
     [
         lambda m: Map(m, jacobian=True),
         lambda m: Map(m),
         lambda m: MeanField(m, antithetic=False, init_scale=0.3),
+        lambda m: LowRankNormal(m, rank=3, max_bytes=10_000),
+        swag,
+        lambda m: GuideMap(m, HALF_AND_HALF),
+        lambda m: GuideMap(
+            m, [("net.*", functools.partial(GuideMap, rules=[*HALF_AND_HALF[:1], ("*", Map)])), ("*", Map)]
+        ),
+        lambda m: GuideMap(m, [("3*", functools.partial(DeltaMixture, num_members=3)), ("*", Map)]),
     ],
-    ids=["Map, Jacobian", "Map", "MeanField, not antithetic"],
+    ids=[
+        "Map, Jacobian",
+        "Map",
+        "MeanField, not antithetic",
+        "LowRankNormal",
+        "SWAG",
+        "GuideMap",
+        "GuideMap, nested",
+        "GuideMap, ensemble",
+    ],
 )
 def test_guides_come_back_with_their_options(tmp_path: Path, build: Callable[[nn.Module], Guide]) -> None:
     model = SupervisedModel(mlp(), likelihoods.Normal(dist.HalfNormal(1.0)), NORMAL, num_data=40)
     saved = trained(model, build(model))
     save(tmp_path, *saved)
     assert_same(saved, load(tmp_path, mlp()))
+
+
+def test_parts_of_a_guide_map_come_back_as_they_were(tmp_path: Path) -> None:
+    model = SupervisedModel(mlp(), likelihoods.Normal(dist.HalfNormal(1.0)), NORMAL, num_data=40)
+    guide = GuideMap(model, HALF_AND_HALF)
+    save(tmp_path, model, guide)
+    parts = load(tmp_path, mlp())[1].parts
+    assert [(type(p), list(p.sites), p.config()) for p in parts] == [
+        (type(p), list(p.sites), p.config()) for p in guide.parts
+    ]
+    assert [type(p) for p in parts] == [LowRankNormal, MeanField, Map]
+
+
+class OwnFamily(Map):
+    """Not one of the library's."""
+
+
+def test_a_guide_map_with_a_family_of_ones_own_is_filled_in_place(tmp_path: Path) -> None:
+    model = SupervisedModel(mlp(), likelihoods.Categorical(), NORMAL, num_data=40)
+    trained(model, guide := GuideMap(model, [("3*", OwnFamily), ("*", Map)]))
+    save(tmp_path, model, guide)
+    with pytest.raises(ValueError, match=r"guide: 'tests.test_checkpoint.OwnFamily' is not one.*pass it as guide="):
+        load(tmp_path, mlp())
+    other = GuideMap(model, [("3*", OwnFamily), ("*", Map)])
+    _, loaded = load(tmp_path, model=model, guide=other)
+    assert torch.equal(loaded.state_dict()["0.loc"], guide.state_dict()["0.loc"])
 
 
 def test_tied_frozen_and_double_come_back(tmp_path: Path) -> None:

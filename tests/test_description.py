@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from pyrobnn import likelihoods, priors
 from pyrobnn.bayesianize import bayesianize
 from pyrobnn.description import describe, family
-from pyrobnn.guides import Map, MeanField
+from pyrobnn.guides import SWAG, Map, MeanField
 from pyrobnn.supervised import SupervisedModel
 
 NORMAL = dist.Normal(0.0, 1.0)
@@ -245,3 +245,8 @@ def test_wrong_arguments_are_refused() -> None:
 )
 def test_family(distribution: Any, name: str) -> None:
     assert family(distribution) == name
+
+
+def test_a_trajectory_not_yet_collected_is_described() -> None:
+    model = SupervisedModel(nn.Linear(2, 1), likelihoods.Normal(), dist.Normal(0.0, 1.0), num_data=4)
+    assert [row["kl"] for row in describe(model, SWAG(model)).rows] == [None, None]

@@ -19,11 +19,13 @@ from torch import Tensor, nn
 from pyrobnn.bayesianize import evaluating, frozen_buffers
 from pyrobnn.diagnostics._batches import Batch
 from pyrobnn.guides.base import Guide
+from pyrobnn.guides.draws import Draws, installed_buffers
 from pyrobnn.substitution import Substitution
 
 __all__ = [
     "Chains",
     "Posterior",
+    "at_draw",
     "check_sites",
     "data_sites",
     "log_prob_by_datum",
@@ -61,16 +63,16 @@ class Chains:
 
     def first(self) -> dict[str, Tensor]:
         """One draw, to see sites and shapes."""
-        return {name: value[0] for name, value in self.sources[0](0, 1).items()}
+        return Draws.of(self.sources[0](0, 1)).at(0)
 
     def __iter__(self) -> Iterator[tuple[int, int, dict[str, Tensor]]]:
         for chain, source in enumerate(self.sources):
             start, block = 0, 1
             while start < self.num_draws:
                 stop = min(start + block, self.num_draws)
-                draws = source(start, stop)
+                draws = Draws.of(source(start, stop))
                 for index in range(stop - start):
-                    yield chain, start + index, {name: value[index] for name, value in draws.items()}
+                    yield chain, start + index, draws.at(index)
                 size = sum(value[0].nbytes for value in draws.values())
                 start, block = stop, max(1, BLOCK_BYTES // max(size, 1))
 
@@ -149,7 +151,7 @@ def _stored(chains: Sequence[Mapping[str, Tensor]], num_samples: int | None) -> 
     kept = torch.linspace(0, available - 1, num_samples or available).round().long()
 
     def source(draws: Mapping[str, Tensor]) -> Source:
-        return lambda start, stop: {name: value[kept[start:stop]] for name, value in draws.items()}
+        return lambda start, stop: Draws.of(draws).at(kept[start:stop])
 
     return Chains([source(draws) for draws in chains], len(kept))
 
@@ -218,6 +220,14 @@ def log_prob_sum(message: Any, *, scaled: bool) -> float:
 def data_sites(observed: list[Any]) -> list[Any]:
     """Observed sites without ``pyro.factor``, whose value is empty."""
     return [message for message in observed if message["value"].numel()]
+
+
+@contextmanager
+def at_draw(model: Any, values: Mapping[str, Tensor]) -> Iterator[Substitution]:
+    """Lets the model run at one draw: with its values, and with its own buffers if it brings some."""
+    module = model if isinstance(model, nn.Module) else nn.Module()
+    with installed_buffers(module, Draws.of(values).buffers), Substitution(values) as run:
+        yield run
 
 
 @contextmanager

@@ -12,9 +12,8 @@ from torch import Tensor
 
 from pyrobnn import random_state
 from pyrobnn.diagnostics._batches import Batch, batches, concatenate, move
-from pyrobnn.diagnostics._draws import Chains, data_sites, log_prob_by_datum
+from pyrobnn.diagnostics._draws import Chains, at_draw, data_sites, log_prob_by_datum
 from pyrobnn.guides.base import Guide
-from pyrobnn.substitution import Substitution
 from pyrobnn.supervised import SupervisedModel
 
 __all__ = ["Evaluation", "Rows", "evaluate", "same_random_state"]
@@ -84,7 +83,7 @@ def evaluate(model: Any, guide: Guide, data: Rows, num_samples: int) -> Evaluati
     for _, draw, values in Chains([lambda start, stop: guide.sample(stop - start)], num_samples):
         for index, (rows, args, kwargs) in enumerate(data.batches):
             targets = data.targets[rows]
-            with Substitution(values) as run:
+            with at_draw(model, values) as run:
                 outputs = model(*args, **kwargs)
                 if likelihood is not None and likelihood.is_discrete:
                     probs[index] = probs[index] + likelihood.probabilities(outputs).double() / num_samples

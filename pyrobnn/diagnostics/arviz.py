@@ -33,6 +33,7 @@ from pyrobnn.diagnostics._batches import Batch, batches
 from pyrobnn.diagnostics._draws import (
     Chains,
     Posterior,
+    at_draw,
     data_sites,
     log_prob_by_datum,
     prior_chain,
@@ -197,7 +198,7 @@ def _fill(
             for name in latent:
                 latent[name].values[chain, draw] = to_numpy(values[str(name)])
         for rows, args, kwargs in pieces if needs_data else ():
-            with Substitution(values) as run:
+            with at_draw(model, values) as run:
                 model(*args, **kwargs)
             if log_likelihood is not None:
                 for message in data_sites(run.observed):
@@ -224,7 +225,7 @@ def _predict(
         return {observed[0]["name"]: observed[0]["fn"].sample()}
     if observed:
         # One observation may depend on the value of another: draw them all in one run.
-        with Substitution(values) as run:
+        with at_draw(model, values) as run:
             poutine.uncondition(model)(*args, **kwargs)
     names = {message["name"] for message in observed}
     return {m["name"]: m["value"] for m in run.latent if (m["name"] in names if names else m["name"] not in values)}

@@ -21,8 +21,7 @@ from torch import Tensor
 
 from pyrobnn.diagnostics._arviz import effective_sample_size, split_rhat
 from pyrobnn.diagnostics._batches import Batch, batches
-from pyrobnn.diagnostics._draws import Posterior, check_sites, read_chains, undisturbed
-from pyrobnn.substitution import Substitution
+from pyrobnn.diagnostics._draws import Posterior, at_draw, check_sites, read_chains, undisturbed
 from pyrobnn.supervised import SupervisedModel
 
 __all__ = ["FunctionSpaceDiagnostics", "function_space_diagnostics"]
@@ -123,7 +122,7 @@ def function_space_diagnostics(
 
 def _function(model: Any, batch: Batch, sites: dict[str, Tensor], is_first: bool) -> Tensor:
     """What is compared, ``[B, ...]``, at one draw."""
-    with Substitution(sites) as run:
+    with at_draw(model, sites) as run:
         outputs = model(*batch.args, **batch.kwargs)
         if isinstance(model, SupervisedModel):
             likelihood = model.likelihood

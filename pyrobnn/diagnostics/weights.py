@@ -88,7 +88,7 @@ def _statistics(site: Site, divergence: Tensor | None, mean: Tensor, std: Tensor
 
 def _moments(guide: Guide, site: Site, draws: Tensor) -> tuple[Tensor, Tensor]:
     with contextlib.suppress(NotImplementedError):
-        factor: Any = guide.factor(site)
+        factor: Any = guide.marginals(site)
         return factor.mean, factor.variance.sqrt()
     return draws.mean(0), draws.std(0) if len(draws) > 1 else torch.zeros_like(draws[0])
 
@@ -122,7 +122,7 @@ def _kl_by_element(model: Any, guide: Guide, args: tuple[Any, ...], num_samples:
 
 def _terms(guide: Guide, site: Site, value: Tensor, prior: Any) -> tuple[Tensor, bool]:
     """The KL by element and whether it is exact; else its one-draw estimate, which is zero where q is p."""
-    factor, prior = _by_element(guide.factor(site)), _by_element(prior)
+    factor, prior = _by_element(guide.marginals(site)), _by_element(prior)
     with contextlib.suppress(NotImplementedError):
         return kl_divergence(factor, prior).expand(value.shape), True
     return factor.log_prob(value) - prior.log_prob(value), False

@@ -143,11 +143,10 @@ class MeanFieldELBO(TraceMeanField_ELBO):
                 self.parts = detach(mean_parts([found], [1.0]))
                 return self.parts
         slices = self._slices(guide, plan, args)
-        factor = scale * guide.particle_weight(len(slices)) * len(slices)
         before = _gradients(model, guide) if len(slices) > 1 else []
         particles, shares = [], [share for _, share in slices]
         for index, (slice_, share) in enumerate(slices):
-            weight = factor * share
+            weight = scale * share
             with guide.particle(model, index):
                 values, covered = plan.write(guide)
                 by_hand = covered is not None
@@ -175,9 +174,19 @@ class MeanFieldELBO(TraceMeanField_ELBO):
         return DrawPlan.of(self.estimators or active_estimators(), guide)
 
     def _slices(self, guide: Guide, plan: DrawPlan, args: tuple[Any, ...]) -> list[tuple[tuple[Any, ...], float]]:
-        """The batch of each particle and its weight in the mean."""
+        """The batch of each particle and its weight in the mean.
+
+        Several members of a mixture and as many groups are paired: each member sees its own share of the batch.
+        """
         count = guide.num_particles(self.num_particles)
         parts = split_batch(args, plan.groups)
+        if count == plan.groups > 1:
+            return parts
+        if count > 1 and plan.groups > 1:
+            raise ValueError(
+                f"groups: a step has {count} draws and {plan.groups} groups; let them be equal for one draw in each "
+                "group, or either of them 1."
+            )
         return [(slice_, share / count) for _ in range(count) for slice_, share in parts]
 
     def _tempered(self, model: Any, guide: Any, temperature: float) -> tuple[Any, Any]:

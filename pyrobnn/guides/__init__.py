@@ -1,7 +1,26 @@
 """Posterior families, one file each."""
 
 from pyrobnn.guides.base import Guide, Site
+from pyrobnn.guides.delta_mixture import DeltaMixture
+from pyrobnn.guides.guide_map import GuideMap
+from pyrobnn.guides.laplace import Laplace
+from pyrobnn.guides.low_rank_ensemble import LowRankEnsemble
+from pyrobnn.guides.low_rank_normal import LowRankNormal
 from pyrobnn.guides.map import Map
+from pyrobnn.guides.mc_dropout import MCDropout
 from pyrobnn.guides.mean_field import MeanField
+from pyrobnn.guides.swag import SWAG
 
-__all__ = ["Guide", "Map", "MeanField", "Site"]
+__all__ = [
+    "SWAG",
+    "DeltaMixture",
+    "Guide",
+    "GuideMap",
+    "Laplace",
+    "LowRankEnsemble",
+    "LowRankNormal",
+    "MCDropout",
+    "Map",
+    "MeanField",
+    "Site",
+]

@@ -11,7 +11,7 @@ bulk (:meth:`Guide.sample`), for the objective (:meth:`Guide.draw`, :meth:`Guide
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate
@@ -154,6 +154,10 @@ class Guide(PyroModule):
 
     # -------------------------------------------------- what a family may change beside (defaults suit most)
 
+    def marginals(self, site: Site) -> dist.Distribution:
+        """The distribution of a site's elements as if they were independent, for statistics element by element."""
+        return self.factor(site)
+
     def shared_divergence(self) -> Tensor | float:
         """The part of the divergence that belongs to no single site, counted once per draw.
 
@@ -166,13 +170,13 @@ class Guide(PyroModule):
         """How many draws a training step makes where the objective asks for ``asked``."""
         return asked
 
-    def particle_weight(self, count: int) -> float:
-        """The weight of one draw's gradient in a step of ``count`` draws."""
-        return 1.0 / count
-
     def particle(self, model: Callable[..., Any], index: int) -> contextlib.AbstractContextManager[Any]:
         """Surrounds the run of the model for draw ``index`` of a step: the first alone updates running statistics."""
         return frozen_buffers(model) if index and isinstance(model, nn.Module) else contextlib.nullcontext()
+
+    def sample_blocks(self, sizes: Iterable[int]) -> Iterator[dict[str, Tensor]]:
+        """Blocks of draws that belong together; families whose draws are not independent tie the blocks."""
+        return (self.sample(size) for size in sizes)
 
     # ---------------------------------------------------------------------------- what follows
 
@@ -205,11 +209,11 @@ class Guide(PyroModule):
         self.announce_parameters()
         return {site.name: self._sample_site(site) for site in self.sites.values()}
 
-    def _sample_site(self, site: Site) -> Tensor:
+    def _sample_site(self, site: Site, factor: dist.Distribution | None = None) -> Tensor:
         with contextlib.ExitStack() as stack:
             for name, size, dim in site.plates:
                 stack.enter_context(pyro.plate(name, size, dim=dim))
-            return pyro.sample(site.name, self.factor(site))  # type: ignore[arg-type]
+            return pyro.sample(site.name, self.factor(site) if factor is None else factor)  # type: ignore[arg-type]
 
     def announce_parameters(self) -> None:
         """Tells active Pyro handlers of this guide's parameters, as raw ``SVI`` expects."""

@@ -12,20 +12,20 @@ sites with constrained supports.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from typing import Any, ClassVar
+from typing import Any
 
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
-from torch.distributions import register_kl
 
-from pyrobnn.guides.base import Guide, Init, Site, initial_values
+from pyrobnn.guides.base import Init, Site, initial_values
 from pyrobnn.guides.flat import FlatNormalPrior, Leaves, accumulate, flat_normal_prior, release
+from pyrobnn.guides.point import Point, PointMass
 
 __all__ = ["Map"]
 
 
-class Map(Guide):
+class Map(Point):
     """A point estimate of every latent site.
 
     Args:
@@ -35,9 +35,6 @@ class Map(Guide):
         example: Arguments of one run, for models whose sites are not known without data.
         only: Names of the sites that the guide is for; all of them if None.
     """
-
-    divergence_name: ClassVar[str] = "-log prior"
-    has_density: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -70,29 +67,7 @@ class Map(Guide):
         if site.is_real:
             return dist.Delta(unconstrained).to_event(site.event_dim)
         value = site.transform(unconstrained)
-        return _PointMass(value, -self._log_jacobian(site, unconstrained, value), event_dim=site.event_dim)
-
-    def divergence(self, site: Site, value: Tensor, prior: dist.Distribution) -> tuple[Tensor, bool]:
-        """``-log p(v)``, minus the log Jacobian if asked; no KL exists for a point mass."""
-        score = prior.log_prob(value)
-        if self.jacobian and not site.is_real:
-            score = score + self._log_jacobian(site, site.transform.inv(value), value)
-        return -score, True
-
-    def _log_jacobian(self, site: Site, unconstrained: Tensor, value: Tensor) -> Tensor:
-        event_shape = value.shape[: value.dim() - site.event_dim]
-        if not self.jacobian:
-            return value.new_zeros(event_shape)
-        by_element = site.transform.log_abs_det_jacobian(unconstrained, value)
-        return by_element.reshape(*event_shape, -1).sum(-1)
-
-    def log_prob(self, draws: Any) -> Tensor:
-        """Refused: a point mass has no density.
-
-        Raises:
-            NotImplementedError: Always.
-        """
-        raise NotImplementedError("Map is a point mass: it has no density; use MeanField or MCMC for one.")
+        return PointMass(value, -self.log_jacobian(site, unconstrained, value), event_dim=site.event_dim)
 
     def draw(self) -> dict[str, Tensor]:
         """The point, with gradients."""
@@ -132,12 +107,3 @@ class Map(Guide):
     def discard_counted(self) -> None:
         """Takes the flat score of the last draw out of the coming :meth:`pull_back`: the model has other priors now."""
         self._counted = None
-
-
-class _PointMass(dist.Delta):
-    """A Delta whose log density (the Jacobian) is kept in the KL; Pyro's registered KL of a Delta drops it."""
-
-
-@register_kl(_PointMass, dist.Distribution)
-def _kl_point_mass(point: _PointMass, prior: Any) -> Tensor:
-    return point.log_density - prior.log_prob(point.v)

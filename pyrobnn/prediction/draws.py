@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pyrobnn import random_state
 from pyrobnn.guides.base import Guide
+from pyrobnn.guides.draws import Draws
 
 __all__ = ["PinnedDraws"]
 
@@ -17,7 +18,7 @@ _CACHE_BYTES = 8 * 2**20  # draws made at once: more only costs memory traffic
 
 
 class PinnedDraws:
-    """K posterior draws as chunks ``{site: [k, *site shape]}``, the same at each pass.
+    """K posterior draws as chunks ``{site: [k, *site shape]}``, the same at each pass, with their own buffers if any.
 
     Draws are kept if they are needed again and fit the budget; else each pass makes them anew from the same
     random state, so that memory does not grow with K.
@@ -72,17 +73,16 @@ class PinnedDraws:
         assert self.posterior is not None
         device = next(self.posterior.parameters()).device
         state: random_state.State | None = None
-        made = 0
-        while made < self.num_samples:
-            size = min(self._chunk, self.num_samples - made)
+        sizes = [min(self._chunk, self.num_samples - made) for made in range(0, self.num_samples, self._chunk)]
+        blocks = self.posterior.sample_blocks(sizes)
+        for _ in sizes:
             with random_state.kept(device):
                 if state is None:
                     random_state.seed(self._seed, device)
                 else:
                     random_state.write(state, device)
-                chunk = self.posterior.sample(size)
+                chunk = next(blocks)
                 state = random_state.read(device)
-            made += size
             yield chunk
 
 
@@ -95,4 +95,4 @@ def _thinned(posterior: Mapping[str, Tensor], num_samples: int) -> list[dict[str
     if num_samples > count:
         raise ValueError(f"num_samples: {num_samples} were asked for, but there are {count} draws.")
     chosen = torch.linspace(0, count - 1, num_samples).round().long()
-    return [{name: value[chosen] for name, value in posterior.items()}]
+    return [Draws.of(posterior).at(chosen)]

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from pyrobnn.bayesianize import frozen_buffers
 from pyrobnn.guides.base import Guide
+from pyrobnn.guides.draws import Draws, installed_buffers
 from pyrobnn.substitution import Substitution
 
 __all__ = ["Predictive"]
@@ -72,7 +73,7 @@ class Predictive(nn.Module):
         if num_samples is None:
             raise ValueError("num_samples: give either posterior_samples or the number of draws.")
         self.model, self.guide = model, guide
-        self.posterior_samples = dict(posterior_samples or {})
+        self.posterior_samples = Draws.of(posterior_samples or {})
         self.num_samples = num_samples
         self.return_sites = return_sites
 
@@ -94,7 +95,8 @@ class Predictive(nn.Module):
         lead: dict[str, int] = {}
         with frozen_buffers(module):
             for index in range(self.num_samples):
-                with Substitution(self._draw(index, args, kwargs)) as run:
+                draw = Draws.of(self._draw(index, args, kwargs))
+                with installed_buffers(module, draw.buffers), Substitution(draw) as run:
                     returned = self.model(*args, **kwargs)
                 messages = [*run.latent, *run.observed, *run.deterministic]
                 lead = lead or _missing_dims(messages)
@@ -118,9 +120,9 @@ class Predictive(nn.Module):
 
     def _draw(self, index: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         if self.guide is None:
-            return {name: value[index] for name, value in self.posterior_samples.items()}
+            return self.posterior_samples.at(index)
         if isinstance(self.guide, Guide):
-            return {name: value[0] for name, value in self.guide.sample(1).items()}
+            return Draws.of(self.guide.sample(1)).at(0)
         trace = poutine.trace(self.guide).get_trace(*args, **kwargs)
         return {name: trace.nodes[name]["value"] for name in trace.stochastic_nodes}
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from pyrobnn import random_state
 from pyrobnn.bayesianize import BayesianModule, evaluating, frozen_buffers
+from pyrobnn.guides.draws import Draws, installed_buffers
 from pyrobnn.likelihoods import Likelihood
 from pyrobnn.substitution import Substitution
 from pyrobnn.supervised import SupervisedModel, run_network
@@ -90,8 +91,12 @@ class Runner:
             )
 
     def summaries(self, draws: dict[str, Tensor], x: Any) -> Iterator[tuple[Tensor, Tensor | None]]:
-        """What draws ``{site: [k, …]}`` predict: probabilities, or means and variances, ``[k', N, …]``."""
-        x, draws = to_device(x, self.device), to_device(draws, self.device)
+        """What draws ``{site: [k, …]}`` predict: probabilities, or means and variances, ``[k', N, …]``.
+
+        Draws that bring buffers (:class:`~pyrobnn.guides.draws.Draws`) are each run with their own.
+        """
+        x, own = to_device(x, self.device), Draws.of(draws).buffers
+        draws = Draws(to_device(dict(draws), self.device), to_device(own, self.device))
         if not self._checked_sites:
             self.check_sites(draws)
             self._checked_sites = True
@@ -100,7 +105,7 @@ class Runner:
             return
         count = len(next(iter(draws.values())))
         for index in range(count):
-            first, second = self._looped({name: value[index] for name, value in draws.items()}, x)
+            first, second = self._looped(draws.at(index), x)
             yield first.unsqueeze(0), None if second is None else second.unsqueeze(0)
 
     def _summary(self, outputs: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -108,9 +113,10 @@ class Runner:
             return self.likelihood.probabilities(outputs), None
         return self.likelihood.moments(outputs)
 
-    def _looped(self, draw: dict[str, Tensor], x: Any) -> tuple[Tensor, Tensor | None]:
+    def _looped(self, draw: Draws, x: Any) -> tuple[Tensor, Tensor | None]:
         net = getattr(self.model, "net", None)
         with contextlib.ExitStack() as stack:
+            stack.enter_context(installed_buffers(self.model, draw.buffers))
             if isinstance(self.model, SupervisedModel) and isinstance(net, BayesianModule):
                 with Substitution(draw):
                     weights = net.sample_weights()
@@ -123,19 +129,19 @@ class Runner:
         with Substitution(draw):
             return self._summary(outputs)
 
-    def _vmapped(self, draws: dict[str, Tensor], x: Any) -> Iterator[tuple[Tensor, Tensor | None]]:
-        def one(draw: dict[str, Tensor], part: Any) -> tuple[Tensor, ...]:
-            with Substitution(draw):
+    def _vmapped(self, draws: Draws, x: Any) -> Iterator[tuple[Tensor, Tensor | None]]:
+        def one(draw: dict[str, Tensor], buffers: dict[str, Tensor], part: Any) -> tuple[Tensor, ...]:
+            with installed_buffers(self.model, buffers), Substitution(draw):
                 first, second = self._summary(model_outputs(self.model, part))
             return (first,) if second is None else (first, second)
 
         count = len(next(iter(draws.values())))
         rows = num_rows(x)
         together = max(1, min(count, self.activation_bytes // max(1, self._bytes_per_row(x) * min(rows, _CHUNK_ROWS))))
-        run = torch.func.vmap(one, in_dims=(0, None), randomness="different")
+        run = torch.func.vmap(one, in_dims=(0, 0, None), randomness="different")
         for start in range(0, count, together):
-            chunk = {name: value[start : start + together] for name, value in draws.items()}
-            pieces = [run(chunk, part) for part in self._parts(x, len(next(iter(chunk.values()))))]
+            chunk = draws.at(slice(start, start + together))
+            pieces = [run(dict(chunk), chunk.buffers, part) for part in self._parts(x, len(next(iter(chunk.values()))))]
             joined = tuple(torch.cat(tensors, 1) for tensors in zip(*pieces, strict=True))
             yield joined[0], joined[1] if len(joined) > 1 else None
 

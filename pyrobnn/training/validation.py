@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from pyrobnn import random_state
 from pyrobnn.bayesianize import evaluating, frozen_buffers
 from pyrobnn.guides.base import Guide
+from pyrobnn.guides.draws import Draws, installed_buffers
 from pyrobnn.substitution import Substitution
 from pyrobnn.supervised import SupervisedModel
 from pyrobnn.training.checks import unpack
@@ -46,15 +47,12 @@ def log_predictive(
         ValueError: If there is no batch.
     """
     with random_state.seeded(0, next(guide.parameters()).device):
-        draws = guide.sample(num_samples)
+        draws = Draws.of(guide.sample(num_samples))
     total, rows = 0.0, 0
     with evaluating(model), frozen_buffers(model):
         for batch in batches:
             x, y = unpack(batch, device)
-            by_draw = [
-                _log_likelihood(model, {name: value[index] for name, value in draws.items()}, x, y)
-                for index in range(num_samples)
-            ]
+            by_draw = [_log_likelihood(model, draws.at(index), x, y) for index in range(num_samples)]
             total += float((torch.stack(by_draw).logsumexp(0) - math.log(num_samples)).sum())
             rows += len(y)
     if rows == 0:
@@ -62,9 +60,9 @@ def log_predictive(
     return total / rows
 
 
-def _log_likelihood(model: nn.Module, draw: dict[str, Tensor], x: Any, y: Tensor) -> Tensor:
+def _log_likelihood(model: nn.Module, draw: Draws, x: Any, y: Tensor) -> Tensor:
     """``log p(y | x, w)`` of each row."""
-    with Substitution(draw) as run:
+    with installed_buffers(model, draw.buffers), Substitution(draw) as run:
         if isinstance(model, SupervisedModel):  # past the data plate: held-out data may outnumber the training data
             outputs = model.predictive(x)
             model.likelihood.check_shape(outputs, y)

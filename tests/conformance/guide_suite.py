@@ -48,15 +48,28 @@ class GuideConformance:
         has_density: Whether ``log_prob`` exists.
         is_point: Whether all draws are one point.
         exact: Whether the divergence from a Normal prior is a closed form, the same for every draw.
+        is_joint: Whether Pyro sees the sites as functions of an auxiliary one, so that they cannot be conditioned.
+        trains_as_point: Whether the guide is a point in training mode and a distribution in evaluation mode.
     """
 
     has_density: ClassVar[bool] = True
     is_point: ClassVar[bool] = False
     exact: ClassVar[bool] = True
+    is_joint: ClassVar[bool] = False
+    trains_as_point: ClassVar[bool] = False
 
     def make_guide(self, model: nn.Module, **options: Any) -> Guide:
         """Builds the guide; ``options`` may hold ``example``."""
         raise NotImplementedError
+
+    def two_draws(self, guide: Guide) -> list[dict[str, Tensor]]:
+        """Two draws that differ unless the guide is a point."""
+        return [guide.draw() for _ in range(2)]
+
+    def running_statistics(self, model: nn.Module, guide: Guide) -> list[dict[str, Tensor]]:
+        """The buffers of the first BatchNorm layer; one set, or one for each member that has its own."""
+        norm = next(module for module in model.modules() if isinstance(module, nn.BatchNorm2d))
+        return [dict(norm.named_buffers())]
 
     def build(self, case: Case, scattered: bool = True) -> tuple[nn.Module, Guide, tuple[Tensor, Tensor]]:
         """A model, its guide (with parameters moved away from where they start), and a batch."""
@@ -183,7 +196,7 @@ class GuideConformance:
         pyro.set_rng_seed(2)
         bulk = guide.sample(500)
         with torch.no_grad():
-            for single in (guide, guide.draw):
+            for single in (guide.eval(),) if self.trains_as_point else (guide, guide.draw):
                 draws = [single() for _ in range(500)]
                 for name, value in bulk.items():
                     stacked = torch.stack([draw[name] for draw in draws])
@@ -213,11 +226,16 @@ class GuideConformance:
             with pytest.raises(NotImplementedError):
                 guide.log_prob(draws)
             return
+        guide.eval()
+        traces = [poutine.trace(guide).get_trace() for _ in range(3)]
+        if self.is_joint:  # values cannot be chosen, so they are those of the traces
+            draws = {name: torch.stack([trace.nodes[name]["value"] for trace in traces]) for name in draws}
+        else:
+            values = [{name: value[index] for name, value in draws.items()} for index in range(3)]
+            traces = [poutine.trace(poutine.condition(guide, value)).get_trace() for value in values]
         log_prob = guide.log_prob(draws)
         assert log_prob.shape == (3,)
-        for index in range(3):
-            values = {name: value[index] for name, value in draws.items()}
-            trace = poutine.trace(poutine.condition(guide, values)).get_trace()
+        for index, trace in enumerate(traces):
             torch.testing.assert_close(log_prob[index], trace.log_prob_sum(), rtol=1e-4, atol=1e-4)
 
     @each_case
@@ -226,7 +244,7 @@ class GuideConformance:
         for site in guide.sites.values():
             if not site.is_flat_normal:
                 continue
-            values = [guide.draw()[site.name] for _ in range(2)]
+            values = [draw[site.name] for draw in self.two_draws(guide)]
             (first, exact), (second, _) = (guide.divergence(site, value, site.prior) for value in values)
             assert exact == self.exact
             assert bool((first == second).all()) == (self.exact or self.is_point)
@@ -280,14 +298,15 @@ class GuideConformance:
     def test_loss_and_gradient_agree_with_pyro(self, case: Case) -> None:
         """Against ``TraceMeanField_ELBO``, 40 evaluations of two particles each; z-scores below 5."""
         model, guide, batch = self.build(case)
+        is_point = self.is_point or self.trains_as_point
         found = []
         for objective in (MeanFieldELBO, TraceMeanField_ELBO):
             pyro.set_rng_seed(3)
             elbo = objective(num_particles=2)
-            rows = [gradients(model, guide, batch, elbo) for _ in range(1 if self.is_point else 40)]
+            rows = [gradients(model, guide, batch, elbo) for _ in range(1 if is_point else 40)]
             found.append({name: torch.stack([row[name] for row in rows]) for name in rows[0]})
         for name, ours in found[0].items():
-            if self.is_point:
+            if is_point:
                 torch.testing.assert_close(ours, found[1][name], rtol=1e-4, atol=1e-4)
             else:
                 assert z_of_means(ours, found[1][name]) < Z, name
@@ -309,11 +328,12 @@ class GuideConformance:
 
     def test_running_statistics_move_once_per_step(self) -> None:
         model, guide, batch = self.build(BATCH_NORM)
-        norm = next(module for module in model.modules() if isinstance(module, nn.BatchNorm2d))
-        start = norm.running_mean.clone()
+        start = copy.deepcopy(self.running_statistics(model, guide))
         for steps in (1, 2):
             MeanFieldELBO(num_particles=3).loss_and_grads(model, guide, *batch)
-            assert norm.num_batches_tracked == steps
-        assert not torch.equal(norm.running_mean, start)
+            assert [own["num_batches_tracked"] for own in self.running_statistics(model, guide)] == [steps] * len(start)
+        for own, before in zip(self.running_statistics(model, guide), start, strict=True):
+            assert not torch.equal(own["running_mean"], before["running_mean"])
         SVI(model, guide, pyro.optim.Adam({"lr": 0.01}), MeanFieldELBO(num_particles=3)).step(*batch)
-        assert norm.num_batches_tracked == 3
+        MeanFieldELBO(num_particles=3).loss(model, guide, *batch)  # an evaluation moves none
+        assert [own["num_batches_tracked"] for own in self.running_statistics(model, guide)] == [3] * len(start)

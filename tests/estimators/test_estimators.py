@@ -14,7 +14,7 @@ import pyrobnn as pb
 from pyrobnn import estimators
 from pyrobnn.elbo import MeanFieldELBO
 from pyrobnn.estimators import EstimatorSpec, Flipout, LocalReparameterization, PerExample, PerGroup
-from pyrobnn.guides import Map, MeanField
+from pyrobnn.guides import DeltaMixture, Map, MeanField
 from tests.conformance.conjugate import ConjugateRegression
 from tests.conformance.monte_carlo import Z, z_of_mean, z_of_means
 
@@ -305,3 +305,22 @@ def test_report_leaves_out_what_the_guide_cannot_take() -> None:
         estimators.report(model, Map(model).double(), batch, ["flipout"])
     with pytest.raises(ValueError, match=r"num_draws: a variance needs at least 2, got 1"):
         estimators.report(model, Map(model).double(), batch, num_draws=1)
+
+
+def test_one_member_of_a_mixture_for_each_group() -> None:
+    """Full members, a batch of 8 in 4 groups: each member's gradient is that of its own rows, scaled to the data."""
+    torch.manual_seed(0)
+    model = pb.SupervisedModel(mlp(), pb.likelihoods.Categorical(), dist.Normal(0.0, 1.0), num_data=40).double()
+    guide = DeltaMixture(model, 4).double()
+    x, y = torch.randn(8, 3, dtype=torch.float64), torch.tensor([0, 1] * 4)
+    MeanFieldELBO(estimator=PerGroup(4)).loss_and_grads(model, guide, x, y)
+    (members,) = guide.parameters()
+    for index in range(4):
+        alone = Map(model).double()
+        with torch.no_grad():
+            alone.flat_loc.copy_(members[index])
+        rows = slice(2 * index, 2 * index + 2)
+        MeanFieldELBO().loss_and_grads(model, alone, x[rows], y[rows])
+        torch.testing.assert_close(members.grad[index], alone.flat_loc.grad)
+    with pytest.raises(ValueError, match=r"groups: a step has 4 draws and 2 groups; let them be equal"):
+        MeanFieldELBO(estimator=PerGroup(2)).loss_and_grads(model, guide, x, y)

@@ -1,0 +1,108 @@
+"""A step of an ensemble of M members, as a multiple of M steps of one network.
+
+Baseline: M steps of ``Map`` in a row, which is what M separate trainings cost; the data they would load M times are not
+counted. Contenders: one step of ``DeltaMixture`` by the automatic choice, by the loop and by vmap.
+
+    python -m benchmarks.ensemble --networks small lenet --members 8 --threads 1 --rounds 15
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyro
+import torch
+from torch import nn
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it also runs as a file
+
+from benchmarks.networks import WORKLOADS, Workload
+from benchmarks.timing import CLOCKS, Alternating, Timing, environment, markdown_table, write_json
+from benchmarks.training_step import bayesian
+from pyrobnn.elbo import MeanFieldELBO
+from pyrobnn.guides import DeltaMixture, Guide, Map
+from pyrobnn.supervised import SupervisedModel
+from pyrobnn.training import make_optimizer, train_step
+
+
+def dense(*sizes: int, batch: int = 64) -> Callable[[], Workload]:
+    """A network of linear layers with random data."""
+
+    def make() -> Workload:
+        torch.manual_seed(0)
+        layers: list[nn.Module] = []
+        for inputs, outputs in itertools.pairwise(sizes):
+            layers += [nn.Linear(inputs, outputs), nn.ReLU()]
+        name = "-".join(map(str, sizes))
+        x, y = torch.randn(batch, sizes[0]), torch.randint(sizes[-1], (batch,))
+        return Workload(name, f"MLP {name}, batch {batch}", nn.Sequential(*layers[:-1]), x, y, 60_000)
+
+    return make
+
+
+NETWORKS: dict[str, Callable[[], Workload]] = {
+    "small": dense(64, 64, 10),
+    "medium": dense(256, 256, 10),
+    **WORKLOADS,
+}
+
+
+def step_of(workload: Workload, make_guide: Callable[[SupervisedModel], Guide]) -> Callable[[], Any]:
+    """One step as :func:`pyrobnn.fit` takes it."""
+    model, guide = bayesian(workload, make_guide)
+    elbo, optimizer = MeanFieldELBO(), make_optimizer(model, guide)
+    return lambda: train_step(model, guide, elbo, optimizer, (workload.x, workload.y), num_data=workload.num_data)
+
+
+def measure(workload: Workload, members: int, rounds: int, block_seconds: float, clock: str) -> list[Timing]:
+    """The contenders on one network."""
+    contenders: dict[str, bool | str] = {"auto": "auto", "loop": False}
+    if not any(True for _ in workload.net.buffers()):
+        contenders["vmap"] = True
+    single = step_of(workload, Map)
+
+    def separately() -> None:
+        for _ in range(members):
+            single()
+
+    timings = []
+    for name, vmap in contenders.items():
+        together = step_of(workload, lambda model, vmap=vmap: DeltaMixture(model, members, vmap=vmap))  # type: ignore[misc]
+        turns = Alternating(separately, rounds, block_seconds, clock)
+        for _ in turns:
+            together()
+        timings.append(turns.result(f"DeltaMixture, M = {members}, {name}"))
+    return timings
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS), help="default: all")
+    parser.add_argument("--members", type=int, default=8, help="members of the ensemble (default %(default)s)")
+    parser.add_argument("--threads", type=int, default=1, help="torch threads (default %(default)s)")
+    parser.add_argument("--rounds", type=int, default=15, help="pairs of blocks (default %(default)s)")
+    parser.add_argument("--block-seconds", type=float, default=0.25, help="length of a block (default %(default)s)")
+    parser.add_argument("--clock", choices=CLOCKS, default="wall", help="wall, or cpu for a busy machine")
+    parser.add_argument("--json", metavar="PATH", help="write everything to a JSON file too")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    pyro.enable_validation(False)  # as in fit from its second epoch on
+    header = environment(options.threads, options.clock)
+    print("\n".join(f"- {key}: {value}" for key, value in header.items()), flush=True)
+    tables = {}
+    for name in options.networks:
+        workload = NETWORKS[name]()
+        timings = measure(workload, options.members, options.rounds, options.block_seconds, options.clock)
+        tables[workload.title] = timings
+        print(f"\n{markdown_table(f'Ensemble step, {workload.title}', timings)}", flush=True)
+    if options.json:
+        write_json(options.json, header, tables)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,118 @@
+"""What every experiment shares: seeds, a table of means and standard errors, JSON, training data as a loader."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["Batches", "Experiment", "arguments", "subset"]
+
+Row = dict[str, float]
+
+
+@dataclass
+class Batches:
+    """Shuffled batches of tensors in memory: what a data loader does, without a copy for each row.
+
+    Attributes:
+        x: Inputs ``[N, ...]``.
+        y: Targets ``[N, ...]``.
+        batch_size: Rows of a batch; a last batch that is not full is left out.
+    """
+
+    x: Tensor
+    y: Tensor
+    batch_size: int = 128
+
+    @property
+    def dataset(self) -> range:
+        """Something as long as the data set."""
+        return range(len(self.x))
+
+    def __len__(self) -> int:
+        return max(1, len(self.x) // self.batch_size)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        order = torch.randperm(len(self.x))
+        size = min(self.batch_size, len(order))
+        for start in range(0, len(order) - size + 1, size):
+            rows = order[start : start + size]
+            yield self.x[rows], self.y[rows]
+
+
+def subset(data: tuple[Tensor, Tensor], count: int, seed: int) -> tuple[Tensor, Tensor]:
+    """``count`` rows chosen by ``seed``."""
+    rows = torch.randperm(len(data[0]), generator=torch.Generator().manual_seed(seed))[:count]
+    return data[0][rows], data[1][rows]
+
+
+def arguments(description: str | None) -> argparse.ArgumentParser:
+    """The options of every experiment."""
+    parser = argparse.ArgumentParser(description=(description or "").split("\n")[0])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="default: 0 1 2")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda (default %(default)s)")
+    parser.add_argument("--threads", type=int, default=1, help="torch threads (default %(default)s)")
+    parser.add_argument("--quick", action="store_true", help="a few steps of everything, to see that it runs")
+    parser.add_argument("--json", metavar="PATH", help="write all numbers to a JSON file too")
+    return parser
+
+
+class Experiment:
+    """Runs a function for each seed and shows the mean and standard error of each method's numbers.
+
+    Args:
+        title: Heading of the table.
+        run: ``(seed, options) -> {method: {column: number}}``.
+    """
+
+    def __init__(self, title: str, run: Callable[[int, argparse.Namespace], dict[str, Row]]) -> None:
+        self.title = title
+        self.run = run
+        self.results: dict[str, list[Row]] = {}
+
+    def main(self, parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> dict[str, list[Row]]:
+        """Parses the command line, runs all seeds, prints the table, writes the JSON file."""
+        options = parser.parse_args(argv)
+        torch.set_num_threads(options.threads)
+        started = time.perf_counter()
+        for seed in options.seeds:
+            for method, row in self.run(seed, options).items():
+                self.results.setdefault(method, []).append(row)
+                print(f"seed {seed}  {method}: {_line(row)}", file=sys.stderr, flush=True)
+        print(self.table(len(options.seeds), time.perf_counter() - started))
+        if options.json:
+            content = {"title": self.title, "options": vars(options), "results": self.results}
+            Path(options.json).write_text(json.dumps(content, indent=1))
+        return self.results
+
+    def table(self, seeds: int, seconds: float) -> str:
+        """Markdown: mean ± standard error over the seeds."""
+        columns = list(dict.fromkeys(name for rows in self.results.values() for row in rows for name in row))
+        lines = [f"### {self.title}", "", "| method | " + " | ".join(columns) + " |", "|---" * (1 + len(columns)) + "|"]
+        for method, rows in self.results.items():
+            cells = [_cell([row[name] for row in rows if name in row]) for name in columns]
+            lines.append(f"| {method} | " + " | ".join(cells) + " |")
+        machine = f"{platform.machine()}, Python {platform.python_version()}, torch {torch.__version__}"
+        return "\n".join([*lines, "", f"{seeds} seeds, mean ± standard error; {machine}; {seconds:.0f} s in all"])
+
+
+def _cell(values: list[float]) -> str:
+    if not values:
+        return ""
+    spread = f" ± {stdev(values) / len(values) ** 0.5:.3g}" if len(values) > 1 else ""
+    return f"{fmean(values):.4g}{spread}"
+
+
+def _line(row: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {value:.4g}" for name, value in row.items())

@@ -1,0 +1,47 @@
+r"""Type-II maximum likelihood: the multiplier of the prior precision under which the data are most probable.
+
+With :math:`P \to m P` the mode held, the Laplace log evidence is a sum over the blocks' eigenvalues
+(:meth:`pyrobnn.curvature.Block.log_evidence_gain`). At its maximum :math:`m = \gamma / \sum_i P_i (w_i - \mu_i)^2`,
+with γ the number of directions that the data determine (MacKay 1992).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from scipy.optimize import minimize_scalar
+from torch import Tensor
+
+from pyrobnn.curvature.blocks import Block
+
+__all__ = ["best_multiplier"]
+
+_REACH = math.log(1e8)
+_GRID = 201  # there may be several maxima; steps of a factor 1.2 tell them apart
+
+
+def best_multiplier(blocks: Sequence[Block]) -> float:
+    """The multiplier, the same for all ``blocks``, that maximises the evidence: the best of a grid, polished.
+
+    Args:
+        blocks: Fitted blocks.
+
+    Returns:
+        A number between 1e-8 and 1e8; at an end of this range if the evidence has no maximum within.
+    """
+
+    def evidence(log_multiplier: Tensor) -> Tensor:
+        return torch.stack([block.log_evidence_gain(log_multiplier.exp()) for block in blocks]).sum(0)
+
+    grid = torch.linspace(-_REACH, _REACH, _GRID, dtype=torch.float64, device=blocks[0].eigenvalues.device)
+    best = int(evidence(grid).argmax())
+    bounds = float(grid[max(best - 1, 0)]), float(grid[min(best + 1, _GRID - 1)])
+    found = minimize_scalar(
+        lambda log_multiplier: -float(evidence(grid.new_tensor(log_multiplier))),
+        bounds=bounds,
+        method="bounded",
+        options={"xatol": 1e-8},
+    )
+    return math.exp(found.x)

@@ -1,0 +1,137 @@
+r"""Bayesian fine-tuning (BayesAdapter): a pretrained network becomes a posterior in a few epochs.
+
+The posterior starts at the pretrained weights with small standard deviations, :math:`\log\sigma \in [-6, -5]`; means
+then move slowly and scales fast. With auxiliary inputs, the regulariser of :class:`~pyrobnn.elbo.RegularizedELBO`
+teaches draws to disagree on them. Deng, Zhang, Yang, Dong & Zhu, *BayesAdapter* (2020); the last-layer form follows
+Deng, Yang, Xu, Su & Zhu, *LiBRe* (2021).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Sized
+from typing import Any, Literal
+
+import pyro.distributions as dist
+import torch
+from torch import nn
+
+from pyrobnn.elbo import MeanFieldELBO, RegularizedELBO
+from pyrobnn.elbo.regularized import Auxiliary
+from pyrobnn.estimators import EstimatorSpec
+from pyrobnn.guides import DeltaMixture, Guide, LowRankEnsemble, MeanField
+from pyrobnn.likelihoods import Categorical, Likelihood
+from pyrobnn.priors import PriorSpec, last_layer
+from pyrobnn.supervised import SupervisedModel
+from pyrobnn.training.fit import fit
+
+__all__ = ["Posterior", "finetune"]
+
+PosteriorName = Literal["mean_field", "delta_mixture", "low_rank_sharing", "last_layer"]
+Posterior = PosteriorName | Callable[[SupervisedModel], Guide]
+
+LOG_SCALES = (-6.0, -5.0)
+
+
+def finetune(
+    net: nn.Module,
+    loader: Iterable[Any],
+    posterior: Posterior = "mean_field",
+    *,
+    likelihood: Likelihood | None = None,
+    prior: PriorSpec | None = None,
+    num_data: int | None = None,
+    num_members: int = 5,
+    epochs: int = 4,
+    lr: float = 1e-4,
+    scale_lr: float = 1e-2,
+    auxiliary: Auxiliary | None = None,
+    threshold: float = 0.5,
+    weight: float = 1.0,
+    estimator: EstimatorSpec = None,
+    **options: Any,
+) -> tuple[SupervisedModel, Guide]:
+    r"""Turns a pretrained network into a Bayesian one.
+
+    Args:
+        net: The trained network, any module (such as one of torchvision with its pretrained weights). It is copied,
+            and dropout in the copy switched off.
+        loader: The training data, batches ``(x, y)``.
+        posterior: ``"mean_field"``: a Gaussian over all ordinary weights; ``"last_layer"``: the same over the last
+            layer only; ``"delta_mixture"``: ``num_members`` copies of the network; ``"low_rank_sharing"``: as many
+            members that share the weights up to rank-1 factors; or a function that builds a guide of the model.
+        likelihood: What the outputs mean; classes if None.
+        prior: Prior of the weights. If None, ``Normal(0, 1 / sqrt(2e-4 N))``, weight decay 2e-4 in the
+            mean loss. ``priors.centred(net, scale)`` centres it on the pretrained weights.
+        num_data: Number N of training data; that of the loader's data set if None.
+        num_members: Members of the two mixtures.
+        epochs: Passes over the data.
+        lr: Learning rate of the means (of members): slow, since they are trained already.
+        scale_lr: Learning rate of the log standard deviations: fast, since they have far to go. Under Adam they rise
+            by about ``scale_lr`` a step at first: with many steps take less, or accuracy suffers.
+        auxiliary: Inputs to be uncertain about: a function of the batch's inputs, such as
+            ``elbo.perturbed(0.3)``, or an iterable of inputs; None for no regulariser.
+        threshold: Mutual information in nats that is enough there.
+        weight: Weight of the regulariser.
+        estimator: How draws enter the layers.
+        **options: Passed on to :func:`pyrobnn.fit` (``seed``, ``device``, ``validation``, ``progress`` …).
+
+    Returns:
+        The model and the fitted guide.
+
+    Raises:
+        TypeError: If ``num_data`` is needed and the loader has no data set of known length, or ``posterior`` is of
+            another kind.
+        ValueError: If ``posterior`` is none of the names.
+    """
+    count = _num_data(loader) if num_data is None else num_data
+    rule = dist.Normal(0.0, (2e-4 * count) ** -0.5) if prior is None else prior
+    if posterior == "last_layer":
+        rule = last_layer(net, rule)  # type: ignore[arg-type]
+    net = _without_dropout(net)
+    own = Categorical() if likelihood is None else copy.deepcopy(likelihood)
+    model = SupervisedModel(net, own, rule, num_data=count)
+    guide = _guide(model, posterior, num_members)
+    elbo: MeanFieldELBO
+    if auxiliary is None:
+        elbo = MeanFieldELBO(estimator=estimator)
+    else:
+        elbo = RegularizedELBO(auxiliary, threshold, weight, estimator=estimator)
+    fit(model, guide, loader, epochs=epochs, lr=lr, scale_lr=scale_lr, elbo=elbo, **options)
+    return model, guide
+
+
+def _guide(model: SupervisedModel, posterior: Posterior, num_members: int) -> Guide:
+    if not isinstance(posterior, str):
+        if not callable(posterior):
+            raise TypeError(f"posterior: expected a name or a function that builds a guide, got {posterior!r}.")
+        return posterior(model)
+    if posterior in ("mean_field", "last_layer"):
+        guide = MeanField(model)
+        with torch.no_grad():
+            guide.flat_log_scale.uniform_(*LOG_SCALES)
+        return guide
+    if posterior == "delta_mixture":
+        return DeltaMixture(model, num_members, init=model.net.network)
+    if posterior == "low_rank_sharing":
+        return LowRankEnsemble(model, num_members)
+    raise ValueError(
+        "posterior: expected 'mean_field', 'last_layer', 'delta_mixture', 'low_rank_sharing' or a function that builds "
+        f"a guide, got {posterior!r}."
+    )
+
+
+def _without_dropout(net: nn.Module) -> nn.Module:
+    """A copy whose dropout does nothing: the posterior's noise takes its place."""
+    net = copy.deepcopy(net)
+    for module in net.modules():
+        if isinstance(module, nn.Dropout | nn.Dropout1d | nn.Dropout2d | nn.Dropout3d | nn.AlphaDropout):
+            module.p = 0.0
+    return net
+
+
+def _num_data(loader: Iterable[Any]) -> int:
+    data = getattr(loader, "dataset", None)
+    if not isinstance(data, Sized):
+        raise TypeError("num_data: the loader has no data set of known length; state the number of training data.")
+    return len(data)

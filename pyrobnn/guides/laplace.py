@@ -1,0 +1,281 @@
+r"""Laplace approximation: a Gaussian at the mode, as wide as the curvature says.
+
+.. math::  q(w) = N\big(\hat w, (H + P)^{-1}\big), \qquad H = \sum_{n=1}^N J_n^\top \Lambda_n J_n,
+
+with P the prior's precision and H the generalised Gauss–Newton matrix of the log likelihood, summed over *all* data. It
+stands for the Hessian, which is indefinite for a network; for networks linear in their weights the two are equal. The
+Laplace evidence compares models and tunes the prior,
+
+.. math::  \log p(D) \approx \log p(D \mid \hat w) + \log p(\hat w) + \tfrac d2 \log 2\pi - \tfrac12 \log\det(H + P).
+
+MacKay (1992); Ritter, Botev & Barber (2018); Immer et al. (2021); Daxberger et al., *Laplace Redux* (2021). Draws of a
+Gauss–Newton posterior over hidden layers underfit; :func:`pyrobnn.prediction.predict_linearized` is the predictive that
+the matrix belongs to. For the last layer the two are one. The package laplace-torch does the same for plain networks;
+here it is a Pyro guide like any other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+
+from pyrobnn.bayesianize import evaluating, frozen_buffers
+from pyrobnn.curvature import Block, BlockGaussian, Group, Structure, best_multiplier, fill, lay_out
+from pyrobnn.guides.base import Guide, Init, Site
+from pyrobnn.guides.map import Map
+from pyrobnn.supervised import SupervisedModel
+
+__all__ = ["Laplace"]
+
+
+class Laplace(Map):
+    """A point while it is trained, the Gaussian around it after :meth:`fit`.
+
+    Training is that of :class:`~pyrobnn.guides.Map`; a point that is fitted already is taken as the start::
+
+        guide = Laplace(model, init=map_guide).fit(model, loader)
+
+    :meth:`sample`, and so everything that predicts, needs :meth:`fit`, and keeps the mode of that moment, whatever is
+    trained later. Pyro's view, a call of the guide, is the point in training mode (how every module starts), the
+    Gaussian after ``guide.eval()``. Sites that the structure does not cover are points: those of other layers, of the
+    likelihood, the scales of hierarchical priors. The Gaussian is that of the covered weights given these.
+
+    Args:
+        model: The Pyro model.
+        init: Where to start: a fitted :class:`~pyrobnn.guides.Map`, or as for :class:`~pyrobnn.guides.MeanField`.
+        structure: ``"last_layer"``, a full matrix over one layer; ``"full"``, over all weights; ``"diagonal"``;
+            ``"kronecker"``, one Kronecker product for each linear or 2-d convolutional layer.
+        last_layer: That layer's name in the network, if it is not the last linear one.
+        example: Arguments of one run, for models whose sites are not known without data.
+        only: Names of the sites that the guide is for; all of them if None.
+
+    Attributes:
+        has_density: Whether every site is covered.
+        mean: The mode at the time of :meth:`fit`, ``[d]``.
+        log_likelihood: Log likelihood of all data there, in nats.
+        fitted: Whether there is a Gaussian.
+
+    Raises:
+        TypeError: If ``init`` is a guide that is no point.
+        ValueError: If the structure covers nothing or needs a matrix that is too large.
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        init: Init = None,
+        *,
+        structure: Structure = "last_layer",
+        last_layer: str | None = None,
+        example: tuple[Any, ...] | None = None,
+        only: Collection[str] | None = None,
+    ) -> None:
+        super().__init__(model, _point(init), example=example, only=only)
+        self.structure, self.last_layer = structure, last_layer
+        like = self.flat_loc.detach()
+        groups = lay_out(model, self.sites, structure, last_layer, like)
+        self.group_names = [group.name for group in groups]
+        self._block_of = {site.name: index for index, group in enumerate(groups) for site in group.sites}
+        self.has_density = len(self._block_of) == len(self.sites)  # type: ignore[misc]
+        self.add_module("blocks", nn.ModuleList(group.block for group in groups))
+        self.register_buffer("mean", torch.zeros_like(like))
+        self.register_buffer("log_likelihood", like.new_zeros(()))
+        for name in ("fitted", "has_normal_priors"):
+            self.register_buffer(name, torch.zeros((), dtype=torch.bool, device=like.device))
+
+    mean: Tensor
+    log_likelihood: Tensor
+    fitted: Tensor
+    has_normal_priors: Tensor
+
+    @property
+    def flat_blocks(self) -> list[Block]:
+        """The Gaussians over parts of the flat vector, read past Pyro's attribute hooks."""
+        return list(self._modules["blocks"])  # type: ignore[call-overload]
+
+    @property
+    def covered(self) -> list[str]:
+        """Sites with a Gaussian, block by block; the others are points."""
+        return list(self._block_of)
+
+    def config(self) -> dict[str, Any]:
+        """Constructor arguments."""
+        return {"structure": self.structure, "last_layer": self.last_layer}
+
+    # ------------------------------------------------------------------------------------- curvature
+
+    def fit(
+        self,
+        model: nn.Module,
+        loader: Iterable[Any],
+        *,
+        given: Mapping[str, Tensor] | None = None,
+        max_bytes: int = 256 * 2**20,
+        progress: bool = False,
+    ) -> Laplace:
+        """Computes the curvature at the mode, in one pass over all data; the prior is the model's own.
+
+        Args:
+            model: The model, a :class:`~pyrobnn.SupervisedModel`.
+            loader: Batches ``(x, y)`` of the whole data set, of any size.
+            given: Values of sites that this guide is not for (``only``).
+            max_bytes: Budget for Jacobians.
+            progress: Show a progress bar.
+
+        Returns:
+            The guide itself.
+
+        Raises:
+            TypeError: If the model is another or a batch is not a pair.
+            ValueError: If the loader has not ``num_data`` rows, a site lacks a value, or a prior is not log-concave at
+                the mode.
+        """
+        if not isinstance(model, SupervisedModel):
+            raise TypeError(
+                f"model: curvature needs a SupervisedModel, whose network and likelihood are known, got "
+                f"{type(model).__name__}."
+            )
+        with torch.no_grad():
+            self.fitted.fill_(False)  # until all of it is
+            values = self.constrain(self.split(self.flat_loc.detach().clone())) | dict(given or {})
+            with evaluating(model), frozen_buffers(model):
+                log_likelihood, is_normal = fill(
+                    model, values, self._groups(model), loader, max_bytes=max_bytes, progress=progress
+                )
+            self.mean.copy_(self.flat_loc)
+            self.log_likelihood.fill_(log_likelihood)
+            self.has_normal_priors.fill_(is_normal)
+            self.fitted.fill_(True)
+        return self
+
+    def _groups(self, model: SupervisedModel) -> list[Group]:
+        """The layout again, for this model's own layers, with the guide's blocks."""
+        groups = lay_out(model, self.sites, self.structure, self.last_layer, self.flat_loc.detach())
+        return [replace(group, block=block) for group, block in zip(groups, self.flat_blocks, strict=True)]
+
+    def log_evidence(self) -> float:
+        """The Laplace log evidence in nats, given the sites that are points.
+
+        Raises:
+            RuntimeError: Before :meth:`fit`.
+        """
+        self.gaussian()  # refuses before the fit
+        gains = [block.log_evidence_gain(block.multiplier.double()) for block in self.flat_blocks]
+        return float(self.log_likelihood) + sum(float(gain) for gain in gains)
+
+    @torch.no_grad()
+    def optimize_prior_precision(self, *, per_layer: bool = False) -> float | dict[str, float]:
+        """Multiplies the prior precision by what maximises :meth:`log_evidence`; the mode stays where it is.
+
+        Args:
+            per_layer: One multiplier for each layer (diagonal and Kronecker structures) instead of one for all.
+
+        Returns:
+            The multiplier (between 1e-8 and 1e8), or one by layer; predictions use it from now on.
+
+        Raises:
+            RuntimeError: Before :meth:`fit`.
+            ValueError: If a prior is not Normal, so that it has no precision to multiply, or layers are correlated.
+        """
+        self.gaussian()  # refuses before the fit
+        if not self.has_normal_priors:
+            raise ValueError("structure: some covered sites have priors that are not Normal; they cannot be tuned.")
+        if per_layer and self.structure == "full":
+            raise ValueError("per_layer: structure='full' correlates the layers; leave it False.")
+        blocks = self.flat_blocks
+        parts = [[block] for block in blocks] if per_layer else [blocks]
+        found = []
+        for part in parts:
+            found.append(best_multiplier(part))
+            for block in part:
+                block.multiplier.fill_(found[-1])
+        return dict(zip(self.group_names, found, strict=True)) if per_layer else found[0]
+
+    # -------------------------------------------------------------------------------------- distribution
+
+    def gaussian(self) -> BlockGaussian:
+        """The distribution of the flat vector.
+
+        Raises:
+            RuntimeError: Before :meth:`fit`.
+        """
+        if not self.fitted:
+            raise RuntimeError("Laplace: it has no curvature yet; call laplace.fit(model, loader) first.")
+        return BlockGaussian(self.mean, self.flat_blocks)
+
+    def mode(self) -> dict[str, Tensor]:
+        """The Gaussian's mean: the values of all sites when the curvature was computed."""
+        return self.constrain(self.split(self.gaussian().mean))
+
+    @torch.no_grad()
+    def sample(self, num_samples: int) -> dict[str, Tensor]:
+        """Draws ``{site: [num_samples, *site shape]}`` of the Gaussian.
+
+        Raises:
+            RuntimeError: Before :meth:`fit`.
+        """
+        return self.constrain(self.split(self.gaussian().rsample((num_samples,))))
+
+    def factor(self, site: Site) -> dist.Distribution:
+        """The site's Gaussian by element (correlations are left out); a point where it is one, and before the fit."""
+        if not self.fitted:
+            return super().factor(site)
+        if site.name not in self._block_of:
+            return dist.Delta(self.mode()[site.name], event_dim=site.event_dim)
+        gaussian = BlockGaussian(self.mean, [self.flat_blocks[self._block_of[site.name]]])
+        scale = self.split(gaussian.variance)[site.name].sqrt()
+        return dist.Normal(self.mode()[site.name], scale).to_event(site.event_dim)
+
+    def log_prob(self, draws: Mapping[str, Tensor]) -> Tensor:
+        """Joint log density of draws ``{site: [K, *site shape]}``, shape ``[K]``.
+
+        Raises:
+            NotImplementedError: If some sites are points.
+            RuntimeError: Before :meth:`fit`.
+        """
+        if not self.has_density:
+            point = next(name for name in self.sites if name not in self._block_of)
+            raise NotImplementedError(f"Laplace: the site {point!r} is a point mass, so there is no joint density.")
+        return self.gaussian().log_prob(torch.cat([draws[site.name].flatten(1) for site in self.flat_order], 1))
+
+    def output_covariance(self, jacobians: Tensor) -> Tensor:
+        """``J Σ Jᵀ [..., O, O]`` of Jacobians ``[..., O, n]`` by the sites :attr:`covered`, in their order."""
+        sites = [self.sites[name] for name in self.covered]
+        columns = torch.cat([torch.arange(site.offset, site.offset + site.numel) for site in sites])
+        return self.gaussian().image_covariance(jacobians, columns.to(jacobians.device))
+
+    def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """Pyro's view: the point in training mode, else a joint draw through an auxiliary site."""
+        self.announce_parameters()
+        if self.training:
+            factors = {name: super(Laplace, self).factor(site) for name, site in self.sites.items()}
+        else:
+            flat = pyro.sample(f"_joint:{self.covered[0]}", self.gaussian(), infer={"is_auxiliary": True})
+            values = self.constrain(self.split(flat))
+            factors = {n: dist.Delta(values[n], event_dim=site.event_dim) for n, site in self.sites.items()}
+        return {name: self._sample_site(self.sites[name], factor) for name, factor in factors.items()}
+
+
+def _point(init: Init) -> Init:
+    """The values of a point estimate, if ``init`` is one."""
+    if not isinstance(init, Guide):
+        return init
+    if not isinstance(init, Map):
+        raise TypeError(
+            f"init: expected a point estimate (a fitted Map), a network or values, got a {type(init).__name__}; pass "
+            "the values {site: value} of the mode."
+        )
+    values = {name: value.detach().clone() for name, value in init.draw().items()}
+
+    def value_of(name: str, prior: dist.Distribution) -> Tensor:
+        if name not in values:
+            raise ValueError(f"init: the {type(init).__name__} guide has no site {name!r}; pass that of this model.")
+        return values[name]
+
+    return value_of

@@ -1,0 +1,148 @@
+r"""An ensemble whose members share their weights up to low-rank factors (BatchEnsemble, Wen et al. 2020).
+
+.. math::  w_m = W \circ (A_m B_m), \qquad A_m \in \mathbb{R}^{o \times r},\; B_m \in \mathbb{R}^{r \times i k^2},
+
+for every weight matrix, and every convolution kernel read as the matrix ``[o, i k²]``; rank 1 with factors of signs is
+BatchEnsemble, the form with Gaussian factors around one is that of BayesAdapter (Deng et al. 2020). With M members a
+layer stores :math:`o\,i k^2 + M r (o + i k^2)` numbers instead of :math:`M\,o\,i k^2`. Vectors (biases) and sites with
+constrained support are small and stay each member's own.
+
+The factors start so that the members scatter around W: entries of mean :math:`\mu = r^{-1/2}` and variance
+:math:`v = (\sqrt{1 + r s^2} - 1) / r` give :math:`E[AB] = r \mu^2 = 1` and
+:math:`\mathrm{Var}[AB] = r\,(2 \mu^2 v + v^2) = s^2`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pyrobnn.guides.base import Init, Site, initial_values
+from pyrobnn.guides.ensemble import Ensemble
+
+__all__ = ["LowRankEnsemble"]
+
+
+class LowRankEnsemble(Ensemble):
+    """Members that differ in low-rank factors of shared weights.
+
+    Each member is scored as a point, by ``-log p(w_m)``, under gradients as in any
+    :class:`~pyrobnn.guides.ensemble.Ensemble`: shared weights follow the average member, factors their own.
+
+    Args:
+        model: The Pyro model.
+        num_members: Number M of members.
+        rank: Rank r of the factors.
+        spread: Standard deviation s of the members around the shared weights at the start, relative to each weight.
+        init: Where the shared weights start, as for :class:`~pyrobnn.guides.MeanField`.
+        members_per_step: Members that a step visits, at random; all if None.
+        jacobian: Score the density in unconstrained space, as :class:`~pyrobnn.guides.Map` does.
+        example: Arguments of one run, for models whose sites are not known without data.
+        only: Names of the sites that the guide is for; all of them if None.
+
+    Raises:
+        ValueError: If ``rank`` or ``spread`` is not positive, no site is a matrix, or a starting value does not fit.
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        num_members: int = 5,
+        rank: int = 1,
+        *,
+        spread: float = 0.2,
+        init: Init = None,
+        members_per_step: int | None = None,
+        jacobian: bool = False,
+        example: tuple[Any, ...] | None = None,
+        only: Collection[str] | None = None,
+    ) -> None:
+        super().__init__(model, num_members, members_per_step=members_per_step, example=example, only=only)
+        if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
+            raise ValueError(f"rank: expected a positive int, got {rank!r}.")
+        if not spread > 0:
+            raise ValueError(f"spread: expected a positive standard deviation, got {spread}.")
+        self.rank = rank
+        self.jacobian = jacobian
+        self._matrices = [site for site in self.flat_order if _is_matrix(site)]
+        self._vectors = [site for site in self.flat_order if not _is_matrix(site)]
+        if not self._matrices:
+            raise ValueError(
+                f"model: none of its sites ({', '.join(list(self.sites)[:8])}) is a weight matrix, so members have "
+                "nothing to share; use DeltaMixture."
+            )
+        start = initial_values(model, self.sites, init)
+        self.shared = nn.Parameter(torch.cat([start[site.name].reshape(-1) for site in self._matrices]))
+        scale = math.sqrt((math.sqrt(1.0 + rank * spread**2) - 1.0) / rank)
+        num_factors = sum(sum(self._factor_sizes(site)) for site in self._matrices)
+        noise = torch.randn(num_members, num_factors).to(self.flat_shared)
+        self.factors = nn.Parameter(rank**-0.5 + scale * noise)
+        if self._vectors:
+            own = torch.cat([start[site.name].reshape(-1) for site in self._vectors])
+            self.own = nn.Parameter(own * (1.0 + spread * torch.randn(num_members, len(own)).to(own)))
+
+    @property
+    def flat_shared(self) -> nn.Parameter:
+        """The shared weights of all matrices ``[sum of o i k²]``, read past Pyro's attribute hooks."""
+        return self._parameters["shared"]  # type: ignore[return-value]
+
+    @property
+    def flat_factors(self) -> nn.Parameter:
+        """The members' factors ``[M, sum of r (o + i k²)]``: A, then B of each matrix."""
+        return self._parameters["factors"]  # type: ignore[return-value]
+
+    @property
+    def flat_own(self) -> nn.Parameter | None:
+        """The members' own vectors ``[M, ...]``, None if there are none."""
+        return self._parameters.get("own")
+
+    def config(self) -> dict[str, Any]:
+        """Constructor arguments."""
+        return {
+            "num_members": self.num_members,
+            "rank": self.rank,
+            "members_per_step": self.members_per_step,
+            "jacobian": self.jacobian,
+        }
+
+    def member(self, index: int) -> dict[str, Tensor]:
+        """The sites' values in one member."""
+        own = None if self.flat_own is None else self.scaled(self.flat_own[index])
+        return self.constrain(self._values(self.scaled(self.flat_factors[index]), own))
+
+    def stacked(self, members: Tensor) -> dict[str, Tensor]:
+        """Copies of members ``[K]``."""
+        with torch.no_grad():
+            chosen = members.to(self.flat_factors.device)
+            own = None if self.flat_own is None else self.flat_own[chosen]
+            return self.constrain(self._values(self.flat_factors[chosen], own))
+
+    def _values(self, factors: Tensor, own: Tensor | None) -> dict[str, Tensor]:
+        """Unconstrained values from the parameters of one member or of several, ``[..., *]``."""
+        lead = factors.shape[:-1]
+        found: dict[str, Tensor] = {}
+        if own is not None:
+            for site, piece in zip(self._vectors, own.split([s.numel for s in self._vectors], -1), strict=True):
+                found[site.name] = piece.reshape(lead + site.unconstrained_shape)
+        sizes = [size for site in self._matrices for size in self._factor_sizes(site)]
+        pieces = iter(factors.split(sizes, -1))
+        shared = self.flat_shared.split([site.numel for site in self._matrices])
+        for site, weight in zip(self._matrices, shared, strict=True):
+            left, right = next(pieces), next(pieces)
+            product = left.reshape(*lead, -1, self.rank) @ right.reshape(*lead, self.rank, -1)
+            found[site.name] = weight.view(site.unconstrained_shape) * product.reshape(lead + site.unconstrained_shape)
+        return {name: found[name] for name in self.sites}
+
+    def _factor_sizes(self, site: Site) -> tuple[int, int]:
+        """Numbers in A and in B."""
+        rows = site.unconstrained_shape[0]
+        return self.rank * rows, self.rank * (site.numel // rows)
+
+
+def _is_matrix(site: Site) -> bool:
+    """Whether members share the site's values: a plain weight matrix or kernel."""
+    return site.is_real and len(site.unconstrained_shape) > 1

@@ -1,0 +1,300 @@
+r"""Monte Carlo dropout: weights with columns dropped at random.
+
+.. math::  W = M\, \mathrm{diag}(z), \qquad z_j = b_j / (1 - p), \qquad b_j \sim \mathrm{Bernoulli}(1 - p),
+
+one ``z`` for each draw: an input unit j of a layer (of a convolution a channel) is dropped with probability p, and the
+others are scaled up, so that :math:`E[W] = M` and the mean network needs no rescaling. A draw is a *function*, the same
+for all its inputs. In expectation this is dropout before the layer, with weight decay for the prior: for
+:math:`N(m, s^2)` priors
+
+.. math::  E_q[-\log p(W)] = -\log p(M) + \sum_{ij} \frac{p}{1 - p}\, \frac{M_{ij}^2}{2 s_{ij}^2},
+
+which for m = 0 is :math:`\sum M_{ij}^2 / (2 (1 - p) s_{ij}^2)` and a constant; in terms of the unscaled
+:math:`M' = M / (1 - p)` it is the :math:`\tfrac{1 - p}{2 s^2} \|M'\|^2` of the paper. The entropy of the masks does not
+depend on M and is left out, so there is a penalty but no KL, and no density.
+
+Gal & Ghahramani, *Dropout as a Bayesian Approximation* (2016a); for recurrent weights (2016b), where one draw means
+one mask at all time steps.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import Any, ClassVar
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions import constraints
+from torch import Tensor, nn
+
+from pyrobnn.bayesianize import bayesian_modules
+from pyrobnn.guides.base import Guide, Init, Site, initial_values
+from pyrobnn.guides.dropout_rates import DROPOUTS, Maskable, Rates, maskable_sites, resolve_rates
+
+__all__ = ["DroppedColumns", "MCDropout"]
+
+
+class MCDropout(Guide):
+    """Dropout as a posterior; a site without dropout is a point.
+
+    Dropout modules that the network has are silent in training steps of :func:`pyrobnn.fit` and in predictions, where
+    the guide's masks take their place. (Pyro's own ``SVI`` does not ask the guide; put them in evaluation mode there.)
+
+    Args:
+        model: The Pyro model.
+        init: Where M starts, as for :class:`~pyrobnn.guides.MeanField`.
+        p: Probability of dropping an input unit: one for all; ordered ``(pattern, probability)``, the first match
+            deciding and no match meaning 0; or ``"network"``: each dropout module's p, for the layer after it (in a
+            plain ``Sequential`` chain, and where the module does drop whole input units of that layer).
+        where: Glob patterns of sites (or of parameters in the network) that one ``p`` is for. By default the weights of
+            all linear and convolutional layers, the first one's included (Gal & Ghahramani put dropout before every
+            weight layer; inputs are often given a smaller p), except where the only unit, as the channel of grey
+            images, would be dropped. Recurrent weights and embeddings (columns: word types) are masked if named.
+        per_example: In training steps, draw masks for each example instead of each draw, as ordinary dropout does: the
+            same objective in expectation, with less noise where examples agree. Only for linear and (not transposed)
+            convolutional layers.
+        example: Arguments of one run, for models whose sites are not known without data.
+        only: Names of the sites that the guide is for; all of them if None.
+
+    Attributes:
+        rates: Probability of dropping by site; other sites are points.
+
+    Raises:
+        TypeError: If ``p`` is of another kind.
+        ValueError: If a probability or pattern does not fit, nothing is masked, or the network's own dropout is not
+            a mask of columns.
+    """
+
+    divergence_name: ClassVar[str] = "-log prior"
+    has_density: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        init: Init = None,
+        *,
+        p: Rates = 0.1,
+        where: str | Sequence[str] | None = None,
+        per_example: bool = False,
+        example: tuple[Any, ...] | None = None,
+        only: Collection[str] | None = None,
+    ) -> None:
+        super().__init__(model, example=example, only=only)
+        maskable = maskable_sites(model, self.sites)
+        self.rates = resolve_rates(maskable, p, where)
+        self.per_example = per_example
+        self._parameter_of = {name: maskable[name].parameter for name in self.rates}
+        if per_example:
+            for name in self.rates:
+                _check_per_example(maskable[name])
+        self.loc = nn.Parameter(self.join(initial_values(model, self.sites, init)))
+        columns, keep = _layout(self, maskable)
+        # Neither is state: both follow from the configuration.
+        self.register_buffer("columns", columns.to(self.flat_loc.device), persistent=False)
+        self.register_buffer("keep", keep.to(self.flat_loc.detach()), persistent=False)
+        self._masks_inputs = False
+
+    columns: Tensor
+    keep: Tensor
+
+    @property
+    def flat_loc(self) -> nn.Parameter:
+        """M of all sites, read past Pyro's attribute hooks."""
+        return self._parameters["loc"]  # type: ignore[return-value]
+
+    def config(self) -> dict[str, Any]:
+        """Constructor arguments; the rates by site."""
+        return {"p": [[name, rate] for name, rate in self.rates.items()], "per_example": self.per_example}
+
+    # ----------------------------------------------------------------------------------------------- draws
+
+    def _masks(self, num_samples: int) -> Tensor:
+        """Factors of the flat vector ``[num_samples, num_latents]``: 0 or 1 / (1 - p), one for each column."""
+        keep = self.keep.expand(num_samples, -1)
+        factors = torch.bernoulli(keep) / keep
+        return factors[:, self.columns]
+
+    def draw(self) -> dict[str, Tensor]:
+        """One draw, ``M diag(z)``; M itself while masks are drawn for each example."""
+        flat = self.flat_loc if self._masks_inputs else self.flat_loc * self._masks(1)[0]
+        return self.constrain(self.split(flat))
+
+    @torch.no_grad()
+    def sample(self, num_samples: int) -> dict[str, Tensor]:
+        """Draws ``{site: [num_samples, *site shape]}``: weights with columns dropped, one mask each."""
+        return self.constrain(self.split(self.flat_loc * self._masks(num_samples)))
+
+    def factor(self, site: Site) -> dist.Distribution:
+        """The site's distribution, which has moments and draws but no density, or a point."""
+        window = slice(site.offset, site.offset + site.numel)
+        value = self.flat_loc[window].view(site.unconstrained_shape)
+        if site.name in self.rates:
+            return DroppedColumns(value, self.columns[window].view(site.shape), self.keep)
+        return dist.Delta(value if site.is_real else site.transform(value), event_dim=site.event_dim)
+
+    def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """Pyro's view: each site a point mass at the value of one draw; the masks, being discrete, are no sites."""
+        self.announce_parameters()
+        values = self.draw()
+        return {
+            site.name: self._sample_site(site, dist.Delta(values[site.name], event_dim=site.event_dim))
+            for site in self.sites.values()
+        }
+
+    # ----------------------------------------------------------------------------------------- objective
+
+    def divergence(self, site: Site, value: Tensor, prior: dist.Distribution) -> tuple[Tensor, bool]:
+        r""":math:`E_q[-\log p]` of one site: closed for Normal priors and points, else ``-log p(v)`` of the draw."""
+        base: Any = prior
+        while isinstance(base, dist.Independent):
+            base = base.base_dist
+        if site.name not in self.rates or not isinstance(base, dist.Normal):
+            return -prior.log_prob(value), site.name not in self.rates
+        factor: Any = self.factor(site)
+        return (0.5 * factor.variance / base.scale.square() - base.log_prob(factor.mean)).sum(), True
+
+    def log_prob(self, draws: Mapping[str, Tensor]) -> Tensor:
+        """Refused: dropped columns have no density.
+
+        Raises:
+            NotImplementedError: Always.
+        """
+        raise NotImplementedError("MCDropout is a mixture of point masses: it has no density; use MeanField for one.")
+
+    @contextlib.contextmanager
+    def particle(self, model: Callable[..., Any], index: int) -> Iterator[None]:
+        """Surrounds the run of the model for draw ``index``: the network's own dropout is silent.
+
+        Raises:
+            ValueError: If masks are for each example and a masked layer was not called as a module.
+        """
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(super().particle(model, index))
+            if isinstance(model, nn.Module):
+                stack.enter_context(_silent_dropout(model))
+            if self.per_example:
+                stack.enter_context(self._input_masks(model))
+            yield
+
+    @contextlib.contextmanager
+    def _input_masks(self, model: Any) -> Iterator[None]:
+        """Masks the inputs of the layers, ``M (z ∘ x) = (M diag(z)) x``, example by example."""
+        masks: dict[str, Tensor] = {}
+        maskable = maskable_sites(model, self.sites)
+        handles = [
+            maskable[name].module.register_forward_pre_hook(_mask_inputs(masks, name, rate))
+            for name, rate in self.rates.items()
+        ]
+        self._masks_inputs = True
+        try:
+            yield
+        finally:
+            self._masks_inputs = False
+            for handle in handles:
+                handle.remove()
+        if missed := [name for name in self.rates if name not in masks]:
+            raise ValueError(
+                f"per_example: the layer of {missed[0]!r} was not called as a module, so its inputs could not be "
+                "masked; leave per_example False."
+            )
+
+
+class DroppedColumns(dist.TorchDistribution):
+    """``M diag(z)`` with inverted-dropout masks ``z``.
+
+    Args:
+        loc: M, of the site's shape.
+        columns: The column of each element, in all the columns there are.
+        keep: Probability of keeping each column.
+    """
+
+    arg_constraints: ClassVar[dict[str, Any]] = {}
+    has_rsample = True
+
+    def __init__(self, loc: Tensor, columns: Tensor, keep: Tensor) -> None:
+        self.loc, self.columns, self.keep = loc, columns, keep
+        super().__init__(event_shape=loc.shape, validate_args=False)
+
+    @property
+    def support(self) -> constraints.Constraint:
+        """All real tensors of the shape."""
+        return constraints.independent(constraints.real, len(self.event_shape))
+
+    @property
+    def mean(self) -> Tensor:
+        """M."""
+        return self.loc
+
+    @property
+    def variance(self) -> Tensor:
+        """``M² p / (1 - p)``."""
+        return self.loc.square() * (1.0 / self.keep - 1.0)[self.columns]
+
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
+        """Draws ``[*sample_shape, *shape]`` with gradients to M."""
+        keep = self.keep.expand(*sample_shape, -1)
+        return self.loc * (torch.bernoulli(keep) / keep)[..., self.columns]
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Refused: there is none.
+
+        Raises:
+            NotImplementedError: Always.
+        """
+        raise NotImplementedError("dropped columns have no density")
+
+
+# ------------------------------------------------------------------------------------------------------- helpers
+
+
+def _layout(guide: MCDropout, maskable: Mapping[str, Maskable]) -> tuple[Tensor, Tensor]:
+    """The column of each element of the flat vector, and each column's probability of being kept.
+
+    Elements that are never dropped share a last column that is always kept.
+    """
+    total = sum(maskable[name].num_columns for name in guide.rates)
+    columns, keep, start = torch.full((guide.num_latents,), total), torch.ones(total + 1, dtype=torch.float64), 0
+    for name, rate in guide.rates.items():
+        weight, site = maskable[name], guide.sites[name]
+        columns[site.offset : site.offset + site.numel] = start + weight.columns.flatten()
+        keep[start : start + weight.num_columns] = 1.0 - rate
+        start += weight.num_columns
+    return columns, keep
+
+
+def _check_per_example(weight: Maskable) -> None:
+    if not isinstance(weight.module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d):
+        raise ValueError(
+            f"per_example: the inputs of {weight.parameter!r} ({type(weight.module).__name__}) cannot be masked by "
+            "example; leave per_example False, or name other weights."
+        )
+
+
+def _mask_inputs(masks: dict[str, Tensor], name: str, rate: float) -> Callable[..., Any]:
+    def mask(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        x = inputs[0]
+        units = x.shape[-1] if isinstance(module, nn.Linear) else x.shape[1]
+        if name not in masks or len(masks[name]) != len(x):
+            masks[name] = torch.bernoulli(x.new_full((len(x), units), 1.0 - rate)) / (1.0 - rate)
+        # One mask for an example, at all its positions.
+        ones = [1] * (x.dim() - 2)
+        shape = (len(x), *ones, units) if isinstance(module, nn.Linear) else (len(x), units, *ones)
+        return (x * masks[name].view(shape), *inputs[1:])
+
+    return mask
+
+
+@contextlib.contextmanager
+def _silent_dropout(model: nn.Module) -> Iterator[None]:
+    """Dropout of the converted networks in evaluation mode while the block lasts."""
+    networks = [network.network for network in bayesian_modules(model)]
+    kinds = (*DROPOUTS, nn.RNNBase, nn.MultiheadAttention)  # the last two know no other difference between modes
+    modules = [m for network in networks for m in network.modules() if isinstance(m, kinds) and m.training]
+    try:
+        for module in modules:
+            module.training = False
+        yield
+    finally:
+        for module in modules:
+            module.training = True

@@ -1,0 +1,58 @@
+"""What guides made of points share: they have no entropy to speak of, so the objective scores ``-log p``."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import pyro.distributions as dist
+from torch import Tensor
+from torch.distributions import register_kl
+
+from pyrobnn.guides.base import Guide, Site
+
+__all__ = ["Point", "PointMass"]
+
+
+class Point(Guide):
+    """Base of guides whose draws are points (:class:`~pyrobnn.guides.Map`, ensembles).
+
+    Attributes:
+        jacobian: Whether the density in unconstrained space is maximised instead of the sites' own.
+    """
+
+    divergence_name: ClassVar[str] = "-log prior"
+    has_density: ClassVar[bool] = False
+    jacobian: bool = False
+
+    def divergence(self, site: Site, value: Tensor, prior: dist.Distribution) -> tuple[Tensor, bool]:
+        """``-log p(v)``, minus the log Jacobian if asked; no KL exists for a point mass."""
+        score = prior.log_prob(value)
+        if self.jacobian and not site.is_real:
+            score = score + self.log_jacobian(site, site.transform.inv(value), value)
+        return -score, True
+
+    def log_jacobian(self, site: Site, unconstrained: Tensor, value: Tensor) -> Tensor:
+        """The log Jacobian that ``-log p(v)`` lacks, of the prior's batch shape; zero unless it is asked for."""
+        event_shape = value.shape[: value.dim() - site.event_dim]
+        if not self.jacobian:
+            return value.new_zeros(event_shape)
+        by_element = site.transform.log_abs_det_jacobian(unconstrained, value)
+        return by_element.reshape(*event_shape, -1).sum(-1)
+
+    def log_prob(self, draws: Any) -> Tensor:
+        """Refused: a point mass has no density.
+
+        Raises:
+            NotImplementedError: Always.
+        """
+        kind = type(self).__name__
+        raise NotImplementedError(f"{kind} is a point mass: it has no density; use MeanField or MCMC for one.")
+
+
+class PointMass(dist.Delta):
+    """A Delta whose log density (a Jacobian, say) is kept in the KL; Pyro's registered KL of a Delta drops it."""
+
+
+@register_kl(PointMass, dist.Distribution)
+def _kl_point_mass(point: PointMass, prior: Any) -> Tensor:
+    return point.log_density - prior.log_prob(point.v)

@@ -1,0 +1,86 @@
+"""Roots of the outputs' Fisher information: against the Hessian, and against sampled scores."""
+
+from __future__ import annotations
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import Tensor
+from torch.autograd.functional import hessian
+
+from pyrobnn import likelihoods
+from pyrobnn.curvature.fisher import SAMPLED_COLUMNS, fisher_roots
+from pyrobnn.likelihoods import Likelihood
+from tests.conformance.monte_carlo import Z, z_of_mean
+
+SMOOTH = {
+    "classes": (likelihoods.Categorical(), (3, 4), torch.tensor([0, 3, 1])),
+    "pixels": (likelihoods.Categorical(class_dim=1), (2, 3, 2, 2), torch.randint(3, (2, 2, 2))),
+    "binary": (likelihoods.Bernoulli(), (3, 2), torch.tensor([[0.0, 1.0], [1.0, 1.0], [0.0, 0.0]]).double()),
+    "Gaussian": (likelihoods.Normal(0.3), (3, 2), torch.randn(3, 2).double()),
+    "counts": (likelihoods.Poisson(), (3, 2), torch.tensor([[0.0, 1.0], [5.0, 1.0], [2.0, 0.0]]).double()),
+}
+
+
+def information(roots: Tensor) -> Tensor:
+    """Λ of each datum, ``[B, O, O]``."""
+    columns = roots.flatten(2)
+    return torch.einsum("cbi,cbj->bij", columns, columns)
+
+
+@pytest.mark.parametrize("name", SMOOTH)
+def test_it_is_the_hessian_in_the_outputs(name: str) -> None:
+    likelihood, shape, y = SMOOTH[name]
+    likelihood = likelihood.double()
+    torch.manual_seed(0)
+    outputs = torch.randn(shape).double()
+    found = information(fisher_roots(likelihood, outputs))
+    for index in range(len(outputs)):
+
+        def negative_log_prob(flat: Tensor, index: int = index) -> Tensor:
+            return -likelihood(flat.view(1, *shape[1:])).log_prob(y[index : index + 1]).sum()
+
+        expected = hessian(negative_log_prob, outputs[index].flatten())
+        torch.testing.assert_close(found[index], expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.statistical
+@pytest.mark.parametrize("likelihood", [likelihoods.HeteroscedasticNormal(0.1), likelihoods.Categorical()], ids=repr)
+def test_it_is_the_covariance_of_the_score(likelihood: Likelihood) -> None:
+    """20 000 targets; z-score below 5."""
+    pyro.set_rng_seed(1)
+    outputs = torch.randn(1, 4).double().expand(20_000, 4).clone().requires_grad_()
+    observation = likelihood.double()(outputs)
+    score = torch.autograd.grad(observation.log_prob(observation.sample()).sum(), outputs)[0]
+    expected = information(fisher_roots(likelihood, outputs[:1]))[0]
+    assert z_of_mean(score.unsqueeze(-1) * score.unsqueeze(-2), expected) < Z
+
+
+class Robust(Likelihood):
+    """A likelihood of a user's own."""
+
+    def forward(self, outputs: Tensor) -> dist.Distribution:
+        return dist.StudentT(5.0, outputs, 0.5).to_event(1)
+
+
+@pytest.mark.statistical
+@pytest.mark.parametrize(
+    ("likelihood", "known"),
+    # The information of a Student t of location: (ν + 1) / ((ν + 3) σ²).
+    [(Robust(), 6.0 / 8.0 / 0.25), (likelihoods.Normal(0.5), 4.0)],
+    ids=["own", "many outputs"],
+)
+def test_sampled_roots_average_to_it(likelihood: Likelihood, known: float) -> None:
+    """400 roots of 20 columns each; z-score below 5."""
+    pyro.set_rng_seed(2)
+    outputs = torch.randn(400, 2).double()
+    roots = fisher_roots(likelihood.double(), outputs, max_exact=1)
+    assert roots.shape == (SAMPLED_COLUMNS, 400, 2)
+    assert z_of_mean(information(roots), known * torch.eye(2).double()) < Z
+
+
+def test_few_outputs_are_exact_under_a_limit() -> None:
+    outputs = torch.randn(5, 3)
+    likelihood = likelihoods.Categorical()
+    assert torch.equal(fisher_roots(likelihood, outputs, max_exact=3), fisher_roots(likelihood, outputs))

@@ -1,0 +1,162 @@
+"""All members in one vectorised pass: the same numbers as member by member, and the loop where vmap cannot."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pyrobnn import likelihoods, priors
+from pyrobnn.elbo import MeanFieldELBO, NonFiniteLossError
+from pyrobnn.guides import DeltaMixture
+from pyrobnn.guides.together import pays_off
+from pyrobnn.supervised import SupervisedModel
+from tests.conformance.comparisons import assert_same, gradients
+
+
+def network(outputs: int = 3) -> nn.Module:
+    """Two layers."""
+    return nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, outputs))
+
+
+def model_of(net: nn.Module, likelihood: Any = None, prior: Any = None) -> SupervisedModel:
+    """A model of 24 data in double precision."""
+    prior = prior or dist.Normal(0.3, 0.7)
+    return SupervisedModel(net, likelihood or likelihoods.Categorical(), prior, num_data=24).double()
+
+
+def images() -> nn.Module:
+    """A convolutional network with a norm layer whose parameters are shared by all members."""
+    return nn.Sequential(nn.Unflatten(1, (1, 3)), nn.Conv1d(1, 2, 2), nn.GroupNorm(1, 2), nn.Flatten(), nn.Linear(4, 3))
+
+
+MODELS: dict[str, Callable[[], SupervisedModel]] = {
+    "one flat prior": lambda: model_of(network()),
+    "priors by layer": lambda: model_of(network(), prior=priors.lecun()),
+    "latent noise": lambda: model_of(network(1), likelihoods.Normal(dist.LogNormal(0.0, 0.5))),
+    "horseshoe": lambda: model_of(network(1), likelihoods.Normal(0.5), priors.horseshoe()),
+    "learned scale": lambda: model_of(network(1), likelihoods.Normal(0.5), priors.learned_scale()),
+    "shared norm": lambda: model_of(images()),
+}
+
+
+def batch_for(model: SupervisedModel) -> tuple[Tensor, Tensor]:
+    """Twelve rows."""
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randn(12, 3, generator=generator).double()
+    if model.likelihood.is_discrete:
+        return x, torch.randint(3, (12,), generator=generator)
+    return x, torch.randn(12, 1, generator=generator).double()
+
+
+ANCHORABLE = ("one flat prior", "priors by layer", "shared norm")
+COMBINATIONS = [(name, strategy) for name in MODELS for strategy in ("regularised", "free")]
+COMBINATIONS += [(name, "anchored") for name in ANCHORABLE]
+
+
+@pytest.mark.parametrize(("name", "strategy"), COMBINATIONS)
+def test_loss_and_gradients_are_those_of_the_loop(name: str, strategy: Any) -> None:
+    model = MODELS[name]()
+    together = DeltaMixture(model, 3, "prior", strategy=strategy, vmap=True).double()
+    loop = DeltaMixture(model, 3, "prior", strategy=strategy, vmap=False).double()
+    loop.load_state_dict(together.state_dict())
+    batch = batch_for(model)
+    for _ in range(2):  # the step that meets the priors of the model in double precision, and one after it
+        elbos = [MeanFieldELBO(temperature=0.5) for _ in range(2)]
+        found, expected = (gradients(model, g, batch, e) for g, e in zip((together, loop), elbos, strict=True))
+        assert_same(found, expected, rtol=1e-9, atol=1e-9)
+        for part in ("log_likelihood", "divergence", "loss"):
+            torch.testing.assert_close(getattr(elbos[0].parts, part), getattr(elbos[1].parts, part))
+        assert elbos[0].num_steps == 1
+
+
+def test_gradients_add_up() -> None:
+    model = model_of(network())
+    guide = DeltaMixture(model, 3, vmap=True).double()
+    batch = batch_for(model)
+    for _ in range(3):
+        MeanFieldELBO().backward(model, guide, batch)
+    total = guide.flat_loc.grad.clone()
+    guide.flat_loc.grad = None
+    MeanFieldELBO().backward(model, guide, batch)
+    torch.testing.assert_close(total, 3.0 * guide.flat_loc.grad)
+
+
+class Counting(nn.Module):
+    """Counts how often Python runs through it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.runs = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The identity."""
+        self.runs += 1
+        return x
+
+
+class Branching(Counting):
+    """Looks at numbers, which vmap cannot show."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The identity, or so."""
+        return super().forward(x if float(x.detach().sum()) > 0.0 else x + 0.0)
+
+
+def runs(layer: Counting, **options: Any) -> int:
+    """Runs of the network in the second of two steps of three members."""
+    model = model_of(nn.Sequential(nn.Linear(3, 4), layer, nn.Linear(4, 3)))
+    guide = DeltaMixture(model, 3, **options).double()
+    inside = model.net.network[1]
+    for _ in range(2):
+        inside.runs = 0
+        MeanFieldELBO().backward(model, guide, batch_for(model))
+    return inside.runs
+
+
+def test_who_runs_together() -> None:
+    assert runs(Counting(), vmap=True) == 1
+    assert runs(Counting()) == 1
+    assert runs(Counting(), vmap=False) == 3
+    assert runs(Counting(), members_per_step=2) == 2
+    assert runs(Branching()) == 3
+    with pytest.raises(ValueError, match=r"vmap: this model cannot be run vectorised"):
+        runs(Branching(), vmap=True)
+
+
+def test_the_rule_for_auto() -> None:
+    small, large = torch.empty(8, 100_000), torch.empty(8, 100_001)
+    assert pays_off(network(), small)
+    assert not pays_off(network(), large)
+    assert not pays_off(network(), small[:2])
+    assert not pays_off(images(), small)
+    assert pays_off(images(), small[:, :10_000])
+    assert not pays_off(nn.LSTM(3, 4), small)
+    assert pays_off(images(), torch.empty(8, 100_001, device="meta"))
+
+
+@pytest.mark.parametrize("options", [{"members_per_step": 2}, {}])
+def test_refusals(options: dict[str, Any]) -> None:
+    net = network() if options else nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
+    with pytest.raises(ValueError, match=r"vmap: a vectorised step visits all members and cannot have"):
+        DeltaMixture(model_of(net), 3, vmap=True, **options)
+    with pytest.raises(ValueError, match=r"vmap: expected True, False or 'auto'"):
+        DeltaMixture(model_of(net), 3, vmap="maybe")  # type: ignore[arg-type]
+
+
+def test_non_finite_losses_are_blamed_as_in_the_loop() -> None:
+    model = model_of(network())
+    guide = DeltaMixture(model, 3, vmap=True).double()
+    batch = batch_for(model)
+    MeanFieldELBO().backward(model, guide, batch)
+    before = copy.deepcopy(guide.flat_loc.grad)
+    with torch.no_grad():
+        guide.flat_loc[1, 0] = float("nan")
+    with pytest.raises(NonFiniteLossError):
+        MeanFieldELBO().backward(model, guide, batch)
+    torch.testing.assert_close(guide.flat_loc.grad, before)

@@ -1,0 +1,141 @@
+"""Fine-tuning: where it starts, what it returns, that it learns, and what it refuses."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torchvision
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import pyrobnn as pb
+from pyrobnn import priors
+from pyrobnn.guides import DeltaMixture, Guide, LowRankEnsemble, LowRankNormal, MeanField
+
+POSTERIORS: dict[str, type[Guide]] = {
+    "mean_field": MeanField,
+    "last_layer": MeanField,
+    "delta_mixture": DeltaMixture,
+    "low_rank_sharing": LowRankEnsemble,
+}
+each_posterior = pytest.mark.parametrize("posterior", POSTERIORS)
+
+
+def data() -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(60, 2, generator=generator)
+    return x, (x[:, 0] * x[:, 1] > 0).long()
+
+
+def loader() -> DataLoader[Any]:
+    return DataLoader(TensorDataset(*data()), 20)
+
+
+def pretrained() -> nn.Module:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(2, 16), nn.BatchNorm1d(16), nn.Tanh(), nn.Linear(16, 2))
+    optimizer = torch.optim.Adam(net.parameters(), lr=0.05)
+    x, y = data()
+    for _ in range(150):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(net(x), y).backward()
+        optimizer.step()
+    return net.eval()
+
+
+@each_posterior
+def test_accuracy_stays_and_the_network_is_not_touched(posterior: Any) -> None:
+    net = pretrained()
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    model, guide = pb.finetune(net, loader(), posterior, epochs=3, num_members=3, seed=0, progress=False)
+    assert type(guide) is POSTERIORS[posterior] and model.num_data == 60
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    x, y = data()
+    trained = (net(x).argmax(-1) == y).float().mean()
+    tuned = (pb.predict(model, guide, x, num_samples=30, seed=0).mean.argmax(-1) == y).float().mean()
+    assert float(tuned) >= float(trained) - 0.05
+
+
+def test_scales_start_small_and_move_faster_than_means() -> None:
+    net = pretrained()
+    start = torch.cat([net.get_parameter(n).detach().flatten() for n in ("0.weight", "0.bias", "3.weight", "3.bias")])
+    _, untouched = pb.finetune(net, loader(), epochs=1, lr=0.0, scale_lr=0.0, seed=0, progress=False)
+    assert isinstance(untouched, MeanField)
+    torch.testing.assert_close(untouched.flat_loc.detach(), start)
+    scales = untouched.flat_log_scale.detach()
+    assert -6.0 <= float(scales.min()) < float(scales.max()) <= -5.0 and float(scales.std()) > 0.1
+    _, guide = pb.finetune(net, loader(), epochs=2, lr=1e-4, scale_lr=1e-2, seed=0, progress=False)
+    assert isinstance(guide, MeanField)
+    moved = guide.flat_loc.detach() - start, guide.flat_log_scale.detach() - scales
+    assert float(moved[0].abs().max()) < 1e-3 < float(moved[1].abs().max())
+
+
+def test_last_layer_leaves_the_rest_deterministic() -> None:
+    model, guide = pb.finetune(pretrained(), loader(), "last_layer", epochs=1, progress=False)
+    assert set(guide.sites) == {"net.3.weight", "net.3.bias"}
+    assert {row["status"] for row in pb.describe(model).rows if row["parameter"].startswith("0")} == {"deterministic"}
+
+
+def test_default_prior_is_weight_decay_and_others_are_taken() -> None:
+    _, guide = pb.finetune(pretrained(), loader(), epochs=1, progress=False)
+    prior: Any = guide.sites["net.0.weight"].prior
+    assert float(prior.base_dist.scale.flatten()[0]) == pytest.approx((2e-4 * 60) ** -0.5)
+    net = pretrained()
+    _, guide = pb.finetune(net, loader(), prior=priors.centred(0.1), epochs=1, progress=False)
+    prior = guide.sites["net.0.weight"].prior
+    torch.testing.assert_close(prior.base_dist.loc, net.get_parameter("0.weight").detach())
+
+
+def test_auxiliary_inputs_are_used() -> None:
+    seen = []
+
+    def auxiliary(x: Tensor) -> Tensor:
+        seen.append(len(x))
+        return x + 3.0
+
+    pb.finetune(pretrained(), loader(), auxiliary=auxiliary, epochs=2, progress=False)
+    assert seen.count(20) >= 6
+
+
+def test_a_function_builds_the_guide_and_regression_works() -> None:
+    net = nn.Linear(2, 1)
+    x, _ = data()
+    batches = DataLoader(TensorDataset(x, x.sum(-1, keepdim=True)), 30)
+    likelihood = pb.likelihoods.Normal(0.5, learn_scale=True)
+    model, guide = pb.finetune(
+        net, batches, lambda m: LowRankNormal(m, rank=2), likelihood=likelihood, epochs=1, progress=False
+    )
+    assert isinstance(guide, LowRankNormal)
+    assert model.likelihood is not likelihood
+
+
+def test_dropout_falls_silent() -> None:
+    net = nn.Sequential(nn.Linear(2, 64), nn.Dropout(0.9), nn.Linear(64, 2))
+    model, _ = pb.finetune(net, loader(), epochs=1, progress=False)
+    silent = model.net.network.train()
+    assert torch.equal(silent(data()[0]), silent(data()[0])) and net[1].p == 0.9
+
+
+def test_a_network_of_torchvision() -> None:
+    torch.manual_seed(0)
+    net = torchvision.models.resnet18(weights=None, num_classes=3)
+    images = DataLoader(TensorDataset(torch.randn(4, 3, 32, 32), torch.tensor([0, 1, 2, 0])), 4)
+    model, guide = pb.finetune(net, images, "last_layer", epochs=1, progress=False)
+    assert pb.predict(model, guide, torch.randn(2, 3, 32, 32), num_samples=2).mean.shape == (2, 3)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"posterior": "flow"}, ValueError, r"posterior: expected 'mean_field'.*got 'flow'"),
+        ({"posterior": 3}, TypeError, r"posterior: expected a name or a function"),
+        ({"loader": [data()]}, TypeError, r"num_data: the loader has no data set of known length"),
+        ({"threshold": 0.9, "auxiliary": [data()[0]]}, ValueError, r"threshold: .*ln 2"),
+    ],
+)
+def test_refusals(change: dict[str, Any], error: type[Exception], message: str) -> None:
+    arguments: dict[str, Any] = {"net": pretrained(), "loader": loader(), "epochs": 1, "progress": False} | change
+    with pytest.raises(error, match=message):
+        pb.finetune(**arguments)
