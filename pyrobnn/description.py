@@ -20,6 +20,7 @@ from torch import nn
 
 from pyrobnn._pyro import full_name
 from pyrobnn.bayesianize import BayesianModule, bayesian_modules
+from pyrobnn.estimators import EstimatorSpec, coverage
 from pyrobnn.guides import Guide, Site
 from pyrobnn.guides.ensemble import MixtureOfDeltas
 from pyrobnn.priors import FixedPrior, Prior
@@ -47,7 +48,8 @@ class Description:
             not apply): ``parameter``, its first name in the network; ``site``, Pyro's name; ``shape``;
             ``numel``; ``prior``; ``posterior``, the family of the guide's factor; ``kl``, ``"exact"`` or
             ``"Monte Carlo"``; ``status``, ``"random"``, ``"deterministic"`` (trained as a point) or
-            ``"frozen"`` (never changed); ``tied``, a list of the parameter's other names.
+            ``"frozen"`` (never changed); ``tied``, a list of the parameter's other names; and if an estimator was
+            asked about, ``estimator``, how the site's draws enter its layer.
         notes: Totals, parameters trained outside the network, and the policy for buffers, one line each.
     """
 
@@ -80,12 +82,11 @@ class Description:
     def _cells(self) -> list[list[str]]:
         """Header and rows as text; the column of tied names is there only if some are."""
         columns = ["parameter", "site", "shape", "numel", "prior", "posterior", "kl", "status"]
-        if any(row["tied"] for row in self.rows):
-            columns.append("tied")
-        return [columns, *([_cell(row[column]) for column in columns] for row in self.rows)]
+        columns += [name for name in ("tied", "estimator") if any(row.get(name) for row in self.rows)]
+        return [columns, *([_cell(row.get(column)) for column in columns] for row in self.rows)]
 
 
-def describe(model: nn.Module, guide: Guide | None = None) -> Description:
+def describe(model: nn.Module, guide: Guide | None = None, *, estimator: EstimatorSpec = None) -> Description:
     """Lists every parameter and latent site of a model, and what the guide makes of it.
 
     Args:
@@ -94,6 +95,8 @@ def describe(model: nn.Module, guide: Guide | None = None) -> Description:
         guide: The model's guide, for the columns ``posterior`` and ``kl``. The KL is exact where a closed
             form is registered for factor and prior, given the other sites where a prior depends on them; a
             point estimate has none.
+        estimator: An estimator (:mod:`pyrobnn.estimators`), its name or rules: a further column says which weights
+            it draws itself; those of layers that it does not handle have the draw shared by the batch.
 
     Returns:
         The table.
@@ -117,6 +120,10 @@ def describe(model: nn.Module, guide: Guide | None = None) -> Description:
     for site in guide.sites.values() if guide is not None else ():
         if site.name not in listed:
             rows.append(_row(None, site.name, site.shape, family(site.prior), "random"))
+    if estimator is not None:
+        reached = coverage(model, estimator)
+        for row in rows:
+            row["estimator"] = None if row["site"] is None else reached.get(row["site"], "shared")
     if not rows:
         raise ValueError("model: it holds no bayesianized network and no latent site; pass its guide, too.")
     for row in rows:

@@ -250,3 +250,17 @@ def test_family(distribution: Any, name: str) -> None:
 def test_a_trajectory_not_yet_collected_is_described() -> None:
     model = SupervisedModel(nn.Linear(2, 1), likelihoods.Normal(), dist.Normal(0.0, 1.0), num_data=4)
     assert [row["kl"] for row in describe(model, SWAG(model)).rows] == [None, None]
+
+
+def test_an_estimator_says_which_weights_it_draws() -> None:
+    net = nn.Sequential(nn.Conv1d(1, 2, 3), nn.PReLU(), nn.Flatten(), nn.Linear(6, 2, bias=False))
+    model = SupervisedModel(net, likelihoods.Categorical(), dist.Normal(0.0, 1.0), num_data=4)
+    described = describe(model, MeanField(model), estimator=[("net.0.*", "flipout"), ("*", "per_example")])
+    assert {row["site"]: row["estimator"] for row in described.rows} == {
+        "net.0.weight": "flipout",
+        "net.0.bias": "flipout",
+        "net.1.weight": "shared",
+        "net.3.weight": "per_example",
+    }
+    assert "estimator" in str(described) and "per_example" in described._repr_html_()
+    assert "estimator" not in str(describe(model))

@@ -1,4 +1,4 @@
-"""The rows of the demo's table: one posterior each, fitted and measured in the same way."""
+"""The rows of the demo's table: one posterior each, of the same model, measured in the same way."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from statistics import median
+from typing import Any
 
 import pyro
 import torch
@@ -26,6 +27,44 @@ from pyrobnn.uncertainty import accuracy, brier, nll
 __all__ = ["COLUMNS", "METHODS", "TIMINGS", "Method", "Result", "evaluate", "fit_method", "step_ratios"]
 
 
+LEARNING_RATE = 1e-2
+
+
+def train(
+    model: SupervisedModel,
+    guide: Guide,
+    data: Digits,
+    epochs: int,
+    seed: int,
+    progress: bool,
+    lr: float = LEARNING_RATE,
+) -> History:
+    """Adam with a learning rate that falls along a cosine; every method sees the same batches."""
+    cosine = partial(torch.optim.lr_scheduler.CosineAnnealingLR, T_max=epochs)
+    options: dict[str, Any] = {"lr": lr, "scheduler": cosine, "seed": seed}
+    return _fit(model, guide, data.loader(), epochs=epochs, progress=progress, **options)
+
+
+def train_swag(
+    model: SupervisedModel, guide: guides.SWAG, data: Digits, epochs: int, seed: int, progress: bool
+) -> History:
+    """SWAG goes on from the point for half as many epochs (at least the two it takes), by SGD at a constant rate."""
+    history = train(model, guide, data, epochs, seed, progress)
+    sgd = partial(torch.optim.SGD, momentum=0.9)
+    options: dict[str, Any] = {"lr": 0.05, "optimizer": sgd, "callbacks": [guide.collector(start=0)]}
+    _fit(model, guide, data.loader(), epochs=max(2, epochs // 2), progress=progress, **options)
+    return history
+
+
+def train_laplace(
+    model: SupervisedModel, guide: guides.Laplace, data: Digits, epochs: int, seed: int, progress: bool
+) -> History:
+    """Laplace takes the curvature at the point, in one pass over the data."""
+    history = train(model, guide, data, epochs, seed, progress)
+    guide.fit(model, data.loader(), progress=progress)
+    return history
+
+
 @dataclass(frozen=True)
 class Method:
     """A posterior family to compare.
@@ -34,16 +73,30 @@ class Method:
         name: As in the table.
         make_guide: Builds the guide of a model.
         num_samples: Draws for predictions; 1 for a point estimate, whose draws do not differ.
+        train: Fits the guide, called with model, guide, data, epochs, seed and whether to show progress.
     """
 
     name: str
     make_guide: Callable[[SupervisedModel], Guide]
     num_samples: int = 100
+    train: Callable[..., History] = train
+
+
+def _low_rank_readout(model: SupervisedModel) -> Guide:
+    """Correlated weights in the last layer, a point below it."""
+    readout = partial(guides.LowRankNormal, init_scale=0.02)
+    return guides.GuideMap(model, [("net.readout.*", readout), ("*", guides.Map)])
 
 
 METHODS = (
     Method("MAP", guides.Map, num_samples=1),
     Method("mean field", partial(guides.MeanField, init_scale=0.02)),
+    # Weights of the low-rank factor are of the size of standard deviations: smaller steps for them.
+    Method("last-layer low rank", _low_rank_readout, train=partial(train, lr=0.3 * LEARNING_RATE)),
+    Method("last-layer Laplace", guides.Laplace, train=train_laplace),
+    Method("SWAG", guides.SWAG, train=train_swag),
+    Method("MC dropout", guides.MCDropout),
+    Method("deep ensemble of 5", guides.DeltaMixture, num_samples=5),
 )
 """The rows in order; a new posterior family is one more line."""
 
@@ -63,8 +116,6 @@ COLUMNS = (
 )
 """The table: title, key of the metric, format."""
 
-LEARNING_RATE = 1e-2
-
 
 @dataclass(frozen=True)
 class Result:
@@ -75,7 +126,7 @@ class Result:
         model: The model.
         guide: Its fitted guide.
         history: The training's history.
-        seconds: Wall time of training and prediction.
+        seconds: Wall time of training, with what follows it, and prediction.
         test: Predictions of the held-out images of known classes.
         unknown: Predictions of the images of unknown classes.
     """
@@ -90,24 +141,16 @@ class Result:
 
 
 def fit_method(method: Method, data: Digits, epochs: int, seed: int, progress: bool = False) -> Result:
-    """Fits a method and predicts; every method starts from the same network and sees the same batches."""
+    """Fits a method and predicts; every method starts from the same network.
+
+    Raises:
+        KeyboardInterrupt: If the training was interrupted.
+    """
     started = time.perf_counter()
     pyro.set_rng_seed(seed)
     model = make_model(num_data=len(data.train[1]))
     guide = method.make_guide(model)
-    cosine = partial(torch.optim.lr_scheduler.CosineAnnealingLR, T_max=epochs)
-    history = fit(
-        model,
-        guide,
-        data.loader(),
-        epochs=epochs,
-        lr=LEARNING_RATE,
-        scheduler=cosine,
-        seed=seed,
-        progress=progress,
-    )
-    if history.stopped == "interrupted":  # fit keeps what was learned; here nobody waits for half a comparison
-        raise KeyboardInterrupt
+    history = method.train(model, guide, data, epochs, seed, progress)
     test, unknown = (
         predict(model, guide, images, method.num_samples, seed=seed) for images, _ in (data.test, data.unknown)
     )
@@ -163,6 +206,14 @@ def step_ratios(methods: Sequence[Method], data: Digits, rounds: int = 60) -> di
                 times[name].append(time.process_time() - started)
     base = median(times.pop("deterministic"))
     return {name: median(values) / base for name, values in times.items()}
+
+
+def _fit(*args: Any, **options: Any) -> History:
+    """Training that an interruption ends: ``fit`` keeps what was learned, but nobody waits for half a comparison."""
+    history = fit(*args, **options)
+    if history.stopped == "interrupted":
+        raise KeyboardInterrupt
+    return history
 
 
 def _deterministic_step(x: Tensor, y: Tensor) -> Callable[[], object]:

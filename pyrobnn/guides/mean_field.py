@@ -118,7 +118,8 @@ class MeanField(Guide):
     def sample(self, num_samples: int) -> dict[str, Tensor]:
         """Draws ``{site: [num_samples, *site shape]}``, one block of random numbers for all of them."""
         noise = torch.randn((num_samples, self.num_latents), dtype=self.flat_loc.dtype, device=self.flat_loc.device)
-        return self.constrain(self.split(torch.addcmul(self.flat_loc, noise, self.flat_log_scale.exp(), out=noise)))
+        scale = (self.flat_log_scale * _LOG2_E).exp2_()
+        return self.constrain(self.split(torch.addcmul(self.flat_loc, noise, scale, out=noise)))
 
     # ------------------------------------------------------------------------------ training steps
 
