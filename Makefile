@@ -33,7 +33,7 @@ test-fast: $(VENV)/.test  ## without the heavy statistical tests
 
 test-py313:  ## the ArviZ bridge on Python 3.13, where ArviZ is 1.x
 	test -d .venv313 || $(PYTHON313) -m venv .venv313
-	.venv313/bin/python -m pip install --quiet --disable-pip-version-check -e . pytest hypothesis
+	.venv313/bin/python -m pip install --quiet --disable-pip-version-check -e ".[test]"
 	.venv313/bin/python -m pytest -q -m arviz
 
 lint: $(VENV)/.test
