@@ -30,7 +30,7 @@ __all__ = ["COLUMNS", "METHODS", "TIMINGS", "Method", "Result", "evaluate", "fit
 LEARNING_RATE = 1e-2
 
 
-def train(
+def train_by_adam(
     model: SupervisedModel,
     guide: Guide,
     data: Digits,
@@ -39,7 +39,7 @@ def train(
     progress: bool,
     lr: float = LEARNING_RATE,
 ) -> History:
-    """Adam with a learning rate that falls along a cosine; every method sees the same batches."""
+    """Adam with a learning rate that falls along a cosine."""
     cosine = partial(torch.optim.lr_scheduler.CosineAnnealingLR, T_max=epochs)
     options: dict[str, Any] = {"lr": lr, "scheduler": cosine, "seed": seed}
     return _fit(model, guide, data.loader(), epochs=epochs, progress=progress, **options)
@@ -49,7 +49,7 @@ def train_swag(
     model: SupervisedModel, guide: guides.SWAG, data: Digits, epochs: int, seed: int, progress: bool
 ) -> History:
     """SWAG goes on from the point for half as many epochs (at least the two it takes), by SGD at a constant rate."""
-    history = train(model, guide, data, epochs, seed, progress)
+    history = train_by_adam(model, guide, data, epochs, seed, progress)
     sgd = partial(torch.optim.SGD, momentum=0.9)
     options: dict[str, Any] = {"lr": 0.05, "optimizer": sgd, "callbacks": [guide.collector(start=0)]}
     _fit(model, guide, data.loader(), epochs=max(2, epochs // 2), progress=progress, **options)
@@ -60,7 +60,7 @@ def train_laplace(
     model: SupervisedModel, guide: guides.Laplace, data: Digits, epochs: int, seed: int, progress: bool
 ) -> History:
     """Laplace takes the curvature at the point, in one pass over the data."""
-    history = train(model, guide, data, epochs, seed, progress)
+    history = train_by_adam(model, guide, data, epochs, seed, progress)
     guide.fit(model, data.loader(), progress=progress)
     return history
 
@@ -79,7 +79,7 @@ class Method:
     name: str
     make_guide: Callable[[SupervisedModel], Guide]
     num_samples: int = 100
-    train: Callable[..., History] = train
+    train: Callable[..., History] = train_by_adam
 
 
 def _low_rank_readout(model: SupervisedModel) -> Guide:
@@ -92,7 +92,7 @@ METHODS = (
     Method("MAP", guides.Map, num_samples=1),
     Method("mean field", partial(guides.MeanField, init_scale=0.02)),
     # Weights of the low-rank factor are of the size of standard deviations: smaller steps for them.
-    Method("last-layer low rank", _low_rank_readout, train=partial(train, lr=0.3 * LEARNING_RATE)),
+    Method("last-layer low rank", _low_rank_readout, train=partial(train_by_adam, lr=0.3 * LEARNING_RATE)),
     Method("last-layer Laplace", guides.Laplace, train=train_laplace),
     Method("SWAG", guides.SWAG, train=train_swag),
     Method("MC dropout", guides.MCDropout),

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from torch import Tensor
 
 from pyrobnn import plots
@@ -21,14 +24,17 @@ from pyrobnn.report import Report
 __all__ = ["write_report"]
 
 NUM_IMAGES = 8
+NUM_COLUMNS = 4
 
 _METRICS = """NLL: negative log likelihood in nats. ECE: expected calibration error, 15 bins. AUROC: how well unknown
 digits are told from known ones, by mutual information (MI) or predictive entropy (H); 0.5 is chance. A point estimate
 has no mutual information. Step: processor time of a training step as a multiple of the plain network's, interleaved in
-one run. Seconds: training and prediction."""
+one run; that of SWAG and Laplace is the step of the point they start from, that of the ensemble trains all members.
+Seconds: training, what follows it, and prediction."""
 
-_CALIBRATION = """On the held-out images of known digits. Bars above the diagonal mean underconfidence, which is how
-mean field errs when data are few for its weights: it must pay, in KL, for every weight that it pins down."""
+_CALIBRATION = """On the held-out images of known digits. Bars above the diagonal mean underconfidence. Mean field errs
+so when data are few for its weights: it must pay, in KL, for every weight that it pins down. So does Laplace when
+classes are easily told apart: the curvature is small then, and the prior stays."""
 
 _PARTS = """Total uncertainty is the entropy of the averaged class probabilities. Its aleatoric part is the mean entropy
 of the single draws: what remains ambiguous whichever weights are right. Its epistemic part is the mutual information
@@ -78,12 +84,16 @@ def write_report(
     )
 
     report.section("Calibration", _CALIBRATION)
-    for result in results:
-        report.figure(
-            _calibration(result, labels),
-            f"{result.method.name}: reliability diagram and confidence histogram",
-            f"Left, accuracy by bin of confidence for {result.method.name}; right, the number of predictions by bin.",
-        )
+    report.figure(
+        _reliability(results, labels),
+        "Reliability diagrams",
+        "One panel for each method: accuracy by bin of confidence.",
+    )
+    report.figure(
+        _side_by_side(results, plots.confidence_histogram, labels),
+        "Confidence histograms",
+        "One panel for each method: the number of right and wrong predictions by bin of confidence.",
+    )
 
     report.section("Most and least certain images", f"Of all held-out images, known and unknown, under {name}.")
     for title, figure in _extremes(shown, data).items():
@@ -123,10 +133,32 @@ def write_report(
     report.write(path)
 
 
-def _calibration(result: Result, labels: Tensor) -> Figure:
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 4), layout="constrained")
-    plots.reliability(result.test.mean, labels, num_bins=15, ax=left)  # as in the table
-    plots.confidence_histogram(result.test.mean, labels, ax=right)
+def _side_by_side(results: Sequence[Result], plot: Callable[..., Axes], labels: Tensor) -> Figure:
+    """One panel for each method, all with the same axes."""
+    rows = -(-len(results) // NUM_COLUMNS)
+    apart = ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1)
+    figure = plt.figure(figsize=(3.4 * NUM_COLUMNS, 3.7 * rows), layout=apart)
+    first: Axes | None = None
+    for index, result in enumerate(results):
+        ax = figure.add_subplot(rows, NUM_COLUMNS, index + 1, sharex=first, sharey=first)
+        first = first or ax
+        plot(result.test.mean, labels, ax=ax)
+        ax.set_title("\n".join([result.method.name, *filter(None, [ax.get_title()])]))
+        ax.set_xticks([0.0, 0.25, 0.5, 0.75, 1.0])
+        is_lowest, is_leftmost = index + NUM_COLUMNS >= len(results), index % NUM_COLUMNS == 0
+        ax.set(xlabel=ax.get_xlabel() if is_lowest else "", ylabel=ax.get_ylabel() if is_leftmost else "")
+        ax.tick_params(labelbottom=is_lowest, labelleft=is_leftmost)
+        ax.legend(loc="upper left", fontsize="small")
+    return figure
+
+
+def _reliability(results: Sequence[Result], labels: Tensor) -> Figure:
+    """Reliability diagrams, with one legend for all."""
+    figure = _side_by_side(results, partial(plots.reliability, num_bins=15), labels)  # as many bins as in the table
+    handles, names = figure.axes[0].get_legend_handles_labels()
+    for ax in figure.axes:
+        ax.get_legend().remove()  # type: ignore[union-attr]
+    figure.legend(handles, names, loc="outside lower center", ncols=len(names))
     return figure
 
 
