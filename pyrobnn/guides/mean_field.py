@@ -15,7 +15,8 @@ its gradients by hand, which costs a fifth of automatic differentiation through 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import pyro.distributions as dist
@@ -25,6 +26,7 @@ from torch import Tensor, nn
 from pyrobnn.estimators import Estimator, GaussianWeight, SharedDraw
 from pyrobnn.guides.base import Guide, Init, Site, initial_values
 from pyrobnn.guides.flat import FlatNormalPrior, Leaves, accumulate, flat_normal_prior, release
+from pyrobnn.guides.prefetch import prefetched
 
 __all__ = ["MeanField"]
 
@@ -114,10 +116,20 @@ class MeanField(Guide):
         noise = torch.randn_like(self.flat_loc) if noise is None else noise
         return self.constrain(self.split(self.flat_loc + self.flat_log_scale.exp() * noise))
 
-    @torch.no_grad()
     def sample(self, num_samples: int) -> dict[str, Tensor]:
         """Draws ``{site: [num_samples, *site shape]}``, one block of random numbers for all of them."""
-        noise = torch.randn((num_samples, self.num_latents), dtype=self.flat_loc.dtype, device=self.flat_loc.device)
+        return self._sample(num_samples, None)
+
+    def sample_blocks(self, sizes: Iterable[int]) -> Iterator[dict[str, Tensor]]:
+        """Blocks of draws, on a CPU each made while the one before it is used; torch's random state gives a seed."""
+        device = self.flat_loc.device
+        generator = torch.Generator(device).manual_seed(int(torch.randint(2**62, ())))
+        make = partial(self._sample, generator=generator)
+        yield from prefetched(make, sizes) if device.type == "cpu" else map(make, sizes)
+
+    @torch.no_grad()
+    def _sample(self, num_samples: int, generator: torch.Generator | None) -> dict[str, Tensor]:
+        noise = self.flat_loc.new_empty((num_samples, self.num_latents)).normal_(generator=generator)
         scale = (self.flat_log_scale * _LOG2_E).exp2_()
         return self.constrain(self.split(torch.addcmul(self.flat_loc, noise, scale, out=noise)))
 
