@@ -143,14 +143,19 @@ class GuideMap(Guide):
 
     def sample(self, num_samples: int) -> Draws:
         """Draws ``{site: [num_samples, *site shape]}``, with the buffers that a part's draws bring along."""
-        return next(self.sample_blocks([num_samples]))
+        return self._joined([part.sample(num_samples) for part in self.parts])
 
     def sample_blocks(self, sizes: Iterable[int]) -> Iterator[Draws]:
         """Blocks of draws; those of each part belong together."""
         sizes = list(sizes)
-        for blocks in zip(*(part.sample_blocks(sizes) for part in self.parts), strict=True):
-            buffers = {name: value for block in blocks for name, value in Draws.of(block).buffers.items()}
-            yield Draws(self._in_order(blocks), buffers)
+        blocks = zip(*(part.sample_blocks(sizes) for part in self.parts), strict=True)
+        return (self._joined(block) for block in blocks)
+
+    def _joined(self, draws: Iterable[Mapping[str, Tensor]]) -> Draws:
+        """Draws of all parts, with the buffers that they bring."""
+        draws = list(draws)
+        buffers = {name: value for part in draws for name, value in Draws.of(part).buffers.items()}
+        return Draws(self._in_order(draws), buffers)
 
     def log_prob(self, draws: Mapping[str, Tensor]) -> Tensor:
         """Log density of draws ``{site: [K, *site shape]}``, shape ``[K]``.
