@@ -12,6 +12,7 @@ import copy
 from collections.abc import Callable, Iterable, Sized
 from typing import Any, Literal
 
+import pyro
 import pyro.distributions as dist
 import torch
 from torch import nn
@@ -49,6 +50,7 @@ def finetune(
     threshold: float = 0.5,
     weight: float = 1.0,
     estimator: EstimatorSpec = None,
+    seed: int | None = None,
     **options: Any,
 ) -> tuple[SupervisedModel, Guide]:
     r"""Turns a pretrained network into a Bayesian one.
@@ -62,7 +64,7 @@ def finetune(
             members that share the weights up to rank-1 factors; or a function that builds a guide of the model.
         likelihood: What the outputs mean; classes if None.
         prior: Prior of the weights. If None, ``Normal(0, 1 / sqrt(2e-4 N))``, weight decay 2e-4 in the
-            mean loss. ``priors.centred(net, scale)`` centres it on the pretrained weights.
+            mean loss. ``priors.centred(scale)`` centres it on the pretrained weights.
         num_data: Number N of training data; that of the loader's data set if None.
         num_members: Members of the two mixtures.
         epochs: Passes over the data.
@@ -74,7 +76,8 @@ def finetune(
         threshold: Mutual information in nats that is enough there.
         weight: Weight of the regulariser.
         estimator: How draws enter the layers.
-        **options: Passed on to :func:`pyrobnn.fit` (``seed``, ``device``, ``validation``, ``progress`` …).
+        seed: Seeds torch, numpy, Python and Pyro at the start, which fixes where the posterior starts, too.
+        **options: Passed on to :func:`pyrobnn.fit` (``device``, ``validation``, ``progress`` …).
 
     Returns:
         The model and the fitted guide.
@@ -84,6 +87,8 @@ def finetune(
             another kind.
         ValueError: If ``posterior`` is none of the names.
     """
+    if seed is not None:
+        pyro.set_rng_seed(seed)
     count = _num_data(loader) if num_data is None else num_data
     rule = dist.Normal(0.0, (2e-4 * count) ** -0.5) if prior is None else prior
     if posterior == "last_layer":
@@ -97,7 +102,7 @@ def finetune(
         elbo = MeanFieldELBO(estimator=estimator)
     else:
         elbo = RegularizedELBO(auxiliary, threshold, weight, estimator=estimator)
-    fit(model, guide, loader, epochs=epochs, lr=lr, scale_lr=scale_lr, elbo=elbo, **options)
+    fit(model, guide, loader, epochs=epochs, lr=lr, scale_lr=scale_lr, elbo=elbo, seed=seed, **options)
     return model, guide
 
 

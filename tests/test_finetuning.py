@@ -72,6 +72,17 @@ def test_scales_start_small_and_move_faster_than_means() -> None:
     assert float(moved[0].abs().max()) < 1e-3 < float(moved[1].abs().max())
 
 
+@each_posterior
+def test_a_seed_fixes_everything(posterior: Any) -> None:
+    runs = []
+    for before in (10, 11):
+        net = pretrained()
+        torch.manual_seed(before)
+        runs.append(pb.finetune(net, loader(), posterior, epochs=1, seed=3, progress=False)[1])
+    for a, b in zip(*(guide.parameters() for guide in runs), strict=True):
+        assert torch.equal(a, b)
+
+
 def test_last_layer_leaves_the_rest_deterministic() -> None:
     model, guide = pb.finetune(pretrained(), loader(), "last_layer", epochs=1, progress=False)
     assert set(guide.sites) == {"net.3.weight", "net.3.bias"}
