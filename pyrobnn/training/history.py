@@ -14,7 +14,8 @@ class History:
     """What happened in training, one entry per epoch; nats per datum.
 
     Attributes:
-        elbo: The (untempered) evidence lower bound, averaged over the epoch's data.
+        elbo: The (untempered) evidence lower bound, averaged over the epoch's data. For points and mixtures of them,
+            whose entropy is no number, it is the log joint density, and :meth:`summary` calls it that.
         log_likelihood: Its expected log likelihood.
         kl: Its divergence: KL to the prior, or ``-log p(w)`` for a point estimate (``divergence_name``).
         loss: The tempered objective that was minimised.
@@ -49,7 +50,8 @@ class History:
 
     def summary(self) -> str:
         """The last epoch in one line."""
-        text = f"ELBO {self.elbo[-1]:.4f} = {self.log_likelihood[-1]:.4f} - {self.kl[-1]:.4f}"
+        name = "ELBO" if self.divergence_name == "KL" else "log joint"
+        text = f"{name} {self.elbo[-1]:.4f} = {self.log_likelihood[-1]:.4f} - {self.kl[-1]:.4f}"
         return text + (f", validation {self.validation[-1]:.4f}" if self.validation else "") + " nats/datum"
 
     def to_dict(self) -> dict[str, Any]:

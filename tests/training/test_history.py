@@ -32,3 +32,9 @@ def test_json_and_back() -> None:
     history = History(steps=3, stopped="epochs", divergence_name="-log prior")
     history.append(ENTRIES)
     assert History(**json.loads(json.dumps(history.to_dict()))) == history
+
+
+def test_a_point_has_no_elbo_to_report() -> None:
+    history = History(divergence_name="-log prior")
+    history.append({"elbo": -2.5, "log_likelihood": -1.5, "kl": 1.0})
+    assert history.summary() == "log joint -2.5000 = -1.5000 - 1.0000 nats/datum"
