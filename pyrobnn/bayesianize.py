@@ -9,7 +9,7 @@ linear, (transposed) convolutional, recurrent, attention, embedding, normalisati
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -136,10 +136,18 @@ def frozen_buffers(model: nn.Module) -> Iterator[None]:
 
     Writing the old values back instead would invalidate graphs that have saved the buffers for their backward pass.
     """
-    kept = list(buffers(model))
-    for module, name, buffer in kept:
-        setattr(module, name, buffer.clone())
+    with exchanged_buffers([(module, name, buffer.clone()) for module, name, buffer in buffers(model)]):
+        yield
+
+
+@contextmanager
+def exchanged_buffers(others: Iterable[tuple[nn.Module, str, Tensor]]) -> Iterator[None]:
+    """Puts other tensors ``(module, name, tensor)`` in the place of buffers; those of before come back after it."""
+    kept = []
     try:
+        for module, name, other in others:
+            kept.append((module, name, module.get_buffer(name)))
+            setattr(module, name, other)
         yield
     finally:
         for module, name, buffer in kept:

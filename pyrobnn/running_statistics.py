@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pyrobnn.arguments import check_positive_int
 from pyrobnn.guides.base import Guide
 from pyrobnn.guides.draws import Draws
 from pyrobnn.guides.ensemble import Ensemble
@@ -45,8 +46,7 @@ def recalibrate_batch_norm(model: nn.Module, guide: Guide, loader: Iterable[Any]
     layers: list[Any] = [m for m in model.modules() if isinstance(m, _BATCH_NORMS) and m.track_running_stats]
     if not layers:
         raise ValueError("model: it has no BatchNorm layer with running statistics, so nothing can be recalibrated.")
-    if isinstance(num_draws, bool) or not isinstance(num_draws, int) or num_draws < 1:
-        raise ValueError(f"num_draws: expected a positive int, got {num_draws!r}.")
+    check_positive_int("num_draws", num_draws)
     if isinstance(guide, Ensemble) and len(guide.own_buffers):
         _by_member(model, layers, guide, loader, num_draws)
         return

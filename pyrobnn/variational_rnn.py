@@ -23,6 +23,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pyrobnn.arguments import check_positive_int
+
 __all__ = ["Masks", "VariationalEmbedding", "VariationalGRU", "VariationalLSTM", "locked_masks"]
 
 Masks = tuple[Tensor, ...]
@@ -66,8 +68,7 @@ class _Recurrent(_Variational):
     ) -> None:
         super().__init__(sampling)
         for name, size in (("input_size", input_size), ("hidden_size", hidden_size), ("num_layers", num_layers)):
-            if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-                raise ValueError(f"{name}: expected a positive int, got {size!r}.")
+            check_positive_int(name, size)
         self.input_size, self.hidden_size, self.num_layers = input_size, hidden_size, num_layers
         self.dropout = _checked("dropout", dropout)
         self.recurrent_dropout = _checked("recurrent_dropout", recurrent_dropout)

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from pyrobnn.arguments import check_positive_int
 from pyrobnn.supervised import SupervisedModel
 
 __all__ = ["Batch", "batches", "concatenate", "move"]
@@ -30,8 +31,7 @@ def batches(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any], batch_siz
         ValueError: If ``batch_size`` is not positive, or the arguments have no rows or differing numbers of
             them.
     """
-    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-        raise ValueError(f"batch_size: expected a positive int, got {batch_size!r}.")
+    check_positive_int("batch_size", batch_size)
     if not isinstance(model, SupervisedModel):
         return [Batch(..., args, kwargs)]
     given = inspect.signature(model.forward).bind(*args, **kwargs).arguments

@@ -22,10 +22,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pyrobnn.arguments import check_positive_int
 from pyrobnn.bayesianize import frozen_buffers
 from pyrobnn.elbo.draw_plan import DrawPlan
 from pyrobnn.elbo.mean_field import MeanFieldELBO
-from pyrobnn.elbo.parts import ELBOParts, NonFiniteLossError, Particle, culprit, detach, mean_parts
+from pyrobnn.elbo.parts import ELBOParts, Particle, check_finite, detach, mean_parts
 from pyrobnn.elbo.tempering import Temperature
 from pyrobnn.guides.mean_field import MeanField
 
@@ -66,8 +67,7 @@ class AdversarialELBO(MeanFieldELBO):
             raise ValueError(f"strength: expected a weight from 0 to 1, got {strength}.")
         if not step_size > 0.0:
             raise ValueError(f"step_size: expected a positive step of the standardised noise, got {step_size}.")
-        if isinstance(num_steps, bool) or not isinstance(num_steps, int) or num_steps < 1:
-            raise ValueError(f"num_steps: expected a positive int, got {num_steps!r}.")
+        check_positive_int("num_steps", num_steps)
         super().__init__(temperature=temperature)
         self.strength = strength
         self.step_size = step_size
@@ -105,14 +105,14 @@ class AdversarialELBO(MeanFieldELBO):
         noise = self.worst_noise(model, guide, args, kwargs) if self.strength else None
         values, covered = guide.write_draw()
         ordinary = self._evaluate(model, guide, values, covered, temperature, args, kwargs, _PLAIN)
-        _check(ordinary)
+        check_finite(ordinary)
         loss = temperature * ordinary.in_graph - (1.0 - self.strength) * ordinary.log_likelihood
         (torch.as_tensor(loss) * scale).backward()
         guide.pull_back(scale * temperature)
         if noise is not None:
             values, _ = guide.write_draw(noise)
             adversarial = self._adversarial(model, guide, values, args, kwargs)
-            _check(adversarial)
+            check_finite(adversarial)
             (torch.as_tensor(adversarial.log_likelihood) * (-self.strength * scale)).backward()
             guide.pull_back(0.0)
         self.num_steps += 1
@@ -147,8 +147,3 @@ def _mean_field(guide: Any) -> MeanField:
             f"{type(guide).__name__}."
         )
     return guide
-
-
-def _check(run: Particle) -> None:
-    if not bool(torch.as_tensor(run.log_likelihood + run.in_graph + run.covered).isfinite()):
-        raise NonFiniteLossError(culprit(run))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import pyro.distributions as dist
 from torch import Tensor
@@ -46,7 +47,7 @@ class DrawPlan:
                     f"estimator: {first.name!r} needs site by site densities; {type(guide).__name__} has none."
                 )
             return cls(path_derivative=True)
-        chosen = {name: e for name, e in by_site(rules, list(guide.sites)).items() if e.handles}
+        chosen = _layerwise(tuple(rules), tuple(guide.sites))
         if chosen and not hasattr(guide, "write_gaussians"):
             raise TypeError(
                 f"estimator: {next(iter(chosen.values())).name!r} draws at the layers, which needs independent "
@@ -81,3 +82,9 @@ class DrawPlan:
 
 
 _SHARED = DrawPlan()
+
+
+@lru_cache(maxsize=16)  # patterns are matched once, not in every step
+def _layerwise(rules: tuple[tuple[str, Estimator], ...], sites: tuple[str, ...]) -> dict[str, Estimator]:
+    """The estimators that draw at layers, by site."""
+    return {name: e for name, e in by_site(list(rules), sites).items() if e.handles}

@@ -19,9 +19,10 @@ import torch
 from pyro.infer import TraceMeanField_ELBO
 from torch import Tensor, nn
 
+from pyrobnn.arguments import check_positive_int
 from pyrobnn.bayesianize import frozen_buffers
 from pyrobnn.elbo.draw_plan import DrawPlan
-from pyrobnn.elbo.parts import ELBOParts, NonFiniteLossError, Particle, blame_draws, culprit, detach, mean_parts
+from pyrobnn.elbo.parts import ELBOParts, NonFiniteLossError, Particle, blame_draws, check_finite, detach, mean_parts
 from pyrobnn.elbo.tempering import Temperature, Tempered
 from pyrobnn.estimators import EstimatorSpec, active_estimators, resolve
 from pyrobnn.estimators.per_group import split_batch
@@ -51,8 +52,7 @@ class MeanFieldELBO(TraceMeanField_ELBO):
     def __init__(
         self, num_particles: int = 1, temperature: Temperature = 1.0, *, estimator: EstimatorSpec = None
     ) -> None:
-        if isinstance(num_particles, bool) or not isinstance(num_particles, int) or num_particles < 1:
-            raise ValueError(f"num_particles: expected a positive int, got {num_particles!r}.")
+        check_positive_int("num_particles", num_particles)
         if not callable(temperature) and not temperature > 0:
             raise ValueError(f"temperature: expected a positive weight of the KL, got {temperature}.")
         super().__init__(num_particles=num_particles)
@@ -152,15 +152,13 @@ class MeanFieldELBO(TraceMeanField_ELBO):
                 by_hand = covered is not None
                 try:
                     parts = self._evaluate(model, guide, values, covered, temperature, slice_, kwargs, plan)
-                    loss = parts.graph_loss
-                    if not bool((loss.detach() + parts.covered).isfinite()):
-                        raise NonFiniteLossError(culprit(parts))
+                    check_finite(parts)
                 except (ValueError, NonFiniteLossError) as error:
                     for parameter, gradient in before:
                         parameter.grad = gradient
                     blame_draws(values, error)
                     raise
-            if loss.requires_grad:
+            if (loss := parts.graph_loss).requires_grad:
                 (loss * weight).backward()
             if by_hand:
                 guide.pull_back(weight * temperature)

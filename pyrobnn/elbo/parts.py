@@ -9,7 +9,16 @@ from torch import Tensor
 
 from pyrobnn.substitution import Substitution
 
-__all__ = ["ELBOParts", "NonFiniteLossError", "Particle", "blame_draws", "culprit", "detach", "mean_parts"]
+__all__ = [
+    "ELBOParts",
+    "NonFiniteLossError",
+    "Particle",
+    "blame_draws",
+    "check_finite",
+    "culprit",
+    "detach",
+    "mean_parts",
+]
 
 
 class NonFiniteLossError(ArithmeticError):
@@ -65,6 +74,21 @@ class Particle:
     def graph_loss(self) -> Tensor:
         """The part of the objective that is differentiated through the model."""
         return torch.as_tensor(self.temperature * self.in_graph - self.log_likelihood)
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether the objective is."""
+        return bool((self.graph_loss.detach() + self.covered).isfinite())
+
+
+def check_finite(particle: Particle) -> None:
+    """Refuses a particle whose objective is not finite.
+
+    Raises:
+        NonFiniteLossError: If it is NaN or infinite; the message names the part to blame.
+    """
+    if not particle.is_finite:
+        raise NonFiniteLossError(culprit(particle))
 
 
 def mean_parts(particles: list[Particle], shares: list[float]) -> ELBOParts:

@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from pyrobnn.arguments import check_positive_int
 from pyrobnn.estimators.base import Estimator
 from pyrobnn.estimators.local_reparameterization import LocalReparameterization
 from pyrobnn.estimators.weight import GaussianWeight, Layer
@@ -38,14 +39,12 @@ class PerGroup(Estimator):
     layerwise: ClassVar[bool] = False
 
     def __init__(self, groups: int = 4) -> None:
-        if isinstance(groups, bool) or not isinstance(groups, int) or groups < 1:
-            raise ValueError(f"groups: expected a positive int, got {groups!r}.")
+        check_positive_int("groups", groups)
         self.groups = groups
 
     def layer(self, layer: Layer, x: Tensor, weight: GaussianWeight, bias: Tensor | None) -> Any:
         """The layer on each part of the batch."""
-        if len(x) < self.groups or x.dim() < 2:
-            raise ValueError(f"groups: {self.groups} draws need at least as many rows in a batch, got {len(x)}.")
+        _check_rows(self.groups, len(x) if x.dim() > 1 else 0)  # one row without a batch cannot be split
         weights = (weight.loc + weight.deviations(self.groups, mirrored=True)).unbind()
         biases: Any = [bias] * self.groups
         if isinstance(bias, GaussianWeight):
@@ -69,10 +68,14 @@ def split_batch(args: tuple[Any, ...], groups: int) -> list[tuple[tuple[Any, ...
     if len(lengths) != 1:
         raise ValueError(f"estimator: per_group splits arguments of equal length, got lengths {sorted(lengths)}.")
     rows = lengths.pop()
-    if rows < groups:
-        raise ValueError(f"groups: {groups} draws need at least as many rows in a batch, got {rows}.")
+    _check_rows(groups, rows)
     bounds = [rows * index // groups for index in range(groups + 1)]
     return [(_rows(args, start, stop), (stop - start) / rows) for start, stop in itertools.pairwise(bounds)]
+
+
+def _check_rows(groups: int, rows: int) -> None:
+    if rows < groups:
+        raise ValueError(f"groups: {groups} draws need at least as many rows in a batch, got {rows}.")
 
 
 def _tensors(values: Any) -> list[Tensor]:

@@ -82,6 +82,13 @@ class Site:
         """From unconstrained space to the site's support, elementwise where the support is."""
         return transform_to_support(self.prior)
 
+    def log_jacobian(self, unconstrained: Tensor, value: Tensor, num_batch_dims: int) -> Tensor:
+        """``log |det ∂t / ∂u|`` of the transform, summed over all but the leading dimensions."""
+        if self.is_real:
+            return value.new_zeros(value.shape[:num_batch_dims])
+        by_element = self.transform.log_abs_det_jacobian(unconstrained, value)
+        return by_element.reshape(*value.shape[:num_batch_dims], -1).sum(-1)
+
 
 class Guide(PyroModule):
     """Base of all posterior families.

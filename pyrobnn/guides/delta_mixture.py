@@ -257,10 +257,9 @@ class DeltaMixture(Ensemble):
             rows = self._from_centre(prior, slice(None))
             squares = torch.stack([prior.half_squares(row) for row in rows])
             found.covered = squares.mean() + prior.log_normaliser
-        loss = found.graph_loss
-        if not bool((loss.detach() + found.covered).isfinite()):
+        if not found.is_finite:
             return None
-        if loss.requires_grad:
+        if (loss := found.graph_loss).requires_grad:
             (loss * scale).backward()
         self._pull(None, scale * temperature, range(self.num_members))
         return found

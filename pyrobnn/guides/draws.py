@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from pyrobnn.bayesianize import exchanged_buffers
+
 __all__ = ["Draws", "installed_buffers"]
 
 
@@ -48,14 +50,6 @@ def installed_buffers(model: nn.Module, buffers: Mapping[str, Tensor]) -> Iterat
         yield
         return
     modules = dict(model.named_modules())
-    kept: list[tuple[nn.Module, str, Tensor]] = []
-    try:
-        for name, buffer in buffers.items():
-            prefix, _, local = name.rpartition(".")
-            owner = modules[prefix]
-            kept.append((owner, local, owner.get_buffer(local)))
-            setattr(owner, local, buffer.clone())
+    places = [(modules[(path := name.rpartition("."))[0]], path[2], buffer.clone()) for name, buffer in buffers.items()]
+    with exchanged_buffers(places):
         yield
-    finally:
-        for owner, local, buffer in kept:
-            setattr(owner, local, buffer)

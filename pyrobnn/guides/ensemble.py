@@ -17,6 +17,7 @@ import torch
 from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor
 
+from pyrobnn.arguments import check_positive_int
 from pyrobnn.guides.base import Site
 from pyrobnn.guides.draws import Draws
 from pyrobnn.guides.member_buffers import MemberBuffers
@@ -52,8 +53,7 @@ class Ensemble(Point):
         only: Collection[str] | None = None,
     ) -> None:
         super().__init__(model, example=example, only=only)
-        if isinstance(num_members, bool) or not isinstance(num_members, int) or num_members < 1:
-            raise ValueError(f"num_members: expected a positive int, got {num_members!r}.")
+        check_positive_int("num_members", num_members)
         each = num_members if members_per_step is None else members_per_step
         if isinstance(each, bool) or not isinstance(each, int) or not 1 <= each <= num_members:
             raise ValueError(f"members_per_step: expected an int from 1 to {num_members}, got {members_per_step!r}.")

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from pyrobnn.guides.base import Site
 
-__all__ = ["FlatNormalPrior", "Leaves", "accumulate", "flat_normal_prior", "release"]
+__all__ = ["FlatNormalPrior", "Leaves", "accumulate", "flat_normal_prior", "independent_normal", "release"]
 
 
 class Leaves:
@@ -105,6 +105,15 @@ class FlatNormalPrior:
             return
         centred = loc if isinstance(self.loc, float) and self.loc == 0.0 else loc - self.loc
         gradient.addcmul_(centred, self.precision, value=weight)
+
+
+def independent_normal(site: Site, loc: Tensor, scale: Tensor) -> Any:
+    """Independent Gaussians over a site's unconstrained elements, pushed to the site's support."""
+    base = dist.Normal(loc, scale)
+    if site.is_real:
+        return base.to_event(site.event_dim)
+    transformed = dist.TransformedDistribution(base, [site.transform])
+    return transformed.to_event(site.event_dim - site.transform.codomain.event_dim)
 
 
 def flat_normal_prior(sites: Sequence[Site], like: Tensor) -> FlatNormalPrior | None:

@@ -28,7 +28,7 @@ from torch import Tensor
 from pyrobnn.guides.base import Guide, Site
 from pyrobnn.guides.point import PointMass
 
-__all__ = ["LowRankGaussian", "joint_log_prob", "log_jacobian", "on_support", "sample_jointly"]
+__all__ = ["LowRankGaussian", "joint_log_prob", "on_support", "sample_jointly"]
 
 
 class LowRankGaussian(dist.TorchDistribution):
@@ -126,14 +126,6 @@ def on_support(site: Site, gaussian: LowRankGaussian) -> dist.Distribution:
     return gaussian if site.is_real else dist.TransformedDistribution(gaussian, [site.transform])
 
 
-def log_jacobian(site: Site, unconstrained: Tensor, value: Tensor, num_batch_dims: int) -> Tensor:
-    """``log |det ∂t / ∂u|`` of a site's transform, summed over all but the leading dimensions."""
-    if site.is_real:
-        return value.new_zeros(value.shape[:num_batch_dims])
-    by_element = site.transform.log_abs_det_jacobian(unconstrained, value)
-    return by_element.reshape(*value.shape[:num_batch_dims], -1).sum(-1)
-
-
 def joint_log_prob(guide: Guide, gaussian: LowRankGaussian, draws: Mapping[str, Tensor]) -> Tensor:
     """Log density ``[K]`` of draws ``{site: [K, *site shape]}`` on the sites' supports.
 
@@ -147,7 +139,7 @@ def joint_log_prob(guide: Guide, gaussian: LowRankGaussian, draws: Mapping[str, 
         value = draws[site.name]
         unconstrained = value if site.is_real else site.transform.inv(value)
         pieces.append(unconstrained.reshape(len(value), -1))
-        log_det = log_det + log_jacobian(site, unconstrained, value, 1)
+        log_det = log_det + site.log_jacobian(unconstrained, value, 1)
     return gaussian.log_prob(torch.cat(pieces, -1)) - log_det
 
 
@@ -163,6 +155,6 @@ def sample_jointly(guide: Guide, gaussian: LowRankGaussian) -> dict[str, Tensor]
     for name, unconstrained in guide.split(flat).items():
         site = guide.sites[name]
         value = unconstrained if site.is_real else site.transform(unconstrained)
-        log_det = log_jacobian(site, unconstrained, value, value.dim() - site.event_dim)
+        log_det = site.log_jacobian(unconstrained, value, value.dim() - site.event_dim)
         values[name] = guide._sample_site(site, PointMass(value, -log_det, event_dim=site.event_dim))
     return values

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pyrobnn.arguments import check_positive_int
 from pyrobnn.guides.base import Init, Site, initial_values
 from pyrobnn.guides.ensemble import Ensemble
 
@@ -62,8 +63,7 @@ class LowRankEnsemble(Ensemble):
         only: Collection[str] | None = None,
     ) -> None:
         super().__init__(model, num_members, members_per_step=members_per_step, example=example, only=only)
-        if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
-            raise ValueError(f"rank: expected a positive int, got {rank!r}.")
+        check_positive_int("rank", rank)
         if not spread > 0:
             raise ValueError(f"spread: expected a positive standard deviation, got {spread}.")
         self.rank = rank

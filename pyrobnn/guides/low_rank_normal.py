@@ -29,8 +29,10 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import kl_divergence
 
+from pyrobnn.arguments import check_positive_int
 from pyrobnn.guides.base import Guide, Init, Site, initial_values
-from pyrobnn.guides.low_rank import LowRankGaussian, joint_log_prob, log_jacobian, on_support, sample_jointly
+from pyrobnn.guides.flat import independent_normal
+from pyrobnn.guides.low_rank import LowRankGaussian, joint_log_prob, on_support, sample_jointly
 
 __all__ = ["LowRankNormal"]
 
@@ -70,8 +72,7 @@ class LowRankNormal(Guide):
         only: Collection[str] | None = None,
     ) -> None:
         super().__init__(model, example=example, only=only)
-        if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
-            raise ValueError(f"rank: expected a positive int, got {rank!r}.")
+        check_positive_int("rank", rank)
         if not init_scale > 0:
             raise ValueError(f"init_scale: expected a positive standard deviation, got {init_scale}.")
         loc = self.join(initial_values(model, self.sites, init))
@@ -139,7 +140,7 @@ class LowRankNormal(Guide):
         window, shape = slice(site.offset, site.offset + site.numel), site.unconstrained_shape
         scale, factor = self.flat_log_scale[window].exp(), self.flat_cov_factor[window]
         variance = scale.square() + factor.square().sum(-1)
-        return _independent(site, self.flat_loc[window].view(shape), variance.view(shape))
+        return independent_normal(site, self.flat_loc[window].view(shape), variance.sqrt().view(shape))
 
     def draw(self) -> dict[str, Tensor]:
         """One reparameterised draw, ``μ + σε + Fz``."""
@@ -184,7 +185,7 @@ class LowRankNormal(Guide):
         """
         drawn = self._drawn
         if drawn is not None and drawn.values[site.name] is value:
-            marginals = _independent(site, drawn.locs[site.name], drawn.variances[site.name])
+            marginals = independent_normal(site, drawn.locs[site.name], drawn.variances[site.name].sqrt())
         else:
             marginals = self.marginals(site)
         with contextlib.suppress(NotImplementedError):
@@ -192,7 +193,7 @@ class LowRankNormal(Guide):
             return kl + _entropy(marginals).reshape(*kl.shape, -1).sum(-1), True
         score = prior.log_prob(value)
         if not site.is_real:
-            score = score + log_jacobian(site, site.transform.inv(value), value, value.dim() - site.event_dim)
+            score = score + site.log_jacobian(site.transform.inv(value), value, value.dim() - site.event_dim)
         return -score, False
 
 
@@ -205,15 +206,6 @@ class _Drawn:
 
     def __init__(self, values: dict[str, Tensor], locs: dict[str, Tensor], variances: dict[str, Tensor]) -> None:
         self.values, self.locs, self.variances = values, locs, variances
-
-
-def _independent(site: Site, loc: Tensor, variance: Tensor) -> Any:
-    """Independent Gaussians over the unconstrained elements, pushed to the site's support."""
-    base = dist.Normal(loc, variance.sqrt())
-    if site.is_real:
-        return base.to_event(site.event_dim)
-    transformed = dist.TransformedDistribution(base, [site.transform])
-    return transformed.to_event(site.event_dim - site.transform.codomain.event_dim)
 
 
 def _entropy(marginals: Any) -> Tensor:

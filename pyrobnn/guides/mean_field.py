@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from pyrobnn.estimators import Estimator, GaussianWeight, SharedDraw
 from pyrobnn.guides.base import Guide, Init, Site, initial_values
-from pyrobnn.guides.flat import FlatNormalPrior, Leaves, accumulate, flat_normal_prior, release
+from pyrobnn.guides.flat import FlatNormalPrior, Leaves, accumulate, flat_normal_prior, independent_normal, release
 from pyrobnn.guides.prefetch import prefetched
 
 __all__ = ["MeanField"]
@@ -105,11 +105,7 @@ class MeanField(Guide):
         window = slice(site.offset, site.offset + site.numel)
         loc = self.flat_loc[window].view(site.unconstrained_shape)
         scale = self.flat_log_scale[window].view(site.unconstrained_shape).exp()
-        base = dist.Normal(loc, scale)
-        if site.is_real:
-            return base.to_event(site.event_dim)
-        transformed = dist.TransformedDistribution(base, [site.transform])
-        return transformed.to_event(site.event_dim - site.transform.codomain.event_dim)
+        return independent_normal(site, loc, scale)
 
     def draw(self, noise: Tensor | None = None) -> dict[str, Tensor]:
         """One reparameterised draw, ``μ + σε``; ``noise`` is ε as a flat vector if it is given."""

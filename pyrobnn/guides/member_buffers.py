@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyrobnn.bayesianize import BayesianModule, buffers
+from pyrobnn.bayesianize import BayesianModule, buffers, exchanged_buffers
 
 __all__ = ["MemberBuffers", "network_buffers"]
 
@@ -66,19 +66,13 @@ class MemberBuffers(nn.Module):
             freeze_others: Whether what it writes into all other buffers is dropped.
         """
         own, others = self._slots(model) if isinstance(model, nn.Module) else ([], [])
-        before = [(module, name, module.get_buffer(name)) for _, (module, name) in own]
-        for key, (module, name) in own:
-            # Past the version counter: graphs of other members may have saved neighbouring rows.
-            row = self.get_buffer(key).data[member]
-            setattr(module, name, row if keep else row.clone())
-        for module, name in others if freeze_others else ():
-            before.append((module, name, module.get_buffer(name)))
-            setattr(module, name, before[-1][2].clone())
-        try:
+        # Past the version counter: graphs of other members may have saved neighbouring rows.
+        rows = [(module, name, self.get_buffer(key).data[member]) for key, (module, name) in own]
+        inside = rows if keep else [(module, name, row.clone()) for module, name, row in rows]
+        if freeze_others:
+            inside += [(module, name, module.get_buffer(name).clone()) for module, name in others]
+        with exchanged_buffers(inside):
             yield
-        finally:
-            for module, name, buffer in before:
-                setattr(module, name, buffer)
 
     def _slots(self, model: nn.Module) -> tuple[list[tuple[str, _Slot]], list[_Slot]]:
         """Where the members' buffers live in the model, and the model's other buffers; found once per model."""

@@ -33,11 +33,10 @@ class Point(Guide):
 
     def log_jacobian(self, site: Site, unconstrained: Tensor, value: Tensor) -> Tensor:
         """The log Jacobian that ``-log p(v)`` lacks, of the prior's batch shape; zero unless it is asked for."""
-        event_shape = value.shape[: value.dim() - site.event_dim]
+        num_batch_dims = value.dim() - site.event_dim
         if not self.jacobian:
-            return value.new_zeros(event_shape)
-        by_element = site.transform.log_abs_det_jacobian(unconstrained, value)
-        return by_element.reshape(*event_shape, -1).sum(-1)
+            return value.new_zeros(value.shape[:num_batch_dims])
+        return site.log_jacobian(unconstrained, value, num_batch_dims)
 
     def log_prob(self, draws: Any) -> Tensor:
         """Refused: a point mass has no density.

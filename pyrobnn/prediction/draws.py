@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pyrobnn import random_state
+from pyrobnn.arguments import check_positive_int
 from pyrobnn.guides.base import Guide
 from pyrobnn.guides.draws import Draws
 
@@ -45,8 +46,7 @@ class PinnedDraws:
         replayed: bool = True,
         seed: int | None = None,
     ) -> None:
-        if isinstance(num_samples, bool) or not isinstance(num_samples, int) or num_samples < 1:
-            raise ValueError(f"num_samples: expected a positive int, got {num_samples!r}.")
+        check_positive_int("num_samples", num_samples)
         self.num_samples = num_samples
         self.posterior: Guide | None = None
         self._kept: list[dict[str, Tensor]] | None = None

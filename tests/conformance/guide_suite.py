@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from pyrobnn import likelihoods
 from pyrobnn.elbo import MeanFieldELBO
 from pyrobnn.guides import Guide
+from pyrobnn.guides.ensemble import Ensemble
 from pyrobnn.supervised import SupervisedModel
 from tests.conformance.comparisons import (
     assert_in_place_matches_autograd,
@@ -337,3 +338,24 @@ class GuideConformance:
         SVI(model, guide, pyro.optim.Adam({"lr": 0.01}), MeanFieldELBO(num_particles=3)).step(*batch)
         MeanFieldELBO(num_particles=3).loss(model, guide, *batch)  # an evaluation moves none
         assert [own["num_batches_tracked"] for own in self.running_statistics(model, guide)] == [3] * len(start)
+
+
+class EnsembleConformance(GuideConformance):
+    """The suite for mixtures of points with members that have their own BatchNorm statistics."""
+
+    has_density = False
+    exact = False
+
+    def two_draws(self, guide: Guide) -> list[dict[str, Tensor]]:
+        """Two members; at random it might be one of them twice."""
+        draws = []
+        for index in range(2):
+            with guide.particle(lambda: None, index):
+                draws.append(guide.draw())
+        return draws
+
+    def running_statistics(self, model: nn.Module, guide: Guide) -> list[dict[str, Tensor]]:
+        """Each member has its own."""
+        assert isinstance(guide, Ensemble)
+        buffers = {name.rpartition("/")[2]: b for name, b in guide.own_buffers.named_buffers()}
+        return [{name: buffer[index] for name, buffer in buffers.items()} for index in range(guide.num_members)]

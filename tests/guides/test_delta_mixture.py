@@ -18,7 +18,7 @@ from pyrobnn.checkpoint import load, save
 from pyrobnn.description import describe
 from pyrobnn.diagnostics import to_arviz
 from pyrobnn.elbo import MeanFieldELBO
-from pyrobnn.guides import DeltaMixture, Guide, GuideMap, Map, MeanField
+from pyrobnn.guides import DeltaMixture, GuideMap, Map, MeanField
 from pyrobnn.guides.draws import Draws
 from pyrobnn.prediction import PinnedDraws, predict
 from pyrobnn.running_statistics import recalibrate_batch_norm
@@ -26,30 +26,14 @@ from pyrobnn.supervised import SupervisedModel
 from pyrobnn.training import fit
 from tests.conformance.comparisons import assert_same
 from tests.conformance.conjugate import ConjugateRegression
-from tests.conformance.guide_suite import GuideConformance
+from tests.conformance.guide_suite import EnsembleConformance
 
 
-class TestDeltaMixtureConformance(GuideConformance):
+class TestDeltaMixtureConformance(EnsembleConformance):
     """What every guide must do."""
-
-    has_density = False
-    exact = False
 
     def make_guide(self, model: nn.Module, **options: Any) -> DeltaMixture:
         return DeltaMixture(model, 3, **options)
-
-    def two_draws(self, guide: Guide) -> list[dict[str, Tensor]]:
-        """Two members; at random it might be one of them twice."""
-        draws = []
-        for index in range(2):
-            with guide.particle(lambda: None, index):
-                draws.append(guide.draw())
-        return draws
-
-    def running_statistics(self, model: nn.Module, guide: Guide) -> list[dict[str, Tensor]]:
-        """Each member has its own."""
-        buffers = {name.rpartition("/")[2]: b for name, b in guide.buffers_by_member.named_buffers()}
-        return [{name: buffer[index] for name, buffer in buffers.items()} for index in range(3)]
 
 
 def classifier(net: nn.Module | None = None, num_data: int = 24) -> SupervisedModel:

@@ -7,39 +7,23 @@ from typing import Any
 import pyro.distributions as dist
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from pyrobnn import likelihoods
 from pyrobnn.checkpoint import load, save
 from pyrobnn.elbo import MeanFieldELBO
-from pyrobnn.guides import Guide, LowRankEnsemble, Map
+from pyrobnn.guides import LowRankEnsemble, Map
 from pyrobnn.prediction import predict
 from pyrobnn.supervised import SupervisedModel
 from tests.conformance.comparisons import assert_same
-from tests.conformance.guide_suite import GuideConformance
+from tests.conformance.guide_suite import EnsembleConformance
 
 
-class TestLowRankEnsembleConformance(GuideConformance):
+class TestLowRankEnsembleConformance(EnsembleConformance):
     """What every guide must do."""
-
-    has_density = False
-    exact = False
 
     def make_guide(self, model: nn.Module, **options: Any) -> LowRankEnsemble:
         return LowRankEnsemble(model, 3, 2, **options)
-
-    def two_draws(self, guide: Guide) -> list[dict[str, Tensor]]:
-        """Two members; at random it might be one of them twice."""
-        draws = []
-        for index in range(2):
-            with guide.particle(lambda: None, index):
-                draws.append(guide.draw())
-        return draws
-
-    def running_statistics(self, model: nn.Module, guide: Guide) -> list[dict[str, Tensor]]:
-        """Each member has its own."""
-        buffers = {name.rpartition("/")[2]: b for name, b in guide.own_buffers.named_buffers()}
-        return [{name: buffer[index] for name, buffer in buffers.items()} for index in range(3)]
 
 
 def model_of(net: nn.Module) -> SupervisedModel:
