@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["WORKLOADS", "Workload", "latent_parameters"]
+__all__ = ["WORKLOADS", "Workload", "latent_parameters", "resnet20"]
 
 
 @dataclass(frozen=True)
@@ -87,15 +87,20 @@ class _Block(nn.Module):
         return F.relu(residual + x)
 
 
-def resnet20() -> nn.Module:
-    """ResNet-20 for 32x32 images (He et al. 2016): 269,722 weights in 59 tensors, 38 of them BatchNorm's."""
-    blocks, inputs = [], 16
-    for outputs, stride in ((16, 1), (32, 2), (64, 2)):
+def resnet20(channels: int = 3, width: int = 16) -> nn.Module:
+    """ResNet-20 for small images (He et al. 2016): 269,722 weights in 59 tensors, 38 of them BatchNorm's.
+
+    Args:
+        channels: Channels of the images.
+        width: Channels of the first stage, 16 in the paper.
+    """
+    blocks, inputs = [], width
+    for outputs, stride in ((width, 1), (2 * width, 2), (4 * width, 2)):
         for index in range(3):
             blocks.append(_Block(inputs, outputs, stride if index == 0 else 1))
             inputs = outputs
-    stem = (nn.Conv2d(3, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU())
-    return nn.Sequential(*stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10))
+    stem = (nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
+    return nn.Sequential(*stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4 * width, 10))
 
 
 def tiny() -> nn.Module:

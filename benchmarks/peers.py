@@ -5,8 +5,10 @@ Peers are optional (the ``bench`` extra); each function imports its own, and rai
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
+import operator
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -29,9 +31,11 @@ __all__ = [
     "LR",
     "bayesian_torch_net",
     "bayesian_torch_step",
+    "blitz_step",
     "plain_pyro",
     "posteriors_step",
     "pyro_step",
+    "tyxe_step",
 ]
 
 INIT_SCALE = 1e-2
@@ -142,5 +146,64 @@ def posteriors_step(workload: Workload) -> Callable[[], Any]:
         nonlocal state
         state, _ = transform.update(state, (workload.x, workload.y), inplace=True)
         return state.nelbo.item()
+
+    return step
+
+
+def blitz_step(workload: Workload) -> Callable[[], Any]:
+    """BLiTZ's layers, put in by hand because it converts no network; its KL is a difference of densities."""
+    from blitz.losses import kl_divergence_from_nn
+    from blitz.modules import BayesianConv2d, BayesianLinear
+
+    shared = {"prior_sigma_1": 1.0, "prior_sigma_2": 1.0, "posterior_rho_init": math.log(math.expm1(INIT_SCALE))}
+
+    def layer(module: nn.Module) -> nn.Module | None:
+        if isinstance(module, nn.Linear):
+            return BayesianLinear(module.in_features, module.out_features, bias=module.bias is not None, **shared)
+        if isinstance(module, nn.Conv2d):
+            sizes = (module.in_channels, module.out_channels, module.kernel_size)
+            place = {"stride": module.stride, "padding": module.padding, "bias": module.bias is not None}
+            return BayesianConv2d(*sizes, **place, **shared)
+        return None
+
+    net = copy.deepcopy(workload.net)
+    for parent in list(net.modules()):
+        for name, child in list(parent.named_children()):
+            if (new := layer(child)) is not None:
+                setattr(parent, name, new)
+    optimizer = torch.optim.Adam(net.parameters(), lr=LR, fused=True)
+
+    def step() -> float:
+        optimizer.zero_grad()
+        loss = F.cross_entropy(net(workload.x), workload.y) + kl_divergence_from_nn(net) / workload.num_data
+        loss.backward()
+        optimizer.step()
+        return loss.item()
+
+    return step
+
+
+def tyxe_step(workload: Workload, estimator: str | None = None) -> Callable[[], Any]:
+    """TyXe's BNN under SVI; ``estimator`` is None, ``"flipout"`` or ``"local_reparameterization"``.
+
+    It asks Pyro for a function that Pyro 1.9 no longer has, which is given back to it here.
+    """
+    import tyxe
+    from tyxe import guides, likelihoods, priors
+
+    if not hasattr(pyro.util, "deep_getattr"):
+        pyro.util.deep_getattr = lambda owner, path: operator.attrgetter(path)(owner)
+    pyro.clear_param_store()
+    prior = priors.IIDPrior(dist.Normal(0.0, 1.0), hide_module_types=(nn.BatchNorm2d,))
+    guide = lambda net: guides.AutoNormal(net, init_scale=INIT_SCALE)  # noqa: E731
+    bnn = tyxe.VariationalBNN(
+        copy.deepcopy(workload.net), prior, likelihoods.Categorical(dataset_size=workload.num_data), guide
+    )
+    svi = SVI(bnn.model, bnn.guide, pyro.optim.Adam({"lr": LR}), TraceMeanField_ELBO())
+    context = getattr(tyxe.poutine, estimator) if estimator else contextlib.nullcontext
+
+    def step() -> float:
+        with context():
+            return svi.step((workload.x,), workload.y)
 
     return step

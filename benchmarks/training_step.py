@@ -119,6 +119,10 @@ CONTENDERS: dict[str, Contender] = {
     "bayesian-torch Reparameterization": repeated(peers.bayesian_torch_step),
     "bayesian-torch Flipout": repeated(functools.partial(peers.bayesian_torch_step, kind="Flipout")),
     "posteriors vi.diag, in place": repeated(peers.posteriors_step),
+    "BLiTZ": repeated(peers.blitz_step),
+    "TyXe": repeated(peers.tyxe_step),
+    "TyXe flipout": repeated(functools.partial(peers.tyxe_step, estimator="flipout")),
+    "TyXe local_reparameterization": repeated(functools.partial(peers.tyxe_step, estimator="local_reparameterization")),
 }
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gzip
+import io
+import itertools
 import os
 import struct
 from pathlib import Path
@@ -11,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["MissingDataError", "fashion", "kmnist", "mnist", "not_mnist", "read_idx", "root", "uci"]
+__all__ = ["MissingDataError", "cifar10", "fashion", "kmnist", "mnist", "not_mnist", "read_idx", "root", "uci"]
 
 
 class MissingDataError(FileNotFoundError):
@@ -69,6 +71,20 @@ def kmnist() -> tuple[Tensor, Tensor]:
 def not_mnist() -> tuple[Tensor, Tensor]:
     """notMNIST's test images."""
     return _idx_pair("notMNIST", "t10k")
+
+
+def cifar10(split: str = "train") -> tuple[Tensor, Tensor]:
+    """CIFAR-10, ``"train"`` or ``"test"``, ``[N, 3, 32, 32]`` from 0 to 1: pixels went through JPEG once more."""
+    path = root() / "cifar10_jpeg" / "cifar10_jpeg.npz"
+    if not path.exists():
+        raise MissingDataError(f"PYROBNN_DATA: there is no {path}.")
+    from PIL import Image  # torchvision brings it
+
+    archive = np.load(path)
+    content, offsets = archive[f"{split}_jpeg"].tobytes(), archive[f"{split}_offsets"]
+    images = [np.asarray(Image.open(io.BytesIO(content[start:end]))) for start, end in itertools.pairwise(offsets)]
+    x = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float().div(255)
+    return x, torch.from_numpy(archive[f"{split}_labels"].astype(np.int64))
 
 
 def uci(name: str, split: int) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:

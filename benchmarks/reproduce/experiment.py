@@ -14,9 +14,10 @@ from statistics import fmean, stdev
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["Batches", "Experiment", "arguments", "subset"]
+__all__ = ["Batches", "Experiment", "arguments", "flip_and_shift", "subset"]
 
 Row = dict[str, float]
 
@@ -29,11 +30,13 @@ class Batches:
         x: Inputs ``[N, ...]``.
         y: Targets ``[N, ...]``.
         batch_size: Rows of a batch; a last batch that is not full is left out.
+        augment: What is done to a batch's inputs.
     """
 
     x: Tensor
     y: Tensor
     batch_size: int = 128
+    augment: Callable[[Tensor], Tensor] | None = None
 
     @property
     def dataset(self) -> range:
@@ -48,7 +51,16 @@ class Batches:
         size = min(self.batch_size, len(order))
         for start in range(0, len(order) - size + 1, size):
             rows = order[start : start + size]
-            yield self.x[rows], self.y[rows]
+            yield (self.x[rows] if self.augment is None else self.augment(self.x[rows])), self.y[rows]
+
+
+def flip_and_shift(x: Tensor) -> Tensor:
+    """The augmentation of CIFAR-10: half of the images mirrored, the batch shifted by up to four pixels."""
+    mirrored = torch.rand(len(x), 1, 1, 1) < 0.5
+    x = torch.where(mirrored, x.flip(-1), x)
+    down, right = (int(shift) for shift in torch.randint(0, 9, (2,)))
+    height, width = x.shape[-2:]
+    return F.pad(x, (4, 4, 4, 4))[..., down : down + height, right : right + width]
 
 
 def subset(data: tuple[Tensor, Tensor], count: int, seed: int) -> tuple[Tensor, Tensor]:

@@ -1,10 +1,11 @@
-"""Posteriors on MNIST, from scratch and by Bayesian fine-tuning: quality, unknown inputs, cost.
+"""Posteriors on MNIST or CIFAR-10, from scratch and by Bayesian fine-tuning: quality, unknown inputs, cost.
 
 Accuracy, NLL and ECE on the test images; AUROC of notMNIST, Fashion-MNIST, KMNIST and perturbed test images against
 them by mutual information (by entropy for the point estimate, which has none); training time as a multiple of MAP's,
 to which fine-tuning, SWAG and Laplace add their own part; time of a prediction per draw.
 
     python -m benchmarks.reproduce.posteriors --seeds 0 1 2 --json posteriors.json
+    python -m benchmarks.reproduce.posteriors --data cifar10 --network resnet20 --images 50000 --device cuda
 """
 
 from __future__ import annotations
@@ -18,17 +19,19 @@ from typing import Any
 
 import pyro.distributions as dist
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import pyrobnn as pb
+from benchmarks.networks import resnet20
 from benchmarks.reproduce import datasets
-from benchmarks.reproduce.experiment import Batches, Experiment, Row, arguments, subset
+from benchmarks.reproduce.experiment import Batches, Experiment, Row, arguments, flip_and_shift, subset
 from pyrobnn import guides
 from pyrobnn.calibration import expected_calibration_error
 from pyrobnn.detection import auroc
 from pyrobnn.elbo import perturbed
 
-EPSILON = 0.5
+EPSILON = {"mnist": 0.5, "cifar10": 0.1}
 """Amplitude of the uniform noise on perturbed images, whose pixels lie between 0 and 1."""
 
 Fitted = tuple[pb.SupervisedModel, guides.Guide]
@@ -54,11 +57,14 @@ class Trainer:
     def __init__(self, options: argparse.Namespace, seed: int) -> None:
         self.options, self.seed = options, seed
         count = 300 if options.quick else options.images
-        self.batches = Batches(*subset(datasets.mnist(), count, seed))
+        mnist = options.data == "mnist"
+        data = subset(datasets.mnist() if mnist else datasets.cifar10(), count, seed)
+        self.batches = Batches(*data, augment=None if mnist else flip_and_shift)
         self.prior = dist.Normal(0.0, (2e-4 * count) ** -0.5)  # weight decay 2e-4 in the mean loss
         self.epochs = 1 if options.quick else options.epochs
         torch.manual_seed(seed)
-        self.start = network()
+        self.start = network() if options.network == "cnn" else resnet20(data[0].shape[1], options.width)
+        self.head = [name for name, module in self.start.named_modules() if isinstance(module, nn.Linear)][-1]
 
     def model(self, net: nn.Module | None = None) -> pb.SupervisedModel:
         """The Bayesian network, from the initial or from given weights."""
@@ -79,6 +85,13 @@ class Trainer:
         settings |= {"device": self.options.device, "progress": False} | options
         return pb.finetune(net, self.batches, posterior, prior=self.prior, **settings)
 
+    def last_layer_ensemble(self, model: pb.SupervisedModel) -> guides.Guide:
+        """LiBRe's posterior: the last layer in ten members, the rest one point."""
+        start = model.net.network
+        members = {"num_members": 10, "members_per_step": 1}
+        head = functools.partial(guides.DeltaMixture, **members, init=start, spread=0.1)
+        return guides.GuideMap(model, [(f"net.{self.head}.*", head), ("*", functools.partial(guides.Map, init=start))])
+
     def swag(self, net: nn.Module) -> Fitted:
         """A constant step from the MAP network, an iterate collected each epoch."""
         model = self.model(net)
@@ -86,28 +99,37 @@ class Trainer:
         sgd = functools.partial(torch.optim.SGD, momentum=0.9)
         epochs = 2 if self.options.quick else self.epochs // 2
         collect = [guide.collector(start=0)]
-        pb.fit(model, guide, self.batches, epochs=epochs, lr=2e-2, optimizer=sgd, callbacks=collect, progress=False)
+        settings = {"epochs": epochs, "lr": 2e-2, "optimizer": sgd, "callbacks": collect, "progress": False}
+        pb.fit(model, guide, self.batches, device=self.options.device, **settings)
+        if any(isinstance(module, nn.BatchNorm2d) for module in model.modules()):
+            device = self.options.device
+            pb.recalibrate_batch_norm(model, guide, [x.to(device) for x, _ in self.batches])
         return model, guide
 
     def laplace(self, net: nn.Module) -> Fitted:
         """The last layer's Gaussian at the MAP network, prior precision by evidence."""
         model = self.model(net)
-        every_row = list(zip(self.batches.x.split(500), self.batches.y.split(500), strict=True))
+        model.to(self.options.device)
+        x, y = (part.to(self.options.device) for part in (self.batches.x, self.batches.y))
+        every_row = list(zip(x.split(500), y.split(500), strict=True))
         guide = guides.Laplace(model).fit(model, every_row)
         guide.optimize_prior_precision()
         return model, guide
 
 
-def last_layer_ensemble(model: pb.SupervisedModel) -> guides.Guide:
-    """LiBRe's posterior: the last layer in ten members, the rest one point."""
-    start = model.net.network
-    head = functools.partial(guides.DeltaMixture, num_members=10, init=start, spread=0.1)
-    return guides.GuideMap(model, [("net.7.*", head), ("*", functools.partial(guides.Map, init=start))])
+def low_rank_sharing(model: pb.SupervisedModel) -> guides.Guide:
+    """Five members, one of them trained in each step."""
+    return guides.LowRankEnsemble(model, 5, members_per_step=1)
+
+
+def half_of_them(change: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """Auxiliary inputs made of half a batch, as in the paper."""
+    return lambda x: change(x[: len(x) // 2])
 
 
 def run(seed: int, options: argparse.Namespace) -> dict[str, Row]:
     """All posteriors with one seed."""
-    trainer, images = Trainer(options, seed), _images(seed, options.quick)
+    trainer, images = Trainer(options, seed), _images(seed, options)
     rows: dict[str, Row] = {}
 
     def record(name: str, fit: Callable[[], Fitted], draws: int, adds: bool = False) -> Fitted:
@@ -119,7 +141,7 @@ def run(seed: int, options: argparse.Namespace) -> dict[str, Row]:
         rows[name] |= {"seconds": seconds, "× MAP": seconds / base + adds}
         return fitted
 
-    draws = 5 if options.quick else 50
+    draws = 5 if options.quick else options.draws
     model, guide = record("MAP", lambda: trainer.fit(guides.Map), 1)
     trained = copy.deepcopy(model.net.network).requires_grad_()  # the model's own are placeholders for draws
     with torch.no_grad():
@@ -127,10 +149,13 @@ def run(seed: int, options: argparse.Namespace) -> dict[str, Row]:
             trained.get_parameter(name.removeprefix("net.")).copy_(value[0])
     record("mean field from scratch", lambda: trainer.fit(functools.partial(guides.MeanField, init_scale=3e-3)), draws)
     record("fine-tuned mean field", lambda: trainer.finetune(trained, "mean_field"), draws, adds=True)
-    regularized = functools.partial(trainer.finetune, auxiliary=perturbed(EPSILON), lr=1e-3, scale_lr=1e-2, weight=3.0)
-    record("… with the regulariser", lambda: regularized(trained, "mean_field"), draws, adds=True)
-    record("fine-tuned low-rank sharing", lambda: trainer.finetune(trained, "low_rank_sharing"), 5, adds=True)
-    record("fine-tuned last-layer ensemble", lambda: trainer.finetune(trained, last_layer_ensemble), 10, adds=True)
+    unlike = {"auxiliary": half_of_them(perturbed(EPSILON[options.data])), "lr": 1e-3}
+    record("… with the regulariser", lambda: trainer.finetune(trained, "mean_field", **unlike), draws, adds=True)
+    record("fine-tuned low-rank sharing", lambda: trainer.finetune(trained, low_rank_sharing), 5, adds=True)
+    regularised = functools.partial(trainer.finetune, trained, low_rank_sharing, **unlike)
+    record("low-rank sharing with the regulariser", regularised, 5, adds=True)
+    few = functools.partial(trainer.finetune, trained, trainer.last_layer_ensemble)
+    record("fine-tuned last-layer ensemble", few, 10, adds=True)
     record("MC dropout", lambda: trainer.fit(functools.partial(guides.MCDropout, p=0.1)), draws)
     record("ensemble of 5", lambda: trainer.fit(functools.partial(guides.DeltaMixture, num_members=5)), 5)
     record("SWAG", lambda: trainer.swag(trained), draws, adds=True)
@@ -140,14 +165,18 @@ def run(seed: int, options: argparse.Namespace) -> dict[str, Row]:
     return rows
 
 
-def _images(seed: int, quick: bool) -> dict[str, Any]:
-    """Test images with labels, and the unknown ones."""
-    x, y = datasets.mnist("t10k")
-    count = 200 if quick else 2000
+def _images(seed: int, options: argparse.Namespace) -> dict[str, Any]:
+    """Test images with labels, and the unknown ones, of the same shape."""
+    mnist = options.data == "mnist"
+    x, y = datasets.mnist("t10k") if mnist else datasets.cifar10("test")
+    count = 200 if options.quick else options.unknown
     others = {"notMNIST": datasets.not_mnist()[0], "Fashion": datasets.fashion()[0], "KMNIST": datasets.kmnist()[0]}
+    if not mnist:
+        others = {name: F.pad(value, (2, 2, 2, 2)).expand(-1, 3, -1, -1) for name, value in others.items()}
     torch.manual_seed(seed)
-    noisy = x[:count] + torch.empty_like(x[:count]).uniform_(-EPSILON, EPSILON)
-    known = (x[:200], y[:200]) if quick else (x, y)
+    epsilon = EPSILON[options.data]
+    noisy = x[:count] + torch.empty_like(x[:count]).uniform_(-epsilon, epsilon)
+    known = (x[:200], y[:200]) if options.quick else (x[: options.test], y[: options.test])
     return {"known": known, **{name: value[:count] for name, value in others.items()}, "perturbed": noisy}
 
 
@@ -176,10 +205,16 @@ def evaluate(model: pb.SupervisedModel, guide: guides.Guide, images: dict[str, A
 
 def main() -> None:
     parser = arguments(__doc__)
-    parser.add_argument("--images", type=int, default=5000, help="training images (default %(default)s)")
-    parser.add_argument("--epochs", type=int, default=20, help="epochs of MAP and of what starts from scratch")
-    parser.add_argument("--finetune-epochs", type=int, default=3)
-    Experiment("Posteriors on MNIST, small convolutional network", run).main(parser)
+    parser.add_argument("--data", choices=("mnist", "cifar10"), default="mnist")
+    parser.add_argument("--network", choices=("cnn", "resnet20"), default="cnn")
+    parser.add_argument("--width", type=int, default=16, help="channels of ResNet-20's first stage")
+    parser.add_argument("--draws", type=int, default=30, help="draws of a prediction (default %(default)s)")
+    parser.add_argument("--test", type=int, default=10_000, help="test images (default %(default)s)")
+    parser.add_argument("--unknown", type=int, default=1000, help="images of each unknown set (default %(default)s)")
+    parser.add_argument("--images", type=int, default=10_000, help="training images (default %(default)s)")
+    parser.add_argument("--epochs", type=int, default=30, help="epochs of MAP and of what starts from scratch")
+    parser.add_argument("--finetune-epochs", type=int, default=4)
+    Experiment("Posteriors, from scratch and by fine-tuning", run).main(parser)
 
 
 if __name__ == "__main__":
