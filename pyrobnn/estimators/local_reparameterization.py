@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from pyrobnn.estimators.base import Estimator
 from pyrobnn.estimators.weight import GaussianWeight, Layer
@@ -48,4 +49,28 @@ def drawn_outputs(layer: Layer, x: Tensor, weight: GaussianWeight, bias: Tensor 
         mean, variance = layer(x, weight.loc, bias.loc), layer(x.square(), weight.variance, bias.variance)
     else:
         mean, variance = layer(x, weight.loc, bias), layer(x.square(), weight.variance)
-    return torch.addcmul(mean, (variance + _SMALLEST_VARIANCE).sqrt(), torch.randn_like(mean))
+    return _Drawn.apply(mean, variance)
+
+
+class _Drawn(torch.autograd.Function):
+    r"""``m + sqrt(v) ε`` with gradients ``g`` and ``g ε / (2 sqrt(v))``, in as few passes over memory as can be.
+
+    The second half of the batch has the first half's noise with the other sign: examples are still drawn as q says, and
+    their gradients unbiased; random numbers, half of the cost of a convolution's noise, are halved.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, mean: Tensor, variance: Tensor) -> Tensor:
+        noise, half = torch.empty_like(mean), (len(mean) + 1) // 2 if mean.dim() > 1 else len(mean)  # no batch: whole
+        noise[:half].normal_()
+        torch.neg(noise[: len(mean) - half], out=noise[half:])
+        scale = (variance + _SMALLEST_VARIANCE).sqrt_()
+        drawn = torch.addcmul(mean, scale, noise)
+        ctx.save_for_backward(noise.div_(scale))
+        return drawn
+
+    @staticmethod
+    @once_differentiable  # the saved quotient hides its dependence on the variance
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        (quotient,) = ctx.saved_tensors
+        return gradient, torch.addcmul(gradient.new_zeros(()), gradient, quotient, value=0.5)

@@ -217,3 +217,29 @@ def test_random_signs_are_fair_and_independent() -> None:
     assert float(signs.mean(0).abs().max()) < 5 / 10_000**0.5
     for shift in (1, 8, 63):
         assert float((signs * signs.roll(shift, -1)).mean(0).abs().max()) < 5 / 10_000**0.5
+
+
+@pytest.mark.parametrize("rows", [1, 2, 5])
+def test_drawn_outputs_are_their_formula(rows: int) -> None:
+    """``m + sqrt(v) ε`` with autograd's gradients; the second half of a batch has the first half's ε mirrored."""
+    torch.manual_seed(0)
+    x, loc, scale = torch.randn(rows, 3), torch.randn(4, 3), torch.rand(4, 3) + 0.1
+    weight = GaussianWeight.of(loc.requires_grad_(), scale.requires_grad_(), LocalReparameterization())
+    drawn = F.linear(x, weight)
+    with torch.no_grad():
+        noise = (drawn - F.linear(x, loc)) / F.linear(x.square(), scale.square()).sqrt()
+    half = (rows + 1) // 2
+    torch.testing.assert_close(noise[half:], -noise[: rows - half])
+    formula = F.linear(x, loc) + F.linear(x.square(), scale.square()).sqrt() * noise
+    torch.testing.assert_close(drawn, formula)
+    upstream = torch.randn_like(drawn)
+    found = torch.autograd.grad(drawn, (loc, scale), upstream)
+    torch.testing.assert_close(found, torch.autograd.grad(formula, (loc, scale), upstream))
+
+
+def test_outputs_of_one_example_without_a_batch_are_independent() -> None:
+    """None of them mirrors another."""
+    torch.manual_seed(0)
+    weight = GaussianWeight.of(torch.zeros(4, 3), torch.ones(4, 3), LocalReparameterization())
+    drawn = F.linear(torch.ones(3), weight)
+    assert drawn.abs().unique().numel() == 4
