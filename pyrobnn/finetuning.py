@@ -32,6 +32,8 @@ PosteriorName = Literal["mean_field", "delta_mixture", "low_rank_sharing", "last
 Posterior = PosteriorName | Callable[[SupervisedModel], Guide]
 
 LOG_SCALES = (-6.0, -5.0)
+RISE, FASTEST = 1.5, 0.03
+"""How far log scales may rise under Adam in all, and in a step."""
 
 
 def finetune(
@@ -45,7 +47,7 @@ def finetune(
     num_members: int = 5,
     epochs: int = 4,
     lr: float = 1e-4,
-    scale_lr: float = 1e-2,
+    scale_lr: float | None = None,
     auxiliary: Auxiliary | None = None,
     threshold: float = 0.5,
     weight: float = 1.0,
@@ -69,8 +71,10 @@ def finetune(
         num_members: Members of the two mixtures.
         epochs: Passes over the data.
         lr: Learning rate of the means (of members): slow, since they are trained already.
-        scale_lr: Learning rate of the log standard deviations: fast, since they have far to go. Under Adam they rise
-            by about ``scale_lr`` a step at first: with many steps take less, or accuracy suffers.
+        scale_lr: Learning rate of the log standard deviations: fast, since they have far to go. Under Adam they all
+            rise by about ``scale_lr`` a step towards the prior's until the data hold them back, which takes longer
+            than fine-tuning lasts. None therefore takes 1.5 divided by the number of steps, at most 0.03, so that
+            standard deviations end at most about 4.5 times as wide as they began, however long it lasts.
         auxiliary: Inputs to be uncertain about: a function of the batch's inputs, such as
             ``elbo.perturbed(0.3)``, or an iterable of inputs; None for no regulariser.
         threshold: Mutual information in nats that is enough there.
@@ -97,6 +101,7 @@ def finetune(
     own = Categorical() if likelihood is None else copy.deepcopy(likelihood)
     model = SupervisedModel(net, own, rule, num_data=count)
     guide = _guide(model, posterior, num_members)
+    scale_lr = _scale_lr(loader, epochs) if scale_lr is None else scale_lr
     elbo: MeanFieldELBO
     if auxiliary is None:
         elbo = MeanFieldELBO(estimator=estimator)
@@ -124,6 +129,13 @@ def _guide(model: SupervisedModel, posterior: Posterior, num_members: int) -> Gu
         "posterior: expected 'mean_field', 'last_layer', 'delta_mixture', 'low_rank_sharing' or a function that builds "
         f"a guide, got {posterior!r}."
     )
+
+
+def _scale_lr(loader: Iterable[Any], epochs: int) -> float:
+    """What lets log scales rise by ``RISE`` in all."""
+    if not isinstance(loader, Sized):
+        return 1e-2
+    return min(FASTEST, RISE / max(1, epochs * len(loader)))
 
 
 def _without_dropout(net: nn.Module) -> nn.Module:
