@@ -32,7 +32,7 @@ PosteriorName = Literal["mean_field", "delta_mixture", "low_rank_sharing", "last
 Posterior = PosteriorName | Callable[[SupervisedModel], Guide]
 
 LOG_SCALES = (-6.0, -5.0)
-RISE, FASTEST = 1.5, 0.03
+RISE, FASTEST = 1.0, 0.03
 """How far log scales may rise under Adam in all, and in a step."""
 
 
@@ -73,8 +73,8 @@ def finetune(
         lr: Learning rate of the means (of members): slow, since they are trained already.
         scale_lr: Learning rate of the log standard deviations: fast, since they have far to go. Under Adam they all
             rise by about ``scale_lr`` a step towards the prior's until the data hold them back, which takes longer
-            than fine-tuning lasts. None therefore takes 1.5 divided by the number of steps, at most 0.03, so that
-            standard deviations end at most about 4.5 times as wide as they began, however long it lasts.
+            than fine-tuning lasts. None therefore takes 1 divided by the number of steps, at most 0.03, so that
+            standard deviations end about e times as wide as they began, however long it lasts.
         auxiliary: Inputs to be uncertain about: a function of the batch's inputs, such as
             ``elbo.perturbed(0.3)``, or an iterable of inputs; None for no regulariser.
         threshold: Mutual information in nats that is enough there.

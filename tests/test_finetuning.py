@@ -154,9 +154,9 @@ def test_refusals(change: dict[str, Any], error: type[Exception], message: str) 
 
 @pytest.mark.parametrize("epochs", [2, 20])
 def test_scales_rise_alike_however_long_it_lasts(epochs: int) -> None:
-    """By default Adam moves log scales by at most 1.5 in all, to Adam's overshoot."""
+    """By default Adam moves log scales by at most 1 in all, but for Adam's overshoot."""
     _, untouched = pb.finetune(pretrained(), loader(), epochs=1, lr=0.0, scale_lr=0.0, seed=0, progress=False)
     _, guide = pb.finetune(pretrained(), loader(), epochs=epochs, lr=0.0, seed=0, progress=False)
     rise = (guide.flat_log_scale - untouched.flat_log_scale).detach()
-    assert float(rise.abs().max()) < 1.6
-    assert float(rise.mean()) > (0.03 * epochs * len(loader()) * 0.8 if epochs == 2 else 1.2)
+    assert float(rise.abs().max()) < 1.1
+    assert float(rise.mean()) > (0.03 * epochs * len(loader()) * 0.8 if epochs == 2 else 0.8)
