@@ -30,7 +30,8 @@ def bayesianize(net: nn.Module, prior: PriorSpec) -> BayesianModule:
         net: Any network. It is copied; the original is never changed.
         prior: A Pyro distribution, a rule ``(name, parameter, module) -> prior or None``, or an ordered list of
             ``(pattern, rule or None)`` (:mod:`pyrobnn.priors`). Frozen parameters and those of norm layers stay
-            deterministic unless a pattern other than ``"*"`` names them.
+            deterministic unless a pattern other than ``"*"`` names them. Choices of structure
+            (:mod:`pyrobnn.structure`) bring priors of their own.
 
     Returns:
         A :class:`~pyro.nn.PyroModule` called like the network. Inside another PyroModule, as ``self.net``, its

@@ -277,7 +277,8 @@ def _cell(value: object) -> str:
     if value is None:
         return "-"
     if isinstance(value, list):
-        return ", ".join(value) or "-"
+        shown = [*value[:3], f"and {len(value) - 3:,} more"] if len(value) > 4 else value
+        return ", ".join(shown) or "-"
     if isinstance(value, int):
         return f"{value:,}"
     return "scalar" if value == () else str(value)

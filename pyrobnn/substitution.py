@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import pyro.distributions as dist
+import torch
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-__all__ = ["Substitution"]
+__all__ = ["Substitution", "plain_priors", "summed_score"]
 
 
 class Substitution(Messenger):
@@ -47,3 +49,23 @@ class Substitution(Messenger):
             self.deterministic.append(msg)
         else:
             (self.observed if msg["is_observed"] else self.latent).append(msg)
+
+
+def plain_priors(latent: list[Any]) -> dict[str, dist.Distribution]:
+    """The priors of those latent sites' messages that lie outside all plates, unscaled and unmasked."""
+    return {message["name"]: message["fn"] for message in latent if _is_plain(message)}
+
+
+def _is_plain(message: Any) -> bool:
+    return message["mask"] is None and not message["cond_indep_stack"] and message["scale"] == 1.0
+
+
+def summed_score(score: Tensor, message: Any) -> Tensor:
+    """The sum of a log density or divergence under the site's mask and scale."""
+    mask, scale = message["mask"], message["scale"]
+    if mask is not None and mask is not True:
+        score = score * 0.0 if mask is False else torch.where(mask, score, torch.zeros_like(score))
+    if torch.is_tensor(scale):
+        return (score * scale).sum()
+    total = score.sum()
+    return total if scale == 1.0 else total * scale

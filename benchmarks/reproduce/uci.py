@@ -39,7 +39,7 @@ Make = Callable[[pb.SupervisedModel], guides.Guide]
 
 METHODS: dict[str, tuple[Make, int, float]] = {
     "MAP": (guides.Map, 1, 1.0),
-    "MC dropout, p = 0.05": (functools.partial(guides.MCDropout, p=0.05, where="*.weight"), 100, 1.0),
+    "MC dropout, p = 0.01": (functools.partial(guides.MCDropout, p=0.01, where="*.weight"), 100, 1.0),
     "mean field": (functools.partial(guides.MeanField, init_scale=0.02), 100, 1.0),
     "low rank, r = 5": (functools.partial(guides.LowRankNormal, rank=5, init_scale=0.02), 100, 0.3),
     "ensemble of 5": (functools.partial(guides.DeltaMixture, num_members=5), 5, 1.0),

@@ -26,7 +26,15 @@ from pyrobnn.arguments import check_positive_int
 from pyrobnn.bayesianize import frozen_buffers
 from pyrobnn.elbo.draw_plan import DrawPlan
 from pyrobnn.elbo.mean_field import MeanFieldELBO
-from pyrobnn.elbo.parts import ELBOParts, Particle, check_finite, detach, mean_parts
+from pyrobnn.elbo.parts import (
+    ELBOParts,
+    Particle,
+    blaming_draws,
+    check_finite,
+    detach,
+    gradients_restored,
+    mean_parts,
+)
 from pyrobnn.elbo.tempering import Temperature
 from pyrobnn.guides.mean_field import MeanField
 
@@ -99,22 +107,25 @@ class AdversarialELBO(MeanFieldELBO):
             The parts of the ordinary pass, detached.
 
         Raises:
-            NonFiniteLossError: If either pass is NaN or infinite.
+            NonFiniteLossError: If either pass is NaN or infinite; no gradient has been added then.
         """
         guide, kwargs, temperature = _mean_field(guide), kwargs or {}, self.current_temperature()
         noise = self.worst_noise(model, guide, args, kwargs) if self.strength else None
-        values, covered = guide.write_draw()
-        ordinary = self._evaluate(model, guide, values, covered, temperature, args, kwargs, _PLAIN)
-        check_finite(ordinary)
-        loss = temperature * ordinary.in_graph - (1.0 - self.strength) * ordinary.log_likelihood
-        (torch.as_tensor(loss) * scale).backward()
-        guide.pull_back(scale * temperature)
-        if noise is not None:
-            values, _ = guide.write_draw(noise)
-            adversarial = self._adversarial(model, guide, values, args, kwargs)
-            check_finite(adversarial)
-            (torch.as_tensor(adversarial.log_likelihood) * (-self.strength * scale)).backward()
-            guide.pull_back(0.0)
+        with gradients_restored(model, guide):
+            values, covered = guide.write_draw()
+            with blaming_draws(values):
+                ordinary = self._evaluate(model, guide, values, covered, temperature, args, kwargs, _PLAIN)
+                check_finite(ordinary)
+            loss = temperature * ordinary.in_graph - (1.0 - self.strength) * ordinary.log_likelihood
+            (torch.as_tensor(loss) * scale).backward()
+            guide.pull_back(scale * temperature)
+            if noise is not None:
+                values, _ = guide.write_draw(noise)
+                with blaming_draws(values):
+                    adversarial = self._adversarial(model, guide, values, args, kwargs)
+                    check_finite(adversarial)
+                (torch.as_tensor(adversarial.log_likelihood) * (-self.strength * scale)).backward()
+                guide.pull_back(0.0)
         self.num_steps += 1
         self.parts = detach(mean_parts([ordinary], [1.0]))
         return self.parts

@@ -11,10 +11,10 @@ contribute their divergence: on flat vectors where the prior is a fixed Normal, 
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
-import pyro.distributions as dist
 import torch
 from pyro.infer import TraceMeanField_ELBO
 from torch import Tensor, nn
@@ -22,13 +22,21 @@ from torch import Tensor, nn
 from pyrobnn.arguments import check_positive_int
 from pyrobnn.bayesianize import frozen_buffers
 from pyrobnn.elbo.draw_plan import DrawPlan
-from pyrobnn.elbo.parts import ELBOParts, NonFiniteLossError, Particle, blame_draws, check_finite, detach, mean_parts
+from pyrobnn.elbo.parts import (
+    ELBOParts,
+    Particle,
+    blaming_draws,
+    check_finite,
+    detach,
+    gradients_restored,
+    mean_parts,
+)
 from pyrobnn.elbo.tempering import Temperature, Tempered
 from pyrobnn.estimators import EstimatorSpec, active_estimators, resolve
 from pyrobnn.estimators.per_group import split_batch
 from pyrobnn.guides.base import Guide
 from pyrobnn.guides.flat import flat_normal_prior
-from pyrobnn.substitution import Substitution
+from pyrobnn.substitution import Substitution, plain_priors, summed_score
 
 __all__ = ["MeanFieldELBO"]
 
@@ -78,6 +86,8 @@ class MeanFieldELBO(TraceMeanField_ELBO):
         if not isinstance(guide, Guide):
             self.parts = None
             return super().differentiable_loss(*self._tempered(model, guide, temperature), *args, **kwargs)
+        if torch.is_grad_enabled():
+            guide.begin_step()
         plan = self._plan(guide)
         particles, shares = [], []
         for index, (slice_, share) in enumerate(self._slices(guide, plan, args)):
@@ -132,6 +142,7 @@ class MeanFieldELBO(TraceMeanField_ELBO):
             NonFiniteLossError: If the objective is NaN or infinite; no gradient has been added then.
         """
         temperature, kwargs = self.current_temperature(), kwargs or {}
+        guide.begin_step()
         plan = self._plan(guide)
         if plan.groups == 1 and (together := getattr(guide, "backward_together", None)) is not None:
 
@@ -143,26 +154,20 @@ class MeanFieldELBO(TraceMeanField_ELBO):
                 self.parts = detach(mean_parts([found], [1.0]))
                 return self.parts
         slices = self._slices(guide, plan, args)
-        before = _gradients(model, guide) if len(slices) > 1 else []
         particles, shares = [], [share for _, share in slices]
-        for index, (slice_, share) in enumerate(slices):
-            weight = scale * share
-            with guide.particle(model, index):
-                values, covered = plan.write(guide)
-                by_hand = covered is not None
-                try:
-                    parts = self._evaluate(model, guide, values, covered, temperature, slice_, kwargs, plan)
-                    check_finite(parts)
-                except (ValueError, NonFiniteLossError) as error:
-                    for parameter, gradient in before:
-                        parameter.grad = gradient
-                    blame_draws(values, error)
-                    raise
-            if (loss := parts.graph_loss).requires_grad:
-                (loss * weight).backward()
-            if by_hand:
-                guide.pull_back(weight * temperature)
-            particles.append(parts)
+        with gradients_restored(model, guide) if len(slices) > 1 else contextlib.nullcontext():
+            for index, (slice_, share) in enumerate(slices):
+                with guide.particle(model, index):
+                    values, covered = plan.write(guide)
+                    by_hand = covered is not None
+                    with blaming_draws(values):
+                        parts = self._evaluate(model, guide, values, covered, temperature, slice_, kwargs, plan)
+                        check_finite(parts)
+                if (loss := parts.graph_loss).requires_grad:
+                    (loss * (scale * share)).backward()
+                if by_hand:
+                    guide.pull_back(scale * share * temperature)
+                particles.append(parts)
         self.num_steps += 1
         self.parts = detach(mean_parts(particles, shares))
         return self.parts
@@ -208,9 +213,9 @@ class MeanFieldELBO(TraceMeanField_ELBO):
             model(*args, **kwargs)
         log_likelihood: Tensor | float = 0.0
         for message in run.observed:
-            log_likelihood = log_likelihood + _summed(message["fn"].log_prob(message["value"]), message)
+            log_likelihood = log_likelihood + summed_score(message["fn"].log_prob(message["value"]), message)
         flat = getattr(guide, "flat_prior", None) if covered is not None else None
-        if flat is not None and not flat.matches(_plain_priors(run.latent)):
+        if flat is not None and not flat.matches(plain_priors(run.latent)):
             guide.discard_counted()
             flat, covered = None, 0.0
         in_graph: Tensor | float = 0.0
@@ -221,32 +226,13 @@ class MeanFieldELBO(TraceMeanField_ELBO):
                     f"site {message['name']!r}: the model sampled it but the guide does not know it; build the guide "
                     "from this model, with an example batch if the site depends on data."
                 )
-            if flat is not None and site.is_flat_normal:
+            if flat is not None and site.name in flat.names:
                 continue
             divergence, _ = plan.divergence(guide, site, message["value"], message["fn"])
-            in_graph = in_graph + _summed(divergence, message)
+            in_graph = in_graph + summed_score(divergence, message)
         in_graph = in_graph + (0.0 if plan.path_derivative else guide.shared_divergence())
         _follow_priors(guide, run.latent)
         return Particle(log_likelihood, in_graph, covered or 0.0, temperature, _num_data(model, run.observed), run)
-
-
-def _is_plain(message: Any) -> bool:
-    return message["mask"] is None and not message["cond_indep_stack"] and message["scale"] == 1.0
-
-
-def _plain_priors(latent: list[Any]) -> dict[str, dist.Distribution]:
-    return {message["name"]: message["fn"] for message in latent if _is_plain(message)}
-
-
-def _summed(score: Tensor, message: Any) -> Tensor:
-    """The sum of a log density or divergence under the site's mask and scale."""
-    mask, scale = message["mask"], message["scale"]
-    if mask is not None and mask is not True:
-        score = score * 0.0 if mask is False else torch.where(mask, score, torch.zeros_like(score))
-    if torch.is_tensor(scale):
-        return (score * scale).sum()
-    total = score.sum()
-    return total if scale == 1.0 else total * scale
 
 
 def _num_data(model: Any, observed: list[Any]) -> int:
@@ -260,18 +246,10 @@ def _num_data(model: Any, observed: list[Any]) -> int:
 
 
 def _follow_priors(guide: Guide, latent: list[Any]) -> None:
-    """Keeps the guide's flat priors those of the model, after a move, a cast or a loaded state."""
-    if not hasattr(guide, "flat_prior"):
-        return
-    flat = guide.flat_prior
-    priors = _plain_priors(latent)
-    if flat is not None and flat.matches(priors):
-        return
-    guide.adopt_priors(priors)
-    guide.flat_prior = flat_normal_prior(guide.flat_order, guide.flat_loc.detach())
-
-
-def _gradients(*modules: Any) -> list[tuple[nn.Parameter, Tensor | None]]:
-    """Copies of the present gradients, to go back to if a later particle fails."""
-    parameters = [p for module in modules if isinstance(module, nn.Module) for p in module.parameters()]
-    return [(p, None if p.grad is None else p.grad.clone()) for p in parameters]
+    """Keeps the flat priors of the guide's simple parts those of the model, after a move, a cast or a loaded state."""
+    parts = [part for part in guide.simple_parts() if hasattr(part, "flat_prior")]
+    priors = plain_priors(latent) if parts else {}
+    for part in parts:
+        if part.flat_prior is None or not part.flat_prior.matches(priors):
+            part.adopt_priors(priors)
+            part.flat_prior = flat_normal_prior(part.flat_order, part.flat_loc.detach())

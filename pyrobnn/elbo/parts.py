@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyrobnn.substitution import Substitution
 
@@ -13,10 +16,11 @@ __all__ = [
     "ELBOParts",
     "NonFiniteLossError",
     "Particle",
-    "blame_draws",
+    "blaming_draws",
     "check_finite",
     "culprit",
     "detach",
+    "gradients_restored",
     "mean_parts",
 ]
 
@@ -107,12 +111,28 @@ def detach(parts: ELBOParts) -> ELBOParts:
     return ELBOParts(parts.log_likelihood.detach(), parts.divergence.detach(), parts.temperature, parts.num_data)
 
 
-def blame_draws(values: dict[str, Tensor], error: Exception) -> None:
+@contextmanager
+def gradients_restored(*modules: Any) -> Iterator[None]:
+    """Puts the gradients of before back if the block fails, so that no half of a step is left in them."""
+    parameters = [p for module in modules if isinstance(module, nn.Module) for p in module.parameters()]
+    before = [(p, None if p.grad is None else p.grad.clone()) for p in parameters]
+    try:
+        yield
+    except Exception:
+        for parameter, gradient in before:
+            parameter.grad = gradient
+        raise
+
+
+@contextmanager
+def blaming_draws(values: dict[str, Tensor]) -> Iterator[None]:
     """Turns what Pyro's validation says of parameters that are NaN into the name of the draw that brought them."""
-    if isinstance(error, NonFiniteLossError):
-        return
-    blamed = [name for name, value in values.items() if not bool(value.isfinite().all())]
-    if blamed:
+    try:
+        yield
+    except ValueError as error:
+        blamed = [name for name, value in values.items() if not bool(value.isfinite().all())]
+        if not blamed:
+            raise
         draws = ", ".join(f"the draw of the site {name!r}" for name in blamed)
         raise NonFiniteLossError(
             f"the objective became non-finite: {draws}; lower the learning rate or init_scale."
@@ -122,7 +142,7 @@ def blame_draws(values: dict[str, Tensor], error: Exception) -> None:
 def culprit(parts: Particle) -> str:
     """Which part of a non-finite objective is to blame, and what to try."""
     blamed = [
-        f"{name} ({float(value):.4g})"
+        f"{name} ({float(torch.as_tensor(value).detach()):.4g})"
         for name, value in (
             ("the divergence of the latent sites", parts.in_graph),
             ("the KL on flat vectors", parts.covered),

@@ -94,7 +94,8 @@ class Guide(PyroModule):
     """Base of all posterior families.
 
     Args:
-        model: The Pyro model. Models of this library are read without data; any other needs ``example``.
+        model: The Pyro model. Models of this library are read without data; any other needs ``example``. Or a guide,
+            for the sites of its model.
         example: Arguments for one run of the model, to find its sites.
         only: Names of the sites that this guide is for, where others cover the rest
             (:class:`~pyrobnn.guides.GuideMap`); all of them if None.
@@ -123,7 +124,7 @@ class Guide(PyroModule):
         only: Collection[str] | None = None,
     ) -> None:
         super().__init__()
-        sites = list(_find_sites(model, example))
+        sites = list(model.sites.values() if isinstance(model, Guide) else _find_sites(model, example))
         if only is not None:
             sites = _chosen(sites, only)
         # Sites whose KL is taken on flat vectors come first in the flat order, the others after them.
@@ -172,6 +173,16 @@ class Guide(PyroModule):
         cross-entropy ``-log p(v)`` (or its expectation).
         """
         return 0.0
+
+    def simple_parts(self) -> list[Any]:
+        """The guides that a composed one consists of, those of its parts included; else the guide itself."""
+        return [self]
+
+    def begin_step(self) -> None:
+        """Told by the objectives of this library before the first draw of a gradient step; schedules count here."""
+
+    def check_num_steps(self, num_steps: int) -> None:
+        """Told by :func:`pyrobnn.fit` how many steps are to come; families with schedules refuse what exceeds them."""
 
     def num_particles(self, asked: int) -> int:
         """How many draws a training step makes where the objective asks for ``asked``."""

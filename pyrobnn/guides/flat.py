@@ -62,6 +62,7 @@ class FlatNormalPrior:
 
     Attributes:
         size: How many leading elements of the flat vector they cover.
+        names: The sites they belong to.
         loc, precision: Prior means and inverse variances, floats or vectors ``[size]``.
         log_scale_sum: Sum of the log standard deviations.
     """
@@ -70,6 +71,7 @@ class FlatNormalPrior:
         self.sites = [site for site in sites if site.is_flat_normal]
         self.kind = (like.dtype, like.device)
         self.size = sum(site.numel for site in self.sites)
+        self.names = frozenset(site.name for site in self.sites)
         bases = [_normal(site.prior) for site in self.sites]
         self.loc = _flat([base.loc for base in bases], like)
         scale = _flat([base.scale for base in bases], like)

@@ -194,6 +194,20 @@ class GuideMap(Guide):
 
     # ------------------------------------------------------------------------------------- training steps
 
+    def simple_parts(self) -> list[Any]:
+        """The parts, and the parts of parts."""
+        return [simple for part in self.parts for simple in part.simple_parts()]
+
+    def begin_step(self) -> None:
+        """Passed on to the parts."""
+        for part in self.parts:
+            part.begin_step()
+
+    def check_num_steps(self, num_steps: int) -> None:
+        """Passed on to the parts."""
+        for part in self.parts:
+            part.check_num_steps(num_steps)
+
     def num_particles(self, asked: int) -> int:
         """As the part says that wants to; else what is asked."""
         return asked if self._leader is None else self.parts[self._leader].num_particles(asked)
@@ -205,13 +219,25 @@ class GuideMap(Guide):
         )
 
     def write_draw(self) -> tuple[dict[str, Tensor], Tensor | float]:
-        """One draw of each part, as leaf tensors where it writes in place; all divergences are left to the graph."""
-        drawn = []
+        """One draw of each part, as leaf tensors where it writes in place, and what parts count on flat vectors."""
+        drawn, covered = [], []
         for part in self.parts:
-            if hasattr(part, "flat_prior"):
-                part.flat_prior = None
-            drawn.append(part.write_draw()[0] if hasattr(part, "write_draw") else part.draw())
-        return self._in_order(drawn), 0.0
+            values, counted = part.write_draw() if hasattr(part, "write_draw") else (part.draw(), 0.0)
+            drawn.append(values)
+            covered.append(counted)
+        return self._in_order(drawn), sum(covered, start=0.0)
+
+    @property
+    def flat_prior(self) -> _FlatPriors | None:
+        """The fixed Normal priors whose divergence the parts count on flat vectors, None if there are none."""
+        priors = [part.flat_prior for part in self.parts if getattr(part, "flat_prior", None) is not None]
+        return _FlatPriors(priors) if priors else None
+
+    def discard_counted(self) -> None:
+        """Takes what the parts counted out of the coming :meth:`pull_back`."""
+        for part in self.parts:
+            if hasattr(part, "discard_counted"):
+                part.discard_counted()
 
     def pull_back(self, weight: float) -> None:
         """Hands the leaves' gradients to the parts' parameters."""
@@ -232,6 +258,18 @@ class GuideMap(Guide):
 
     def _names(self, index: int) -> list[str]:
         return [name for name, owner in self._owner.items() if owner == index]
+
+
+class _FlatPriors:
+    """The flat priors of several parts, as one."""
+
+    def __init__(self, priors: Sequence[Any]) -> None:
+        self.priors = priors
+        self.names = frozenset().union(*(prior.names for prior in priors))
+
+    def matches(self, priors: Mapping[str, dist.Distribution]) -> bool:
+        """Whether a run of the model used exactly these."""
+        return all(prior.matches(priors) for prior in self.priors)
 
 
 def _leads(part: Guide) -> bool:

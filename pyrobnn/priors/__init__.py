@@ -19,9 +19,12 @@ from pyrobnn.priors.rules import (
     lecun,
     scale_mixture,
 )
+from pyrobnn.priors.structure import BinaryConcretePrior, ConcretePrior
 
 __all__ = [
     "NORM_LAYERS",
+    "BinaryConcretePrior",
+    "ConcretePrior",
     "FixedPrior",
     "HorseshoePrior",
     "LatentScalePrior",

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from pyrobnn.priors.base import FixedPrior, Prior, is_positive
+from pyrobnn.priors.structure import BinaryConcretePrior, ConcretePrior
 
 __all__ = ["HorseshoePrior", "LatentScalePrior", "LearnedScalePrior", "from_spec"]
 
@@ -120,4 +121,6 @@ def from_spec(spec: dict[str, Any]) -> Prior:
         prior.auxiliary["scale"] = FixedPrior.from_spec(spec["scale"])
         prior.add_module("scale", prior.auxiliary["scale"])
         return prior
+    if kind in ("ConcretePrior", "BinaryConcretePrior"):  # temperature and logits are in the state dict
+        return ConcretePrior(shape) if kind == "ConcretePrior" else BinaryConcretePrior(shape)
     raise ValueError(f"unknown prior {kind!r}; this checkpoint may come from a newer pyrobnn.")

@@ -201,6 +201,9 @@ def assign(net: nn.Module, prior: PriorSpec) -> dict[str, Prior | None]:
     * The first pattern that matches decides.
     * ``"*"`` means all the *ordinary* weights: frozen parameters (``requires_grad=False``) and those of norm
       layers stay deterministic unless a more specific pattern names them.
+    * A parameter whose module declares its prior, by a method ``own_prior(name)``, keeps it (those of
+      :mod:`pyrobnn.structure` do): rules for weights pass it by. A pattern other than ``"*"`` with None keeps it at its
+      present value, one with a function that returns a :class:`~pyrobnn.priors.Prior` replaces its prior.
 
     Raises:
         ValueError: If a pattern matches no parameter, a trainable parameter is matched by none, or a prior does
@@ -234,6 +237,9 @@ def assign(net: nn.Module, prior: PriorSpec) -> dict[str, Prior | None]:
         for hit in hits:
             matched[hit] = True
         hits = [i for i in hits if not (special and rules[i][0] == "*")]
+        if (own := _own_prior(owners[0], name)) is not None:
+            assigned[name] = _keep_own(own, [rules[i] for i in hits], name, parameter, owners[0])
+            continue
         if not hits and not special:
             raise ValueError(
                 f"prior: no rule matches the parameter {name!r} (shape {tuple(parameter.shape)}); add a rule for it, "
@@ -252,6 +258,23 @@ def assign(net: nn.Module, prior: PriorSpec) -> dict[str, Prior | None]:
             'parameters in a rule such as [("fc*", prior), ("*", None)].'
         )
     return assigned
+
+
+def _own_prior(module: nn.Module, name: str) -> Prior | None:
+    """The prior that a module declares for a parameter of its own, if it does."""
+    declare = getattr(module, "own_prior", None)
+    return None if declare is None else declare(name.rpartition(".")[2])
+
+
+def _keep_own(own: Prior, rules: list[Any], name: str, parameter: nn.Parameter, module: nn.Module) -> Prior | None:
+    """The declared prior, unless the first rule fixes the parameter or makes a ``Prior`` for it."""
+    if not rules:
+        return own.to(parameter)
+    rule: Any = rules[0][1]
+    result = rule(name, parameter, module) if rule is not None and not isinstance(rule, dist.Distribution) else rule
+    if result is None:
+        return None
+    return _resolve(lambda *_: result if isinstance(result, Prior) else own, name, parameter, module)
 
 
 def _is_rule(prior: object) -> bool:

@@ -8,7 +8,7 @@ What is reported is per datum too, in nats.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Sized
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +113,9 @@ def fit(
     if resume and checkpoint is not None:
         with contextlib.suppress(FileNotFoundError):
             write_run(run, load_state(checkpoint))
+    if isinstance(loader, Sized):
+        with contextlib.suppress(TypeError):  # a DataLoader over a stream has no length after all
+            guide.check_num_steps(max(0, epochs - run.history.epochs) * len(loader))
     _train(run, epochs, patience, callbacks, checkpoint, progress)
     if patience is not None and run.best is not None:
         write_tensors(model, guide, run.best)

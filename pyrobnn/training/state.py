@@ -14,7 +14,7 @@ from pyrobnn.training.history import History
 if TYPE_CHECKING:
     from pyrobnn.training.run import Run
 
-__all__ = ["became_non_finite", "read_run", "read_tensors", "write_run", "write_tensors"]
+__all__ = ["became_non_finite", "generators", "read_run", "read_tensors", "write_run", "write_tensors"]
 
 Tensors = dict[str, dict[str, Tensor]]
 
@@ -94,13 +94,17 @@ def write_run(run: Run, state: dict[str, Any]) -> None:
     random_state.write_all(state["random"], _generators(run))
 
 
-def _generators(run: Run) -> list[torch.Generator]:
+def generators(*loaders: Any) -> list[torch.Generator]:
     """Random generators of the loaders' own, which shuffle their data."""
     found: dict[int, torch.Generator] = {}
-    for loader in (run.loader, run.validation):
+    for loader in loaders:
         sampler = getattr(getattr(loader, "batch_sampler", None), "sampler", None)
         for owner in (loader, getattr(loader, "sampler", None), sampler):
             generator = getattr(owner, "generator", None)
             if isinstance(generator, torch.Generator):
                 found[id(generator)] = generator
     return list(found.values())
+
+
+def _generators(run: Run) -> list[torch.Generator]:
+    return generators(run.loader, run.validation)

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import copy
 import pickle
+import types
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import pyro
 import pyro.distributions as dist
@@ -37,6 +38,38 @@ from tests.conformance.comparisons import (
 )
 from tests.conformance.guide_models import BATCH_NORM, CASES, SMOOTH, Case
 from tests.conformance.monte_carlo import Z, z_of_means, z_of_variances
+
+Suite = TypeVar("Suite", bound=type)
+
+
+def held_to(cases: list[Case], smooth: list[Case]) -> Callable[[Suite], Suite]:
+    """Decorates a subclass of :class:`GuideConformance` whose family needs models of its own.
+
+    Args:
+        cases: What stands in for ``CASES``.
+        smooth: What stands in for ``SMOOTH``.
+    """
+
+    def decorate(suite: Suite) -> Suite:
+        for name, test in list(vars(GuideConformance).items()):
+            marks = getattr(test, "pytestmark", [])
+            if name in vars(suite) or not any(mark.args and mark.args[0] == "case" for mark in marks):
+                continue
+            if not (smooth if any(mark.args and mark.args[1] is SMOOTH for mark in marks) else cases):
+                setattr(suite, name, None)  # no model for it
+                continue
+            copied = types.FunctionType(test.__code__, test.__globals__, name, test.__defaults__, test.__closure__)
+            copied.__doc__, copied.__kwdefaults__ = test.__doc__, test.__kwdefaults__
+            for mark in marks:
+                own = mark
+                if mark.args and mark.args[0] == "case":
+                    own = pytest.mark.parametrize("case", smooth if mark.args[1] is SMOOTH else cases, ids=str).mark
+                copied.pytestmark = [*getattr(copied, "pytestmark", []), own]  # type: ignore[attr-defined]
+            setattr(suite, name, copied)
+        return suite
+
+    return decorate
+
 
 each_case = pytest.mark.parametrize("case", CASES, ids=str)
 each_smooth_case = pytest.mark.parametrize("case", SMOOTH, ids=str)

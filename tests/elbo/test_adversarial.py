@@ -177,3 +177,19 @@ def test_a_loss_that_blows_up_is_refused() -> None:
         guide.flat_loc[0] = float("inf")
     with pyro.validation_enabled(False), pytest.raises(NonFiniteLossError, match="non-finite"):
         AdversarialELBO().loss_and_grads(model, guide, x, y)
+
+
+@pytest.mark.parametrize("validate", [False, True])
+def test_a_second_pass_that_fails_leaves_no_half_of_a_step(validate: bool) -> None:
+    """The gradients are those of before, whichever pass failed."""
+
+    class Exploding(AdversarialELBO):
+        def worst_noise(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Tensor:
+            return torch.full_like(guide.flat_loc, float("inf"))
+
+    model, guide, batch = problem()
+    AdversarialELBO().loss_and_grads(model, guide, *batch)
+    before = [parameter.grad.clone() for parameter in guide.parameters()]
+    with pyro.validation_enabled(validate), pytest.raises(NonFiniteLossError, match=r"non-finite: .*site"):
+        Exploding().loss_and_grads(model, guide, *batch)
+    assert all(torch.equal(p.grad, kept) for p, kept in zip(guide.parameters(), before, strict=True))

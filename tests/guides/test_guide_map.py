@@ -170,6 +170,7 @@ class Cubature(GuideMap):
     """Draws at ``±√n`` along each of the n axes of both parts' noise in turn: they integrate a quadratic exactly."""
 
     turn = 0
+    flat_prior = None  # nothing is counted on flat vectors, all divergences are in the graph
 
     def num_particles(self, asked: int) -> int:
         return 2 * self.axes().shape[1]
@@ -436,3 +437,27 @@ class Bare(PyroModule):
 def test_a_sites_own_name_goes_before_a_parameters() -> None:
     guide = GuideMap(Bare(), [("bias", MeanField), ("*", Map)], example=(torch.randn(4, 2),))
     assert sites_by_part(guide)[0] == ("MeanField", ["bias"])
+
+
+def test_what_the_parts_counted_can_be_taken_back() -> None:
+    guide = GuideMap(supervised(), [("*bias*", MeanField), ("*weight*", Map), ("*", MeanField)])
+    for discard in (False, True):
+        guide.zero_grad()
+        counted = guide.write_draw()[1]
+        assert float(counted) > 0.0
+        if discard:
+            guide.discard_counted()
+        guide.pull_back(1.0)
+        found = [bool((parameter.grad == 0).all()) for parameter in guide.parameters()]
+        assert all(found) == discard
+
+
+def test_the_parts_flat_priors_act_as_one() -> None:
+    model = supervised()
+    guide = GuideMap(model, [("*bias*", MeanField), ("*weight*", Map), ("*", MeanField)])
+    assert guide.flat_prior is not None
+    assert guide.flat_prior.names == {name for name, site in guide.sites.items() if site.is_flat_normal}
+    priors_now = {name: site.prior for name, site in guide.sites.items()}
+    assert guide.flat_prior.matches(priors_now)
+    assert not guide.flat_prior.matches(priors_now | {"net.0.bias": dist.Normal(0.0, 1.0)})
+    assert GuideMap(supervised(), [("*", functools.partial(LowRankNormal, rank=2))]).flat_prior is None

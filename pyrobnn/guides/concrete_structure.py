@@ -1,0 +1,291 @@
+r"""A concrete distribution over structure (deep Bayesian structure networks).
+
+.. math::  \alpha = \mathrm{softmax}\big((\theta + \beta g) / \tau\big), \quad g \sim \mathrm{Gumbel}, \qquad
+           q(\alpha) = \mathrm{Concrete}(\theta / \beta,\; \tau / \beta),
+
+for each edge with a choice among K operations, and its binary case :math:`\sigma((\theta + \beta l) / \tau)` with
+logistic :math:`l` for gates. The operation that is largest is k with probability :math:`\mathrm{softmax}(\theta /
+\beta)_k`. A noise scale β < 1 sharpens ("cold posterior"); τ is the temperature of the relaxation. Both may follow a
+schedule.
+
+The KL to the prior has no closed form; it is estimated from the draw itself in log space, where nothing underflows,
+with the normalisers of both densities. At a reparameterised draw :math:`\log q` depends on the noise and on τ/β alone,
+
+.. math::  \log q = \log\Gamma(K) + (K - 1) \log\tfrac\tau\beta - \sum_k g_k - K \log\sum_k e^{-g_k},
+
+so that only :math:`-\log p` has a gradient. This KL is that of the relaxed choices. It exceeds the discrete ones' by an
+amount that does not vanish as τ goes to 0 (at one temperature for both, it does not depend on τ at all), and so it
+holds :math:`\mathrm{softmax}(\theta / \beta)` closer to the prior than the exact posterior over discrete structures is.
+With ``kl="discrete"`` the closed KL of the choices themselves takes its place, as in Jang et al. (2017): the
+objective's limit as τ goes to 0 is the ELBO of discrete structures, whose optimum is exact where edges are independent.
+Deng, Luo, Zhang & Zhu, *Measuring Uncertainty through Bayesian Learning of Deep Neural Network Structure* (2019). All
+sites' logits are one flat vector, and one block of noise serves a draw.
+"""
+
+# Pyro declares the attributes of torch distributions on subclasses only.
+# mypy: disable-error-code="attr-defined"
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, ClassVar, Literal
+
+import pyro.distributions as dist
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pyrobnn import schedules
+from pyrobnn.concrete import (
+    BinaryConcrete,
+    Concrete,
+    binary_log_density,
+    concrete_log_density,
+    relaxed_of,
+)
+from pyrobnn.guides.base import Guide, Site
+from pyrobnn.guides.concrete_blocks import find_blocks, relaxed_prior, starting_logits
+
+__all__ = ["ConcreteStructure"]
+
+
+class ConcreteStructure(Guide):
+    """A posterior over sites of structure (:mod:`pyrobnn.structure`); weights go to other guides.
+
+    Put the two together by :class:`~pyrobnn.guides.GuideMap`::
+
+        guide = GuideMap(model, [("*structure*", ConcreteStructure), ("*", Map)])
+
+    Each draw of a training step is one structure for its batch; ``MeanFieldELBO(num_particles=G)`` takes G of them on
+    the whole batch, ``estimator=PerGroup(G)`` G on its G parts. Schedules count the gradient steps of this library's
+    objectives; under another objective call :meth:`begin_step` before each step.
+
+    Args:
+        model: The Pyro model.
+        init: Starting logits by site, ``{site: [*site shape]}``; those of the prior, slightly scattered, if None.
+        temperature: Temperature τ: a number, a schedule (:mod:`pyrobnn.schedules`) or a function of the step; the first
+            site's prior temperature if None.
+        beta: Scale β of the noise, likewise.
+        init_scale: Standard deviation of the scatter of the starting logits.
+        straight_through: Run the network with one-hot (zero-one) structures and give them the gradient of the relaxed
+            draw. The KL is the relaxed draw's, and draws have no density.
+        kl: ``"relaxed"``, as in the paper, or ``"discrete"``: see above. Pyro's own objectives know only the first.
+        anneal_prior: Measure the KL of the relaxed choices to the prior at temperature τ instead of its own, so that
+            both relaxations are sharpened together. Pyro's own objectives keep the model's.
+        learned: Whether the logits are trained; otherwise the structure stays as random as it starts.
+        example: Arguments of one run, for models whose sites are not known without data.
+        only: Names of the sites that the guide is for; all of them if None.
+
+    Attributes:
+        num_steps: Gradient steps so far (a buffer that stays on the CPU).
+
+    Raises:
+        TypeError: If ``init`` is of another kind.
+        ValueError: If a site is no choice on a simplex or the unit interval, a temperature or scale is not positive, or
+            a starting value does not fit.
+    """
+
+    transient: ClassVar[frozenset[str]] = Guide.transient | {"_drawn"}
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        init: Mapping[str, Tensor] | None = None,
+        *,
+        temperature: schedules.Schedule | Mapping[str, Any] | None = None,
+        beta: schedules.Schedule | Mapping[str, Any] = 1.0,
+        init_scale: float = 1e-3,
+        straight_through: bool = False,
+        kl: Literal["relaxed", "discrete"] = "relaxed",
+        anneal_prior: bool = False,
+        learned: bool = True,
+        example: tuple[Any, ...] | None = None,
+        only: Collection[str] | None = None,
+    ) -> None:
+        super().__init__(model, example=example, only=only)
+        if not init_scale >= 0:
+            raise ValueError(f"init_scale: expected a standard deviation of at least 0, got {init_scale!r}.")
+        if kl not in ("relaxed", "discrete"):
+            raise ValueError(f"kl: expected 'relaxed' or 'discrete', got {kl!r}.")
+        self._blocks = find_blocks(list(self.sites.values()))
+        self._block_of = {site.name: block for block in self._blocks for site in block.sites}
+        if temperature is None:
+            prior: Any = relaxed_prior(next(iter(self.sites.values())).prior)
+            temperature = 1.0 if prior is None else float(prior.temperature)
+        self._temperature, self._beta = schedules.resolve("temperature", temperature), schedules.resolve("beta", beta)
+        start = starting_logits(self._blocks, init)
+        self.logits = nn.Parameter(start + init_scale * torch.randn_like(start), requires_grad=learned)
+        self.register_buffer("num_steps", torch.tensor(0))
+        self.straight_through, self.anneal_prior, self.learned = straight_through, anneal_prior, learned
+        self.kl = kl
+        self.has_density = not straight_through  # type: ignore[misc]
+        self._drawn: dict[str, tuple[Tensor, Tensor]] | None = None
+
+    @property
+    def flat_logits(self) -> nn.Parameter:
+        """The logits θ of all sites, read past Pyro's attribute hooks."""
+        return self._parameters["logits"]  # type: ignore[return-value]
+
+    @property
+    def temperature(self) -> float:
+        """The temperature τ of the last gradient step (at the start, of the first)."""
+        return schedules.positive_value("temperature", self._temperature, self._step)
+
+    @property
+    def beta(self) -> float:
+        """The scale β of the noise of the last gradient step."""
+        return schedules.positive_value("beta", self._beta, self._step)
+
+    @property
+    def is_fitted(self) -> bool:
+        """Whether a gradient step has been taken."""
+        return int(self._buffers["num_steps"]) > 0  # type: ignore[arg-type]
+
+    @property
+    def _step(self) -> int:
+        return max(int(self._buffers["num_steps"]) - 1, 0)  # type: ignore[arg-type]
+
+    def config(self) -> dict[str, Any]:
+        """Constructor arguments; of a schedule that is a function of your own, its present value."""
+        return {
+            "temperature": schedules.spec(self._temperature, self._step),
+            "beta": schedules.spec(self._beta, self._step),
+            "straight_through": self.straight_through,
+            "kl": self.kl,
+            "anneal_prior": self.anneal_prior,
+            "learned": self.learned,
+        }
+
+    def begin_step(self) -> None:
+        """Counts a gradient step, for the schedules.
+
+        Raises:
+            ValueError: If a schedule has ended.
+        """
+        self._buffers["num_steps"] += 1  # type: ignore[operator, assignment]
+
+    def check_num_steps(self, num_steps: int) -> None:
+        """Refuses a training of ``num_steps`` more steps if a schedule ends before it does.
+
+        Raises:
+            ValueError: If so.
+        """
+        total = int(self._buffers["num_steps"]) + num_steps  # type: ignore[arg-type]
+        for name, schedule in (("temperature", self._temperature), ("beta", self._beta)):
+            end = schedules.length(schedule)
+            if end is not None and end < total:
+                raise ValueError(
+                    f"{name}: its schedule ends after {end} steps, but training goes on until step {total}; make it "
+                    "longer, or pass hold=True to stay at its last value."
+                )
+
+    def _apply(self, fn, recurse=True):  # type: ignore[no-untyped-def]
+        count = self._buffers["num_steps"]
+        super()._apply(fn, recurse)
+        self._buffers["num_steps"] = count  # it is read in every step, which must not wait for another device
+        return self
+
+    # ------------------------------------------------------------------------------------------ distribution
+
+    def site_logits(self, site: Site) -> Tensor:
+        """The logits θ of a site, of its shape."""
+        block = self._block_of[site.name]
+        return block.piece(self.flat_logits, site).view(site.shape)
+
+    def probabilities(self, site: Site) -> Tensor:
+        """Probability of each choice to be the largest, ``softmax(θ / β)``, or of each gate to be open."""
+        scaled = self.site_logits(site) / self.beta
+        return scaled.softmax(-1) if self._block_of[site.name].num_choices else scaled.sigmoid()
+
+    def factor(self, site: Site) -> dist.Distribution:
+        """The site's concrete distribution, with logits θ/β and temperature τ/β."""
+        beta, block = self.beta, self._block_of[site.name]
+        family = Concrete if block.num_choices else BinaryConcrete
+        found = family(self.temperature / beta, self.site_logits(site) / beta, self.straight_through)
+        return found.to_event(site.event_dim - len(found.event_shape))
+
+    def draw(self) -> dict[str, Tensor]:
+        """One draw, with gradients to the logits."""
+        values: dict[str, Tensor] = {}
+        self._drawn = {}
+        tau, beta, logits = self.temperature, self.beta, self.flat_logits
+        for block in self._blocks:
+            window = logits[block.start : block.stop] if len(self._blocks) > 1 else logits
+            noise = block.noise(logits, ())
+            value = block.squash((window.view(block.shape) + beta * noise) / tau, self.straight_through)
+            with torch.no_grad():
+                log_density = block.log_density_of_noise(noise, tau / beta)
+            relaxed = relaxed_of(value)
+            for site, rows in block.rows:
+                drawn = value
+                if len(block.rows) > 1 or value.shape != site.shape:
+                    drawn = value[rows].view(site.shape)
+                    drawn.relaxed = relaxed[rows].view(site.shape)
+                values[site.name] = drawn
+                self._drawn[site.name] = (drawn, log_density[rows])
+        return {name: values[name] for name in self.sites}
+
+    @torch.no_grad()
+    def sample(self, num_samples: int) -> dict[str, Tensor]:
+        """Draws ``{site: [num_samples, *site shape]}``: relaxed, or one-hot with ``straight_through``."""
+        values = {}
+        tau, beta, logits = self.temperature, self.beta, self.flat_logits
+        for block in self._blocks:
+            noise = block.noise(logits, (num_samples,))
+            scores = (logits[block.start : block.stop].view(block.shape) + beta * noise) / tau
+            value = block.squash(scores, self.straight_through)
+            for site, rows in block.rows:
+                values[site.name] = value[:, rows].reshape(num_samples, *site.shape)
+        return {name: values[name] for name in self.sites}
+
+    def log_prob(self, draws: Mapping[str, Tensor]) -> Tensor:
+        """Log density of relaxed draws ``{site: [K, *site shape]}``, shape ``[K]``.
+
+        Raises:
+            NotImplementedError: If draws are one-hot.
+        """
+        if self.straight_through:
+            raise NotImplementedError(
+                "ConcreteStructure with straight_through=True draws one-hot structures: it has no density."
+            )
+        return super().log_prob(draws)
+
+    def divergence(self, site: Site, value: Tensor, prior: dist.Distribution) -> tuple[Tensor, bool]:
+        """``log q - log p`` of the draw, in log space (see above), or the KL of the discrete choices.
+
+        Returns:
+            The prior's batch shape, and whether it is exact.
+
+        Raises:
+            ValueError: If the KL of discrete choices is asked for, but the prior is no relaxed one.
+        """
+        block, beta = self._block_of[site.name], self.beta
+        if self.kl == "discrete":
+            return self._discrete_divergence(site, prior), True
+        log_density = binary_log_density if not block.num_choices else concrete_log_density
+        relaxed = relaxed_of(value, binary=not block.num_choices)
+        drawn = (self._drawn or {}).get(site.name)
+        batch = site.shape[: len(site.shape) - bool(block.num_choices)]
+        if drawn is not None and drawn[0] is value:
+            log_q = drawn[1].view(batch)
+        else:
+            log_q = log_density(relaxed, self.site_logits(site) / beta, self.temperature / beta)
+        base: Any = relaxed_prior(prior)
+        if base is not None:
+            scores = log_q - log_density(
+                relaxed, base.logits, self.temperature if self.anneal_prior else base.temperature
+            )
+            return scores.reshape(*prior.batch_shape, -1).sum(-1), False
+        # A prior of another family, such as a Dirichlet, knows values only: q's density becomes that of values.
+        slope = -relaxed.sum(-1) if block.num_choices else F.softplus(relaxed) + F.softplus(-relaxed)
+        return (log_q + slope).reshape(*prior.batch_shape, -1).sum(-1) - prior.log_prob(value), False
+
+    def _discrete_divergence(self, site: Site, prior: dist.Distribution) -> Tensor:
+        base: Any = relaxed_prior(prior)
+        if base is None:
+            raise ValueError(f"kl: the prior of the site {site.name!r} is no relaxed choice; use kl='relaxed'.")
+        ours, theirs = self.site_logits(site) / self.beta, base.logits
+        if not self._block_of[site.name].num_choices:  # an open gate and a closed one
+            ours, theirs = (torch.stack([logits, torch.zeros_like(logits)], -1) for logits in (ours, theirs))
+        log_q, log_p = ours.log_softmax(-1), theirs.log_softmax(-1)
+        return (log_q.exp() * (log_q - log_p)).reshape(*prior.batch_shape, -1).sum(-1)

@@ -1,0 +1,282 @@
+r"""Modules with a choice in them: operations on an edge, parts that may be absent, the number of blocks.
+
+.. math::  \mathrm{Choice}(x) = \sum_k \alpha_k\, o_k(x), \qquad \mathrm{Gate}(x) = z \cdot f(x), \qquad
+           \mathrm{Depth}(x) = \sum_d \alpha_d\, (b_d \circ \dots \circ b_1)(x).
+
+They are ordinary modules for use inside any network; what is chosen is declared by :mod:`pyrobnn.structure.sites`,
+alone or shared between cells::
+
+    edges = Edges([(0, 2), (1, 2)], ["zero", "identity", "conv"], temperature=1.0)
+    choices = [Choice(operations(), edges=edges, edge=(0, 2)) for operations in …]
+
+**BatchNorm.** What a layer sees depends on the choices made before it, so running statistics are averages over the
+structures drawn in training, one set for all structures. Batch normalisation after each operation is best without scale
+and shift: a scale could undo α. Re-estimate the statistics under the posterior before evaluating, by
+:func:`pyrobnn.recalibrate_batch_norm`, and those of a collapsed network, which has one structure, by
+:func:`torch.optim.swa_utils.update_bn`. With G draws per batch, each on its own part, a layer sees B/G examples at a
+time, and running statistics follow the first part.
+
+Deng et al., *Measuring Uncertainty through Bayesian Learning of Deep Neural Network Structure* (2019).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pyrobnn.arguments import check_positive_int
+from pyrobnn.structure.mixture import mixture
+from pyrobnn.structure.sites import Edges, Gates
+
+__all__ = ["Choice", "Depth", "Gate", "Zero"]
+
+
+class Zero(nn.Module):
+    """The operation without an output: zeros. A :class:`Choice` does not compute it.
+
+    Args:
+        channels: Channels of the output, if they are others than the input's; inputs are then ``[B, C, H, W]``.
+        stride: Step between the output's rows and columns, likewise.
+
+    Raises:
+        ValueError: If one of them is no positive int.
+    """
+
+    def __init__(self, channels: int | None = None, stride: int = 1) -> None:
+        super().__init__()
+        check_positive_int("stride", stride)
+        if channels is not None:
+            check_positive_int("channels", channels)
+        self.channels, self.stride = channels, stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Zeros of the operation's output shape."""
+        if self.channels is None and self.stride == 1:
+            return torch.zeros_like(x)
+        kept = x[:, :, :: self.stride, :: self.stride]
+        if self.channels is None:
+            return torch.zeros_like(kept)
+        return torch.zeros_like(kept[:, :1]).repeat(1, self.channels, 1, 1)
+
+    def output_shape(self, shape: torch.Size) -> torch.Size:
+        """The shape of the output for inputs of a shape.
+
+        Raises:
+            ValueError: If channels or stride change and the inputs are no batch of images.
+        """
+        if self.channels is None and self.stride == 1:
+            return shape
+        if len(shape) != 4:
+            raise ValueError(
+                f"Zero: with other channels or a stride its inputs are [B, C, H, W], got the shape {tuple(shape)}."
+            )
+        batch, channels, height, width = shape
+        sizes = (-(-height // self.stride), -(-width // self.stride))
+        return torch.Size((batch, channels if self.channels is None else self.channels, *sizes))
+
+    def extra_repr(self) -> str:
+        """The options that are not at their defaults."""
+        options = {
+            "channels": self.channels if self.channels else None,
+            "stride": self.stride if self.stride > 1 else None,
+        }
+        return ", ".join(f"{name}={value}" for name, value in options.items() if value is not None)
+
+
+class Choice(nn.Module):
+    """One of several operations on an edge: their mixture, weighted by α.
+
+    Args:
+        operations: At least two modules of equal output shapes, by name (no dots) or in a list; :class:`Zero` may be
+            among them.
+        edges: The site that holds the edge's weights, for a site of many edges or one shared between cells; a site of
+            its own if None.
+        edge: The edge's name (or pair of nodes); with ``edges`` one of theirs.
+        temperature: Temperature of the prior of a site of its own.
+        logits: Prior logits ``[K]`` of a site of its own.
+
+    Raises:
+        TypeError: If an operation is no module.
+        ValueError: If names do not fit, all operations are ``Zero``, or a prior is stated beside ``edges``. In a run,
+            if two operations return different shapes.
+    """
+
+    def __init__(
+        self,
+        operations: Mapping[str, nn.Module] | Sequence[nn.Module],
+        *,
+        edges: Edges | None = None,
+        edge: str | tuple[Any, Any] = "edge",
+        temperature: float | None = None,
+        logits: Tensor | None = None,
+    ) -> None:
+        super().__init__()
+        named = operations if isinstance(operations, Mapping) else _named(operations)
+        for name, operation in named.items():
+            if not isinstance(operation, nn.Module):
+                raise TypeError(f"operations: {name!r} is a {type(operation).__name__}, expected a torch.nn.Module.")
+        names = tuple(named)
+        own = {"temperature": 1.0 if temperature is None else temperature, "logits": logits}
+        self.edges = _site(edges, temperature, logits) or Edges([edge], names, **own)  # type: ignore[arg-type]
+        self.index = self.edges.index(edge)
+        self.edge = self.edges.names[self.index]
+        fits = (
+            names == self.edges.operations
+            if isinstance(operations, Mapping)
+            else len(names) == len(self.edges.operations)
+        )
+        if not fits:
+            raise ValueError(
+                f"operations: edge {self.edge!r} has {', '.join(names)}, but its site has "
+                f"{', '.join(self.edges.operations)}; the two must agree, in order."
+            )
+        self.operations = nn.ModuleList(named.values())
+        self._active = tuple(i for i, operation in enumerate(self.operations) if not isinstance(operation, Zero))
+        if not self._active:
+            raise ValueError(f"operations: on edge {self.edge!r} all are Zero, so there is nothing to choose.")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``Σ_k α_k o_k(x)``."""
+        outputs = [self.operations[i](x) for i in self._active]
+        shape = outputs[0].shape
+        for position, i in enumerate(self._active):
+            if outputs[position].shape != shape:
+                self._refuse(i, outputs[position].shape, shape)
+        if len(self._active) < len(self.operations):
+            for i, operation in enumerate(self.operations):
+                if isinstance(operation, Zero) and operation.output_shape(x.shape) != shape:
+                    self._refuse(i, operation.output_shape(x.shape), shape)
+        return mixture(self.edges.row(self.index), outputs, self._active)
+
+    def _refuse(self, index: int, shape: torch.Size, first: torch.Size) -> None:
+        names = self.edges.operations
+        raise ValueError(
+            f"edge {self.edge!r}: its operation {names[index]!r} returns the shape {tuple(shape)}, but "
+            f"{names[self._active[0]]!r} returns {tuple(first)}; a mixture needs operations of one output shape."
+        )
+
+
+class Gate(nn.Module):
+    """Units, channels or a whole layer that may be absent: ``z · layer(x)``.
+
+    Args:
+        features: Number n of gates along dimension ``dim`` of the output; 1 for a layer as a whole.
+        layer: The layer; the input itself if None.
+        dim: The dimension of the output that the gates lie along.
+        gates: The site that holds the gates, to share it; a site of its own if None.
+        temperature: Temperature of the prior of a site of its own.
+        logits: Prior log odds of being there, of a site of its own.
+
+    Raises:
+        ValueError: If ``features`` and ``gates`` do not fit, or a prior is stated beside ``gates``. In a run, if the
+            output's size along ``dim`` is not ``features``.
+    """
+
+    def __init__(
+        self,
+        features: int = 1,
+        layer: nn.Module | None = None,
+        *,
+        dim: int = 1,
+        gates: Gates | None = None,
+        temperature: float | None = None,
+        logits: Tensor | None = None,
+    ) -> None:
+        super().__init__()
+        check_positive_int("features", features)
+        own = {"temperature": 1.0 if temperature is None else temperature, "logits": logits}
+        self.gates = _site(gates, temperature, logits) or Gates(features, **own)  # type: ignore[arg-type]
+        if len(self.gates.names) != features:
+            raise ValueError(f"gates: the site has {len(self.gates.names)} gates, but there are {features} features.")
+        self.layer, self.dim, self.features = layer, dim, features
+        self.keeps_shape = True
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``z · layer(x)``."""
+        output = x if self.layer is None else self.layer(x)
+        self.keeps_shape = output.shape == x.shape
+        if self.features == 1:
+            return output * self.gates.structure
+        if output.shape[self.dim] != self.features:
+            raise ValueError(
+                f"features: {self.features} gates along dimension {self.dim}, but the output has the shape "
+                f"{tuple(output.shape)}."
+            )
+        return (output.movedim(self.dim, -1) * self.gates.structure).movedim(-1, self.dim)
+
+
+class Depth(nn.Module):
+    """How many of the blocks are used, the first d of them: the mixture of the outputs after each.
+
+    Args:
+        blocks: The blocks, whose outputs have one shape.
+        min_depth: The smallest number of blocks; 0 to allow none, where the input has the outputs' shape.
+        depths: The site that holds the weights, to share it; a site of its own if None.
+        name: What the stack of blocks is called; with ``depths`` one of its names.
+        temperature: Temperature of the prior of a site of its own.
+        logits: Prior logits of the depths, of a site of its own.
+
+    Raises:
+        ValueError: If there are fewer than two depths to choose from, or the site does not fit. In a run, if two
+            depths have different output shapes.
+    """
+
+    def __init__(
+        self,
+        blocks: Sequence[nn.Module],
+        *,
+        min_depth: int = 1,
+        depths: Edges | None = None,
+        name: str = "blocks",
+        temperature: float | None = None,
+        logits: Tensor | None = None,
+    ) -> None:
+        super().__init__()
+        if isinstance(min_depth, bool) or not isinstance(min_depth, int) or not 0 <= min_depth < len(blocks):
+            raise ValueError(f"min_depth: expected an int from 0 to {len(blocks) - 1}, got {min_depth!r}.")
+        choices = [str(depth) for depth in range(min_depth, len(blocks) + 1)]
+        own = {"temperature": 1.0 if temperature is None else temperature, "logits": logits}
+        site = _site(depths, temperature, logits)
+        self.depths = site or Edges([name], choices, dims=("stack", "depth"), **own)  # type: ignore[arg-type]
+        self.index = self.depths.index(name)
+        if list(self.depths.operations) != choices:
+            raise ValueError(
+                f"depths: the site has {', '.join(self.depths.operations)}, expected {', '.join(choices)}."
+            )
+        self.blocks, self.min_depth = nn.ModuleList(blocks), min_depth
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``Σ_d α_d`` times the output after d blocks."""
+        outputs = [x] if self.min_depth == 0 else []
+        for depth, block in enumerate(self.blocks, 1):
+            x = block(x)
+            if depth >= self.min_depth:
+                outputs.append(x)
+        for output, depth in zip(outputs, self.depths.operations, strict=True):
+            if output.shape != outputs[0].shape:
+                raise ValueError(
+                    f"blocks: of {self.depths.names[self.index]!r} the output after {depth} blocks has the shape "
+                    f"{tuple(output.shape)}, but after {self.depths.operations[0]} it has {tuple(outputs[0].shape)}; a "
+                    "mixture of depths needs one output shape."
+                )
+        return mixture(self.depths.row(self.index), outputs, range(len(outputs)))
+
+
+def _named(operations: Sequence[nn.Module]) -> dict[str, nn.Module]:
+    """Operations by the names of their classes, numbered where one occurs again."""
+    named: dict[str, nn.Module] = {}
+    for operation in operations:
+        name = type(operation).__name__.lower()
+        count = sum(other.split("_")[0] == name for other in named)
+        named[f"{name}_{count + 1}" if count else name] = operation
+    return named
+
+
+def _site(shared: Any, temperature: float | None, logits: Tensor | None) -> Any:
+    """The shared site, whose prior is stated where it is made."""
+    if shared is not None and (temperature is not None or logits is not None):
+        raise ValueError("temperature, logits: a shared site has its own prior; state it where the site is made.")
+    return shared

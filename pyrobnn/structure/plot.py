@@ -1,0 +1,89 @@
+"""Figures of structure: the graph of a cell, and bars where there is no graph.
+
+Colours are those of Okabe and Ito (2008), made for colour-blind readers; operations also differ by line style.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+
+__all__ = ["draw_bars", "draw_cell"]
+
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+_LINES: tuple[Any, ...] = ("-", "--", "-.", ":")
+_FAINTEST = 0.02  # less probable operations are not drawn
+
+
+def draw_cell(
+    edges: Sequence[tuple[str, str]],
+    operations: Sequence[str],
+    table: Sequence[Sequence[float]],
+    ax: Axes | None = None,
+) -> Axes:
+    """A cell as a graph: nodes on a line, an arc for each operation on each edge.
+
+    Args:
+        edges: Pairs of nodes.
+        operations: Names of the operations; ``"zero"`` is not drawn.
+        table: Probabilities ``[E, K]``, to which the width and darkness of arcs are proportional.
+        ax: Axes to draw into; new ones if None.
+
+    Returns:
+        The axes.
+    """
+    ax = _axes(ax)
+    nodes = list(dict.fromkeys(node for edge in edges for node in edge))
+    nodes.sort(key=lambda node: (not node.isdigit(), int(node) if node.isdigit() else 0))
+    place = {node: float(index) for index, node in enumerate(nodes)}
+    shown = [index for index, name in enumerate(operations) if name != "zero"]
+    angle = np.linspace(0.0, np.pi, 50)
+    for (source, target), probabilities in zip(edges, table, strict=True):
+        start, end = place[source], place[target]
+        for rank, index in enumerate(shown):
+            if probabilities[index] < _FAINTEST:
+                continue
+            height = 0.3 * (end - start) + 0.12 * rank
+            x, y = (start + end) / 2 - (end - start) / 2 * np.cos(angle), height * np.sin(angle)
+            style: dict[str, Any] = {"color": _COLOURS[index % len(_COLOURS)], "linestyle": _LINES[index % len(_LINES)]}
+            ax.plot(x, y, linewidth=0.5 + 3.5 * probabilities[index], alpha=probabilities[index], zorder=1, **style)
+    ax.scatter(list(place.values()), [0.0] * len(nodes), s=260, c="white", edgecolors="black", zorder=2)
+    for node, x_position in place.items():
+        ax.text(x_position, 0.0, node, ha="center", va="center", zorder=3)
+    handles = [
+        Line2D([], [], color=_COLOURS[i % len(_COLOURS)], linestyle=_LINES[i % len(_LINES)], label=operations[i])
+        for i in shown
+    ]
+    ax.legend(handles=handles, loc="upper left", frameon=False)
+    ax.set_axis_off()
+    return ax
+
+
+def draw_bars(
+    names: Sequence[str], choices: Sequence[str], table: Sequence[Sequence[float]], ax: Axes | None = None
+) -> Axes:
+    """One stacked bar for each name, of the probabilities ``[E, K]`` of its choices.
+
+    Returns:
+        The axes.
+    """
+    ax = _axes(ax)
+    left = np.zeros(len(names))
+    for index, choice in enumerate(choices):
+        widths = np.array([row[index] for row in table])
+        ax.barh(list(names), widths, left=left, color=_COLOURS[index % len(_COLOURS)], edgecolor="white", label=choice)
+        left += widths
+    ax.set_xlim(0.0, 1.0)
+    ax.set_xlabel("posterior probability")
+    ax.invert_yaxis()
+    ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+    return ax
+
+
+def _axes(ax: Axes | None) -> Axes:
+    return plt.subplots(layout="constrained")[1] if ax is None else ax
