@@ -11,16 +11,21 @@ from pyrobnn import (
     likelihoods,
     plots,
     priors,
+    robustness,
+    sampling,
+    schedules,
+    structure,
     uncertainty,
 )
 from pyrobnn._version import __version__
 from pyrobnn.bayesianize import BayesianModule, bayesianize
 from pyrobnn.checkpoint import load, save
 from pyrobnn.description import describe
-from pyrobnn.diagnostics import check, to_arviz
+from pyrobnn.diagnostics import check, sbc, to_arviz
 from pyrobnn.finetuning import finetune
 from pyrobnn.prediction import Prediction, Predictive, predict, predict_batches
 from pyrobnn.running_statistics import recalibrate_batch_norm
+from pyrobnn.sampling import distill, sample
 from pyrobnn.supervised import SupervisedModel
 from pyrobnn.training import History, fit
 
@@ -38,6 +43,7 @@ __all__ = [
     "describe",
     "detection",
     "diagnostics",
+    "distill",
     "elbo",
     "estimators",
     "finetune",
@@ -50,7 +56,13 @@ __all__ = [
     "predict_batches",
     "priors",
     "recalibrate_batch_norm",
+    "robustness",
+    "sample",
+    "sampling",
     "save",
+    "sbc",
+    "schedules",
+    "structure",
     "to_arviz",
     "uncertainty",
 ]

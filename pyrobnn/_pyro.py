@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import weakref
 
 import pyro.poutine.runtime as runtime
 from pyro.distributions import constraints
 from pyro.nn import PyroModule
 from torch import nn
+from torch.distributions import Distribution
 
-__all__ = ["announce_parameter", "full_name", "is_observed_from_outside"]
+__all__ = ["announce_parameter", "full_name", "is_observed_from_outside", "unvalidated"]
 
 
 class _Itself:
@@ -44,3 +46,13 @@ def announce_parameter(name: str, parameter: nn.Parameter) -> None:
     """
     parameter.unconstrained = _Itself(parameter)  # type: ignore[attr-defined]  # what SVI.step asks of a value
     runtime.effectful(type="param")(lambda *_, **__: parameter)(name, parameter, constraint=constraints.real, name=name)
+
+
+def unvalidated(distribution: Distribution) -> Distribution:
+    """The distribution without validation, whatever was in force when it was built; the original is left alone."""
+    bare = copy.copy(distribution)
+    for name, part in vars(distribution).items():
+        if isinstance(part, Distribution):
+            setattr(bare, name, unvalidated(part))
+    bare._validate_args = False  # last, as Pyro's Independent passes it on to its base
+    return bare

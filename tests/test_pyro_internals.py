@@ -17,7 +17,7 @@ from pyro.nn import PyroModule
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
-from pyrobnn._pyro import announce_parameter, full_name, is_observed_from_outside
+from pyrobnn._pyro import announce_parameter, full_name, is_observed_from_outside, unvalidated
 
 
 class Recorder(Messenger):
@@ -151,3 +151,23 @@ def test_announcing_keeps_no_parameter_alive() -> None:
         assert gone() is None, "no reference cycle: memory is freed at once"
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: dist.Normal(0.0, 1.0).expand([2]).to_event(1),
+        lambda: dist.MixtureSameFamily(dist.Categorical(torch.ones(2)), dist.Normal(torch.zeros(2), 1.0)).expand([2]),
+    ],
+    ids=["Independent", "Mixture"],
+)
+def test_a_distribution_can_be_freed_of_the_validation_it_was_built_with(make: Any) -> None:
+    with pyro.validation_enabled(True):
+        distribution = make()
+    value = torch.full((2,), torch.nan)
+    with pyro.validation_enabled(False):
+        with pytest.raises(ValueError, match="support"):
+            distribution.log_prob(value)
+        assert unvalidated(distribution).log_prob(value).isnan().all()
+        with pytest.raises(ValueError, match="support"):
+            distribution.log_prob(value)

@@ -19,7 +19,7 @@ import xarray as xr
 if TYPE_CHECKING:
     from arviz import InferenceData
 
-__all__ = ["effective_sample_size", "from_groups", "pareto_k", "split_rhat"]
+__all__ = ["effective_sample_size", "energy_bfmi", "from_groups", "pareto_k", "split_rhat"]
 
 
 def from_groups(groups: Mapping[str, xr.Dataset]) -> InferenceData:
@@ -35,9 +35,16 @@ def split_rhat(values: np.ndarray) -> np.ndarray:
     return _arviz().rhat(_dataset(values))["values"].to_numpy()
 
 
-def effective_sample_size(values: np.ndarray, method: Literal["bulk", "tail"]) -> np.ndarray:
+def effective_sample_size(values: np.ndarray, method: Literal["bulk", "tail", "mean"]) -> np.ndarray:
     """Effective sample size of ``values[chain, draw, ...]``, shape ``[...]`` (Vehtari et al. 2021)."""
     return _arviz().ess(_dataset(values), method=method)["values"].to_numpy()
+
+
+def energy_bfmi(energy: np.ndarray) -> np.ndarray:
+    """Estimated Bayesian fraction of missing information of ``energy[chain, draw]``, shape ``[chain]``."""
+    if _is_datatree():
+        return _arviz().bfmi(xr.Dataset({"energy": (["chain", "draw"], energy)}))["energy"].to_numpy()
+    return np.asarray(_arviz().bfmi(energy))
 
 
 def pareto_k(log_ratios: np.ndarray) -> float:

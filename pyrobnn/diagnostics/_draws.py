@@ -1,8 +1,8 @@
 """Posterior draws as chains that are read one draw at a time.
 
 A guide's draws are independent, so they are one chain; several guides (say, fitted from several seeds) are
-several chains; an MCMC run keeps its own. Draws are taken in blocks, so that memory does not grow with their
-number.
+several chains; an MCMC run, Pyro's or ours, keeps its own. Draws are taken in blocks, so that memory does not grow with
+their number.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from pyrobnn.bayesianize import evaluating, frozen_buffers
 from pyrobnn.diagnostics._batches import Batch
+from pyrobnn.guides import chains as markov
 from pyrobnn.guides.base import Guide
 from pyrobnn.guides.draws import Draws, installed_buffers
 from pyrobnn.substitution import Substitution
@@ -28,6 +29,7 @@ __all__ = [
     "at_draw",
     "check_sites",
     "data_sites",
+    "evenly",
     "log_prob_by_datum",
     "log_prob_sum",
     "prior_chain",
@@ -107,6 +109,9 @@ def read_chains(
             raise ValueError("posterior: this MCMC has no draws yet; call its run() first.")
         num_chains = len(next(iter(samples.values())))
         return _stored([{n: v[c] for n, v in samples.items()} for c in range(num_chains)], num_samples)
+    if isinstance(posterior, markov.Chains):
+        kept = evenly(posterior.num_draws, num_samples)
+        return Chains([_chain(posterior, index, kept) for index in range(posterior.num_chains)], len(kept))
     several: list[Any] = list(posterior) if isinstance(posterior, list | tuple | nn.ModuleList) else [posterior]
     if not several:
         raise ValueError("posterior: expected at least one guide, got an empty list.")
@@ -145,15 +150,23 @@ def _stored(chains: Sequence[Mapping[str, Tensor]], num_samples: int | None) -> 
     lengths = {len(value) for draws in chains for value in draws.values()}
     if len(lengths) != 1:
         raise ValueError(f"posterior: expected equally many draws of all sites and chains, got {sorted(lengths)}.")
-    available = lengths.pop()
-    if num_samples is not None and num_samples > available:
-        raise ValueError(f"num_samples: there are {available} draws per chain, got {num_samples}.")
-    kept = torch.linspace(0, available - 1, num_samples or available).round().long()
+    kept = evenly(lengths.pop(), num_samples)
 
     def source(draws: Mapping[str, Tensor]) -> Source:
         return lambda start, stop: Draws.of(draws).at(kept[start:stop])
 
     return Chains([source(draws) for draws in chains], len(kept))
+
+
+def _chain(guide: markov.Chains, index: int, kept: Tensor) -> Source:
+    return lambda start, stop: guide.chain_draws(index, kept[start:stop])
+
+
+def evenly(available: int, num_samples: int | None) -> Tensor:
+    """Which draws to take, all if no number is asked for."""
+    if num_samples is not None and num_samples > available:
+        raise ValueError(f"num_samples: there are {available} draws per chain, got {num_samples}.")
+    return torch.linspace(0, available - 1, num_samples or available).round().long()
 
 
 def prior_chain(model: Any, names: set[str], num_draws: int, batch: Batch) -> Chains:

@@ -58,7 +58,7 @@ class Evaluation:
     Attributes:
         log_likelihood: Sum over rows by draw, ``[S]``, unscaled.
         by_datum: Mean over draws by row, ``[n]``.
-        divergence: KL to the prior by draw, ``[S]``; constant where it is exact.
+        divergence: KL to the prior by draw, ``[S]``; constant where it is exact, zero where the guide has no density.
         probs: Predictive class probabilities ``[n, ..., C]``.
         rank: Rank of the target among the predictive draws, scaled to (0, 1): uniform if calibrated, ``[n,
             ...]``.
@@ -95,7 +95,7 @@ def evaluate(model: Any, guide: Guide, data: Rows, num_samples: int) -> Evaluati
                     predicted = message["fn"].sample()
                     below[index] = below[index] + (predicted < targets)
                     ties[index] = ties[index] + (predicted == targets)
-            if index == 0:
+            if index == 0 and guide.has_density:
                 for message in run.latent:
                     site = guide.sites[message["name"]]
                     divergence[draw] += guide.divergence(site, message["value"], message["fn"])[0].double().sum().item()

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -22,11 +22,12 @@ __all__ = ["Layout", "Variable", "matching", "to_numpy"]
 
 @dataclass(frozen=True)
 class Variable:
-    """One variable of a group: its dimensions without chain and draw."""
+    """One variable of a group: its dimensions without chain and draw, and the names of what lies along some."""
 
     dims: tuple[str, ...]
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
+    labels: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 class Layout:
@@ -47,6 +48,7 @@ class Layout:
         self.predicted = {m["name"]: m for m in predicted}
         self._rows = rows
         self._layers = _layer_dims(model)
+        self._labels = _labels(model)
         self._taken = {*self.latent, *self.predicted}
 
     def variables(self, group: str, sites: Sequence[str] | None) -> dict[str, Variable]:
@@ -68,7 +70,8 @@ class Layout:
         if len(layer) == len(shape):
             dims = list(layer)
         dims = [f"{dim}_index" if dim in self._taken else dim for dim in dims]  # a variable may not share its name
-        return Variable(tuple(dims), tuple(shape), to_numpy(array[:0] if array.dim() else array).dtype)
+        labels = dict(zip(dims, self._labels[name], strict=True)) if name in self._labels and layer else {}
+        return Variable(tuple(dims), tuple(shape), to_numpy(array[:0] if array.dim() else array).dtype, labels)
 
 
 def _layer_dims(model: Any) -> dict[str, tuple[str, ...]]:
@@ -86,6 +89,19 @@ def _layer_dims(model: Any) -> dict[str, tuple[str, ...]]:
     return dims
 
 
+def _labels(model: Any) -> dict[str, tuple[tuple[str, ...], ...]]:
+    """Names of what lies along the dimensions of a site, for modules that say so by an attribute ``dimensions``."""
+    found: dict[str, tuple[tuple[str, ...], ...]] = {}
+    for converted in bayesian_modules(model) if isinstance(model, nn.Module) else []:
+        modules = dict(converted.network.named_modules())
+        for site in converted.parameter_names:
+            layer_name, _, parameter = site.rpartition(".")
+            declared = getattr(modules[layer_name], "dimensions", {})
+            if parameter in declared:
+                found[full_name(converted, site)] = tuple(labels for _, labels in declared[parameter])
+    return found
+
+
 def _suffixes(layer: nn.Module, parameter: str) -> tuple[str, ...]:
     kernel = ("depth", "height", "width")
     if isinstance(layer, nn.Linear):
@@ -97,7 +113,7 @@ def _suffixes(layer: nn.Module, parameter: str) -> tuple[str, ...]:
     elif isinstance(layer, nn.Embedding | nn.EmbeddingBag):
         names = ("token", "feature")
     else:
-        return ()
+        return tuple(name for name, _ in getattr(layer, "dimensions", {}).get(parameter, ()))
     return {"weight": names, "bias": ("out",)}.get(parameter, ())
 
 

@@ -5,7 +5,8 @@ For each draw :math:`w_s` the model runs once on all data, which gives the group
 * ``posterior``: the draws themselves, and ``prior``: as many draws from the prior;
 * ``posterior_predictive``, ``prior_predictive``: targets :math:`\tilde y \sim p(y \mid x, w_s)`;
 * ``log_likelihood``: :math:`\log p(y_i \mid x_i, w_s)` for each datum, unscaled and untempered;
-* ``observed_data``: the targets.
+* ``observed_data``: the targets;
+* ``sample_stats``: of :class:`~pyrobnn.guides.Chains`, what the sampler noted of each draw.
 
 Variables have dimensions ``(chain, draw, ...)``. Observations have those of their plates (``data`` in a
 :class:`~pyrobnn.SupervisedModel`), weights of linear and convolutional layers ``<layer>.out``, ``<layer>.in``
@@ -35,12 +36,14 @@ from pyrobnn.diagnostics._draws import (
     Posterior,
     at_draw,
     data_sites,
+    evenly,
     log_prob_by_datum,
     prior_chain,
     read_chains,
     undisturbed,
 )
 from pyrobnn.diagnostics._layout import Layout, Variable, to_numpy
+from pyrobnn.guides import chains as markov
 from pyrobnn.substitution import Substitution
 
 if TYPE_CHECKING:
@@ -78,7 +81,7 @@ def to_arviz(
         sites: Names or patterns (``"net.4.*"``) of the latent sites to store; None stores all of them. ``[]``
             leaves out the groups of weights; ``az.loo`` then wants ``reff=1.0``. The other groups always come
             from complete draws.
-        groups: Which of :data:`GROUPS` to make; None makes all that the arguments allow.
+        groups: Which of :data:`GROUPS`, or ``"sample_stats"``, to make; None makes all that the arguments allow.
         batch_size: Rows of data that a :class:`~pyrobnn.SupervisedModel` sees at a time. Other models see all
             of their data in one run, because only they know what their rows are.
         max_bytes: The largest result that is built.
@@ -94,11 +97,13 @@ def to_arviz(
         ValueError: If the result would be larger than ``max_bytes``, a pattern or group is unknown, the
             arguments cannot give a group that is asked for, or model and posterior do not belong together.
     """
+    groups = [groups] if isinstance(groups, str) else None if groups is None else list(groups)
+    asks_stats = groups is not None and "sample_stats" in groups
     with undisturbed(model):
         chains = read_chains(posterior, num_samples, args, kwargs)
         pieces = batches(model, args, kwargs, batch_size)
         layout = Layout(model, chains.first(), pieces)
-        wanted = _choose_groups(groups, layout)
+        wanted = _choose_groups(None if groups is None else [g for g in groups if g != "sample_stats"], layout)
         variables = {group: layout.variables(group, sites) for group in wanted}
         wanted = [group for group in wanted if variables[group]]
         leads = {group: () if group == "observed_data" else chains.shape for group in wanted}
@@ -121,6 +126,8 @@ def to_arviz(
             _fill(model, prior, pieces, data.get("prior"), data.get("prior_predictive"), None)
         if "observed_data" in data:
             _fill_observed(model, layout.values, pieces, data["observed_data"])
+        if groups is None or asks_stats:
+            data |= _sample_stats(posterior, num_samples, attrs, needed=asks_stats)
     return from_groups(data)
 
 
@@ -133,10 +140,10 @@ def _choose_groups(groups: Iterable[str] | None, layout: Layout) -> list[str]:
         possible = [g for g in possible if not g.endswith("_predictive")]
     if groups is None:
         return possible
-    asked = [groups] if isinstance(groups, str) else list(groups)
+    asked = list(groups)
     for group in asked:
         if group not in GROUPS:
-            raise ValueError(f"groups: {group!r} is unknown; choose from {', '.join(GROUPS)}.")
+            raise ValueError(f"groups: {group!r} is unknown; choose from {', '.join(GROUPS)}, sample_stats.")
         if group not in possible:
             raise ValueError(
                 f"groups: {group!r} needs observations, but no site of this run of the model is observed; "
@@ -178,7 +185,10 @@ def _allocate(variables: Mapping[str, Variable], lead: tuple[int, ...], attrs: d
     sizes = dict(zip(lead_dims, lead, strict=True))
     for variable in variables.values():
         sizes.update(zip(variable.dims, variable.shape, strict=True))
-    return xr.Dataset(data, coords={dim: np.arange(size) for dim, size in sizes.items()}, attrs=attrs)
+    coords: dict[str, Any] = {dim: np.arange(size) for dim, size in sizes.items()}
+    for variable in variables.values():
+        coords.update({dim: np.array(names) for dim, names in variable.labels.items()})
+    return xr.Dataset(data, coords=coords, attrs=attrs)
 
 
 def _fill(
@@ -206,6 +216,27 @@ def _fill(
             if predictive is not None:
                 for name, value in _predict(model, values, run, args, kwargs).items():
                     predictive[name].values[chain, draw, rows] = to_numpy(value)
+
+
+def _sample_stats(
+    posterior: Any, num_samples: int | None, attrs: dict[str, Any], needed: bool
+) -> dict[str, xr.Dataset]:
+    """The sampler's figures of the draws that are stored, flags as such."""
+    stats = posterior.stats if isinstance(posterior, markov.Chains) else {}
+    if not stats:
+        if needed:
+            raise ValueError(
+                "groups: 'sample_stats' needs Chains of a sampler that noted some; this posterior has none."
+            )
+        return {}
+    kept = evenly(posterior.num_draws, num_samples)
+    values = {name: to_numpy(value[:, kept.to(value.device)]) for name, value in stats.items()}
+    if "diverging" in values:
+        values["diverging"] = values["diverging"].astype(bool)
+    lead = {"chain": np.arange(posterior.num_chains), "draw": np.arange(len(kept))}
+    return {
+        "sample_stats": xr.Dataset({n: (["chain", "draw"], v) for n, v in values.items()}, coords=lead, attrs=attrs)
+    }
 
 
 def _fill_observed(model: Any, values: dict[str, Tensor], pieces: list[Batch], observed: xr.Dataset) -> None:

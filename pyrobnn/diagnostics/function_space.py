@@ -78,7 +78,8 @@ def function_space_diagnostics(
     Args:
         model: The model. Of a :class:`~pyrobnn.SupervisedModel` the values compared are class probabilities
             or means; any other must return a tensor, such as its network's output.
-        posterior: A list of guides, fitted from several seeds; or a finished :class:`pyro.infer.MCMC`.
+        posterior: :class:`~pyrobnn.guides.Chains`; a list of guides, fitted from several seeds; or a finished
+            :class:`pyro.infer.MCMC`.
         *args: Inputs at which to compare; a hundred are enough, as R-hat takes about a millisecond per value.
         num_samples: Draws per chain; None takes 500 of a guide and all of an MCMC run.
         batch_size: Rows that a :class:`~pyrobnn.SupervisedModel` sees at a time.
@@ -93,18 +94,7 @@ def function_space_diagnostics(
         ValueError: If the posterior is a point estimate, there are fewer than four draws, or model and
             posterior do not belong together.
     """
-    with undisturbed(model):
-        chains = read_chains(posterior, num_samples, args, kwargs)
-        if chains.num_draws < 4:
-            raise ValueError(f"num_samples: R-hat needs at least 4 draws per chain, got {chains.num_draws}.")
-        pieces = batches(model, args, kwargs, batch_size)
-        values: np.ndarray | None = None
-        for chain, draw, sites in chains:
-            function = torch.cat([_function(model, piece, sites, chain == draw == 0) for piece in pieces])
-            if values is None:
-                values = np.empty((*chains.shape, *function.shape))
-            values[chain, draw] = function.double().cpu().numpy()
-    assert values is not None, "a chain has at least one draw"
+    values = function_values(model, posterior, args, kwargs, num_samples, batch_size)
     constant = np.ptp(values, axis=1).max(axis=0) == 0.0
     if constant.all():
         raise ValueError(
@@ -118,6 +108,30 @@ def function_space_diagnostics(
         num_chains=values.shape[0],
         num_draws=values.shape[1],
     )
+
+
+def function_values(
+    model: Any,
+    posterior: Posterior,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    num_samples: int | None = None,
+    batch_size: int = 1024,
+) -> np.ndarray:
+    """What is compared, ``[chain, draw, N, ...]``; arguments and errors as of :func:`function_space_diagnostics`."""
+    with undisturbed(model):
+        chains = read_chains(posterior, num_samples, args, kwargs)
+        if chains.num_draws < 4:
+            raise ValueError(f"num_samples: R-hat needs at least 4 draws per chain, got {chains.num_draws}.")
+        pieces = batches(model, args, kwargs, batch_size)
+        values: np.ndarray | None = None
+        for chain, draw, sites in chains:
+            function = torch.cat([_function(model, piece, sites, chain == draw == 0) for piece in pieces])
+            if values is None:
+                values = np.empty((*chains.shape, *function.shape))
+            values[chain, draw] = function.double().cpu().numpy()
+    assert values is not None, "a chain has at least one draw"
+    return values
 
 
 def _function(model: Any, batch: Batch, sites: dict[str, Tensor], is_first: bool) -> Tensor:

@@ -112,11 +112,12 @@ def log_ratios(model: Any, guide: Guide, pieces: list[Batch], chosen: list[str],
 
     ratios = torch.empty(num_samples, dtype=torch.float64)
     for _, draw, values in Chains([source], num_samples):
-        ratios[draw] = _log_joint(model, values, pieces) - _log_density(guide, values, chosen)
+        ratios[draw] = log_joint(model, values, pieces) - _log_density(guide, values, chosen)
     return ratios
 
 
-def _log_joint(model: Any, values: dict[str, Tensor], pieces: list[Batch]) -> float:
+def log_joint(model: Any, values: dict[str, Tensor], pieces: list[Batch]) -> float:
+    """``log p(data, values)`` in 64 bits, with the densities of the sites' own values."""
     total = 0.0
     for index, (rows, args, kwargs) in enumerate(pieces):
         with Substitution(values) as run:

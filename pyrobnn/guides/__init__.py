@@ -1,7 +1,10 @@
 """Posterior families, one file each."""
 
 from pyrobnn.guides.base import Guide, Site
+from pyrobnn.guides.chains import Chains
+from pyrobnn.guides.concrete_structure import ConcreteStructure
 from pyrobnn.guides.delta_mixture import DeltaMixture
+from pyrobnn.guides.generator import Generator
 from pyrobnn.guides.guide_map import GuideMap
 from pyrobnn.guides.laplace import Laplace
 from pyrobnn.guides.low_rank_ensemble import LowRankEnsemble
@@ -13,7 +16,10 @@ from pyrobnn.guides.swag import SWAG
 
 __all__ = [
     "SWAG",
+    "Chains",
+    "ConcreteStructure",
     "DeltaMixture",
+    "Generator",
     "Guide",
     "GuideMap",
     "Laplace",

@@ -1,0 +1,219 @@
+r"""Markov chains as a posterior: C chains of S draws each, :math:`q(w) = \frac{1}{CS} \sum_{c,s} \delta(w - w_{cs})`.
+
+What :func:`pyrobnn.sample` returns. It is an ensemble whose members know their chain and their place in it, so
+prediction, checkpoints and diagnostics take it as they take a deep ensemble, and those that compare chains find them.
+Draws lie in blocks ``[k, C, P]`` of unconstrained values, which may be files that are read only where they are looked
+at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from itertools import accumulate
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pyrobnn.arguments import check_positive_int
+from pyrobnn.guides.base import initial_values
+from pyrobnn.guides.draws import Draws
+from pyrobnn.guides.ensemble import Ensemble
+
+__all__ = ["Chains"]
+
+
+class Chains(Ensemble):
+    """C chains of S draws, all of equal weight.
+
+    Member ``c * S + s`` is draw s of chain c. Networks' buffers are those that the model had when the guide was built.
+
+    Args:
+        model: The Pyro model.
+        num_chains: Number C of chains.
+        num_draws: Draws S of each chain.
+        draws: Blocks ``[k, C, P]`` of unconstrained flat draws, S in all, in the order of ``flat_order``; None leaves
+            all of them at zero, to be loaded into.
+        stats: Figures of each draw by name, ``[C, S]``, kept in the draws' precision; names alone for figures that are
+            to be loaded.
+        block_sizes: Lengths of the blocks where ``draws`` is None; one block if None.
+        example: Arguments of one run, for models whose sites are not known without data.
+        only: Names of the sites that the guide is for; all of them if None.
+
+    Attributes:
+        num_chains: Number of chains.
+        num_draws: Draws of each.
+
+    Raises:
+        ValueError: If sizes do not fit each other or the model.
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        num_chains: int,
+        num_draws: int,
+        draws: Sequence[Tensor] | None = None,
+        *,
+        stats: Mapping[str, Tensor] | Collection[str] = (),
+        block_sizes: Sequence[int] | None = None,
+        example: tuple[Any, ...] | None = None,
+        only: Collection[str] | None = None,
+    ) -> None:
+        check_positive_int("num_chains", num_chains)
+        check_positive_int("num_draws", num_draws)
+        super().__init__(model, num_chains * num_draws, example=example, only=only)
+        self.num_chains, self.num_draws = num_chains, num_draws
+        like = self.join(initial_values(model, self.sites, "prior_mean"))
+        if draws is None:
+            sizes = [num_draws] if block_sizes is None else list(block_sizes)
+            draws = [like.new_zeros(size, num_chains, self.num_latents) for size in sizes]
+        self._ends = list(accumulate(len(block) for block in draws))
+        for index, block in enumerate(draws):
+            if block.shape[1:] != (num_chains, self.num_latents):
+                raise ValueError(
+                    f"draws: block {index} has shape {tuple(block.shape)}, expected (k, {num_chains}, "
+                    f"{self.num_latents}): draws, chains, and the flat vector of the model's sites."
+                )
+            self.register_parameter(f"block_{index}", nn.Parameter(block))
+        if not draws or self._ends[-1] != num_draws:
+            raise ValueError(f"draws: the blocks hold {sum(map(len, draws))} draws, expected num_draws={num_draws}.")
+        self.stat_names = list(stats)
+        for name in self.stat_names:
+            value = stats[name] if isinstance(stats, Mapping) else like.new_zeros(num_chains, num_draws)
+            if value.shape != (num_chains, num_draws):
+                raise ValueError(f"stats: {name!r} has shape {tuple(value.shape)}, expected {(num_chains, num_draws)}.")
+            self.register_buffer(f"stat_{name}", value.to(like))
+
+    @classmethod
+    def from_draws(cls, model: Callable[..., Any], draws: Mapping[str, Tensor], **options: Any) -> Chains:
+        """Chains of given site values, as ``MCMC.get_samples(group_by_chain=True)`` returns them.
+
+        Args:
+            model: The model.
+            draws: ``{site: [C, S, *site shape]}``.
+            **options: ``stats``, ``example`` and ``only`` of the constructor.
+
+        Raises:
+            ValueError: If a site is missing or unknown, or draws do not fit.
+        """
+        sizes = {tuple(value.shape[:2]) for value in draws.values()}
+        if len(sizes) != 1 or len(size := sizes.pop()) != 2:
+            raise ValueError(
+                f"draws: expected as many chains and draws of each site, got {{"
+                f"{', '.join(f'{n!r}: {tuple(v.shape[:2])}' for n, v in draws.items())}}}."
+            )
+        num_chains, num_draws = size
+        guide = cls(model, num_chains, num_draws, **options)
+        if missing := [name for name in guide.sites if name not in draws]:
+            raise ValueError(f"draws: they lack the site {missing[0]!r}; name the sites you have with only=.")
+        if unknown := [name for name in draws if name not in guide.sites]:
+            raise ValueError(f"draws: there is no latent site {unknown[0]!r}; the model has {', '.join(guide.sites)}.")
+        pieces = {}
+        for site in guide.sites.values():
+            value = draws[site.name].detach()
+            if value.shape[2:] != site.shape:
+                raise ValueError(
+                    f"draws: those of the site {site.name!r} have shape {tuple(value.shape[2:])}, expected "
+                    f"{tuple(site.shape)}."
+                )
+            free = value if site.is_real else site.transform.inv(value)
+            pieces[site.name] = free.reshape(*size, -1)
+        flat = torch.cat([pieces[site.name] for site in guide.flat_order], -1)
+        guide.register_parameter("block_0", nn.Parameter(flat.transpose(0, 1).contiguous()))
+        return guide
+
+    def config(self) -> dict[str, Any]:
+        """Constructor arguments; a checkpoint is loaded into memory whole."""
+        sizes = [len(block) for block in self.blocks]
+        return {
+            "num_chains": self.num_chains,
+            "num_draws": self.num_draws,
+            "stats": self.stat_names,
+            "block_sizes": sizes,
+        }
+
+    @property
+    def blocks(self) -> list[nn.Parameter]:
+        """The draws as they are kept, ``[k, C, P]`` each, read past Pyro's attribute hooks."""
+        return [self._parameters[f"block_{index}"] for index in range(len(self._ends))]  # type: ignore[misc]
+
+    @property
+    def stats(self) -> dict[str, Tensor]:
+        """What the sampler noted of each draw, ``{name: [C, S]}``."""
+        return {name: self.get_buffer(f"stat_{name}") for name in self.stat_names}
+
+    # --------------------------------------------------------------------------------------------------- draws
+
+    def flat_draws(self, members: Tensor) -> Tensor:
+        """Copies of unconstrained flat vectors ``[K, P]`` of members ``[K]``; no gradients."""
+        members = members.to("cpu")
+        chains, places = members // self.num_draws, members % self.num_draws
+        blocks = [block.detach() for block in self.blocks]
+        if len(blocks) == 1:
+            return blocks[0][places.to(blocks[0].device), chains.to(blocks[0].device)]
+        rows = blocks[0].new_empty(len(members), self.num_latents)
+        for block, end in zip(blocks, self._ends, strict=True):
+            inside = ((places >= end - len(block)) & (places < end)).nonzero().squeeze(-1)
+            local = places[inside] - (end - len(block))
+            rows[inside.to(rows.device)] = block[local.to(rows.device), chains[inside].to(rows.device)]
+        return rows
+
+    def stacked(self, members: Tensor) -> dict[str, Tensor]:
+        """Copies of members ``[K]``."""
+        return self.constrain(self.split(self.flat_draws(members)))
+
+    def member(self, index: int) -> dict[str, Tensor]:
+        """The sites' values in one draw, with gradients."""
+        chain, place = divmod(index, self.num_draws)
+        block = next(number for number, end in enumerate(self._ends) if place < end)
+        own = self.blocks[block]
+        return self.constrain(self.split(self.scaled(own[place - self._ends[block] + len(own), chain])))
+
+    def by_chain(self, sites: Sequence[str] | None = None) -> dict[str, Tensor]:
+        """All draws ``{site: [C, S, *site shape]}``, of the named sites.
+
+        Raises:
+            KeyError: If there is no such site.
+        """
+        pieces = {}
+        for name in self.sites if sites is None else sites:
+            site = self.sites[name]
+            end = site.offset + site.numel
+            flat = torch.cat([block.detach()[..., site.offset : end] for block in self.blocks])
+            lead = (self.num_chains, self.num_draws)
+            pieces[name] = flat.transpose(0, 1).reshape(lead + site.unconstrained_shape)
+        return self.constrain(pieces)
+
+    @torch.no_grad()
+    def chain_draws(self, chain: int, places: Tensor | None = None) -> Draws:
+        """Draws of one chain, ``{site: [k, *site shape]}`` with their buffers, at ``places [k]`` (None: all)."""
+        members = chain * self.num_draws + (torch.arange(self.num_draws) if places is None else places)
+        return Draws(self.stacked(members), self.own_buffers.stacked(members))
+
+    def sample(self, num_samples: int) -> Draws:
+        """Draws spread evenly over chains and over each chain, none twice as long as there are enough.
+
+        Returns:
+            ``{site: [num_samples, *site shape]}``, chain after chain. Each draw by itself is uniform over all; with
+            ``num_samples = C * S`` it is each of them once.
+        """
+        return next(self.sample_blocks([num_samples]))
+
+    def sample_blocks(self, sizes: Iterable[int]) -> Iterator[Draws]:
+        """:meth:`sample` in pieces, which together are as evenly spread as one call."""
+        sizes = list(sizes)
+        total, offset = sum(sizes), float(torch.rand((), dtype=torch.float64))
+        chosen = (
+            ((torch.arange(total) + offset) * (self.num_members / total)).long() if total else torch.zeros(0).long()
+        )
+        chosen.clamp_(max=self.num_members - 1)  # rounding
+        for members in chosen.split(sizes):
+            self._drawn = int(members[-1])
+            with torch.no_grad():  # left before the caller goes on
+                block = Draws(self.stacked(members), self.own_buffers.stacked(members))
+            yield block
+
+    def extra_repr(self) -> str:
+        """Sizes."""
+        return f"num_chains={self.num_chains}, num_draws={self.num_draws}"

@@ -1,0 +1,263 @@
+r"""A generator of weights as a posterior: an implicit distribution, draws without a density.
+
+.. math::  w = m + s \odot G_\phi(z), \qquad z \sim N(0, I),
+
+with a perceptron :math:`G_\phi` and, for each weight, the mean m and standard deviation s of the draws that it learnt
+from. :func:`pyrobnn.distill` trains one to reproduce the draws of a Markov chain, whose storage it replaces; it then
+draws as many functions as one likes, K of them by one chain of matrix products. Constrained sites are generated in
+unconstrained space.
+
+Nothing is known of the density of ``w``, so there is neither ``log_prob`` nor an ELBO: asking for one is an error.
+Buffers of the network, such as running statistics, are not generated; the model's own are used.
+
+Wang et al., *Adversarial Distillation of Bayesian Neural Network Posteriors* (2018).
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, NoReturn
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions import TorchDistribution
+from torch import Tensor, nn
+
+from pyrobnn.arguments import check_positive_int
+from pyrobnn.guides.base import Guide, Site, initial_values
+
+__all__ = ["Generated", "Generator", "Storage", "perceptron"]
+
+
+@dataclass(frozen=True)
+class Storage:
+    """What a generator takes, against the draws that it replaces; counted in numbers kept.
+
+    Attributes:
+        num_parameters: Numbers that the generator keeps: weights, and a mean and a scale for each weight it generates.
+        num_draws: Draws that it replaces; None if it is not known or they had no end.
+        num_latents: Numbers in each draw.
+    """
+
+    num_parameters: int
+    num_draws: int | None
+    num_latents: int
+
+    @property
+    def replaced(self) -> int | None:
+        """Numbers in the draws that it replaces."""
+        return None if self.num_draws is None else self.num_draws * self.num_latents
+
+    @property
+    def ratio(self) -> float | None:
+        """``num_parameters / replaced``: below 1 the generator is smaller than the draws."""
+        return None if self.replaced is None else self.num_parameters / self.replaced
+
+    def __str__(self) -> str:
+        own = f"{self.num_parameters:,} numbers"
+        if self.ratio is None:
+            return own
+        return f"{own}, {self.ratio:.3g} of the {self.replaced:,} in {self.num_draws:,} draws"
+
+
+class Generator(Guide):
+    """Draws that a network makes of noise.
+
+    Freshly built it generates noise about the priors' centres; :func:`pyrobnn.distill` trains it.
+
+    Args:
+        model: The Pyro model; or a guide of it, for the same sites.
+        hidden: Widths of the generator's hidden layers, which are of SiLU units: smooth critics and generators learn
+            covariances that ReLU ones miss. The last one makes up its size: (width + 3) numbers for each weight.
+        latent_dim: Length of the noise z.
+        num_draws: Number of draws that it replaces, for :meth:`storage`.
+        example: Arguments of one run, for models whose sites are not known without data.
+        only: Names of the sites that the guide is for; all of them if None.
+
+    Attributes:
+        loc, scale: Mean and standard deviation ``[P]`` of the draws it learnt from, in the order of ``flat_order``;
+            where the scale is zero, all draws are alike.
+        history: What :func:`pyrobnn.distill` noted; None else. It is no part of the state.
+
+    Raises:
+        ValueError: If a size is not positive.
+    """
+
+    divergence_name: ClassVar[str] = "none"
+    has_density: ClassVar[bool] = False
+    loc: Tensor
+    scale: Tensor
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        hidden: Sequence[int] = (100, 100, 100),
+        latent_dim: int = 32,
+        *,
+        num_draws: int | None = None,
+        example: tuple[Any, ...] | None = None,
+        only: Collection[str] | None = None,
+    ) -> None:
+        check_positive_int("latent_dim", latent_dim)
+        if num_draws is not None:
+            check_positive_int("num_draws", num_draws)
+        super().__init__(model, example=example, only=only)
+        centre = self.join(initial_values(model, self.sites, "prior_mean"))
+        self.hidden, self.latent_dim, self.num_draws = check_hidden("hidden", hidden), latent_dim, num_draws
+        self.network = perceptron([latent_dim, *self.hidden, self.num_latents]).to(centre)
+        self.register_buffer("loc", centre)
+        self.register_buffer("scale", torch.ones_like(centre))
+        self.history: Any = None
+
+    def config(self) -> dict[str, Any]:
+        """Constructor arguments."""
+        return {"hidden": list(self.hidden), "latent_dim": self.latent_dim, "num_draws": self.num_draws}
+
+    # -------------------------------------------------------------------------------------------------- storage
+
+    @property
+    def num_parameters(self) -> int:
+        """Numbers that are kept of it: parameters, ``loc`` and ``scale``."""
+        return sum(tensor.numel() for tensor in self.state_dict().values())
+
+    def storage(self, num_draws: int | None = None) -> Storage:
+        """What it takes, against ``num_draws`` stored draws (None: those that it was distilled from)."""
+        return Storage(self.num_parameters, self.num_draws if num_draws is None else num_draws, self.num_latents)
+
+    @property
+    def storage_ratio(self) -> float | None:
+        """Its size over that of the draws it replaces; None where their number is not known."""
+        return self.storage().ratio
+
+    # ---------------------------------------------------------------------------------------------------- draws
+
+    def standardised(self, num_samples: int) -> Tensor:
+        """Draws ``[K, P]`` of ``G(z)``, with gradients: unconstrained weights less ``loc``, over ``scale``."""
+        loc = self._buffers["loc"]
+        assert loc is not None
+        network = self._modules["network"]  # past Pyro's attribute hooks
+        return network(torch.randn(num_samples, self.latent_dim, dtype=loc.dtype, device=loc.device))  # type: ignore[misc]
+
+    def flat(self, num_samples: int) -> Tensor:
+        """Draws ``[K, P]`` of unconstrained flat vectors, with gradients."""
+        return torch.addcmul(self._buffers["loc"], self.standardised(num_samples), self._buffers["scale"])  # type: ignore[arg-type]
+
+    def draw(self) -> dict[str, Tensor]:
+        """One draw with gradients."""
+        return self.constrain(self.split(self.flat(1)[0]))
+
+    @torch.no_grad()
+    def sample(self, num_samples: int) -> dict[str, Tensor]:
+        """Draws ``{site: [num_samples, *site shape]}``, independent of each other."""
+        return self.constrain(self.split(self.flat(num_samples)))
+
+    def factor(self, site: Site) -> dist.Distribution:
+        """The site's distribution, which can be drawn from and nothing else."""
+        return Generated(site, draw=lambda count: self.sample(count)[site.name])
+
+    def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """Pyro's view: the sites of one draw, whose densities are refused."""
+        self.announce_parameters()
+        values = self.draw()
+        return {
+            site.name: self._sample_site(site, Generated(site, value=values[site.name])) for site in self.sites.values()
+        }
+
+    # ------------------------------------------------------------------------------------------------- refusals
+
+    def log_prob(self, draws: Mapping[str, Tensor]) -> Tensor:
+        """Refused: an implicit distribution has no density that could be computed.
+
+        Raises:
+            NotImplementedError: Always.
+        """
+        _refuse()
+
+    def divergence(self, site: Site, value: Tensor, prior: dist.Distribution) -> tuple[Tensor, bool]:
+        """Refused: without a density there is no KL, and so no ELBO.
+
+        Raises:
+            NotImplementedError: Always.
+        """
+        _refuse()
+
+
+class Generated(TorchDistribution):
+    """What a generator makes of one site: values without a density.
+
+    Args:
+        site: The site.
+        value: The one value that it has, as a part of a draw of all sites.
+        draw: Draws ``[K, *site shape]``, where ``value`` is None.
+    """
+
+    arg_constraints: ClassVar[dict[str, Any]] = {}
+    has_rsample = True
+
+    def __init__(self, site: Site, value: Tensor | None = None, draw: Callable[[int], Tensor] | None = None) -> None:
+        self.site, self.value, self.draw = site, value, draw
+        event_dim = site.event_dim if value is not None else len(site.shape)
+        cut = len(site.shape) - event_dim
+        super().__init__(site.shape[:cut], site.shape[cut:], validate_args=False)
+
+    @property
+    def support(self) -> Any:
+        """That of the site's prior."""
+        return self.site.prior.support
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> Generated:
+        """Itself; plates of the site are part of its shape already."""
+        if torch.Size(batch_shape) != self.batch_shape:
+            raise ValueError(f"site {self.site.name!r}: its generated value cannot be expanded to {batch_shape}.")
+        return self
+
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
+        """The value; or fresh draws."""
+        if self.value is not None:
+            return self.value.expand(torch.Size(sample_shape) + self.value.shape)
+        assert self.draw is not None
+        shape = torch.Size(sample_shape)
+        return self.draw(shape.numel()).view(*shape, *self.site.shape)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Refused: there is none.
+
+        Raises:
+            NotImplementedError: Always.
+        """
+        _refuse()
+
+
+def perceptron(sizes: Sequence[int]) -> nn.Sequential:
+    """SiLU units between linear layers, started so that outputs have about unit variance for unit noise."""
+    layers: list[nn.Module] = []
+    for index, (fan_in, fan_out) in enumerate(itertools.pairwise(sizes)):
+        layer = nn.Linear(fan_in, fan_out)
+        is_last = index == len(sizes) - 2
+        nn.init.normal_(layer.weight, std=((1.0 if is_last else 2.0) / fan_in) ** 0.5)
+        nn.init.zeros_(layer.bias)
+        layers += [layer] if is_last else [layer, nn.SiLU()]
+    return nn.Sequential(*layers)
+
+
+def check_hidden(name: str, hidden: Any) -> tuple[int, ...]:
+    """Widths of hidden layers as a tuple.
+
+    Raises:
+        TypeError: If they are no sequence.
+        ValueError: If one is not positive.
+    """
+    if isinstance(hidden, str) or not isinstance(hidden, Sequence):
+        raise TypeError(f"{name}: expected a sequence of widths such as (100, 100, 100), got {hidden!r}.")
+    for width in hidden:
+        check_positive_int(name, width)
+    return tuple(hidden)
+
+
+def _refuse() -> NoReturn:
+    raise NotImplementedError(
+        "Generator is an implicit distribution: its draws have no density that could be computed, so it has no log "
+        "density, KL or ELBO. Train it with pyrobnn.distill; use MeanField or LowRankNormal for a density."
+    )

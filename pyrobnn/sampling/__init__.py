@@ -1,0 +1,39 @@
+"""Markov chain Monte Carlo: kernels for :func:`pyrobnn.sample`."""
+
+from pyrobnn.elbo.parts import NonFiniteLossError
+from pyrobnn.sampling.cyclical import Cyclical
+from pyrobnn.sampling.distillation import distill, online_distill
+from pyrobnn.sampling.hmc import HMC
+from pyrobnn.sampling.kernel import ChainResult, FullBatchKernel, Kernel, StochasticGradientKernel
+from pyrobnn.sampling.nuts import NUTS, PyroKernel
+from pyrobnn.sampling.preconditioned_sgld import PreconditionedSGLD
+from pyrobnn.sampling.sample import SamplingDivergedWarning, sample
+from pyrobnn.sampling.schedules import CosineCycles, PolynomialDecay
+from pyrobnn.sampling.sghmc import SGHMC
+from pyrobnn.sampling.sgld import SGLD
+from pyrobnn.sampling.sgnht import SGNHT
+from pyrobnn.sampling.wasserstein import CriticHistory, DistillationDivergedError
+
+__all__ = [
+    "HMC",
+    "NUTS",
+    "SGHMC",
+    "SGLD",
+    "SGNHT",
+    "ChainResult",
+    "CosineCycles",
+    "CriticHistory",
+    "Cyclical",
+    "DistillationDivergedError",
+    "FullBatchKernel",
+    "Kernel",
+    "NonFiniteLossError",
+    "PolynomialDecay",
+    "PreconditionedSGLD",
+    "PyroKernel",
+    "SamplingDivergedWarning",
+    "StochasticGradientKernel",
+    "distill",
+    "online_distill",
+    "sample",
+]

@@ -1,0 +1,183 @@
+r"""sample(): Markov chains of the posterior, by any kernel.
+
+SG-MCMC takes one step for each minibatch along an unbiased estimate of the gradient of
+:math:`U(\theta) = -\log p(D, w(\theta)) - \log|\det \partial w / \partial \theta|`, in which the model's own plate
+counts a batch of B data N/B times. HMC and NUTS take all data at once. Both end as :class:`~pyrobnn.guides.Chains`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import pyro
+import torch
+from torch import Tensor, nn
+
+from pyrobnn.arguments import check_positive_int
+from pyrobnn.guides.base import Guide
+from pyrobnn.guides.chains import Chains
+from pyrobnn.sampling.batches import all_data
+from pyrobnn.sampling.kernel import FullBatchKernel, Kernel, StochasticGradientKernel
+from pyrobnn.sampling.run import Run, SamplingDivergedWarning, start_run
+from pyrobnn.sampling.starts import ChainInit, starting_points
+from pyrobnn.sampling.store import DiskStore, MemoryStore
+from pyrobnn.sampling.surroundings import BatchNormPolicy, sampled
+
+__all__ = ["Run", "SamplingDivergedWarning", "sample", "start_run"]
+
+
+def sample(
+    model: Callable[..., Any],
+    data: Any,
+    *,
+    kernel: Kernel,
+    num_samples: int,
+    burn_in: int = 0,
+    thinning: int = 1,
+    chains: int = 1,
+    init: ChainInit = None,
+    batch_norm: BatchNormPolicy = "refuse",
+    vmap: bool | Literal["auto"] = "auto",
+    seed: int | None = None,
+    device: torch.device | str | None = None,
+    max_bytes: int = 2**30,
+    directory: str | Path | None = None,
+    resume: bool = False,
+    progress: bool = True,
+) -> Chains:
+    """Draws from the posterior by Markov chains.
+
+    Parameters of the model that have no prior stay as they are: train them first, or give them priors. The model is run
+    in evaluation mode (no dropout), and nothing in it is changed.
+
+    Args:
+        model: The Pyro model, called as ``model(x, y)``.
+        data: A loader of batches ``(x, y)``, as for :func:`pyrobnn.fit`; or a tuple, the arguments of the model with
+            all data, such as ``(x, y)``. HMC and NUTS join a loader's batches.
+        kernel: The sampler, such as ``pyrobnn.sampling.SGLD(step_size=1e-5)``.
+        num_samples: Draws S that are kept of each chain.
+        burn_in: Steps (of HMC and NUTS: transitions) before the first of them.
+        thinning: Steps for each kept draw; with a :class:`~pyrobnn.sampling.Cyclical` kernel those of its sampling
+            parts.
+        chains: Number C of chains.
+        init: Where they start: None (the network's weights, further chains at fresh ones), a guide (a draw of it each),
+            ``"prior"`` (a draw each), a network, state dict or dict of site values (all there), a list of C of them, or
+            a function ``(site name, prior) -> value``.
+        batch_norm: ``"refuse"`` raises an error for BatchNorm layers, under whose batch statistics there is no
+            posterior; ``"freeze"`` declares that the running statistics are constants of the model.
+        vmap: Whether SG-MCMC steps all chains in one vectorised pass; ``"auto"`` does where that is faster and
+            possible.
+        seed: Seeds torch, numpy, Python and Pyro at the start.
+        device: Moves the model and each batch there.
+        max_bytes: Memory for draws; more than that is refused without ``directory``, and else stays on disk.
+        directory: SG-MCMC only: where each kept draw is written to, in safetensors files, with the state of the run.
+        resume: Continue the run in ``directory``, if there is one, bit for bit as if it had never stopped. A killed run
+            has lost one thinning interval at most. ``num_samples`` may be larger than it was.
+        progress: Show a progress bar.
+
+    Returns:
+        The draws as a guide. Ctrl-C ends SG-MCMC early and returns what was kept.
+
+    Warns:
+        SamplingDivergedWarning: If the potential or a chain becomes NaN or infinite: the draws kept before are
+            returned.
+
+    Raises:
+        NonFiniteLossError: If the potential is NaN or infinite at the start (the message names the site), or before the
+            first draw was kept.
+        TypeError: If the kernel or the data are of the wrong kind.
+        ValueError: If an argument is out of its range, data and model do not fit, the draws would not fit into
+            ``max_bytes``, or ``directory`` holds another run.
+    """
+    _check(kernel, num_samples, burn_in, thinning, chains, vmap, max_bytes, directory, resume)
+    if seed is not None:
+        pyro.set_rng_seed(seed)
+        # Fresh starts are to differ from a network that was built under the same seed.
+        torch.manual_seed(int(torch.randint(2**62, ())))
+    if device is not None and isinstance(model, nn.Module):
+        model.to(device)
+    with sampled(model, batch_norm):
+        if isinstance(kernel, FullBatchKernel):
+            args = all_data(data, device)
+            example = None if hasattr(model, "sample_latents") else args
+            start = starting_points(Guide(model, example=example), model, init, chains)
+            _check_memory(num_samples, start, max_bytes, None)
+            result = kernel.run(
+                model,
+                args,
+                num_samples=num_samples,
+                burn_in=burn_in,
+                thinning=thinning,
+                chains=chains,
+                init=start,
+                seed=seed,
+                progress=progress,
+            )
+            draws = result.draws.transpose(0, 1).contiguous()
+            return Chains(model, chains, len(draws), [draws], stats=result.stats, example=example)
+        assert isinstance(kernel, StochasticGradientKernel)
+        run = start_run(
+            model, data, kernel, burn_in=burn_in, thinning=thinning, chains=chains, init=init, vmap=vmap, device=device
+        )
+        _check_memory(num_samples, run.flat, max_bytes, directory)
+        if directory is None:
+            run.store = MemoryStore(num_samples, run.flat)
+        else:
+            run.store = DiskStore(directory, num_samples, max_bytes)
+            _open(run, run.store, resume)
+        run.until(num_samples, progress)
+        guide = run.store.chains(model, run.example)
+        return guide if len(guide.blocks) > 1 else guide.to(run.flat.device)
+
+
+def _open(run: Run, store: DiskStore, resume: bool) -> None:
+    """Continues the run in the store's directory, or sees that there is none."""
+    if not DiskStore.exists(store.directory):
+        return
+    if not resume:
+        raise ValueError(
+            f"directory: {store.directory} holds a run already; pass resume=True to continue it, or another directory."
+        )
+    run.write(store.recorded(), store)
+
+
+def _check(
+    kernel: Any,
+    num_samples: Any,
+    burn_in: Any,
+    thinning: Any,
+    chains: Any,
+    vmap: Any,
+    max_bytes: Any,
+    directory: Any,
+    resume: bool,
+) -> None:
+    if not isinstance(kernel, StochasticGradientKernel | FullBatchKernel):
+        hint = "; make an instance of it, such as SGLD(step_size=1e-5)" if isinstance(kernel, type) else ""
+        raise TypeError(f"kernel: expected one of pyrobnn.sampling, got {kernel!r}{hint}.")
+    for name, count in (
+        ("num_samples", num_samples),
+        ("thinning", thinning),
+        ("chains", chains),
+        ("max_bytes", max_bytes),
+    ):
+        check_positive_int(name, count)
+    if isinstance(burn_in, bool) or not isinstance(burn_in, int) or burn_in < 0:
+        raise ValueError(f"burn_in: expected an int of at least 0, got {burn_in!r}.")
+    if vmap not in (True, False, "auto"):
+        raise ValueError(f"vmap: expected True, False or 'auto', got {vmap!r}.")
+    if resume and directory is None:
+        raise ValueError("resume: nothing to resume from; pass directory= that of the earlier run.")
+    if directory is not None and isinstance(kernel, FullBatchKernel):
+        raise ValueError("directory: only SG-MCMC streams its draws to disk; HMC and NUTS keep them in memory.")
+
+
+def _check_memory(num_samples: int, start: Tensor, max_bytes: int, directory: Any) -> None:
+    size = num_samples * start.nbytes
+    if directory is None and size > max_bytes:
+        raise ValueError(
+            f"max_bytes: {num_samples} draws of {len(start)} chains take {size / 1e6:,.0f} MB, more than "
+            f"{max_bytes / 1e6:,.0f} MB; stream them to disk with directory=, keep fewer, or raise max_bytes."
+        )

@@ -1,0 +1,85 @@
+"""Where chains start, and whether the potential is finite there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pyro
+import torch
+from torch import Tensor, nn
+
+from pyrobnn import random_state
+from pyrobnn._pyro import unvalidated
+from pyrobnn.bayesianize import frozen_buffers
+from pyrobnn.elbo.parts import NonFiniteLossError
+from pyrobnn.guides.base import Guide, initial_values
+from pyrobnn.guides.draws import Draws
+from pyrobnn.guides.member_starts import MemberInit, member_starts
+from pyrobnn.substitution import Substitution
+
+__all__ = ["ChainInit", "check_start", "starting_points"]
+
+ChainInit = MemberInit | Guide
+
+
+def starting_points(layout: Guide, model: Any, init: ChainInit, chains: int) -> Tensor:
+    """Unconstrained starting points ``[C, P]``.
+
+    Args:
+        layout: Where each site lies in the flat vector.
+        model: The model.
+        init: A guide (a draw of it for each chain), None (the first chain at the weights the network came with, the
+            others at fresh ones, as for :class:`~pyrobnn.guides.DeltaMixture`), ``"prior"`` (a draw for each), a list
+            of C networks, state dicts or dicts of site values, one of those (all chains start there), or a function
+            ``(site name, prior) -> value``, called for each chain.
+        chains: Number C of chains.
+
+    Raises:
+        TypeError: If ``init`` is of another kind.
+        ValueError: If it does not fit the model.
+    """
+    if isinstance(init, Guide):
+        draws = Draws.of(init.sample(chains))
+        if missing := [name for name in layout.sites if name not in draws]:
+            raise ValueError(f"init: the guide has no site {missing[0]!r} of the model.")
+        rows = [draws.at(chain) for chain in range(chains)]
+        return torch.stack([layout.join(initial_values(model, layout.sites, dict(row))) for row in rows])
+    if isinstance(init, nn.Module | Mapping) or init == "prior_mean":
+        row = member_starts(layout, model, [init] if not isinstance(init, str) else init, 1, 0.0)[0]
+        return row.repeat(chains, 1)
+    return member_starts(layout, model, init, chains, 0.0)[0]
+
+
+def check_start(model: Callable[..., Any], layout: Guide, flat: Tensor, args: tuple[Any, ...]) -> None:
+    """Refuses a start from which no chain can move.
+
+    Args:
+        model: The model.
+        layout: Where each site lies in the flat vector.
+        flat: Starting points ``[C, P]``.
+        args: Arguments of the model: the first batch.
+
+    Raises:
+        NonFiniteLossError: If the log density is NaN or infinite in a chain; the message names the site.
+    """
+    module = model if isinstance(model, nn.Module) else nn.Module()
+    for chain, row in enumerate(flat):
+        values = layout.constrain(layout.split(row))
+        with torch.no_grad(), random_state.kept(flat.device), frozen_buffers(module), pyro.validation_enabled(False):
+            with Substitution(values) as run:
+                model(*args)
+            blamed = [f"the start of the site {n!r} is not finite" for n, v in values.items() if not _is_finite(v)]
+            for message in (*run.latent, *run.observed):
+                score = unvalidated(message["fn"]).log_prob(message["value"]).sum()
+                if not _is_finite(score):
+                    blamed.append(f"the log density of the site {message['name']!r} is {float(score)}")
+        if blamed:
+            raise NonFiniteLossError(
+                f"the potential is not finite where chain {chain} starts: {'; '.join(blamed)}. Look at the data, or "
+                "start elsewhere with init=."
+            )
+
+
+def _is_finite(value: Tensor) -> bool:
+    return bool(value.isfinite().all())

@@ -1,0 +1,234 @@
+r"""A generator and its critic: the Wasserstein GAN with gradient penalty, over flat vectors.
+
+.. math::  \min_G \max_D\; E[D(\theta)] - E[D(G(z))]
+           - \lambda\, E\big[(\|\nabla D(\hat\theta)\| - 1)^2\big],
+
+in which :math:`\theta` are standardised draws and :math:`\hat\theta` lie at random between a draw and a generated one.
+At the critic's optimum the difference of the two means is the Wasserstein distance between draws and generator, up to
+the penalty's slack. One generator step follows ``critic_steps`` steps of the critic, each with draws of its own. Both
+learning rates fall linearly to zero and the generator that is kept is a running average over its steps, without which
+it would keep circling about its target. What is left of the circling in single weights can be taken out exactly: the
+draws' means and standard deviations are known, so the generator's are moved to them.
+
+Gulrajani et al., *Improved Training of Wasserstein GANs* (2017).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from pyrobnn.arguments import check_positive_int
+from pyrobnn.guides.generator import Generator, check_hidden, perceptron
+
+__all__ = ["CriticHistory", "DistillationDivergedError", "Game", "GameSettings", "Moments"]
+
+_MATCHED_BY = 10_000  # generated draws whose moments are matched
+_BLOCK_BYTES = 2**26
+_CHECKED_EVERY = 100  # generator steps between two looks at whether all is finite: each waits for the device
+
+
+class DistillationDivergedError(ArithmeticError):
+    """Generator or critic became NaN or infinite."""
+
+
+@dataclass
+class CriticHistory:
+    """What the critic said, after each generator step.
+
+    Attributes:
+        critic: Its estimate ``E[D(draws)] - E[D(generated)]`` of the Wasserstein distance, in the draws' standard
+            deviations; it falls towards zero. That it is small says little of a critic with no time to learn.
+        penalty: The gradient penalty, without its factor.
+    """
+
+    critic: list[float] = field(default_factory=list)
+    penalty: list[float] = field(default_factory=list)
+
+    def __repr__(self) -> str:
+        if not self.critic:
+            return "CriticHistory()"
+        return f"CriticHistory({len(self.critic)} steps, critic {self.critic[-1]:.3g}, penalty {self.penalty[-1]:.3g})"
+
+
+@dataclass(frozen=True)
+class GameSettings:
+    """Settings of the training, as :func:`pyrobnn.distill` describes them."""
+
+    steps: int
+    batch_size: int = 100
+    critic_steps: int = 5
+    critic_hidden: Sequence[int] = (100, 100, 100)
+    penalty: float = 10.0
+    lr: float = 1e-4
+    betas: tuple[float, float] = (0.5, 0.9)
+    averaging: float = 0.99
+    match_moments: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "critic_steps"):
+            check_positive_int(name, getattr(self, name))
+        check_hidden("critic_hidden", self.critic_hidden)
+        for name in ("penalty", "lr"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+                raise ValueError(f"{name}: expected a positive number, got {value!r}.")
+        if not isinstance(self.averaging, int | float) or not 0 <= self.averaging < 1:
+            raise ValueError(f"averaging: expected a number from 0 (none) to below 1, got {self.averaging!r}.")
+
+
+class Game:
+    """The training of a generator.
+
+    Args:
+        generator: The generator; its ``loc`` and ``scale`` are set.
+        settings: The settings.
+
+    Attributes:
+        history: What the critic said.
+    """
+
+    def __init__(self, generator: Generator, settings: GameSettings) -> None:
+        self.generator, self.settings = generator, settings
+        loc, scale = generator.loc, generator.scale
+        self.history = CriticHistory()
+        self._centre, self._unit = loc, torch.where(scale > 0, scale, torch.ones_like(scale))
+        # Weights that all draws have in common are none of the critic's business.
+        self._varies = None if bool((scale > 0).all()) else (scale > 0).to(loc)
+        self.critic = perceptron([generator.num_latents, *settings.critic_hidden, 1]).to(loc)
+        self._played = list(generator.parameters())
+        self._average = [parameter.detach().clone() for parameter in self._played]
+        self._optimizers = [_adam(self._played, settings), _adam(list(self.critic.parameters()), settings)]
+        self._notes: list[Tensor] = []
+        self.step = 0
+
+    def play(self, batch: Callable[[], Tensor], steps: int) -> None:
+        """Generator steps.
+
+        Args:
+            batch: Gives unconstrained draws ``[batch_size, P]``, others at each call.
+            steps: How many.
+
+        Raises:
+            DistillationDivergedError: If the critic's estimate becomes NaN or infinite.
+        """
+        of_generator, of_critic = self._optimizers
+        for _ in range(steps):
+            rate = self.settings.lr * max(0.0, 1.0 - self.step / self.settings.steps)
+            for group in (*of_generator.param_groups, *of_critic.param_groups):
+                group["lr"] = rate
+            for _ in range(self.settings.critic_steps):
+                note = self._critic_step(batch())
+            self._generator_step()
+            self._notes.append(note)
+            self.step += 1
+            if len(self._notes) == _CHECKED_EVERY:
+                self._write_notes()
+        self._write_notes()
+
+    @torch.no_grad()
+    def finish(self) -> Generator:
+        """The generator at the average of its steps, its moments matched if they are to be, with the history."""
+        for parameter, average in zip(self._played, self._average, strict=True):
+            parameter.copy_(average)
+            parameter.grad = None
+        if self.settings.match_moments:
+            self._match_moments()
+        self.generator.history = self.history
+        return self.generator
+
+    def _match_moments(self) -> None:
+        """Moves ``loc`` and ``scale`` so that generated weights have the draws' means and standard deviations."""
+        generator, moments = self.generator, Moments()
+        size = max(1, _BLOCK_BYTES // (4 * generator.num_latents))
+        for start in range(0, _MATCHED_BY, size):
+            moments.add(generator.standardised(min(size, _MATCHED_BY - start)))
+        spread = torch.where(moments.std > 0, moments.std, torch.ones_like(moments.std))
+        generator.scale.div_(spread)
+        generator.loc.sub_(generator.scale * moments.mean)
+
+    def _critic_step(self, draws: Tensor) -> Tensor:
+        with torch.no_grad():
+            real = self._seen((draws - self._centre) / self._unit)
+            fake = self._seen(self.generator.standardised(len(real)))
+            between = torch.lerp(real, fake, torch.rand(len(real), 1, dtype=real.dtype, device=real.device))
+        between.requires_grad_()
+        of_real, of_fake, of_between = self.critic(torch.cat([real, fake, between])).split(len(real))
+        (slope,) = torch.autograd.grad(of_between.sum(), between, create_graph=True)
+        distance = of_real.mean() - of_fake.mean()
+        penalty = (slope.square().sum(1).clamp_min(1e-12).sqrt() - 1.0).square().mean()
+        optimizer = self._optimizers[1]
+        optimizer.zero_grad()
+        (self.settings.penalty * penalty - distance).backward()
+        optimizer.step()
+        return torch.stack([distance.detach(), penalty.detach()])
+
+    def _generator_step(self) -> None:
+        self.critic.requires_grad_(False)
+        loss = -self.critic(self._seen(self.generator.standardised(self.settings.batch_size))).mean()
+        self.critic.requires_grad_(True)
+        optimizer = self._optimizers[0]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        # The first steps are far off and count little.
+        decay = min(self.settings.averaging, self.step / (self.step + 10.0))
+        with torch.no_grad():
+            for average, parameter in zip(self._average, self._played, strict=True):
+                average.lerp_(parameter, 1.0 - decay)
+
+    def _seen(self, standardised: Tensor) -> Tensor:
+        return standardised if self._varies is None else standardised * self._varies
+
+    def _write_notes(self) -> None:
+        if not self._notes:
+            return
+        notes = torch.stack(self._notes)
+        if not bool(notes.isfinite().all()):
+            first = int((~notes.isfinite().all(1)).nonzero()[0]) + self.step - len(notes) + 1
+            raise DistillationDivergedError(
+                f"distillation diverged at step {first}: the critic's estimate is not finite; lower lr, or look at "
+                "the draws."
+            )
+        self.history.critic += notes[:, 0].tolist()
+        self.history.penalty += notes[:, 1].tolist()
+        self._notes.clear()
+
+
+class Moments:
+    """Means and standard deviations by column, block by block in double precision (Chan et al. 1979).
+
+    Attributes:
+        count: Rows so far.
+        mean: Their mean ``[P]``.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.mean: Tensor = torch.zeros(())
+        self._squares: Tensor = torch.zeros(())
+
+    def add(self, rows: Tensor) -> None:
+        """Adds rows ``[K, P]``."""
+        rows = rows.double()
+        mean, added, total = rows.mean(0), len(rows), self.count + len(rows)
+        shift = mean - self.mean.to(mean)
+        self._squares = (
+            self._squares.to(mean) + (rows - mean).square().sum(0) + shift.square() * (self.count * added / total)
+        )
+        self.mean = self.mean.to(mean) + shift * (added / total)
+        self.count = total
+
+    @property
+    def std(self) -> Tensor:
+        """Standard deviations ``[P]``."""
+        return (self._squares / max(self.count - 1, 1)).sqrt()
+
+
+def _adam(parameters: list[nn.Parameter], settings: GameSettings) -> torch.optim.Adam:
+    fused = all(p.device.type in ("cpu", "cuda") for p in parameters)
+    return torch.optim.Adam(parameters, lr=settings.lr, betas=settings.betas, fused=fused)

@@ -1,0 +1,267 @@
+"""Generators: the conformance suite as far as it needs no density, storage, refusals, checkpoints."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyro.distributions as dist
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pyro.infer import Predictive, Trace_ELBO, TraceMeanField_ELBO
+from torch import Tensor, nn
+
+import pyrobnn as pb
+from pyrobnn import likelihoods
+from pyrobnn.diagnostics import check, weight_statistics
+from pyrobnn.elbo import MeanFieldELBO
+from pyrobnn.guides import Generator, GuideMap, Map, MeanField
+from pyrobnn.supervised import SupervisedModel
+from tests.conformance.comparisons import assert_same, assert_same_state, network_state, seeded
+from tests.conformance.guide_models import CASES, Case
+from tests.conformance.guide_suite import GuideConformance
+from tests.conformance.monte_carlo import Z, z_of_mean
+
+each_case = pytest.mark.parametrize("case", CASES, ids=str)
+
+
+def step(guide: Generator) -> None:
+    """One step on a loss of the draws, as a critic's is."""
+    guide.zero_grad()
+    guide.flat(4).square().mean().backward()
+    torch.optim.SGD(guide.parameters(), lr=1e-2).step()
+
+
+class TestGeneratorConformance(GuideConformance):
+    """What every guide must do; what needs an objective is refused (below), and steps are those of a critic."""
+
+    has_density = False
+
+    def make_guide(self, model: nn.Module, **options: Any) -> Generator:
+        return Generator(model, (6, 5), 3, **options)
+
+    # Of an objective that the guide has not.
+    test_double_precision = None
+    test_priors_that_change_are_followed = None
+    test_divergence_is_exact_where_promised = None
+    test_svi_step = None
+    test_objective_as_a_module = None
+    test_in_place_gradient_is_the_gradient = None
+    test_loss_and_gradient_agree_with_pyro = None
+    test_running_statistics_move_once_per_step = None
+
+    @each_case
+    def test_parameters_exist_when_the_constructor_returns(self, case: Case) -> None:
+        _, guide, _ = self.build(case, scattered=False)
+        before = {name: value.shape for name, value in guide.state_dict().items()}
+        assert set(before) >= {"loc", "scale", "network.0.weight"}
+        step(guide)
+        guide.sample(2)
+        assert {name: value.shape for name, value in guide.state_dict().items()} == before
+
+    @each_case
+    @pytest.mark.parametrize(
+        "duplicate", [copy.deepcopy, lambda o: pickle.loads(pickle.dumps(o))], ids=["copy", "pickle"]
+    )
+    def test_copies_carry_on_alike_and_apart(self, case: Case, duplicate: Callable[[Any], Any]) -> None:
+        _, guide, _ = self.build(case)
+        step(guide)
+        clone = duplicate(guide)
+        assert_same(seeded(lambda: clone.sample(2)), seeded(lambda: guide.sample(2)))
+        before = copy.deepcopy(guide.state_dict())
+        step(clone)
+        assert_same(guide.state_dict(), before)
+        assert not torch.equal(clone.state_dict()["network.0.weight"], before["network.0.weight"])
+
+    @each_case
+    def test_two_guides_share_nothing(self, case: Case) -> None:
+        model, guide, batch = self.build(case)
+        other = self.make_guide(model, **({"example": batch} if case.needs_example else {}))
+        before = copy.deepcopy(other.state_dict())
+        step(guide)
+        assert_same(other.state_dict(), before)
+
+    @each_case
+    def test_casts(self, case: Case) -> None:
+        _, guide, _ = self.build(case)
+        guide.double()
+        assert all(value.dtype == torch.float64 for value in guide.sample(2).values())
+
+    @each_case
+    def test_sampled_values_outlive_training(self, case: Case) -> None:
+        _, guide, _ = self.build(case)
+        draws = guide.sample(2)
+        before = {name: value.clone() for name, value in draws.items()}
+        step(guide)
+        assert_same(draws, before)
+
+    @each_case
+    def test_seed_determines_everything(self, case: Case) -> None:
+        _, guide, _ = self.build(case)
+        _, twin, _ = self.build(case)
+        for act in (lambda g: g.sample(2), lambda g: g(), lambda g: g.draw()):
+            assert_same(seeded(lambda act=act: act(guide)), seeded(lambda act=act: act(twin)))
+
+    @each_case
+    def test_building_and_evaluating_change_no_state(self, case: Case) -> None:
+        model, batch = case.model(), case.batch()
+        before = network_state(model.train())
+        guide = self.make_guide(model, **({"example": batch} if case.needs_example else {}))
+        guide.sample(2)
+        guide()
+        assert_same_state(network_state(model), before)
+
+    @each_case
+    @pytest.mark.parametrize("objective", [Trace_ELBO, TraceMeanField_ELBO, MeanFieldELBO])
+    def test_objectives_are_refused(self, case: Case, objective: type) -> None:
+        model, guide, batch = self.build(case)
+        with pytest.raises(NotImplementedError, match="Generator is an implicit distribution"):
+            objective().loss_and_grads(model, guide, *batch)
+
+    @each_case
+    def test_a_guide_gives_the_same_sites_as_its_model(self, case: Case) -> None:
+        model, guide, batch = self.build(case)
+        twin = Generator(guide, (6, 5), 3)
+        assert twin.flat_order == guide.flat_order
+        assert list(twin.sites) == list(guide.sites)
+
+
+def make(net: nn.Module | None = None, **options: Any) -> tuple[SupervisedModel, Generator]:
+    net = net or nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 1))
+    model = SupervisedModel(net, likelihoods.Normal(dist.LogNormal(0.0, 0.5)), dist.Normal(0.0, 1.0), num_data=8)
+    return model, Generator(model, **options)
+
+
+# ------------------------------------------------------------------------------------------------- the formula
+
+
+@pytest.mark.statistical
+def test_a_linear_generator_is_a_gaussian() -> None:
+    """``w = m + s (A z + b)``: mean and second moments of 20 000 draws; z-scores below 5; constants stay put."""
+    model, guide = make(nn.Linear(3, 1), hidden=(), latent_dim=2)
+    assert len(guide.network) == 1
+    with torch.no_grad():
+        guide.loc.copy_(torch.arange(5.0))
+        guide.scale.copy_(torch.tensor([1.0, 2.0, 0.0, 0.5, 0.1]))
+        guide.network[0].bias.copy_(torch.linspace(-1, 1, 5))
+    a, b = guide.network[0].weight.detach(), guide.network[0].bias.detach()
+    torch.manual_seed(1)
+    draws = guide.sample(20_000)
+    flat = torch.cat([draws[s.name].log() if not s.is_real else draws[s.name].flatten(1) for s in guide.flat_order[:-1]]
+                     + [draws[guide.flat_order[-1].name].log()[:, None]], 1)  # fmt: skip
+    mean = guide.loc + guide.scale * b
+    mixed = guide.scale[:, None] * a
+    centred = flat - mean
+    varies = guide.scale > 0
+    assert torch.equal(flat[:, 2], torch.full((20_000,), 2.0))
+    assert z_of_mean(flat[:, varies], mean[varies]) < Z
+    products = centred[:, :, None] * centred[:, None]
+    assert z_of_mean(products[:, varies][:, :, varies], (mixed @ mixed.T)[varies][:, varies], rounding=1e-3) < Z
+
+
+def test_starts_with_noise_of_the_right_size() -> None:
+    """Standard deviations of outputs at the start: within a factor of two of one."""
+    _, guide = make(nn.Linear(20, 20), hidden=(100, 100, 100))
+    torch.manual_seed(0)
+    spread = guide.standardised(1000).detach().std(0)
+    assert 0.5 < float(spread.median()) < 2.0
+
+
+# ------------------------------------------------------------------------------------------------------ storage
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.lists(st.integers(1, 9), max_size=3), st.integers(1, 9), st.integers(1, 5))
+def test_storage(hidden: list[int], latent_dim: int, inputs: int) -> None:
+    _, guide = make(nn.Linear(inputs, 1), hidden=hidden, latent_dim=latent_dim, num_draws=40)
+    sizes = [latent_dim, *hidden, guide.num_latents]
+    expected = sum((a + 1) * b for a, b in zip(sizes, sizes[1:], strict=False)) + 2 * guide.num_latents
+    assert guide.num_parameters == expected
+    assert guide.storage_ratio == expected / (40 * guide.num_latents)
+    assert guide.storage(80).ratio == guide.storage_ratio / 2
+    assert guide.sample(3)["net.weight"].shape == (3, 1, inputs)
+
+
+def test_storage_without_a_number_of_draws() -> None:
+    _, guide = make()
+    assert guide.storage_ratio is None
+    assert str(guide.storage()) == f"{guide.num_parameters:,} numbers"
+    assert "in 1,000 draws" in str(guide.storage(1000))
+
+
+# --------------------------------------------------------------------------------------------- with the others
+
+
+def test_checkpoint_round_trip(tmp_path: Path) -> None:
+    model, guide = make(hidden=(4,), latent_dim=2, num_draws=7)
+    guide.scale[1] = 0.0
+    pb.save(tmp_path / "saved", model, guide)
+    loaded_model, loaded = pb.load(tmp_path / "saved", nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 1)))
+    assert (loaded.hidden, loaded.latent_dim, loaded.num_draws) == ((4,), 2, 7)
+    x = torch.randn(3, 2)
+    expected = pb.predict(model, guide, x, 4, seed=1).mean
+    assert torch.equal(pb.predict(loaded_model, loaded, x, 4, seed=1).mean, expected)
+
+
+def test_prediction_and_pyros_predictive_and_description() -> None:
+    model, guide = make()
+    x = torch.randn(5, 2)
+    draws = pb.predict(model, guide, x, 6, return_draws=True, seed=0).draws
+    assert len(draws.unique(dim=0)) == 6
+    assert Predictive(model, guide=guide, num_samples=3)(x)["y"].shape == (3, 5, 1)
+    rows = pb.describe(model, guide).rows
+    assert {row["posterior"] for row in rows} == {"Generated"}
+    assert {row["kl"] for row in rows} == {None}
+
+
+def test_checks_and_statistics_work_on_draws() -> None:
+    model, guide = make()
+    statistics = weight_statistics(model, guide, num_samples=50)
+    assert all(w.at_prior is None and w.signal_to_noise is not None for w in statistics.values())
+    report = check(model, guide, [(torch.randn(8, 2), torch.randn(8, 1))], num_samples=25)
+    assert "Generator has no density" in str(report)
+
+
+def test_guide_map_takes_it_for_some_sites() -> None:
+    model, _ = make()
+    mixed = GuideMap(model, [("net.2.*", lambda m, **o: Generator(m, (4,), 2, **o)), ("*", Map)])
+    draws = mixed.sample(8)
+    assert len(draws["net.2.weight"].unique(dim=0)) == 8
+    assert len(draws["net.0.weight"].unique(dim=0)) == 1
+    with pytest.raises(NotImplementedError, match="Generator is an implicit"):
+        MeanFieldELBO().loss(model, mixed, torch.randn(8, 2), torch.randn(8, 1))
+
+
+def test_fit_is_refused() -> None:
+    model, guide = make()
+    loader = [(torch.randn(8, 2), torch.randn(8, 1))]
+    with pytest.raises(NotImplementedError, match=r"Train it with pyrobnn\.distill"):
+        pb.fit(model, guide, loader, epochs=1, progress=False)
+
+
+def test_refusals() -> None:
+    model, guide = make()
+    with pytest.raises(NotImplementedError, match="Generator is an implicit distribution"):
+        guide.log_prob(guide.sample(2))
+    factor = guide.factor(guide.sites["net.0.weight"])
+    assert factor.sample((2, 3)).shape == (2, 3, 3, 2)
+    with pytest.raises(NotImplementedError, match="Generator is an implicit distribution"):
+        factor.log_prob(torch.zeros(3, 2))
+    for hidden, error in (((0,), ValueError), ((2.5,), ValueError), (7, TypeError), ("ab", TypeError)):
+        with pytest.raises(error, match="hidden: expected"):
+            Generator(model, hidden)
+    for option in ({"latent_dim": 0}, {"num_draws": 0}):
+        with pytest.raises(ValueError, match=f"{next(iter(option))}: expected a positive int"):
+            Generator(model, **option)
+    assert isinstance(MeanField(model), pb.guides.Guide)
+
+
+def test_gradients_reach_all_parameters() -> None:
+    _, guide = make()
+    sum(value.sum() for value in guide.draw().values()).backward()
+    assert all(isinstance(p.grad, Tensor) and bool(p.grad.abs().sum() > 0) for p in guide.parameters())

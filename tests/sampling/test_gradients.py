@@ -1,0 +1,48 @@
+"""Gradients of the potential: minibatches, several chains, constrained sites."""
+
+from __future__ import annotations
+
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import nn
+
+from pyrobnn import likelihoods
+from pyrobnn.guides import MeanField
+from pyrobnn.sampling.gradients import PotentialGradient
+from pyrobnn.supervised import SupervisedModel
+from tests.sampling.models import classifier, rows
+
+
+@pytest.mark.parametrize("chains", [1, 2, 4])
+def test_minibatch_gradients_are_unbiased(chains: int) -> None:
+    """Their mean over the batches of a pass is the gradient of all data: the plate scales by N / B."""
+    model, (x, y) = classifier().double(), rows()
+    x = x.double()
+    start = torch.randn(chains, 31, dtype=torch.float64)
+    gradient = PotentialGradient(model, start, (x, y))
+    full = gradient((x, y)).clone()
+    parts = torch.stack([gradient((x[i : i + 8], y[i : i + 8])).clone() for i in (0, 8, 16)])
+    torch.testing.assert_close(parts.mean(0), full)
+    assert not torch.allclose(parts[0], full)
+
+
+@pytest.mark.parametrize("vmap", [True, False])
+def test_gradients_of_chains_are_those_of_single_chains(vmap: bool) -> None:
+    """With a constrained site: its Jacobian is in the potential, which autograd differentiates here."""
+    noise = likelihoods.Normal(dist.Gamma(3.0, 2.0))
+    model = SupervisedModel(nn.Linear(3, 1), noise, dist.Normal(0.0, 1.0), num_data=24).double()
+    x, y = rows()[0].double(), torch.randn(24, 1, dtype=torch.float64)
+    start = torch.randn(4, 5, dtype=torch.float64)
+    found = PotentialGradient(model, start, (x, y), vmap=vmap)((x, y))
+    for row, gradient in zip(start, found, strict=True):
+        torch.testing.assert_close(PotentialGradient(model, row[None], (x, y))((x, y))[0], gradient)
+        free = row.clone().requires_grad_()
+        layout = MeanField(model)
+        pieces = layout.split(free)
+        scale = pieces["likelihood.scale"].exp()
+        mean = x @ pieces["net.weight"].T + pieces["net.bias"]
+        log_joint = dist.Normal(mean, scale).log_prob(y).sum()
+        log_joint = log_joint + dist.Gamma(3.0, 2.0).log_prob(scale).sum() + pieces["likelihood.scale"].sum()
+        log_joint = log_joint - 0.5 * (pieces["net.weight"].square().sum() + pieces["net.bias"].square().sum())
+        torch.testing.assert_close(torch.autograd.grad(-log_joint, free)[0], gradient)
