@@ -1,9 +1,18 @@
-"""Diagnostics: ArviZ, convergence in function space, importance ratios, and one call that asks them all."""
+"""Diagnostics: ArviZ, convergence of chains and in function space, importance ratios, simulation-based calibration."""
 
 from pyrobnn.diagnostics.arviz import GROUPS, to_arviz
 from pyrobnn.diagnostics.checks import Check, CheckReport, check
 from pyrobnn.diagnostics.function_space import FunctionSpaceDiagnostics, function_space_diagnostics
 from pyrobnn.diagnostics.importance import importance_k_hat, k_hat_threshold, last_layer_sites
+from pyrobnn.diagnostics.sampling import (
+    LogDensityDiagnostics,
+    StepSizeAgreement,
+    Temperature,
+    energy_bfmi,
+    kinetic_temperature,
+    log_density_diagnostics,
+    step_size_agreement,
+)
 from pyrobnn.diagnostics.simulation_based_calibration import SimulationBasedCalibration, sbc
 from pyrobnn.diagnostics.weights import WeightStatistics, weight_statistics
 
@@ -12,14 +21,21 @@ __all__ = [
     "Check",
     "CheckReport",
     "FunctionSpaceDiagnostics",
+    "LogDensityDiagnostics",
     "SimulationBasedCalibration",
+    "StepSizeAgreement",
+    "Temperature",
     "WeightStatistics",
     "check",
+    "energy_bfmi",
     "function_space_diagnostics",
     "importance_k_hat",
     "k_hat_threshold",
+    "kinetic_temperature",
     "last_layer_sites",
+    "log_density_diagnostics",
     "sbc",
+    "step_size_agreement",
     "to_arviz",
     "weight_statistics",
 ]

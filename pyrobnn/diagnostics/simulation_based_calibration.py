@@ -6,8 +6,9 @@ infer, and count how many of L posterior draws of a quantity f lie below its tru
 .. math::  r = \sum_{l=1}^{L} 1\{f(\theta_l) < f(\theta)\}.
 
 If the draws come from the posterior, r is uniform on 0, …, L. Posteriors that are too narrow give too many ranks at
-both ends, too wide ones too many in the middle, biased ones more at one end. Quantities of the function (outputs at inputs)
-mean the same for every network; the log likelihood, which depends on the data too, finds faults that others miss.
+both ends, too wide ones too many in the middle, biased ones more at one end. Quantities of the function (outputs at
+inputs) mean the same for every network; the log likelihood, which depends on the data too, finds faults that others
+miss.
 
 Talts et al., *Validating Bayesian inference algorithms with simulation-based calibration* (2018); Modrák et al.,
 *Simulation-based calibration checking for Bayesian computation: the choice of test quantities* (2023).

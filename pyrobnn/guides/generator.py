@@ -13,6 +13,9 @@ Buffers of the network, such as running statistics, are not generated; the model
 Wang et al., *Adversarial Distillation of Bayesian Neural Network Posteriors* (2018).
 """
 
+# Pyro declares the attributes of torch distributions on subclasses only.
+# mypy: disable-error-code="attr-defined"
+
 from __future__ import annotations
 
 import itertools

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -125,7 +126,7 @@ class TestGeneratorConformance(GuideConformance):
 
     @each_case
     def test_a_guide_gives_the_same_sites_as_its_model(self, case: Case) -> None:
-        model, guide, batch = self.build(case)
+        _, guide, _ = self.build(case)
         twin = Generator(guide, (6, 5), 3)
         assert twin.flat_order == guide.flat_order
         assert list(twin.sites) == list(guide.sites)
@@ -143,7 +144,7 @@ def make(net: nn.Module | None = None, **options: Any) -> tuple[SupervisedModel,
 @pytest.mark.statistical
 def test_a_linear_generator_is_a_gaussian() -> None:
     """``w = m + s (A z + b)``: mean and second moments of 20 000 draws; z-scores below 5; constants stay put."""
-    model, guide = make(nn.Linear(3, 1), hidden=(), latent_dim=2)
+    _, guide = make(nn.Linear(3, 1), hidden=(), latent_dim=2)
     assert len(guide.network) == 1
     with torch.no_grad():
         guide.loc.copy_(torch.arange(5.0))
@@ -180,7 +181,7 @@ def test_starts_with_noise_of_the_right_size() -> None:
 def test_storage(hidden: list[int], latent_dim: int, inputs: int) -> None:
     _, guide = make(nn.Linear(inputs, 1), hidden=hidden, latent_dim=latent_dim, num_draws=40)
     sizes = [latent_dim, *hidden, guide.num_latents]
-    expected = sum((a + 1) * b for a, b in zip(sizes, sizes[1:], strict=False)) + 2 * guide.num_latents
+    expected = sum((a + 1) * b for a, b in itertools.pairwise(sizes)) + 2 * guide.num_latents
     assert guide.num_parameters == expected
     assert guide.storage_ratio == expected / (40 * guide.num_latents)
     assert guide.storage(80).ratio == guide.storage_ratio / 2

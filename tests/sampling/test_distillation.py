@@ -320,7 +320,7 @@ def test_bad_draws() -> None:
         quick(chains(rows))
     with pytest.raises(ValueError, match="guide: its 100 draws are all alike"):
         quick(chains(torch.ones(100, 4)))
-    with pytest.raises(TypeError, match="guide: expected one of pyrobnn.guides that has draws"):
+    with pytest.raises(TypeError, match=r"guide: expected one of pyrobnn\.guides that has draws"):
         quick({"net.weight": torch.zeros(100, 1, 3)})
 
 
