@@ -30,9 +30,11 @@ class Likelihood(StochasticModule):
 
     Attributes:
         is_discrete: Whether predictions are class probabilities (else a mean and a variance).
+        ignore_index: A label that stands for no observation, or None.
     """
 
     is_discrete = False
+    ignore_index: int | None = None
 
     def forward(self, outputs: Tensor) -> dist.Distribution:
         """The observation's distribution, batch shape ``[B]``, given the network's output ``[B, ...]``."""
@@ -102,18 +104,27 @@ class Categorical(Likelihood):
     Args:
         class_dim: Dimension of the output that holds the classes. The default suits ``[B, C]``; use 1 for
             per-pixel logits ``[B, C, H, W]`` with targets ``[B, H, W]``.
+        ignore_index: A label that stands for no observation, such as the void class of a segmentation. What it marks
+            has log probability 0 and no gradient; predictions are made for it as for any other. It masks pixels inside
+            the plate of images, so images count as ever, however much of them is void.
+
+    Raises:
+        TypeError: If ``ignore_index`` is no int.
     """
 
     is_discrete = True
 
-    def __init__(self, class_dim: int = -1) -> None:
+    def __init__(self, class_dim: int = -1, *, ignore_index: int | None = None) -> None:
         super().__init__()
-        self.class_dim = class_dim
+        if ignore_index is not None and (isinstance(ignore_index, bool) or not isinstance(ignore_index, int)):
+            raise TypeError(f"ignore_index: expected the label to ignore, an int, or None, got {ignore_index!r}.")
+        self.class_dim, self.ignore_index = class_dim, ignore_index
 
     def forward(self, outputs: Tensor) -> dist.Distribution:
         """Categorical with logits ``outputs``."""
         self.target_shape(outputs)  # refuses outputs without a class dimension
-        return Softmax(self._classes_last(outputs)).to_event(outputs.dim() - 2)
+        found = Softmax(self._classes_last(outputs), ignore_index=self.ignore_index)
+        return found.to_event(outputs.dim() - 2)
 
     def probabilities(self, outputs: Tensor) -> Tensor:
         """Softmax, classes last."""
@@ -131,16 +142,18 @@ class Categorical(Likelihood):
         return self._classes_last(outputs).shape[:-1]
 
     def check_targets(self, outputs: Tensor, y: Tensor) -> None:
-        """Integer labels in ``0 … C - 1``."""
+        """Integer labels in ``0 … C - 1``, or ``ignore_index``."""
         self.check_shape(outputs, y)
         classes = outputs.shape[self.class_dim]
         wrong_kind = y.is_floating_point() or y.is_complex() or y.dtype == torch.bool
-        if wrong_kind or (y.numel() and (y.min() < 0 or y.max() >= classes)):
-            _refuse(self, y, f"integer labels from 0 to {classes - 1} (the network has {classes} outputs)")
+        known = y if wrong_kind or self.ignore_index is None else y[y != self.ignore_index]
+        if wrong_kind or (known.numel() and (known.min() < 0 or known.max() >= classes)):
+            also = "" if self.ignore_index is None else f" or {self.ignore_index}, which is ignored,"
+            _refuse(self, y, f"integer labels from 0 to {classes - 1}{also} (the network has {classes} outputs)")
 
     def config(self) -> dict[str, Any]:
         """Constructor arguments."""
-        return {"class_dim": self.class_dim}
+        return {"class_dim": self.class_dim, "ignore_index": self.ignore_index}
 
 
 class Bernoulli(Likelihood):

@@ -17,18 +17,23 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
+from scipy import stats
 from torch import Tensor
 
 from pyrobnn.calibration import reliability_curve
-from pyrobnn.uncertainty._checks import check_float
+from pyrobnn.prediction import Prediction
+from pyrobnn.uncertainty._checks import check_float, check_labels
 
 BLACK, BLUE, SKY, GREEN = "#000000", "#0072B2", "#56B4E9", "#009E73"
 VERMILLION, ORANGE, PURPLE = "#D55E00", "#E69F00", "#CC79A7"
 _GROUPS = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, BLACK)
 _LINES = ("-", "--", "-.", ":")
+_VOID = "0.6"
 
 
 def reliability(probs: Tensor, y: Tensor, *, num_bins: int = 10, ax: Axes | None = None) -> Axes:
@@ -246,6 +251,82 @@ def elbo(history: ElboHistory, *, ax: Axes | None = None) -> Axes:
     return ax
 
 
+def rank_histogram(ranks: Tensor, num_draws: int, *, num_bins: int = 10, ax: Axes | None = None) -> Axes:
+    """Ranks of true values among posterior draws by bin; flat where an inference is calibrated.
+
+    The band holds 99 % of the counts of a single bin of uniform ranks.
+
+    Args:
+        ranks: Ranks from 0 to `num_draws`, ``[n]``.
+        num_draws: Posterior draws L of each simulation.
+        num_bins: Number of bins.
+        ax: Axes to draw into.
+
+    Returns:
+        The axes.
+
+    Raises:
+        ValueError: If a rank is out of range, or `num_bins` does not divide L + 1.
+
+    Source: Talts et al. (2018), "Validating Bayesian inference algorithms with simulation-based calibration".
+    """
+    values = _ranks(ranks, num_draws)
+    if num_bins < 1 or (num_draws + 1) % num_bins:
+        raise ValueError(f"num_bins: expected a divisor of num_draws + 1 = {num_draws + 1}, got {num_bins}.")
+    counts = np.bincount(values * num_bins // (num_draws + 1), minlength=num_bins)
+    edges = np.linspace(0, num_draws + 1, num_bins + 1) - 0.5
+    low, high = stats.binom.ppf([0.005, 0.995], len(values), 1.0 / num_bins)
+
+    ax = _axes(ax)
+    ax.bar(edges[:-1], counts, width=np.diff(edges), align="edge", color=BLUE, edgecolor="white", label="ranks")
+    ax.axhspan(low, high, facecolor=(BLACK, 0.15), edgecolor=BLACK, label="99 % of a uniform bin")
+    ax.axhline(len(values) / num_bins, color=BLACK, linestyle="--", linewidth=1)
+    ax.set(xlim=(edges[0], edges[-1]), xlabel=f"rank among {num_draws} draws", ylabel="number of simulations")
+    ax.legend()
+    return ax
+
+
+def rank_ecdf(ranks: Tensor, num_draws: int, *, level: float = 0.95, ax: Axes | None = None) -> Axes:
+    """Empirical distribution of ranks less that of uniform ones, in its simultaneous band.
+
+    A calibrated inference stays within the band altogether with probability `level`. Above zero throughout: the
+    posteriors lie too high, below: too low; above on the left and below on the right: too narrow, the reverse: too
+    wide.
+
+    Args:
+        ranks: Ranks from 0 to `num_draws`, ``[n]``.
+        num_draws: Posterior draws L of each simulation.
+        level: Probability of the band.
+        ax: Axes to draw into.
+
+    Returns:
+        The axes.
+
+    Raises:
+        ValueError: If a rank or `level` is out of range.
+
+    Source: Säilynoja, Bürkner & Vehtari (2022), "Graphical test for discrete uniformity"; the band is one of equal
+    standard errors, found by 1000 simulations.
+    """
+    values = _ranks(ranks, num_draws)
+    if not 0 < level < 1:
+        raise ValueError(f"level: expected a probability above 0 and below 1, got {level}.")
+    uniform = np.arange(1, num_draws + 1) / (num_draws + 1)  # P(rank < k) for k = 1, ..., L
+    error = np.sqrt(uniform * (1.0 - uniform) / len(values))
+    simulated = np.random.default_rng(0).integers(0, num_draws + 1, (1000, len(values)))
+    farthest = [np.abs((_ecdf(row, num_draws) - uniform) / error).max() for row in simulated]
+    half = np.quantile(farthest, level) * error
+
+    ax = _axes(ax)
+    band: dict[str, Any] = {"facecolor": (BLACK, 0.15), "edgecolor": BLACK}
+    ax.fill_between(uniform, -half, half, **band, label=f"{level:.0%} of calibrated inferences")
+    ax.plot(uniform, _ecdf(values, num_draws) - uniform, color=BLUE, drawstyle="steps-mid", label="ranks")
+    ax.axhline(0.0, color=BLACK, linestyle="--", linewidth=1)
+    ax.set(xlim=(0, 1), xlabel="fractional rank", ylabel="ECDF difference")
+    ax.legend()
+    return ax
+
+
 def image_grid(
     images: Tensor, titles: Sequence[str] | None = None, *, columns: int = 8, figure: Figure | None = None
 ) -> Figure:
@@ -267,20 +348,11 @@ def image_grid(
         ValueError: If the shape is another, a value is not finite, there are not N titles, or `columns` < 1.
         TypeError: If `images` is neither floating point nor ``uint8``.
     """
-    channels = images.shape[1] if images.ndim == 4 else 1
-    if images.ndim not in (3, 4) or channels not in (1, 3):
-        raise ValueError(f"images: expected [N, H, W] or [N, 1 or 3, H, W], got {list(images.shape)}.")
     if titles is not None and len(titles) != len(images):
         raise ValueError(f"titles: expected one for each of {len(images)} images, got {len(titles)}.")
     if columns < 1:
         raise ValueError(f"columns: expected at least 1, got {columns}.")
-    scaled = images.float() / 255 if images.dtype == torch.uint8 else images
-    pixels = _numpy(check_float(scaled, "images", finite=True))
-    low, high = pixels.min(), pixels.max()
-    if low < 0 or high > 1:
-        pixels = (pixels - low) / (high - low if high > low else 1)
-    if pixels.ndim == 4:
-        pixels = pixels.transpose(0, 2, 3, 1)
+    pixels = _pixels(images)
 
     columns = min(columns, len(pixels))
     rows = ceil(len(pixels) / columns)
@@ -293,6 +365,118 @@ def image_grid(
         if titles is not None:
             ax.set_title(titles[i], fontsize="small")
     return figure
+
+
+def uncertainty_maps(
+    images: Tensor,
+    truth: Tensor,
+    prediction: Prediction,
+    *,
+    class_names: Sequence[str] | None = None,
+    figure: Figure | None = None,
+) -> Figure:
+    """Segmented images, one in each row: image, truth, prediction, total, aleatoric and epistemic uncertainty.
+
+    Truth and prediction share their colours; pixels whose label the likelihood ignores are grey in the truth. Total and
+    aleatoric entropies share a scale, the mutual information, which is smaller, has its own. Both are in nats.
+
+    Args:
+        images: Images ``[N, H, W]`` or ``[N, 1 or 3, H, W]``; values as for :func:`image_grid`.
+        truth: Labels ``[N, H, W]``.
+        prediction: The prediction for these images, with probabilities ``[N, H, W, C]``.
+        class_names: Names of the C classes, for a legend of those that are seen.
+        figure: Figure to draw into.
+
+    Returns:
+        The figure.
+
+    Raises:
+        TypeError: If the images or labels are of the wrong kind.
+        ValueError: If shapes do not fit, a label is no class, or names are too many or too few.
+    """
+    if not prediction.likelihood.is_discrete or prediction.mean.ndim != 4:
+        raise ValueError(
+            f"prediction: expected class probabilities of pixels, [N, H, W, C], got a mean of shape "
+            f"{list(prediction.mean.shape)}."
+        )
+    count, height, width, classes = prediction.mean.shape
+    if len(images) != count or images.shape[-2:] != (height, width):
+        raise ValueError(f"images: expected {count} of {height} by {width} pixels, got {list(images.shape)}.")
+    if class_names is not None and len(class_names) != classes:
+        raise ValueError(f"class_names: expected one for each of {classes} classes, got {len(class_names)}.")
+    pixels = _pixels(images)
+    void = torch.zeros_like(truth, dtype=torch.bool)
+    if prediction.likelihood.ignore_index is not None:
+        void = truth == prediction.likelihood.ignore_index
+    labels = check_labels(truth.masked_fill(void, 0), prediction.mean.shape[:-1], classes, name="truth")
+    known = np.ma.masked_array(labels.cpu().numpy(), void.cpu().numpy())
+    predicted = prediction.predicted.cpu().numpy()
+    maps = {name: _numpy(getattr(prediction, name)) for name in ("total", "aleatoric", "epistemic")}
+    highest = {"total": maps["total"].max(), "aleatoric": maps["total"].max(), "epistemic": maps["epistemic"].max()}
+
+    if figure is None:
+        size = (11.0, count * 11.0 / 6 * height / width + 1.0)
+        figure = plt.figure(figsize=size, layout="constrained")
+    grid = figure.add_gridspec(count + 1, 6, height_ratios=[1.0] * count + [0.06])
+    axes = np.array([[figure.add_subplot(grid[row, column]) for column in range(6)] for row in range(count)])
+    colors = ListedColormap(_class_colors(classes)).with_extremes(bad=_VOID)
+    for row in range(count):
+        axes[row, 0].imshow(pixels[row], cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+        for column, found in ((1, known[row]), (2, predicted[row])):
+            axes[row, column].imshow(found, cmap=colors, vmin=-0.5, vmax=classes - 0.5, interpolation="nearest")
+        for column, (name, values) in enumerate(maps.items(), 3):
+            limits: dict[str, Any] = {"vmin": 0, "vmax": max(highest[name], 1e-12)}
+            axes[row, column].imshow(values[row], cmap="magma", interpolation="nearest", **limits)
+    for column, name in enumerate(("image", "truth", "prediction", *maps)):
+        axes[0, column].set_title(name, fontsize="medium")
+    for ax in axes.flat:
+        ax.set_axis_off()
+    for columns, label in ((slice(3, 5), "entropy [nats]"), (slice(5, 6), "mutual information [nats]")):
+        cax = figure.add_subplot(grid[-1, columns])
+        figure.colorbar(axes[0, columns.start].images[0], cax=cax, orientation="horizontal")
+        cax.set_xlabel(label, fontsize="small")
+        cax.tick_params(labelsize="small")
+    if class_names is not None:
+        seen = sorted({*np.unique(known.compressed()).tolist(), *np.unique(predicted).tolist()})
+        patches = [Patch(color=colors(int(label)), label=class_names[label]) for label in seen]
+        patches += [Patch(color=_VOID, label="void")] if bool(void.any()) else []
+        style: dict[str, Any] = {"fontsize": "small", "frameon": False, "handlelength": 1.2, "columnspacing": 1.2}
+        below = figure.add_subplot(grid[-1, :3])
+        below.legend(handles=patches, loc="upper left", ncols=6, borderaxespad=0, **style)
+        below.set_axis_off()
+    return figure
+
+
+def _class_colors(classes: int) -> list[Any]:
+    """Different colours, none of them grey: those of matplotlib's "tab20", the stronger ones first."""
+    colors = plt.get_cmap("tab20").colors  # type: ignore[attr-defined]
+    chosen = [color for i, color in enumerate((*colors[::2], *colors[1::2])) if i % 10 != 7]
+    return chosen[:classes] if classes <= len(chosen) else list(plt.get_cmap("turbo")(np.linspace(0, 1, classes)))
+
+
+def _pixels(images: Tensor) -> NDArray[np.float64]:
+    """Images from 0 to 1, channels last; those that leave the range are scaled together."""
+    channels = images.shape[1] if images.ndim == 4 else 1
+    if images.ndim not in (3, 4) or channels not in (1, 3):
+        raise ValueError(f"images: expected [N, H, W] or [N, 1 or 3, H, W], got {list(images.shape)}.")
+    scaled = images.float() / 255 if images.dtype == torch.uint8 else images
+    pixels = _numpy(check_float(scaled, "images", finite=True))
+    low, high = pixels.min(), pixels.max()
+    if low < 0 or high > 1:
+        pixels = (pixels - low) / (high - low if high > low else 1)
+    return pixels.transpose(0, 2, 3, 1) if pixels.ndim == 4 else pixels
+
+
+def _ranks(ranks: Tensor, num_draws: int) -> NDArray[np.int64]:
+    values = ranks.detach().cpu().numpy()
+    if values.ndim != 1 or not len(values) or values.min() < 0 or values.max() > num_draws:
+        raise ValueError(f"ranks: expected numbers from 0 to {num_draws}, of shape [n], got shape {list(ranks.shape)}.")
+    return values.astype(np.int64)
+
+
+def _ecdf(ranks: NDArray[np.int64], num_draws: int) -> NDArray[np.float64]:
+    """Share of ranks below k for k = 1, ..., L."""
+    return np.cumsum(np.bincount(ranks, minlength=num_draws + 1))[:-1] / len(ranks)
 
 
 def _axes(ax: Axes | None) -> Axes:

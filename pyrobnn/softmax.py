@@ -26,13 +26,14 @@ class Softmax(dist.TorchDistribution):
     Args:
         outputs: Shape ``[*batch shape, C]``.
         validate_args: As for every distribution of torch.
+        ignore_index: A value that stands for no observation: its log probability is 0, without a gradient.
     """
 
     arg_constraints: ClassVar[dict[str, Any]] = {"outputs": constraints.independent(constraints.real, 1)}
     has_enumerate_support = True
 
-    def __init__(self, outputs: Tensor, validate_args: bool | None = None) -> None:
-        self.outputs = outputs
+    def __init__(self, outputs: Tensor, validate_args: bool | None = None, *, ignore_index: int | None = None) -> None:
+        self.outputs, self.ignore_index = outputs, ignore_index
         super().__init__(outputs.shape[:-1], validate_args=validate_args)
 
     @constraints.dependent_property(is_discrete=True, event_dim=0)
@@ -59,9 +60,13 @@ class Softmax(dist.TorchDistribution):
         """Log probability of classes ``value``; under Pyro's validation, refuses values outside the support."""
         validates = pyro.settings.get("validate_distributions_pyro")  # the fused kernel does not say what is wrong
         if validates or value.shape != self.batch_shape:
-            return self.categorical.log_prob(value)
-        rows = self.outputs.reshape(-1, self.outputs.shape[-1])
-        return -F.cross_entropy(rows, value.reshape(-1).long(), reduction="none").reshape(value.shape)
+            if self.ignore_index is None:
+                return self.categorical.log_prob(value)
+            ignored = value == self.ignore_index
+            return self.categorical.log_prob(value.masked_fill(ignored, 0)).masked_fill(ignored, 0.0)
+        rows, labels = self.outputs.reshape(-1, self.outputs.shape[-1]), value.reshape(-1).long()
+        index = -100 if self.ignore_index is None else self.ignore_index  # the former is torch's default
+        return -F.cross_entropy(rows, labels, reduction="none", ignore_index=index).reshape(value.shape)
 
     def sample(self, sample_shape: torch.Size | list[int] | tuple[int, ...] = ()) -> Tensor:
         """Classes ``[*sample shape, *batch shape]``."""
@@ -79,4 +84,5 @@ class Softmax(dist.TorchDistribution):
         """Itself for its own shape, which is what a plate asks for."""
         if torch.Size(batch_shape) == self.batch_shape:
             return self
-        return Softmax(self.outputs.expand(*batch_shape, self.outputs.shape[-1]), validate_args=False)
+        outputs = self.outputs.expand(*batch_shape, self.outputs.shape[-1])
+        return Softmax(outputs, validate_args=False, ignore_index=self.ignore_index)

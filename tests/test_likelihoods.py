@@ -131,6 +131,46 @@ def test_pixels_have_their_classes_in_dimension_one() -> None:
     torch.testing.assert_close(distribution.log_prob(y), expected)
 
 
+@pytest.mark.parametrize("void", [11, 255, -1])
+def test_ignored_pixels_count_nowhere(void: int) -> None:
+    outputs = torch.randn(2, 4, 3, 5, requires_grad=True)
+    likelihood = Categorical(class_dim=1, ignore_index=void)
+    y = torch.randint(4, (2, 3, 5))
+    y[0, 1:], y[1, :, 2] = void, void
+    likelihood.check_targets(outputs, y)
+    log_density = likelihood(outputs).log_prob(y)
+    expected = -F.cross_entropy(outputs, y, reduction="none", ignore_index=void).sum((1, 2))
+    torch.testing.assert_close(log_density, expected)
+    log_density.sum().backward()
+    ignored = (y == void).unsqueeze(1).expand_as(outputs)
+    assert outputs.grad is not None
+    assert torch.equal(outputs.grad[ignored], torch.zeros(int(ignored.sum())))
+    assert bool((outputs.grad[~ignored] != 0).all())
+    assert torch.equal(likelihood.probabilities(outputs), Categorical(class_dim=1).probabilities(outputs))
+    assert likelihood.config() == {"class_dim": 1, "ignore_index": void}
+
+
+def test_images_that_are_all_void_count_zero() -> None:
+    likelihood = Categorical(class_dim=1, ignore_index=11)
+    outputs, y = torch.randn(2, 4, 3, 3), torch.full((2, 3, 3), 11)
+    likelihood.check_targets(outputs, y)
+    assert torch.equal(likelihood(outputs).log_prob(y), torch.zeros(2))
+
+
+def test_only_the_ignored_label_may_be_outside_the_classes() -> None:
+    y = torch.tensor([11, 12, 0])
+    with pytest.raises(ValueError, match=r"from 0 to 3 or 11, which is ignored, .*from 0 to 12"):
+        Categorical(ignore_index=11).check_targets(OUTPUTS, y)
+    with pytest.raises(ValueError, match=r"integer labels from 0 to 3 \("):
+        Categorical().check_targets(OUTPUTS, torch.tensor([11, 3, 0]))
+
+
+@pytest.mark.parametrize("wrong", [True, 1.0, "void"])
+def test_the_ignored_label_is_an_int(wrong: object) -> None:
+    with pytest.raises(TypeError, match="ignore_index: expected the label to ignore"):
+        Categorical(ignore_index=wrong)  # type: ignore[arg-type]
+
+
 def test_both_probabilities_of_a_bernoulli_keep_their_digits() -> None:
     logits = torch.tensor([[0.0], [60.0], [-60.0]])
     probabilities = Bernoulli().probabilities(logits)

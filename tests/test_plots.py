@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 
@@ -16,6 +17,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from pyrobnn import plots
+from pyrobnn.likelihoods import Categorical
+from pyrobnn.prediction import Prediction
 
 X = torch.tensor([2.0, 0.0, 1.0])
 MEAN = torch.tensor([20.0, 0.0, 10.0])
@@ -26,6 +29,9 @@ EPISTEMIC = torch.tensor([16.0, 0.0, 4.0])
 PROBS = torch.tensor([[0.95, 0.05], [0.95, 0.05], [0.05, 0.95], [0.65, 0.35]])
 LABELS = torch.tensor([0, 0, 0, 1])
 
+# Ranks among four draws, of twelve simulations: the bins hold 4, 1, 2, 1 and 4.
+RANKS = torch.tensor([0] * 4 + [1] + [2] * 2 + [3] + [4] * 4)
+
 HISTORY = SimpleNamespace(elbo=[-3.0, -2.0], log_likelihood=[-2.5, -1.0], kl=[0.5, 1.0])
 
 PANELS: dict[str, Callable[..., Axes]] = {
@@ -34,6 +40,8 @@ PANELS: dict[str, Callable[..., Axes]] = {
     "uncertainty_histogram": lambda ax=None: plots.uncertainty_histogram({"known": X}, ax=ax),
     "regression_band": lambda ax=None: plots.regression_band(X, MEAN, ALEATORIC, EPISTEMIC, ax=ax),
     "elbo": lambda ax=None: plots.elbo(HISTORY, ax=ax),
+    "rank_histogram": lambda ax=None: plots.rank_histogram(RANKS, 4, num_bins=5, ax=ax),
+    "rank_ecdf": lambda ax=None: plots.rank_ecdf(RANKS, 4, ax=ax),
 }
 
 
@@ -206,6 +214,42 @@ def test_regression_band_refuses(change: dict[str, object], message: str) -> Non
         plots.regression_band(**arguments)
 
 
+def test_rank_histogram_known_bars(ax: Axes) -> None:
+    plots.rank_histogram(RANKS, 4, num_bins=5, ax=ax)
+    assert bars(ax, "ranks") == [(-0.5, 0.0, 4.0), (0.5, 0.0, 1.0), (1.5, 0.0, 2.0), (2.5, 0.0, 1.0), (3.5, 0.0, 4.0)]
+    assert ax.lines[-1].get_ydata()[0] == 12 / 5
+
+
+def test_rank_ecdf_known_steps(ax: Axes) -> None:
+    plots.rank_ecdf(RANKS, 4, ax=ax)
+    steps = next(line for line in ax.lines if line.get_label() == "ranks")
+    np.testing.assert_allclose(steps.get_xdata(), [0.2, 0.4, 0.6, 0.8])
+    np.testing.assert_allclose(steps.get_ydata(), np.array([4, 5, 7, 8]) / 12 - [0.2, 0.4, 0.6, 0.8])
+
+
+def test_rank_ecdf_band_holds_as_many_as_it_says() -> None:
+    """Of 400 sets of 60 uniform ranks 80 % stay within the band altogether; sd 2 %, z below 5."""
+    ax = plots.rank_ecdf(torch.zeros(60), 9, level=0.8)
+    band = ax.collections[0].get_paths()[0].vertices
+    inner = np.arange(1, 10) / 10
+    half = np.array([band[np.isclose(band[:, 0], x), 1].max() for x in inner])
+    ranks = np.random.default_rng(1).integers(0, 10, (400, 60))
+    ecdf = (ranks[:, :, None] < np.arange(1, 10)).mean(1)
+    inside = (np.abs(ecdf - inner) <= half + 1e-9).all(1).mean()
+    assert abs(inside - 0.8) < 5 * 0.02 + 0.02  # the band comes from 1000 simulations and discrete counts
+
+
+def test_rank_plots_refuse() -> None:
+    for ranks in (torch.tensor([5]), torch.tensor([-1]), torch.zeros(2, 2), torch.zeros(0)):
+        for plot in (plots.rank_ecdf, plots.rank_histogram):
+            with pytest.raises(ValueError, match="ranks: expected numbers from 0 to 4"):
+                plot(ranks, 4)
+    with pytest.raises(ValueError, match="num_bins: expected a divisor of num_draws \\+ 1 = 5, got 2"):
+        plots.rank_histogram(RANKS, 4, num_bins=2)
+    with pytest.raises(ValueError, match="level: expected a probability"):
+        plots.rank_ecdf(RANKS, 4, level=1.0)
+
+
 def test_elbo_known_lines(ax: Axes) -> None:
     plots.elbo(HISTORY, ax=ax)
     assert line(ax, "ELBO") == ([1, 2], [-3, -2])
@@ -286,3 +330,110 @@ def test_image_grid_refuses(images: Tensor, keywords: dict[str, object], message
 def test_image_grid_refuses_integers_of_unknown_range() -> None:
     with pytest.raises(TypeError, match="images: expected a floating-point tensor"):
         plots.image_grid(torch.zeros(1, 4, 4, dtype=torch.int64))
+
+
+# ------------------------------------------------------------------------------------------------- segmentation
+
+VOID = 9
+
+
+def segmented(count: int = 2, classes: int = 3, height: int = 4, width: int = 6) -> tuple[Tensor, Tensor, Prediction]:
+    """Images, truth with a void corner, and the prediction of five draws."""
+    generator = torch.Generator().manual_seed(0)
+    draws = (2 * torch.randn(5, count, height, width, classes, generator=generator)).softmax(-1)
+    total = torch.special.entr(draws.mean(0)).sum(-1)
+    aleatoric = torch.special.entr(draws).sum(-1).mean(0)
+    likelihood = Categorical(class_dim=1, ignore_index=VOID)
+    prediction = Prediction(draws.mean(0), total, aleatoric, total - aleatoric, 5, likelihood)
+    truth = torch.randint(classes, (count, height, width), generator=generator)
+    truth[:, :2, :2] = VOID
+    return torch.rand(count, 3, height, width, generator=generator), truth, prediction
+
+
+def panels(figure: Figure, columns: int = 6) -> list[list[Axes]]:
+    """The axes with an image, row by row."""
+    drawn = [ax for ax in figure.axes if ax.images]
+    return [drawn[start : start + columns] for start in range(0, len(drawn), columns)]
+
+
+def test_uncertainty_maps_show_each_part_in_its_column() -> None:
+    images, truth, prediction = segmented()
+    figure = plots.uncertainty_maps(images, truth, prediction, class_names=["a", "b", "c"])
+    figure.canvas.draw()
+    rows = panels(figure)
+    assert len(rows) == 2
+    assert [ax.get_title() for ax in rows[0]] == ["image", "truth", "prediction", "total", "aleatoric", "epistemic"]
+    for i, row in enumerate(rows):
+        shown = [np.ma.asarray(ax.images[0].get_array()) for ax in row]
+        assert np.allclose(shown[0], images[i].movedim(0, -1))
+        assert shown[1].mask.tolist() == (truth[i] == VOID).tolist()
+        assert shown[1].compressed().tolist() == truth[i][truth[i] != VOID].tolist()
+        assert np.array_equal(shown[2], prediction.mean[i].argmax(-1))
+        for values, name in zip(shown[3:], ("total", "aleatoric", "epistemic"), strict=True):
+            assert np.allclose(values, getattr(prediction, name)[i])
+
+
+def test_uncertainty_maps_share_colours_and_scales() -> None:
+    images, truth, prediction = segmented()
+    rows = panels(plots.uncertainty_maps(images, truth, prediction))
+    for row in rows:
+        labels = torch.arange(3).numpy()
+        known, predicted = (ax.images[0].cmap(ax.images[0].norm(labels)) for ax in row[1:3])
+        assert np.array_equal(known, predicted)
+        assert len(np.unique(known, axis=0)) == 3
+        assert row[1].images[0].cmap.get_bad()[:3].tolist() == [0.6, 0.6, 0.6]
+        limits = [ax.images[0].get_clim() for ax in row[3:]]
+        assert limits[0] == limits[1] == (0, pytest.approx(prediction.total.max().item()))
+        assert limits[2] == (0, pytest.approx(prediction.epistemic.max().item()))
+
+
+def test_uncertainty_maps_name_the_classes_that_are_seen() -> None:
+    images, truth, prediction = segmented(1, classes=4)
+    truth[truth == 1] = 0
+    seen = set(truth.unique().tolist()) | set(prediction.predicted.unique().tolist())
+    figure = plots.uncertainty_maps(images, truth, prediction, class_names=["a", "b", "c", "d"], figure=Figure())
+    (legend,) = [ax.get_legend() for ax in figure.axes if ax.get_legend()]
+    expected = ["abcd"[label] for label in sorted(seen - {VOID})]
+    assert [text.get_text() for text in legend.get_texts()] == [*expected, "void"]
+    assert plt.get_fignums() == []
+
+
+@pytest.mark.parametrize("classes", [2, 11, 18, 30])
+def test_class_colours_differ_and_are_not_that_of_void(classes: int) -> None:
+    images, truth, prediction = segmented(1, classes=classes)
+    truth[truth != VOID] = 0
+    colors = panels(plots.uncertainty_maps(images, truth.clamp(max=0), prediction))[0][1].images[0].cmap
+    found = colors(np.arange(classes))
+    assert len(np.unique(found.round(6), axis=0)) == classes
+    assert np.ptp(found[:, :3], axis=1).min() > 0.05, "no grey"
+
+
+def test_uncertainty_maps_of_a_point_estimate_and_grey_images() -> None:
+    images, truth, prediction = segmented(1)
+    certain = dataclasses.replace(prediction, epistemic=torch.zeros_like(prediction.epistemic))
+    plots.uncertainty_maps(images[:, 0], truth, certain).canvas.draw()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"images": torch.rand(2, 3, 4, 5)}, "images: expected 2 of 4 by 6 pixels"),
+        ({"images": torch.rand(1, 3, 4, 6)}, "images: expected 2 of 4 by 6 pixels"),
+        ({"images": torch.rand(2, 2, 4, 6)}, r"images: expected \[N, H, W\]"),
+        ({"truth": torch.zeros(2, 4, 5, dtype=torch.long)}, r"truth: .*\[2, 4, 6\]"),
+        ({"truth": torch.full((2, 4, 6), 3)}, r"truth: expected labels in 0 \.\. 2, got 3"),
+        ({"class_names": ["a"]}, "class_names: expected one for each of 3 classes, got 1"),
+    ],
+)
+def test_uncertainty_maps_refuse(change: dict[str, object], message: str) -> None:
+    images, truth, prediction = segmented()
+    with pytest.raises(ValueError, match=message):
+        plots.uncertainty_maps(**{"images": images, "truth": truth, "prediction": prediction} | change)
+    assert plt.get_fignums() == []
+
+
+def test_uncertainty_maps_are_of_pixels() -> None:
+    images, truth, prediction = segmented()
+    rows = dataclasses.replace(prediction, mean=prediction.mean[:, 0, 0])
+    with pytest.raises(ValueError, match=r"prediction: expected class probabilities of pixels.*\[2, 3\]"):
+        plots.uncertainty_maps(images, truth, rows)

@@ -82,3 +82,22 @@ def test_works_in_a_model_under_vmap() -> None:
     pyro.enable_validation(False)
     batched = torch.func.vmap(lambda outputs: Softmax(outputs).log_prob(y))(torch.stack([OUTPUTS, 2 * OUTPUTS]))
     torch.testing.assert_close(batched[0], expected)
+
+
+def test_an_ignored_value_has_no_log_prob_and_no_gradient(pair: tuple[Softmax, dist.Categorical]) -> None:
+    outputs = OUTPUTS.clone().requires_grad_()
+    value, known = torch.tensor([2, 9, 3]), torch.tensor([True, False, True])
+    score = Softmax(outputs, ignore_index=9).log_prob(value)
+    score.sum().backward()
+    expected = pair[1].log_prob(value.clamp(max=3)).masked_fill(~known, 0.0)
+    torch.testing.assert_close(score.detach(), expected)
+    assert outputs.grad is not None
+    assert torch.equal(outputs.grad[1], torch.zeros(4))
+    assert bool((outputs.grad[known] != 0).all())
+    expanded = Softmax(OUTPUTS, ignore_index=9).expand((2, 3))
+    torch.testing.assert_close(expanded.log_prob(value.expand(2, 3)), expected.expand(2, 3))
+
+
+def test_torchs_own_ignored_value_is_not_ignored_where_another_is() -> None:
+    with pytest.raises((IndexError, RuntimeError, ValueError)):
+        Softmax(OUTPUTS, ignore_index=9).log_prob(torch.tensor([2, -100, 3]))

@@ -13,7 +13,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["MissingDataError", "cifar10", "fashion", "kmnist", "mnist", "not_mnist", "read_idx", "root", "uci"]
+__all__ = [
+    "CAMVID_CLASSES",
+    "MissingDataError",
+    "camvid",
+    "cifar10",
+    "fashion",
+    "kmnist",
+    "mnist",
+    "not_mnist",
+    "omniglot",
+    "read_idx",
+    "root",
+    "uci",
+]
+
+CAMVID_CLASSES = (
+    "sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car", "pedestrian", "bicyclist",
+)  # fmt: skip
+"""CamVid's classes 0 to 10."""
 
 
 class MissingDataError(FileNotFoundError):
@@ -73,6 +91,16 @@ def not_mnist() -> tuple[Tensor, Tensor]:
     return _idx_pair("notMNIST", "t10k")
 
 
+def omniglot(split: str = "evaluation") -> tuple[Tensor, Tensor]:
+    """Omniglot, ``"background"`` or ``"evaluation"``: drawings ``[N, 1, 28, 28]`` from 0 to 1, white on black."""
+    path = root() / "omniglot" / "omniglot28.npz"
+    if not path.exists():
+        raise MissingDataError(f"PYROBNN_DATA: there is no {path}.")
+    archive = np.load(path)
+    images = torch.from_numpy(archive[f"{split}_images"]).float().div(255).unsqueeze(1)
+    return images, torch.from_numpy(archive[f"{split}_labels"].astype(np.int64))
+
+
 def cifar10(split: str = "train") -> tuple[Tensor, Tensor]:
     """CIFAR-10, ``"train"`` or ``"test"``, ``[N, 3, 32, 32]`` from 0 to 1: pixels went through JPEG once more."""
     path = root() / "cifar10_jpeg" / "cifar10_jpeg.npz"
@@ -84,6 +112,17 @@ def cifar10(split: str = "train") -> tuple[Tensor, Tensor]:
     content, offsets = archive[f"{split}_jpeg"].tobytes(), archive[f"{split}_offsets"]
     images = [np.asarray(Image.open(io.BytesIO(content[start:end]))) for start, end in itertools.pairwise(offsets)]
     x = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float().div(255)
+    return x, torch.from_numpy(archive[f"{split}_labels"].astype(np.int64))
+
+
+def camvid(split: str = "train") -> tuple[Tensor, Tensor]:
+    """CamVid at 120×160, ``"train"``, ``"val"`` or ``"test"``: images ``[N, 3, 120, 160]`` from 0 to 1 and a label for
+    each pixel, ``[N, 120, 160]``, of which 11 is void."""
+    path = root() / "camvid" / "camvid_120x160.npz"
+    if not path.exists():
+        raise MissingDataError(f"PYROBNN_DATA: there is no {path}.")
+    archive = np.load(path)
+    x = torch.from_numpy(archive[f"{split}_images"]).permute(0, 3, 1, 2).float().div(255)
     return x, torch.from_numpy(archive[f"{split}_labels"].astype(np.int64))
 
 

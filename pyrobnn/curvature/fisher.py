@@ -37,7 +37,15 @@ def fisher_roots(likelihood: Likelihood, outputs: Tensor, max_exact: int | None 
 
     Returns:
         ``[columns, B, ...]``, without gradients.
+
+    Raises:
+        ValueError: If the likelihood ignores a label: which outputs have no information depends on the targets.
     """
+    if likelihood.ignore_index is not None:
+        raise ValueError(
+            "likelihood: curvature does not know where targets are ignored, and would count information that is not "
+            "there; leave ignore_index out, or use a posterior without curvature."
+        )
     outputs = outputs.detach()
     exact = _EXACT.get(type(likelihood))
     if exact is None or (max_exact is not None and outputs[0].numel() > max_exact):

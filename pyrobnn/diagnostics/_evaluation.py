@@ -62,7 +62,7 @@ class Evaluation:
         probs: Predictive class probabilities ``[n, ..., C]``.
         rank: Rank of the target among the predictive draws, scaled to (0, 1): uniform if calibrated, ``[n,
             ...]``.
-        targets: The targets.
+        targets: The targets; like ``probs`` without labels that the likelihood ignores.
     """
 
     log_likelihood: Tensor
@@ -103,13 +103,17 @@ def evaluate(model: Any, guide: Guide, data: Rows, num_samples: int) -> Evaluati
     if torch.is_tensor(below[0]):
         count = torch.cat(below) + torch.cat([t * torch.rand_like(t, dtype=torch.float64) for t in ties])
         rank = (count + torch.rand_like(count)) / (num_samples + 1)
+    targets, predictive = data.targets, torch.cat(probs) if torch.is_tensor(probs[0]) else None
+    if predictive is not None and likelihood is not None and likelihood.ignore_index is not None:
+        known = targets != likelihood.ignore_index
+        targets, predictive = targets[known], predictive[known]
     return Evaluation(
         log_likelihood=log_likelihood,
         by_datum=torch.cat(by_datum),
         divergence=divergence,
-        probs=torch.cat(probs) if torch.is_tensor(probs[0]) else None,
+        probs=predictive,
         rank=rank,
-        targets=data.targets,
+        targets=targets,
     )
 
 

@@ -73,7 +73,8 @@ class Prediction:
             y: Targets; for classes labels of ``mean.shape[:-1]``, else ``mean.shape``.
 
         Returns:
-            Nats, one per input (for classes: per label).
+            Nats, one per input (for classes: per label). Labels that the likelihood ignores have 0, so that sums leave
+            them out; for a mean divide by the number of the others.
 
         Raises:
             ValueError: If ``y`` has the wrong shape or is no label, or the draws it needs were not kept.
@@ -82,7 +83,10 @@ class Prediction:
         if y.shape != expected:
             raise ValueError(f"y: expected targets of shape {tuple(expected)}, got {tuple(y.shape)}.")
         if self.likelihood.is_discrete:
-            return self.mean.gather(-1, self._labels(y).unsqueeze(-1)).squeeze(-1).log()
+            ignored = None if self.likelihood.ignore_index is None else y == self.likelihood.ignore_index
+            labels = self._labels(y if ignored is None else y.masked_fill(ignored, 0))
+            log_probs = self.mean.gather(-1, labels.unsqueeze(-1)).squeeze(-1).log()
+            return log_probs if ignored is None else log_probs.masked_fill(ignored.to(log_probs.device), 0.0)
         draws, noise = self._kept("log_prob")
         by_draw = self.likelihood.from_moments(draws, noise).log_prob(y.to(draws))
         return by_draw.reshape(self.num_samples, len(y), -1).sum(-1).logsumexp(0) - math.log(self.num_samples)

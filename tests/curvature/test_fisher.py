@@ -84,3 +84,8 @@ def test_few_outputs_are_exact_under_a_limit() -> None:
     outputs = torch.randn(5, 3)
     likelihood = likelihoods.Categorical()
     assert torch.equal(fisher_roots(likelihood, outputs, max_exact=3), fisher_roots(likelihood, outputs))
+
+
+def test_a_likelihood_that_ignores_targets_is_refused() -> None:
+    with pytest.raises(ValueError, match="likelihood: curvature does not know where targets are ignored"):
+        fisher_roots(likelihoods.Categorical(class_dim=1, ignore_index=9), torch.randn(2, 3, 2, 2))

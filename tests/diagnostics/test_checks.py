@@ -90,6 +90,17 @@ def test_calibration_of_known_probabilities(ones: int, status: str) -> None:
     assert result.value == pytest.approx(abs(ones / 200 - 0.7), abs=1e-6)
 
 
+def test_ignored_labels_are_not_judged() -> None:
+    likelihood = likelihoods.Categorical(ignore_index=9)
+    model = SupervisedModel(nn.Linear(1, 2), likelihood, dist.Normal(0.0, 1.0), num_data=200)
+    guide = Map(model, init={"net.weight": torch.zeros(2, 1), "net.bias": torch.tensor([0.3, 0.7]).log()})
+    y = (torch.arange(200) < 60).long()
+    y[100:] = 9  # of the others 60 % are ones
+    result = check(model, guide, [(torch.randn(200, 1), y)], num_samples=25)["calibration"]
+    assert result.value == pytest.approx(0.1, abs=1e-6)
+    assert "100 rows" in result.reason
+
+
 def test_calibration_on_held_out_data() -> None:
     model = SupervisedModel(nn.Linear(1, 2), likelihoods.Categorical(), dist.Normal(0.0, 1.0), num_data=200)
     guide = Map(model, init={"net.weight": torch.zeros(2, 1), "net.bias": torch.tensor([0.3, 0.7]).log()})

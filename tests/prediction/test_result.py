@@ -54,6 +54,17 @@ def test_log_prob_is_that_of_the_mixture(name: str) -> None:
     torch.testing.assert_close(found, mixture(likelihood, y), rtol=1e-9, atol=1e-9)
 
 
+def test_log_prob_of_ignored_labels_is_zero() -> None:
+    y = torch.tensor([0, 9, 2, 9, 1])
+    found = made(likelihoods.Categorical(ignore_index=9)).log_prob(y)
+    expected = made(likelihoods.Categorical()).log_prob(y.clamp(max=3))
+    known = y != 9
+    assert torch.equal(found[known], expected[known])
+    assert torch.equal(found[~known], torch.zeros(2).double())
+    with pytest.raises(ValueError, match="y: expected labels from 0 to 3"):
+        made(likelihoods.Categorical(ignore_index=9)).log_prob(torch.tensor([0, 8, 2, 9, 1]))
+
+
 def test_log_prob_of_binary_targets_is_by_label() -> None:
     likelihood = likelihoods.Bernoulli()
     y = (torch.arange(20) % 3 == 0).double().view(5, 4)
