@@ -4,7 +4,7 @@ r"""A U-Net whose cells have a random structure, for images with a class in each
 
 Below the images' own resolution each level of the U-Net is a cell, a graph of a few nodes whose edges mix operations
 (zero, identity, a separable convolution and a dilated one) by the weights α; all cells share them, as in a deep
-Bayesian structure network (Deng, Luo, Zhang & Zhu, *Measuring Uncertainty through Bayesian Learning of Deep Neural
+Bayesian structure network (Deng, Luo, Zhu & Zhang, *Measuring Uncertainty through Bayesian Learning of Deep Neural
 Network Structure*, 2019, whose segmentation network is a DenseNet). Images are the data plate, of size N; an image's
 pixels are dimensions of one event, which void masks and nothing scales: a batch of B images counts N / B times, however
 many pixels it has.

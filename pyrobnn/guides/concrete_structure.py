@@ -18,7 +18,7 @@ amount that does not vanish as τ goes to 0 (at one temperature for both, it doe
 holds :math:`\mathrm{softmax}(\theta / \beta)` closer to the prior than the exact posterior over discrete structures is.
 With ``kl="discrete"`` the closed KL of the choices themselves takes its place, as in Jang et al. (2017): the
 objective's limit as τ goes to 0 is the ELBO of discrete structures, whose optimum is exact where edges are independent.
-Deng, Luo, Zhang & Zhu, *Measuring Uncertainty through Bayesian Learning of Deep Neural Network Structure* (2019). All
+Deng, Luo, Zhu & Zhang, *Measuring Uncertainty through Bayesian Learning of Deep Neural Network Structure* (2019). All
 sites' logits are one flat vector, and one block of noise serves a draw.
 """
 
