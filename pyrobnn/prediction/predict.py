@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from pyrobnn.denormals import denormals_as_zero
 from pyrobnn.likelihoods import Likelihood
 from pyrobnn.prediction.draws import PinnedDraws
 from pyrobnn.prediction.reductions import Moments, Probabilities
@@ -122,7 +123,7 @@ def predict_batches(
     blocks, count = _blocks(data)
     draws = PinnedDraws(guide, num_samples, runner.draws_bytes, replayed=count != 1, seed=seed)
     for x, y in tqdm(blocks, total=count, disable=not progress, unit="batch"):
-        with torch.no_grad(), runner.ready():
+        with torch.no_grad(), denormals_as_zero(), runner.ready():
             reduction = _reduction(runner, draws, x, return_draws, max_bytes)
         yield reduction.finish(runner.likelihood, y), y
 

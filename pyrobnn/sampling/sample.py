@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from pyrobnn.arguments import check_positive_int
+from pyrobnn.denormals import denormals_as_zero
 from pyrobnn.guides.base import Guide
 from pyrobnn.guides.chains import Chains
 from pyrobnn.sampling.batches import all_data
@@ -98,7 +99,7 @@ def sample(
         torch.manual_seed(int(torch.randint(2**62, ())))
     if device is not None and isinstance(model, nn.Module):
         model.to(device)
-    with sampled(model, batch_norm):
+    with sampled(model, batch_norm), denormals_as_zero():
         if isinstance(kernel, FullBatchKernel):
             args = all_data(data, device)
             example = None if hasattr(model, "sample_latents") else args

@@ -20,6 +20,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from tqdm.auto import tqdm
 
 from pyrobnn.checkpoint import load_state, save_state
+from pyrobnn.denormals import denormals_as_zero
 from pyrobnn.elbo import MeanFieldELBO
 from pyrobnn.guides.base import Guide
 from pyrobnn.training.checks import check_arguments, check_optimizer
@@ -116,7 +117,8 @@ def fit(
     if isinstance(loader, Sized):
         with contextlib.suppress(TypeError):  # a DataLoader over a stream has no length after all
             guide.check_num_steps(max(0, epochs - run.history.epochs) * len(loader))
-    _train(run, epochs, patience, callbacks, checkpoint, progress)
+    with denormals_as_zero():
+        _train(run, epochs, patience, callbacks, checkpoint, progress)
     if patience is not None and run.best is not None:
         write_tensors(model, guide, run.best)
     return run.history

@@ -1,0 +1,33 @@
+"""Denormal numbers taken as zero, for the length of a block.
+
+A prior pulls weights that the data do not need towards zero, and Adam lets them get as near as 1e-40: denormal numbers,
+with which a CPU computes many times more slowly. A perceptron's or convolutional network's point estimate can then take
+eight times as long to predict as on the day before. They matter to no result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+__all__ = ["denormals_as_zero", "flushes_denormals"]
+
+
+@contextmanager
+def denormals_as_zero() -> Iterator[None]:
+    """Lets this thread's CPU take denormals as zero in the block, where it can; the mode of before comes back."""
+    if flushes_denormals() or not torch.set_flush_denormal(True):
+        yield
+        return
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(False)
+
+
+def flushes_denormals() -> bool:
+    """Whether this thread does so already; torch tells only by its arithmetic."""
+    smallest = torch.tensor([torch.finfo(torch.float32).tiny])
+    return float((smallest * 0.5).double()) == 0.0
