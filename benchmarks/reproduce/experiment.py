@@ -86,11 +86,18 @@ class Experiment:
     Args:
         title: Heading of the table.
         run: ``(seed, options) -> {method: {column: number}}``.
+        section: The heading of the table that a method's row is in, where there is more than one.
     """
 
-    def __init__(self, title: str, run: Callable[[int, argparse.Namespace], dict[str, Row]]) -> None:
+    def __init__(
+        self,
+        title: str,
+        run: Callable[[int, argparse.Namespace], dict[str, Row]],
+        section: Callable[[str], str] | None = None,
+    ) -> None:
         self.title = title
         self.run = run
+        self.section = section
         self.results: dict[str, list[Row]] = {}
 
     def main(self, parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> dict[str, list[Row]]:
@@ -110,11 +117,17 @@ class Experiment:
 
     def table(self, seeds: int, seconds: float) -> str:
         """Markdown: mean ± standard error over the seeds."""
-        columns = list(dict.fromkeys(name for rows in self.results.values() for row in rows for name in row))
-        lines = [f"### {self.title}", "", "| method | " + " | ".join(columns) + " |", "|---" * (1 + len(columns)) + "|"]
+        sections: dict[str, dict[str, list[Row]]] = {}
         for method, rows in self.results.items():
-            cells = [_cell([row[name] for row in rows if name in row]) for name in columns]
-            lines.append(f"| {method} | " + " | ".join(cells) + " |")
+            sections.setdefault(self.section(method) if self.section else "", {})[method] = rows
+        lines = [f"### {self.title}"]
+        for heading, results in sections.items():
+            columns = list(dict.fromkeys(name for rows in results.values() for row in rows for name in row))
+            lines += ["", heading, ""] if heading else [""]
+            lines += ["| method | " + " | ".join(columns) + " |", "|---" * (1 + len(columns)) + "|"]
+            for method, rows in results.items():
+                cells = [_cell([row[name] for row in rows if name in row]) for name in columns]
+                lines.append(f"| {method} | " + " | ".join(cells) + " |")
         machine = f"{platform.machine()}, Python {platform.python_version()}, torch {torch.__version__}"
         return "\n".join([*lines, "", f"{seeds} seeds, mean ± standard error; {machine}; {seconds:.0f} s in all"])
 
