@@ -31,7 +31,7 @@ def draw_cell(
     Args:
         edges: Pairs of nodes.
         operations: Names of the operations; ``"zero"`` is not drawn.
-        table: Probabilities ``[E, K]``, to which the width and darkness of arcs are proportional.
+        table: Probabilities ``[E, K]``, with which arcs grow wider and darker.
         ax: Axes to draw into; new ones if None.
 
     Returns:
@@ -46,12 +46,13 @@ def draw_cell(
     for (source, target), probabilities in zip(edges, table, strict=True):
         start, end = place[source], place[target]
         for rank, index in enumerate(shown):
-            if probabilities[index] < _FAINTEST:
+            p = probabilities[index]
+            if p < _FAINTEST:
                 continue
             height = 0.3 * (end - start) + 0.12 * rank
             x, y = (start + end) / 2 - (end - start) / 2 * np.cos(angle), height * np.sin(angle)
             style: dict[str, Any] = {"color": _COLOURS[index % len(_COLOURS)], "linestyle": _LINES[index % len(_LINES)]}
-            ax.plot(x, y, linewidth=0.5 + 3.5 * probabilities[index], alpha=probabilities[index], zorder=1, **style)
+            ax.plot(x, y, linewidth=0.5 + 3.5 * p, alpha=0.25 + 0.75 * p, zorder=1, **style)
     ax.scatter(list(place.values()), [0.0] * len(nodes), s=260, c="white", edgecolors="black", zorder=2)
     for node, x_position in place.items():
         ax.text(x_position, 0.0, node, ha="center", va="center", zorder=3)
