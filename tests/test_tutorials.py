@@ -12,7 +12,13 @@ import pytest
 from nbclient import NotebookClient
 
 TUTORIALS = Path(__file__).parents[1] / "tutorials"
-NAMES = ["01_quickstart", "02_pyro_users", "03_bayesian_finetuning", "04_choosing_a_posterior"]
+NAMES = [
+    "01_quickstart",
+    "02_pyro_users",
+    "03_bayesian_finetuning",
+    "04_choosing_a_posterior",
+    "05_structure_uncertainty",
+]
 # Two components and no letter, slash, dot, colon or "<" before them: no fraction, URL, relative path or closing tag.
 ABSOLUTE_PATH = re.compile(r"(?<![\w/.:<])/[\w.-]+/[\w.-]+|\b[A-Z]:\\\w")
 TRACEBACK = "Traceback (most recent call last)"
