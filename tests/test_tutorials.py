@@ -18,6 +18,7 @@ NAMES = [
     "03_bayesian_finetuning",
     "04_choosing_a_posterior",
     "05_structure_uncertainty",
+    "06_sampling_and_distillation",
 ]
 # Two components and no letter, slash, dot, colon or "<" before them: no fraction, URL, relative path or closing tag.
 ABSOLUTE_PATH = re.compile(r"(?<![\w/.:<])/[\w.-]+/[\w.-]+|\b[A-Z]:\\\w")
