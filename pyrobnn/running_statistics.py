@@ -22,9 +22,10 @@ from pyrobnn.guides.member_buffers import MemberBuffers
 from pyrobnn.prediction.runners import model_outputs, to_device
 from pyrobnn.substitution import Substitution
 
-__all__ = ["recalibrate_batch_norm"]
+__all__ = ["BATCH_NORMS", "recalibrate_batch_norm"]
 
-_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+"""Layers that normalise by the statistics of a batch."""
 
 
 @torch.no_grad()
@@ -43,7 +44,7 @@ def recalibrate_batch_norm(model: nn.Module, guide: Guide, loader: Iterable[Any]
         ValueError: If the model has no BatchNorm layer with running statistics, or the loader is empty.
             Whatever goes wrong, the statistics are then as they were before.
     """
-    layers: list[Any] = [m for m in model.modules() if isinstance(m, _BATCH_NORMS) and m.track_running_stats]
+    layers: list[Any] = [m for m in model.modules() if isinstance(m, BATCH_NORMS) and m.track_running_stats]
     if not layers:
         raise ValueError("model: it has no BatchNorm layer with running statistics, so nothing can be recalibrated.")
     check_positive_int("num_draws", num_draws)

@@ -22,13 +22,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyrobnn.arguments import check_positive
 from pyrobnn.diagnostics import _arviz
 from pyrobnn.diagnostics._batches import batches
 from pyrobnn.diagnostics._draws import Posterior, read_chains, undisturbed
 from pyrobnn.diagnostics.function_space import function_values
 from pyrobnn.diagnostics.importance import log_joint
 from pyrobnn.guides.chains import Chains
-from pyrobnn.sampling.kernel import check_positive
 
 __all__ = [
     "LogDensityDiagnostics",

@@ -17,7 +17,7 @@ import torch
 from pyro.ops.dual_averaging import DualAveraging
 from torch import Tensor
 
-__all__ = ["BurnIn", "ChainVariance", "check_probability", "reasonable_step_size", "windows"]
+__all__ = ["BurnIn", "ChainVariance", "reasonable_step_size", "windows"]
 
 _LARGEST, _SMALLEST = 1e3, 1e-10
 
@@ -139,13 +139,3 @@ def reasonable_step_size(acceptance: Callable[[float], float], step_size: float)
 
 def _clamped(step_size: float) -> float:
     return min(max(step_size, _SMALLEST), _LARGEST)
-
-
-def check_probability(name: str, value: object) -> None:
-    """Refuses what is no probability strictly between 0 and 1.
-
-    Raises:
-        ValueError: If it is not.
-    """
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1:
-        raise ValueError(f"{name}: expected a probability between 0 and 1, got {value!r}.")

@@ -30,7 +30,7 @@ from pyrobnn.guides.ensemble import Ensemble
 from pyrobnn.guides.generator import Generator
 from pyrobnn.sampling.kernel import StochasticGradientKernel
 from pyrobnn.sampling.sample import start_run
-from pyrobnn.sampling.starts import ChainInit
+from pyrobnn.sampling.starts import ChainInit, seed_chains
 from pyrobnn.sampling.store import MemoryStore
 from pyrobnn.sampling.surroundings import BatchNormPolicy, sampled
 from pyrobnn.sampling.wasserstein import Game, GameSettings, Moments
@@ -185,9 +185,9 @@ def online_distill(
         ValueError: If an argument is out of range, or the draws do not fill the buffer.
     """
     settings = GameSettings(steps, **options)
-    for name, count in (("num_samples", num_samples), ("chains", chains), ("refresh", refresh)):
+    counts = {"num_samples": num_samples, "chains": chains, "refresh": refresh, "buffer_size": buffer_size}
+    for name, count in counts.items():
         check_positive_int(name, count)
-    check_positive_int("buffer_size", buffer_size)
     if not isinstance(kernel, StochasticGradientKernel):
         raise TypeError(
             f"kernel: expected a stochastic gradient one such as SGLD(step_size=1e-5), got {kernel!r}; draws of "
@@ -204,10 +204,7 @@ def online_distill(
             f"num_samples: {num_samples} draws of each of {chains} chains do not fill a buffer of {buffer_size}; draw "
             "more, or lower buffer_size."
         )
-    if seed is not None:
-        pyro.set_rng_seed(seed)
-        # Fresh starts are to differ from a network that was built under the same seed, as in sample().
-        torch.manual_seed(int(torch.randint(2**62, ())))
+    seed_chains(seed)
     if device is not None and isinstance(model, nn.Module):
         model.to(device)
     with sampled(model, batch_norm):

@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from pyrobnn.arguments import check_positive_int
-from pyrobnn.sampling.adaptation import BurnIn, check_probability, reasonable_step_size
-from pyrobnn.sampling.kernel import ChainResult, FullBatchKernel, check_positive
+from pyrobnn.arguments import check_positive, check_positive_int, check_probability
+from pyrobnn.sampling.adaptation import BurnIn, reasonable_step_size
+from pyrobnn.sampling.kernel import ChainResult, FullBatchKernel
 from pyrobnn.sampling.leapfrog import Compile, Leapfrogs, State, check_compile
 from pyrobnn.sampling.potential import Potential
 

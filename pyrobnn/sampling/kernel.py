@@ -24,6 +24,8 @@ from typing import Any
 
 from torch import Tensor
 
+from pyrobnn.arguments import check_positive
+
 __all__ = [
     "ChainResult",
     "Diffusion",
@@ -31,7 +33,6 @@ __all__ = [
     "Kernel",
     "Schedule",
     "StochasticGradientKernel",
-    "check_positive",
 ]
 
 Schedule = Callable[[int], float]
@@ -175,13 +176,3 @@ class Diffusion(StochasticGradientKernel):
     ) -> None:
         """One step as :meth:`update` describes it, at the given step size and temperature (0: no noise)."""
         raise NotImplementedError
-
-
-def check_positive(name: str, value: object) -> None:
-    """Refuses what is no positive, finite number.
-
-    Raises:
-        ValueError: If it is not.
-    """
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-        raise ValueError(f"{name}: expected a positive number, got {value!r}.")

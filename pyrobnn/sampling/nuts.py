@@ -22,9 +22,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pyrobnn import random_state
-from pyrobnn.arguments import check_positive_int
-from pyrobnn.sampling.adaptation import check_probability
-from pyrobnn.sampling.kernel import ChainResult, FullBatchKernel, check_positive
+from pyrobnn.arguments import check_positive, check_positive_int, check_probability
+from pyrobnn.sampling.kernel import ChainResult, FullBatchKernel
 from pyrobnn.sampling.potential import Potential, ValueAndGrad
 
 __all__ = ["NUTS", "PyroKernel", "flat_potential"]

@@ -22,6 +22,7 @@ from pyrobnn.elbo.parts import NonFiniteLossError
 from pyrobnn.guides.base import Guide, Init, initial_values
 from pyrobnn.guides.flat import FlatNormalPrior, flat_normal_prior
 from pyrobnn.priors.base import elementwise_support
+from pyrobnn.running_statistics import BATCH_NORMS
 from pyrobnn.sampling.starts import check_start
 from pyrobnn.sampling.tracing import trace
 from pyrobnn.substitution import Substitution, plain_priors, summed_score
@@ -29,8 +30,6 @@ from pyrobnn.substitution import Substitution, plain_priors, summed_score
 __all__ = ["Potential", "ValueAndGrad"]
 
 ValueAndGrad = Callable[[Tensor], tuple[Tensor, Tensor]]
-
-_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 class Potential:
@@ -55,7 +54,7 @@ class Potential:
         self.model, self.args = model, args
         self._module = model if isinstance(model, nn.Module) else nn.Module()
         for name, module in self._module.named_modules():
-            if isinstance(module, _BATCH_NORMS) and module.training:
+            if isinstance(module, BATCH_NORMS) and module.training:
                 raise ValueError(
                     f"model: the BatchNorm layer {name!r} is in training mode, where the data of a batch depend on "
                     "each other and there is no posterior to sample; call model.eval() to use its running statistics."

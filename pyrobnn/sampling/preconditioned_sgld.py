@@ -22,8 +22,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from pyrobnn.arguments import check_positive_int
-from pyrobnn.sampling.kernel import Diffusion, check_positive
+from pyrobnn.arguments import check_positive, check_positive_int
+from pyrobnn.sampling.kernel import Diffusion
 
 __all__ = ["PreconditionedSGLD"]
 

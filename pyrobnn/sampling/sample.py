@@ -11,18 +11,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-import pyro
 import torch
 from torch import Tensor, nn
 
 from pyrobnn.arguments import check_positive_int
-from pyrobnn.denormals import denormals_as_zero
 from pyrobnn.guides.base import Guide
 from pyrobnn.guides.chains import Chains
 from pyrobnn.sampling.batches import all_data
 from pyrobnn.sampling.kernel import FullBatchKernel, Kernel, StochasticGradientKernel
 from pyrobnn.sampling.run import Run, SamplingDivergedWarning, start_run
-from pyrobnn.sampling.starts import ChainInit, starting_points
+from pyrobnn.sampling.starts import ChainInit, seed_chains, starting_points
 from pyrobnn.sampling.store import DiskStore, MemoryStore
 from pyrobnn.sampling.surroundings import BatchNormPolicy, sampled
 
@@ -93,13 +91,10 @@ def sample(
             ``max_bytes``, or ``directory`` holds another run.
     """
     _check(kernel, num_samples, burn_in, thinning, chains, vmap, max_bytes, directory, resume)
-    if seed is not None:
-        pyro.set_rng_seed(seed)
-        # Fresh starts are to differ from a network that was built under the same seed.
-        torch.manual_seed(int(torch.randint(2**62, ())))
+    seed_chains(seed)
     if device is not None and isinstance(model, nn.Module):
         model.to(device)
-    with sampled(model, batch_norm), denormals_as_zero():
+    with sampled(model, batch_norm):
         if isinstance(kernel, FullBatchKernel):
             args = all_data(data, device)
             example = None if hasattr(model, "sample_latents") else args

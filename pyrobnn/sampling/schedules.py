@@ -9,8 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from pyrobnn.arguments import check_positive_int
-from pyrobnn.sampling.kernel import check_positive
+from pyrobnn.arguments import check_positive, check_positive_int
 
 __all__ = ["CosineCycles", "PolynomialDecay"]
 

@@ -22,7 +22,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pyrobnn.sampling.kernel import Diffusion, check_positive
+from pyrobnn.arguments import check_positive
+from pyrobnn.sampling.kernel import Diffusion
 from pyrobnn.sampling.sghmc import velocity_variance
 
 __all__ = ["SGNHT"]

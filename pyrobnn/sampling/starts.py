@@ -18,9 +18,17 @@ from pyrobnn.guides.draws import Draws
 from pyrobnn.guides.member_starts import MemberInit, member_starts
 from pyrobnn.substitution import Substitution
 
-__all__ = ["ChainInit", "check_start", "starting_points"]
+__all__ = ["ChainInit", "check_start", "seed_chains", "starting_points"]
 
 ChainInit = MemberInit | Guide
+
+
+def seed_chains(seed: int | None) -> None:
+    """Seeds torch, numpy, Python and Pyro, if there is a seed."""
+    if seed is not None:
+        pyro.set_rng_seed(seed)
+        # Fresh starts are to differ from a network that was built under the same seed.
+        torch.manual_seed(int(torch.randint(2**62, ())))
 
 
 def starting_points(layout: Guide, model: Any, init: ChainInit, chains: int) -> Tensor:

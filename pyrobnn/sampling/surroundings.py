@@ -12,11 +12,12 @@ from typing import Any, Literal
 
 from torch import nn
 
+from pyrobnn.denormals import denormals_as_zero
+from pyrobnn.running_statistics import BATCH_NORMS
+
 __all__ = ["BatchNormPolicy", "sampled", "untrained"]
 
 BatchNormPolicy = Literal["refuse", "freeze"]
-
-_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 @contextlib.contextmanager
@@ -35,7 +36,7 @@ def sampled(model: Any, batch_norm: BatchNormPolicy) -> Iterator[None]:
     module = model if isinstance(model, nn.Module) else nn.Module()
     modules = dict(module.named_modules())
     for name, layer in modules.items():
-        if isinstance(layer, _BATCH_NORMS):
+        if isinstance(layer, BATCH_NORMS):
             if layer.running_mean is None:
                 raise ValueError(
                     f"model: the BatchNorm layer {name!r} has no running statistics (track_running_stats=False), so "
@@ -52,7 +53,8 @@ def sampled(model: Any, batch_norm: BatchNormPolicy) -> Iterator[None]:
         for layer in modules.values():
             # cuDNN differentiates recurrent layers in training mode only; without dropout the modes are one.
             layer.training = isinstance(layer, nn.RNNBase) and layer.dropout == 0
-        yield
+        with denormals_as_zero():
+            yield
     finally:
         for layer, training in modes:
             layer.training = training

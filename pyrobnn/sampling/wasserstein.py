@@ -15,14 +15,13 @@ Gulrajani et al., *Improved Training of Wasserstein GANs* (2017).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
-from pyrobnn.arguments import check_positive_int
+from pyrobnn.arguments import check_positive, check_positive_int
 from pyrobnn.guides.generator import Generator, check_hidden, perceptron
 
 __all__ = ["CriticHistory", "DistillationDivergedError", "Game", "GameSettings", "Moments"]
@@ -74,9 +73,7 @@ class GameSettings:
             check_positive_int(name, getattr(self, name))
         check_hidden("critic_hidden", self.critic_hidden)
         for name in ("penalty", "lr"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-                raise ValueError(f"{name}: expected a positive number, got {value!r}.")
+            check_positive(name, getattr(self, name))
         if not isinstance(self.averaging, int | float) or not 0 <= self.averaging < 1:
             raise ValueError(f"averaging: expected a number from 0 (none) to below 1, got {self.averaging!r}.")
 
