@@ -282,6 +282,8 @@ def random_structure(model: pb.SupervisedModel) -> guides.GuideMap:
 def dropout(model: pb.SupervisedModel, p: float = 0.1) -> guides.MCDropout:
     """MC dropout at the inputs of cells, before the convolutions between stages and before the last layer.
 
+    Each image has masks of its own, as ``nn.Dropout`` gives it.
+
     Args:
         model: The model, with a fixed structure.
         p: Probability of dropping a channel.
@@ -289,7 +291,7 @@ def dropout(model: pb.SupervisedModel, p: float = 0.1) -> guides.MCDropout:
     named = model.net.network.named_parameters()
     matrices = [name for name, value in named if value.dim() > 1 and name != "edges.structure"]
     outside = [name for name in matrices if ".choices." not in name and not name.startswith("stem")]
-    return guides.MCDropout(model, p=p, where=outside)
+    return guides.MCDropout(model, p=p, where=outside, per_example=True)
 
 
 def mean_field(model: pb.SupervisedModel, init_scale: float = 1e-2) -> guides.MeanField:
