@@ -97,8 +97,7 @@ def posteriors(seed: int, options: argparse.Namespace) -> dict[str, Posterior]:
     )
     generator = pb.distill(
         chain,
-        hidden=options.generator_hidden,
-        critic_hidden=options.critic_hidden,
+        components=options.components or None,
         steps=2 if options.quick else options.distillation_steps,
         batch_size=min(options.distillation_batch, chain.num_members),
         lr=options.distillation_lr,
@@ -231,11 +230,10 @@ def main() -> None:
     parser.add_argument("--burn-in", type=int, default=500, help="steps (default %(default)s)")
     parser.add_argument("--thinning", type=int, default=20, help="steps for a draw (default %(default)s)")
     parser.add_argument("--draws", type=int, default=100, help="draws of a prediction (default %(default)s)")
-    parser.add_argument("--generator-hidden", type=int, nargs="+", default=[100, 100, 100])
-    parser.add_argument("--critic-hidden", type=int, nargs="+", default=[100, 100, 100])
-    parser.add_argument("--distillation-steps", type=int, default=500, help="of the generator (default %(default)s)")
-    parser.add_argument("--distillation-batch", type=int, default=32, help="draws (default %(default)s)")
-    parser.add_argument("--distillation-lr", type=float, default=1e-4, help="at its start (default %(default)s)")
+    parser.add_argument("--components", type=int, default=30, help="of the generator; 0: weights, as in the paper")
+    parser.add_argument("--distillation-steps", type=int, default=5000, help="of the generator (default %(default)s)")
+    parser.add_argument("--distillation-batch", type=int, default=100, help="draws (default %(default)s)")
+    parser.add_argument("--distillation-lr", type=float, help="at its start (default: that of pb.distill)")
     parser.add_argument("--attacks", action="store_true", help="the table of adversarial images, too")
     parser.add_argument("--epsilon", type=float, default=0.3, help="of the attacks, of pixels from 0 to 1")
     parser.add_argument("--attack-draws", type=int, default=1, help="draws that are attacked (default %(default)s)")

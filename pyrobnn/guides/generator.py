@@ -1,11 +1,12 @@
 r"""A generator of weights as a posterior: an implicit distribution, draws without a density.
 
-.. math::  w = m + s \odot G_\phi(z), \qquad z \sim N(0, I),
+.. math::  w = m + s \odot u, \qquad u = G_\phi(z) \quad\text{or}\quad u = G_\phi(z) B, \qquad z \sim N(0, I),
 
 with a perceptron :math:`G_\phi` and, for each weight, the mean m and standard deviation s of the draws that it learnt
-from. :func:`pyrobnn.distill` trains one to reproduce the draws of a Markov chain, whose storage it replaces; it then
-draws as many functions as one likes, K of them by one chain of matrix products. Constrained sites are generated in
-unconstrained space.
+from. It makes weights, or coordinates along the rows of B, the principal axes of those draws.
+:func:`pyrobnn.distill` trains one to reproduce the draws of a Markov chain, whose storage it replaces; it then draws as
+many functions as one likes, K of them by one chain of matrix products. Constrained sites are generated in unconstrained
+space.
 
 Nothing is known of the density of ``w``, so there is neither ``log_prob`` nor an ELBO: asking for one is an error.
 Buffers of the network, such as running statistics, are not generated; the model's own are used.
@@ -73,8 +74,11 @@ class Generator(Guide):
     Args:
         model: The Pyro model; or a guide of it, for the same sites.
         hidden: Widths of the generator's hidden layers, which are of SiLU units: smooth critics and generators learn
-            covariances that ReLU ones miss. The last one makes up its size: (width + 3) numbers for each weight.
+            covariances that ReLU ones miss. Without components the last one makes up its size: (width + 3) numbers for
+            each weight.
         latent_dim: Length of the noise z.
+        components: Number C of axes, for which (C + 2) numbers are kept for each weight; None: it makes the weights
+            themselves.
         num_draws: Number of draws that it replaces, for :meth:`storage`.
         example: Arguments of one run, for models whose sites are not known without data.
         only: Names of the sites that the guide is for; all of them if None.
@@ -82,6 +86,7 @@ class Generator(Guide):
     Attributes:
         loc, scale: Mean and standard deviation ``[P]`` of the draws it learnt from, in the order of ``flat_order``;
             where the scale is zero, all draws are alike.
+        basis: The axes ``[C, P]``, in standardised weights; None without components.
         history: What :func:`pyrobnn.distill` noted; None else. It is no part of the state.
 
     Raises:
@@ -92,6 +97,7 @@ class Generator(Guide):
     has_density: ClassVar[bool] = False
     loc: Tensor
     scale: Tensor
+    basis: Tensor | None
 
     def __init__(
         self,
@@ -99,30 +105,37 @@ class Generator(Guide):
         hidden: Sequence[int] = (100, 100, 100),
         latent_dim: int = 32,
         *,
+        components: int | None = None,
         num_draws: int | None = None,
         example: tuple[Any, ...] | None = None,
         only: Collection[str] | None = None,
     ) -> None:
         check_positive_int("latent_dim", latent_dim)
-        if num_draws is not None:
-            check_positive_int("num_draws", num_draws)
+        for name, count in (("components", components), ("num_draws", num_draws)):
+            if count is not None:
+                check_positive_int(name, count)
         super().__init__(model, example=example, only=only)
         centre = self.join(initial_values(model, self.sites, "prior_mean"))
         self.hidden, self.latent_dim, self.num_draws = check_hidden("hidden", hidden), latent_dim, num_draws
-        self.network = perceptron([latent_dim, *self.hidden, self.num_latents]).to(centre)
+        self.components = components
+        self.num_coordinates = self.num_latents if components is None else components
+        self.network = perceptron([latent_dim, *self.hidden, self.num_coordinates]).to(centre)
         self.register_buffer("loc", centre)
         self.register_buffer("scale", torch.ones_like(centre))
+        axes = None if components is None else torch.randn(components, self.num_latents).to(centre) / components**0.5
+        self.register_buffer("basis", axes)
         self.history: Any = None
 
     def config(self) -> dict[str, Any]:
         """Constructor arguments."""
-        return {"hidden": list(self.hidden), "latent_dim": self.latent_dim, "num_draws": self.num_draws}
+        sizes = {"latent_dim": self.latent_dim, "components": self.components, "num_draws": self.num_draws}
+        return {"hidden": list(self.hidden), **sizes}
 
     # -------------------------------------------------------------------------------------------------- storage
 
     @property
     def num_parameters(self) -> int:
-        """Numbers that are kept of it: parameters, ``loc`` and ``scale``."""
+        """Numbers that are kept of it: parameters and buffers."""
         return sum(tensor.numel() for tensor in self.state_dict().values())
 
     def storage(self, num_draws: int | None = None) -> Storage:
@@ -136,16 +149,35 @@ class Generator(Guide):
 
     # ---------------------------------------------------------------------------------------------------- draws
 
-    def standardised(self, num_samples: int) -> Tensor:
-        """Draws ``[K, P]`` of ``G(z)``, with gradients: unconstrained weights less ``loc``, over ``scale``."""
+    def coordinates(self, num_samples: int) -> Tensor:
+        """What the network makes of noise ``[K, C]``, with gradients: standardised weights where there are no axes."""
         loc = self._buffers["loc"]
         assert loc is not None
         network = self._modules["network"]  # past Pyro's attribute hooks
         return network(torch.randn(num_samples, self.latent_dim, dtype=loc.dtype, device=loc.device))  # type: ignore[misc]
 
+    def standardised(self, num_samples: int) -> Tensor:
+        """Draws ``[K, P]`` with gradients: unconstrained weights less ``loc``, over ``scale``."""
+        made, axes = self.coordinates(num_samples), self._buffers["basis"]
+        return made if axes is None else made @ axes
+
     def flat(self, num_samples: int) -> Tensor:
         """Draws ``[K, P]`` of unconstrained flat vectors, with gradients."""
         return torch.addcmul(self._buffers["loc"], self.standardised(num_samples), self._buffers["scale"])  # type: ignore[arg-type]
+
+    def standardise(self, flat: Tensor) -> Tensor:
+        """The other way: standardised weights ``[K, P]`` of unconstrained ones; 0 where ``scale`` is."""
+        return torch.where(self.scale > 0, (flat - self.loc) / self.scale, 0.0)
+
+    @torch.no_grad()
+    def move_coordinates(self, mean: Tensor, factor: Tensor) -> None:
+        """Turns coordinates c into ``(c - mean) factor``, ``[C]`` each, by changing what they stand for."""
+        if self.basis is None:
+            self.scale.mul_(factor)
+            self.loc.sub_(self.scale * mean)
+        else:
+            self.basis.mul_(factor.unsqueeze(1))
+            self.loc.sub_(self.scale * (mean @ self.basis))
 
     def draw(self) -> dict[str, Tensor]:
         """One draw with gradients."""

@@ -2,10 +2,11 @@
 
 from pyrobnn.elbo.parts import NonFiniteLossError
 from pyrobnn.sampling.cyclical import Cyclical
-from pyrobnn.sampling.distillation import distill, online_distill
+from pyrobnn.sampling.distillation import distill
 from pyrobnn.sampling.hmc import HMC
 from pyrobnn.sampling.kernel import ChainResult, FullBatchKernel, Kernel, StochasticGradientKernel
 from pyrobnn.sampling.nuts import NUTS, PyroKernel
+from pyrobnn.sampling.online_distillation import online_distill
 from pyrobnn.sampling.preconditioned_sgld import PreconditionedSGLD
 from pyrobnn.sampling.sample import SamplingDivergedWarning, sample
 from pyrobnn.sampling.schedules import CosineCycles, PolynomialDecay

@@ -3,12 +3,13 @@ r"""A generator and its critic: the Wasserstein GAN with gradient penalty, over 
 .. math::  \min_G \max_D\; E[D(\theta)] - E[D(G(z))]
            - \lambda\, E\big[(\|\nabla D(\hat\theta)\| - 1)^2\big],
 
-in which :math:`\theta` are standardised draws and :math:`\hat\theta` lie at random between a draw and a generated one.
+in which :math:`\theta` are draws in the generator's coordinates (:mod:`pyrobnn.sampling.standardisation`) and
+:math:`\hat\theta` lie at random between a draw and a generated one.
 At the critic's optimum the difference of the two means is the Wasserstein distance between draws and generator, up to
 the penalty's slack. One generator step follows ``critic_steps`` steps of the critic, each with draws of its own. Both
 learning rates fall linearly to zero and the generator that is kept is a running average over its steps, without which
-it would keep circling about its target. What is left of the circling in single weights can be taken out exactly: the
-draws' means and standard deviations are known, so the generator's are moved to them.
+it would keep circling about its target. What is left of the circling in single coordinates can be taken out exactly:
+the draws' means and standard deviations are known, so the generator's are moved to them.
 
 Gulrajani et al., *Improved Training of Wasserstein GANs* (2017).
 """
@@ -23,8 +24,9 @@ from torch import Tensor, nn
 
 from pyrobnn.arguments import check_positive, check_positive_int
 from pyrobnn.guides.generator import Generator, check_hidden, perceptron
+from pyrobnn.sampling.standardisation import Moments
 
-__all__ = ["CriticHistory", "DistillationDivergedError", "Game", "GameSettings", "Moments"]
+__all__ = ["CriticHistory", "DistillationDivergedError", "Game", "GameSettings"]
 
 _MATCHED_BY = 10_000  # generated draws whose moments are matched
 _BLOCK_BYTES = 2**26
@@ -82,21 +84,23 @@ class Game:
     """The training of a generator.
 
     Args:
-        generator: The generator; its ``loc`` and ``scale`` are set.
+        generator: The generator; its buffers are set.
         settings: The settings.
+        spread: Standard deviations ``[C]`` of the draws' coordinates, whose means are zero; None: one.
 
     Attributes:
         history: What the critic said.
     """
 
-    def __init__(self, generator: Generator, settings: GameSettings) -> None:
+    def __init__(self, generator: Generator, settings: GameSettings, spread: Tensor | None = None) -> None:
         self.generator, self.settings = generator, settings
-        loc, scale = generator.loc, generator.scale
         self.history = CriticHistory()
-        self._centre, self._unit = loc, torch.where(scale > 0, scale, torch.ones_like(scale))
+        scale = generator.scale
+        self._spread = scale.new_ones(generator.num_coordinates) if spread is None else spread.to(scale)
         # Weights that all draws have in common are none of the critic's business.
-        self._varies = None if bool((scale > 0).all()) else (scale > 0).to(loc)
-        self.critic = perceptron([generator.num_latents, *settings.critic_hidden, 1]).to(loc)
+        by_weight = generator.components is None and not bool((scale > 0).all())
+        self._varies = (scale > 0).to(scale) if by_weight else None
+        self.critic = perceptron([generator.num_coordinates, *settings.critic_hidden, 1]).to(scale)
         self._played = list(generator.parameters())
         self._average = [parameter.detach().clone() for parameter in self._played]
         self._optimizers = [_adam(self._played, settings), _adam(list(self.critic.parameters()), settings)]
@@ -107,7 +111,7 @@ class Game:
         """Generator steps.
 
         Args:
-            batch: Gives unconstrained draws ``[batch_size, P]``, others at each call.
+            batch: Gives coordinates of draws ``[batch_size, C]``, others at each call.
             steps: How many.
 
         Raises:
@@ -139,19 +143,17 @@ class Game:
         return self.generator
 
     def _match_moments(self) -> None:
-        """Moves ``loc`` and ``scale`` so that generated weights have the draws' means and standard deviations."""
+        """Moves the generator's coordinates so that they have the draws' means and standard deviations."""
         generator, moments = self.generator, Moments()
-        size = max(1, _BLOCK_BYTES // (4 * generator.num_latents))
+        size = max(1, _BLOCK_BYTES // (4 * generator.num_coordinates))
         for start in range(0, _MATCHED_BY, size):
-            moments.add(generator.standardised(min(size, _MATCHED_BY - start)))
+            moments.add(generator.coordinates(min(size, _MATCHED_BY - start)))
         spread = torch.where(moments.std > 0, moments.std, torch.ones_like(moments.std))
-        generator.scale.div_(spread)
-        generator.loc.sub_(generator.scale * moments.mean)
+        generator.move_coordinates(moments.mean.to(self._spread), (self._spread / spread).to(self._spread))
 
-    def _critic_step(self, draws: Tensor) -> Tensor:
+    def _critic_step(self, real: Tensor) -> Tensor:
         with torch.no_grad():
-            real = self._seen((draws - self._centre) / self._unit)
-            fake = self._seen(self.generator.standardised(len(real)))
+            fake = self._seen(self.generator.coordinates(len(real)))
             between = torch.lerp(real, fake, torch.rand(len(real), 1, dtype=real.dtype, device=real.device))
         between.requires_grad_()
         of_real, of_fake, of_between = self.critic(torch.cat([real, fake, between])).split(len(real))
@@ -166,7 +168,7 @@ class Game:
 
     def _generator_step(self) -> None:
         self.critic.requires_grad_(False)
-        loss = -self.critic(self._seen(self.generator.standardised(self.settings.batch_size))).mean()
+        loss = -self.critic(self._seen(self.generator.coordinates(self.settings.batch_size))).mean()
         self.critic.requires_grad_(True)
         optimizer = self._optimizers[0]
         optimizer.zero_grad()
@@ -178,8 +180,8 @@ class Game:
             for average, parameter in zip(self._average, self._played, strict=True):
                 average.lerp_(parameter, 1.0 - decay)
 
-    def _seen(self, standardised: Tensor) -> Tensor:
-        return standardised if self._varies is None else standardised * self._varies
+    def _seen(self, made: Tensor) -> Tensor:
+        return made if self._varies is None else made * self._varies
 
     def _write_notes(self) -> None:
         if not self._notes:
@@ -194,36 +196,6 @@ class Game:
         self.history.critic += notes[:, 0].tolist()
         self.history.penalty += notes[:, 1].tolist()
         self._notes.clear()
-
-
-class Moments:
-    """Means and standard deviations by column, block by block in double precision (Chan et al. 1979).
-
-    Attributes:
-        count: Rows so far.
-        mean: Their mean ``[P]``.
-    """
-
-    def __init__(self) -> None:
-        self.count = 0
-        self.mean: Tensor = torch.zeros(())
-        self._squares: Tensor = torch.zeros(())
-
-    def add(self, rows: Tensor) -> None:
-        """Adds rows ``[K, P]``."""
-        rows = rows.double()
-        mean, added, total = rows.mean(0), len(rows), self.count + len(rows)
-        shift = mean - self.mean.to(mean)
-        self._squares = (
-            self._squares.to(mean) + (rows - mean).square().sum(0) + shift.square() * (self.count * added / total)
-        )
-        self.mean = self.mean.to(mean) + shift * (added / total)
-        self.count = total
-
-    @property
-    def std(self) -> Tensor:
-        """Standard deviations ``[P]``."""
-        return (self._squares / max(self.count - 1, 1)).sqrt()
 
 
 def _adam(parameters: list[nn.Parameter], settings: GameSettings) -> torch.optim.Adam:

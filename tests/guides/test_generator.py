@@ -132,6 +132,13 @@ class TestGeneratorConformance(GuideConformance):
         assert list(twin.sites) == list(guide.sites)
 
 
+class TestGeneratorAlongAxes(TestGeneratorConformance):
+    """Coordinates along two axes in place of weights."""
+
+    def make_guide(self, model: nn.Module, **options: Any) -> Generator:
+        return Generator(model, (6, 5), 3, components=2, **options)
+
+
 def make(net: nn.Module | None = None, **options: Any) -> tuple[SupervisedModel, Generator]:
     net = net or nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 1))
     model = SupervisedModel(net, likelihoods.Normal(dist.LogNormal(0.0, 0.5)), dist.Normal(0.0, 1.0), num_data=8)
@@ -165,12 +172,27 @@ def test_a_linear_generator_is_a_gaussian() -> None:
     assert z_of_mean(products[:, varies][:, :, varies], (mixed @ mixed.T)[varies][:, varies], rounding=1e-3) < Z
 
 
-def test_starts_with_noise_of_the_right_size() -> None:
+@pytest.mark.parametrize("components", [None, 10])
+def test_starts_with_noise_of_the_right_size(components: int | None) -> None:
     """Standard deviations of outputs at the start: within a factor of two of one."""
-    _, guide = make(nn.Linear(20, 20), hidden=(100, 100, 100))
+    _, guide = make(nn.Linear(20, 20), hidden=(100, 100, 100), components=components)
     torch.manual_seed(0)
     spread = guide.standardised(1000).detach().std(0)
     assert 0.5 < float(spread.median()) < 2.0
+
+
+@pytest.mark.parametrize("components", [None, 3])
+def test_coordinates_that_are_moved(components: int | None) -> None:
+    """Flat draws afterwards are those that coordinates ``(c - mean) factor`` would have made before."""
+    _, guide = make(nn.Linear(4, 1), components=components)
+    guide.double()
+    guide.scale.copy_(torch.linspace(0.5, 2.0, guide.num_latents))
+    mean, factor = torch.randn(2, guide.num_coordinates).double()
+    made = seeded(lambda: guide.coordinates(5)).detach()
+    moved = (made - mean) * factor
+    expected = guide.loc + guide.scale * (moved if guide.basis is None else moved @ guide.basis)
+    guide.move_coordinates(mean, factor)
+    torch.testing.assert_close(seeded(lambda: guide.flat(5)).detach(), expected)
 
 
 # ------------------------------------------------------------------------------------------------------ storage
@@ -256,13 +278,14 @@ def test_refusals() -> None:
     for hidden, error in (((0,), ValueError), ((2.5,), ValueError), (7, TypeError), ("ab", TypeError)):
         with pytest.raises(error, match="hidden: expected"):
             Generator(model, hidden)
-    for option in ({"latent_dim": 0}, {"num_draws": 0}):
+    for option in ({"latent_dim": 0}, {"num_draws": 0}, {"components": 0}):
         with pytest.raises(ValueError, match=f"{next(iter(option))}: expected a positive int"):
             Generator(model, **option)
     assert isinstance(MeanField(model), pb.guides.Guide)
 
 
-def test_gradients_reach_all_parameters() -> None:
-    _, guide = make()
+@pytest.mark.parametrize("components", [None, 3])
+def test_gradients_reach_all_parameters(components: int | None) -> None:
+    _, guide = make(components=components)
     sum(value.sum() for value in guide.draw().values()).backward()
     assert all(isinstance(p.grad, Tensor) and bool(p.grad.abs().sum() > 0) for p in guide.parameters())

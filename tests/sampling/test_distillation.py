@@ -14,10 +14,10 @@ from torch import Tensor, nn
 import pyrobnn as pb
 from pyrobnn import likelihoods
 from pyrobnn.guides import Chains, DeltaMixture, Generator, MeanField
-from pyrobnn.sampling import SGLD, DistillationDivergedError, distill, online_distill
-from pyrobnn.sampling.distillation import _reader, _standardise
-from pyrobnn.sampling.hmc import HMC
-from pyrobnn.sampling.wasserstein import Game, GameSettings, Moments
+from pyrobnn.sampling import DistillationDivergedError, distill
+from pyrobnn.sampling.flat_draws import FlatDraws
+from pyrobnn.sampling.standardisation import Moments, Standards, principal_axes
+from pyrobnn.sampling.wasserstein import Game, GameSettings
 from pyrobnn.supervised import SupervisedModel
 from tests.conformance.comparisons import assert_same_state, network_state
 
@@ -50,22 +50,23 @@ def distances(a: Tensor, b: Tensor) -> Tensor:
 quick = functools.partial(
     distill, hidden=(8,), critic_hidden=(8,), latent_dim=2, steps=3, batch_size=10, seed=0, progress=False
 )
+by_weight = functools.partial(quick, components=None)
 
 
 # ------------------------------------------------------------------------------------------- what it must reproduce
 
 
 @pytest.mark.statistical
-def test_a_correlated_gaussian_is_reproduced() -> None:
+@pytest.mark.parametrize("components", [None, 30])
+def test_a_correlated_gaussian_is_reproduced(components: int | None) -> None:
     """From 2000 draws: means within 0.15 of their standard deviation, covariance within 20 % (Frobenius norm).
 
-    20,000 generated draws have Monte Carlo errors of 0.007 and about 0.02. Two seeds gave 0.02 and 7 %. The generator
-    of independent weights with these means and variances would be 50 % off.
+    20,000 generated draws have Monte Carlo errors of 0.007 and about 0.02. Two seeds gave 0.02 and 7 % for weights. The
+    generator of independent weights with these means and variances would be 50 % off.
     """
     draws = correlated()
-    generator = distill(
-        chains(draws), hidden=(64, 64), critic_hidden=(64, 64), latent_dim=8, steps=400, lr=2e-3, seed=0, progress=False
-    )
+    sizes: dict[str, Any] = {"hidden": (64, 64), "critic_hidden": (64, 64), "latent_dim": 8, "components": components}
+    generator = distill(chains(draws), steps=400, lr=2e-3, seed=0, progress=False, **sizes)
     torch.manual_seed(1)
     made = generator.flat(20_000).detach()
     scale = draws.std(0)
@@ -81,24 +82,79 @@ def test_a_correlated_gaussian_is_reproduced() -> None:
 
 
 @pytest.mark.statistical
-def test_moments_of_weights_are_matched_however_short_the_training() -> None:
-    """Means and standard deviations: 10,000 draws match them, 10,000 others are compared; five standard errors."""
+@pytest.mark.parametrize("components", [None, 3])
+def test_moments_are_matched_however_short_the_training(components: int | None) -> None:
+    """Means and standard deviations of weights, or along axes: 10,000 draws match them, 10,000 others are compared.
+
+    Five standard errors.
+    """
     draws = correlated()
-    generator = quick(chains(draws))
-    torch.manual_seed(1)
-    made = generator.flat(10_000).detach()
-    assert float(((made.mean(0) - draws.mean(0)) / draws.std(0)).abs().max()) < 5 * (2 / 10_000) ** 0.5
-    assert float((made.std(0) / draws.std(0) - 1).abs().max()) < 5 * (2 / 10_000) ** 0.5
-    plain = quick(chains(draws), match_moments=False)
+    generator = quick(chains(draws), components=components)
+    plain = quick(chains(draws), components=components, match_moments=False)
     torch.testing.assert_close(plain.loc, draws.mean(0))
     torch.testing.assert_close(plain.scale, draws.std(0))
+    torch.manual_seed(1)
+    made, known = ((rows - plain.loc) / plain.scale for rows in (generator.flat(10_000).detach(), draws))
+    if plain.basis is not None:
+        made, known = made @ plain.basis.T, known @ plain.basis.T
+    assert float(((made.mean(0) - known.mean(0)) / known.std(0)).abs().max()) < 5 * (2 / 10_000) ** 0.5
+    assert float((made.std(0) / known.std(0) - 1).abs().max()) < 5 * (2 / 10_000) ** 0.5
+
+
+def low_rank(count: int, weights: int, rank: int) -> Tensor:
+    """Draws ``[count, weights]`` that differ in ``rank`` directions only."""
+    generator = torch.Generator().manual_seed(1)
+    factors = [torch.randn(*shape, generator=generator).double() for shape in ((count, rank), (rank, weights))]
+    return factors[0] @ factors[1] + 3.0
+
+
+@pytest.mark.parametrize(("count", "weights", "most_rows"), [(60, 20, 60), (30, 50, 30), (60, 50, 1)])
+def test_principal_axes(count: int, weights: int, most_rows: int) -> None:
+    """Draws of rank 5: five axes hold all; coordinates rebuild the draws and keep their distances but for a factor."""
+    draws = low_rank(count, weights, 5)
+    standards = Standards.of(iter([draws]), chains(draws))
+    axes = principal_axes(lambda: iter(draws.split(7)), standards, 8, most_rows)
+    assert axes.basis.shape == (5, weights)
+    assert axes.explained == pytest.approx(1.0)
+    expected = standards(draws)
+    torch.testing.assert_close(axes.coordinates @ axes.basis, expected)
+    gram = axes.basis @ axes.basis.T
+    torch.testing.assert_close(gram, gram[0, 0] * torch.eye(5).double())
+    factor = torch.cdist(expected, expected) / torch.cdist(axes.coordinates, axes.coordinates)
+    off_diagonal = ~torch.eye(count, dtype=torch.bool)
+    torch.testing.assert_close(factor[off_diagonal], factor[0, 1].expand(count * (count - 1)))
+    assert axes.coordinates.square().mean() == pytest.approx(1.0, rel=0.3)
+    fewer = principal_axes(lambda: iter([draws]), standards, 2, most_rows)
+    values = torch.linalg.svdvals(expected).square()
+    rows = standards(draws)[:: -(-count // max(most_rows, 3))]
+    share = torch.linalg.svdvals(rows).square()
+    assert fewer.explained == pytest.approx(float(share[:2].sum() / share.sum()))
+    if len(rows) == count:
+        assert fewer.explained == pytest.approx(float(values[:2].sum() / values.sum()))
+
+
+def test_draws_of_few_directions_are_generated_in_them() -> None:
+    draws = low_rank(100, 40, 3).float()
+    generator = quick(chains(draws))
+    assert generator.components == 3
+    made = (generator.flat(50).detach() - generator.loc) / generator.scale
+    left_out = made - made @ torch.linalg.pinv(generator.basis) @ generator.basis
+    assert float(left_out.abs().max()) < 1e-4
+
+
+def test_a_warning_where_the_axes_leave_much_out() -> None:
+    draws = torch.randn(200, 40, generator=torch.Generator().manual_seed(0))
+    with pytest.warns(UserWarning, match=r"components: the draws' 10 principal axes hold 4\d% of their variance"):
+        quick(chains(draws), components=10)
 
 
 def test_storage_is_reported_against_the_draws() -> None:
     rows = torch.randn(500, 41, generator=torch.Generator().manual_seed(0))
-    generator = quick(chains(rows), hidden=(16,), latent_dim=8)
+    generator = by_weight(chains(rows), hidden=(16,), latent_dim=8)
     assert generator.num_draws == 500
     assert generator.num_parameters == 9 * 16 + 17 * 41 + 2 * 41
+    along = quick(chains(rows), hidden=(16,), latent_dim=8, components=41)
+    assert along.num_parameters == 9 * 16 + 17 * 41 + (41 + 2) * 41
     assert generator.storage_ratio == generator.num_parameters / (500 * 41)
     assert generator.storage_ratio <= 0.2
 
@@ -117,7 +173,7 @@ def test_every_source_of_draws_gives_the_same_batches() -> None:
     for guide in (whole, pieces, mixture):
         for max_bytes in (2**30, 1):
             torch.manual_seed(3)
-            batch = _reader(guide, 10, torch.device("cpu"), max_bytes)
+            batch = FlatDraws(guide).reader(10, torch.device("cpu"), max_bytes, lambda rows: rows)
             for _ in range(2):
                 found = batch()
                 assert found.shape == (10, 5)
@@ -137,6 +193,10 @@ def test_guides_without_an_end_of_draws() -> None:
     assert generator.num_draws is None
     assert generator.storage_ratio is None
     torch.testing.assert_close(generator.loc, guide.flat_loc.detach(), rtol=0, atol=5 * 0.3 / 2000**0.5)
+    first, second = (list(FlatDraws(guide).blocks()) for _ in range(2))
+    draws = FlatDraws(guide)
+    assert torch.equal(torch.cat(list(draws.blocks())), torch.cat(list(draws.blocks())))
+    assert not torch.equal(first[0], second[0])
     again = quick(generator)  # of a generator, too
     assert again.sample(2)["net.weight"].shape == (2, 1, 3)
 
@@ -150,23 +210,25 @@ def test_moments_by_blocks() -> None:
     torch.testing.assert_close(moments.std, rows.double().std(0))
 
 
-def test_weights_that_never_change_stay_put() -> None:
+@pytest.mark.parametrize("components", [None, 30])
+def test_weights_that_never_change_stay_put(components: int | None) -> None:
     draws = correlated(100)
     draws[:, 1] = 0.1
-    generator = quick(chains(draws), steps=5)
+    generator = quick(chains(draws), steps=5, components=components)
     made = generator.flat(50).detach()
     assert torch.equal(made[:, 1], torch.full((50,), 0.1))
     assert bool((made[:, [0, 2, 3]].std(0) > 0).all())
 
 
-def test_seed_and_checkpoint(tmp_path: Path) -> None:
+@pytest.mark.parametrize("components", [None, 2])
+def test_seed_and_checkpoint(tmp_path: Path, components: int | None) -> None:
     model = regression()
     guide = chains(correlated(100), model)
-    first, second = quick(guide), quick(guide)
+    first, second = (quick(guide, components=components) for _ in range(2))
     assert_same_state(network_state(first), network_state(second))
     pb.save(tmp_path / "saved", model, first)
     _, loaded = pb.load(tmp_path / "saved", nn.Linear(3, 1))
-    assert loaded.num_draws == 100
+    assert (loaded.num_draws, loaded.components) == (100, components)
     x = torch.randn(4, 3)
     expected = pb.predict(model, first, x, 5, seed=0).mean
     assert torch.equal(pb.predict(model, loaded, x, 5, seed=0).mean, expected)
@@ -185,8 +247,8 @@ def test_the_critics_objective_by_hand() -> None:
     """One step of the critic from zero weights in its last layer: no distance, and a penalty of (0 - 1)²."""
     guide = chains(correlated(100))
     generator = Generator(guide, (4,), 2)
-    rows = guide.flat_draws(torch.arange(100))
-    _standardise(generator, iter([rows]))
+    flat = guide.flat_draws(torch.arange(100))
+    rows = Standards.of(iter([flat]), guide)(flat)
     game = Game(generator, GameSettings(1, batch_size=10, critic_steps=1, critic_hidden=(6,)))
     with torch.no_grad():
         game.critic[-1].weight.zero_()
@@ -198,8 +260,8 @@ def test_the_critics_objective_by_hand() -> None:
 def test_each_critic_step_sees_other_draws() -> None:
     guide = chains(correlated(100))
     generator = Generator(guide, (4,), 2)
-    rows = guide.flat_draws(torch.arange(100))
-    _standardise(generator, iter([rows]))
+    flat = guide.flat_draws(torch.arange(100))
+    rows = Standards.of(iter([flat]), guide)(flat)
     game = Game(generator, GameSettings(4, batch_size=10, critic_steps=3))
     seen = []
 
@@ -222,74 +284,6 @@ def test_the_average_is_what_is_returned() -> None:
     assert last.history.critic == mean.history.critic  # the games were the same
 
 
-# --------------------------------------------------------------------------------------------------------- online
-
-
-def data() -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(5)
-    x = torch.randn(24, 3, generator=generator)
-    return x, x.sum(1, keepdim=True) + 0.5 * torch.randn(24, 1, generator=generator)
-
-
-quick_online = functools.partial(
-    online_distill,
-    kernel=SGLD(2e-3),
-    num_samples=60,
-    burn_in=20,
-    chains=2,
-    buffer_size=80,
-    refresh=5,
-    hidden=(8,),
-    critic_hidden=(8,),
-    latent_dim=2,
-    steps=12,
-    batch_size=20,
-    seed=0,
-    progress=False,
-)
-
-
-def test_online_trains_on_a_buffer_of_the_latest_draws(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A window of 40 draws of two chains, refreshed by 5: five bouts of the 12 steps, on the rows of pb.sample."""
-    seen: list[tuple[int, Tensor]] = []
-    play = Game.play
-
-    def spy(self: Game, batch: Any, steps: int) -> None:
-        seen.append((steps, torch.cat([batch() for _ in range(40)])))
-        play(self, batch, steps)
-
-    monkeypatch.setattr(Game, "play", spy)
-    model = regression()
-    before = network_state(model)
-    generator = quick_online(model, data())
-    assert_same_state(network_state(model), before)
-    assert [steps for steps, _ in seen] == [2, 2, 3, 2, 3]
-    assert len(generator.history.critic) == 12
-    assert generator.num_draws == 120
-    whole = pb.sample(model, data(), kernel=SGLD(2e-3), num_samples=40, burn_in=20, chains=2, seed=0, progress=False)
-    rows = whole.flat_draws(torch.arange(80))
-    assert bool((distances(seen[0][1], rows).min(1).values < 1e-5).all())
-    # The last window has lost the first draws.
-    assert float(distances(seen[-1][1], rows[[0, 40]]).min()) > 1e-3
-
-
-@pytest.mark.statistical
-def test_online_finds_the_means_of_the_posterior() -> None:
-    """Against least squares with the prior's pull, within half a posterior standard deviation: 400 correlated draws."""
-    model, (x, y) = regression(), data()
-    generator = quick_online(model, (x, y), num_samples=250, thinning=4, buffer_size=400, burn_in=200)
-    features = torch.cat([x, torch.ones(24, 1)], 1)
-    precision = features.T @ features / 0.25 + torch.eye(4)
-    mean, scale = (
-        torch.linalg.solve(precision, features.T @ y / 0.25).squeeze(-1),
-        precision.inverse().diagonal().sqrt(),
-    )
-    torch.manual_seed(0)
-    made = generator.flat(5000).detach()
-    assert float(((made.mean(0) - mean) / scale).abs().max()) < 0.5
-    assert 0.6 < float((made.std(0) / scale).min()) < float((made.std(0) / scale).max()) < 1.6
-
-
 # -------------------------------------------------------------------------------------------------------- refusals
 
 
@@ -304,6 +298,7 @@ BAD = [
     ({"hidden": (0,)}, "hidden: expected a positive int"),
     ({"latent_dim": 0}, "latent_dim: expected a positive int"),
     ({"max_bytes": 0}, "max_bytes: expected a positive int"),
+    ({"components": 0}, "components: expected a positive int"),
 ]
 
 
@@ -337,18 +332,3 @@ def test_members_with_statistics_of_their_own_are_refused() -> None:
 def test_divergence_is_told() -> None:
     with pytest.raises(DistillationDivergedError, match=r"distillation diverged at step \d+"):
         quick(chains(correlated(100)), lr=1e30, steps=50)
-
-
-def test_online_refusals() -> None:
-    model = regression()
-    for options, message in (
-        ({"num_samples": 39}, "num_samples: 39 draws of each of 2 chains do not fill a buffer of 80"),
-        ({"batch_size": 81}, "buffer_size: it holds 80 draws, fewer than the 81 of a batch"),
-        ({"refresh": 0}, "refresh: expected a positive int"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            quick_online(model, data(), **options)
-    with pytest.raises(TypeError, match="kernel: expected a stochastic gradient one"):
-        quick_online(model, data(), kernel=HMC())
-    with pytest.raises(TypeError, match="colour"):
-        quick_online(model, data(), colour="red")

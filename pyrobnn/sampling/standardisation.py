@@ -1,0 +1,144 @@
+r"""The space in which a generator learns: standardised weights, or their principal components.
+
+Draws :math:`w` are standardised weight by weight, :math:`u = (w - m) / s`. A chain of a network with many thousands of
+weights moves in far fewer directions than it has weights: with the draws' leading principal axes as the rows of B,
+
+.. math::  u \approx c B, \qquad B B^\top \propto I.
+
+Distances between draws along the axes are, but for one factor, distances between their coordinates c, and so is the
+Wasserstein distance: a generator of coordinates plays the game of a generator of weights, restricted to where the draws
+are, at a cost that does not depend on the number of weights. It need not learn what they never do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pyrobnn.guides.base import Guide
+
+__all__ = ["Moments", "PrincipalAxes", "Standards", "principal_axes"]
+
+_ALIKE = 1e-6  # spread of draws, relative to their size, that is but rounding
+_ROUNDING = 1e-6  # variance of an axis, relative to that of the first, that is but rounding
+
+
+class Moments:
+    """Means and standard deviations by column, block by block in double precision (Chan et al. 1979).
+
+    Attributes:
+        count: Rows so far.
+        mean: Their mean ``[P]``.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.mean: Tensor = torch.zeros(())
+        self._squares: Tensor = torch.zeros(())
+
+    def add(self, rows: Tensor) -> None:
+        """Adds rows ``[K, P]``."""
+        rows = rows.double()
+        mean, added, total = rows.mean(0), len(rows), self.count + len(rows)
+        shift = mean - self.mean.to(mean)
+        self._squares = (
+            self._squares.to(mean) + (rows - mean).square().sum(0) + shift.square() * (self.count * added / total)
+        )
+        self.mean = self.mean.to(mean) + shift * (added / total)
+        self.count = total
+
+    @property
+    def std(self) -> Tensor:
+        """Standard deviations ``[P]``."""
+        return (self._squares / max(self.count - 1, 1)).sqrt()
+
+
+@dataclass(frozen=True)
+class Standards:
+    """Means and standard deviations of draws; calling it standardises others.
+
+    Attributes:
+        loc, scale: Mean and standard deviation ``[P]``; the latter is zero where all draws are alike.
+    """
+
+    loc: Tensor
+    scale: Tensor
+
+    @classmethod
+    @torch.no_grad()
+    def of(cls, blocks: Iterator[Tensor], layout: Guide) -> Standards:
+        """Those of all draws in ``blocks``, which ``layout`` can split into sites.
+
+        Raises:
+            ValueError: If a draw is not finite, or no weight differs between draws.
+        """
+        moments = Moments()
+        for block in blocks:
+            if not bool(block.isfinite().all()):
+                raise ValueError(
+                    f"guide: a draw of the site {_blamed(block, layout)!r} is not finite; look at the "
+                    "sampler that made it."
+                )
+            moments.add(block)
+        loc, scale = moments.mean.to(block), moments.std.to(block)
+        scale[scale <= _ALIKE * loc.abs()] = 0.0
+        if not bool((scale > 0).any()):
+            raise ValueError(f"guide: its {moments.count} draws are all alike, so there is nothing to distil.")
+        return cls(loc, scale)
+
+    def __call__(self, flat: Tensor) -> Tensor:
+        """Standardised draws ``[K, P]``; 0 where the scale is."""
+        return torch.where(self.scale > 0, (flat - self.loc) / self.scale, 0.0)
+
+
+def _blamed(block: Tensor, layout: Guide) -> str:
+    return next(name for name, values in layout.split(block).items() if not bool(values.isfinite().all()))
+
+
+@dataclass(frozen=True)
+class PrincipalAxes:
+    """The leading principal axes of standardised draws.
+
+    Attributes:
+        basis: Orthogonal rows ``[C, P]`` of one length, chosen so that coordinates have about unit size.
+        coordinates: The draws' coordinates ``[S, C]``, of mean zero.
+        explained: Share of the draws' variance along the axes.
+    """
+
+    basis: Tensor
+    coordinates: Tensor
+    explained: float
+
+
+@torch.no_grad()
+def principal_axes(
+    blocks: Callable[[], Iterator[Tensor]], standardise: Callable[[Tensor], Tensor], count: int, most_rows: int
+) -> PrincipalAxes:
+    """Finds the axes of at most ``count`` leading principal components.
+
+    Args:
+        blocks: Gives all draws ``[S, P]`` in blocks, the same at each call.
+        standardise: From such a block to standardised weights.
+        count: The number of components; fewer where the draws span fewer.
+        most_rows: Draws, evenly spaced, from which the axes are found (or one more than ``count``, if that is more);
+            all are projected on them.
+    """
+    total = sum(len(block) for block in blocks())
+    stride, kept, start = -(-total // max(most_rows, count + 1)), [], 0
+    for block in blocks():
+        kept.append(standardise(block)[-start % stride :: stride])
+        start += len(block)
+    rows = torch.cat(kept)
+    of_draws = len(rows) < rows.shape[1]  # the smaller of the two Gram matrices has the same eigenvalues
+    values, vectors = torch.linalg.eigh((rows @ rows.T if of_draws else rows.T @ rows).double())
+    values, vectors = values.flip(0)[:count], vectors.flip(1)[:, :count]
+    values, vectors = (part[..., values > _ROUNDING * values[0]] for part in (values, vectors))
+    axes = (vectors.T.to(rows) @ rows) if of_draws else vectors.T.to(rows)
+    axes = axes / axes.norm(dim=1, keepdim=True)
+    unit = (values.mean() / len(rows)).sqrt().to(rows)  # typical size of a coordinate along an axis of length one
+    coordinates = torch.cat([standardise(block) @ axes.T for block in blocks()]) / unit
+    explained = float(values.sum() / rows.double().square().sum())
+    return PrincipalAxes(axes * unit, coordinates, explained)
