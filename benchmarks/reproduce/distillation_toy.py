@@ -59,6 +59,7 @@ def run(seed: int, options: argparse.Namespace) -> dict[str, Row]:
     table: dict[str, Row] = {}
     for name, more in (("APD", {}), ("APD, moments as they come", apart)):
         settings = {"steps": steps, "lr": options.lr, "latent_dim": options.latent, "batch_size": min(100, draws)}
+        settings |= {"components": options.components or None}
         generator = pb.distill(first, seed=seed, progress=False, **settings, **more)
         found[name] = predicted(model, generator, seed)
         table[name] = {"storage": generator.storage_ratio or 0.0}
@@ -103,7 +104,8 @@ def main() -> None:
     parser.add_argument("--step-size", type=float, default=0.02)
     parser.add_argument("--prior", type=float, default=1.0, help="standard deviation of the weights' prior")
     parser.add_argument("--steps", type=int, default=3000, help="steps of the generator (default %(default)s)")
-    parser.add_argument("--lr", type=float, default=3e-4)
+    parser.add_argument("--lr", type=float, help="of the generator (default: that of pb.distill)")
+    parser.add_argument("--components", type=int, default=30, help="of the generator; 0: weights, as in the paper")
     parser.add_argument("--latent", type=int, default=100, help="length of the generator's noise, as in the paper")
     parser.add_argument("--figure", metavar="PATH", help="write the three maps of the first seed there")
     Experiment("Distillation toy: class probabilities against SGLD's on a grid", run).main(parser)

@@ -189,14 +189,13 @@ def _images(trainer: Trainer, options: argparse.Namespace) -> Images:
 def _plot_entropies(entropies: dict[str, dict[str, Tensor]], path: Path) -> None:
     """Cumulative distributions of the predictive entropy, a panel for each set of images."""
     kinds = list(next(iter(entropies.values())))
-    figure, axes = plt.subplots(1, len(kinds), figsize=(3 * len(kinds), 3), sharey=True)
+    figure, axes = plt.subplots(1, len(kinds), figsize=(3 * len(kinds) + 2, 3), sharey=True, layout="constrained")
     for ax, kind in zip(axes, kinds, strict=True):
         for name, by_kind in entropies.items():
             ax.ecdf(by_kind[kind].numpy(), label=name)
         ax.set(title=kind, xlabel="entropy in nats")
     axes[0].set_ylabel("fraction of images")
-    axes[-1].legend(fontsize="x-small")
-    figure.tight_layout()
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", fontsize="small")
     figure.savefig(path)
     plt.close(figure)
 
