@@ -1,7 +1,7 @@
 """A training step with drawn structure, as a multiple of the step of the same network with fixed structure.
 
-Baseline: the cell network of ``models.dbsn`` with fixed structure and points for the weights. Contenders: a point for the
-structure, a concrete posterior with one draw a step, and with four, each for its share of the batch; points for the
+Baseline: the cell network of ``models.dbsn`` with fixed structure and points for the weights. Contenders: a point for
+the structure, a concrete posterior with one draw a step, and with four, each for its share of the batch; points for the
 weights in all of them.
 
     python -m benchmarks.structure --threads 1 --rounds 15

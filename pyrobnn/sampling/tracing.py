@@ -38,6 +38,37 @@ _SAME_SHAPE = {
 }
 
 
+DIRECT: dict[Any, Callable[..., Any]] = {
+    _aten.add.Tensor: torch.add,
+    _aten.addmm.default: torch.addmm,
+    _aten.bmm.default: torch.bmm,
+    _aten.cat.default: torch.cat,
+    _aten.div.Tensor: torch.div,
+    _aten.dot.default: torch.dot,
+    _aten.exp.default: torch.exp,
+    _aten.expand.default: Tensor.expand,
+    _aten.log.default: torch.log,
+    _aten.mm.default: torch.mm,
+    _aten.mul.Scalar: torch.mul,
+    _aten.mul.Tensor: torch.mul,
+    _aten.neg.default: torch.neg,
+    _aten.pow.Tensor_Scalar: torch.pow,
+    _aten.relu.default: torch.relu,
+    _aten.rsub.Scalar: torch.rsub,
+    _aten.sigmoid.default: torch.sigmoid,
+    _aten.split_with_sizes.default: torch.split_with_sizes,
+    _aten.sub.Tensor: torch.sub,
+    _aten.sum.default: torch.sum,
+    _aten.sum.dim_IntList: torch.sum,
+    _aten.t.default: torch.t,
+    _aten.tanh.default: torch.tanh,
+    _aten.transpose.int: torch.transpose,
+    _aten.unsqueeze.default: torch.unsqueeze,
+    _aten.view.default: Tensor.view,
+}
+"""Functions that take the arguments of operators and do the same."""
+
+
 def trace(function: Callable[..., Any], *examples: Tensor, fusible: bool = False) -> fx.GraphModule | None:
     """The graph of a function of tensors.
 
@@ -58,6 +89,9 @@ def trace(function: Callable[..., Any], *examples: Tensor, fusible: bool = False
         return None
     _fold_constants(recorded)
     _drop_identities(recorded)
+    _drop_repetitions(recorded)
+    if not fusible:
+        _call_directly(recorded)
     recorded.graph.eliminate_dead_code()
     recorded.recompile()
     return recorded
@@ -128,6 +162,28 @@ def _drop_identities(recorded: fx.GraphModule) -> None:
         same = node.target in _SAME or (
             node.target in _SAME_SHAPE and node.meta["val"].shape == source.meta["val"].shape
         )
-        if same or (node.target is _aten.pow.Tensor_Scalar and node.args[1] == 1):
+        if node.target is _aten.t.default and source.target is _aten.t.default:  # transposed and back
+            node.replace_all_uses_with(source.args[0])
+            recorded.graph.erase_node(node)
+        elif same or (node.target is _aten.pow.Tensor_Scalar and node.args[1] == 1):
             node.replace_all_uses_with(source)
             recorded.graph.erase_node(node)
+
+
+def _drop_repetitions(recorded: fx.GraphModule) -> None:
+    """Computes once what is computed twice."""
+    seen: dict[Any, fx.Node] = {}
+    for node in list(recorded.graph.nodes):
+        if node.op != "call_function" or torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
+            continue
+        first = seen.setdefault((node.target, repr(node.args), repr(node.kwargs)), node)
+        if first is not node:
+            node.replace_all_uses_with(first)
+            recorded.graph.erase_node(node)
+
+
+def _call_directly(recorded: fx.GraphModule) -> None:
+    """Calls torch's functions in place of its operators: the same kernels, a microsecond sooner each."""
+    for node in recorded.graph.nodes:
+        if node.op == "call_function":
+            node.target = DIRECT.get(node.target, node.target)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from pyrobnn.sampling.tracing import trace
+from pyrobnn.sampling.tracing import DIRECT, trace
 
 SCALE = torch.tensor([0.5, 2.0, 3.0])
 
@@ -93,3 +96,62 @@ def test_powers_of_one_and_views_of_the_same_shape_go_away() -> None:
 @pytest.mark.parametrize("function", [lambda x: x if x.sum() > 0 else -x, lambda x: x * x.sum().item()])
 def test_a_function_that_asks_for_values_is_not_recorded(function: object) -> None:
     assert trace(function, torch.ones(2)) is None  # type: ignore[arg-type]
+
+
+# --------------------------------------------------------------------------------------------------- simplification
+
+_A, _B, _V = torch.randn(2, 3), torch.randn(3, 2), torch.randn(3)
+EXAMPLES: dict[str, tuple[Any, ...]] = {
+    "add": (_A, _A),
+    "addmm": (_V, _B, _A),
+    "bmm": (_A[None], _B[None]),
+    "cat": ([_V, _V],),
+    "div": (_A, _A),
+    "dot": (_V, _V),
+    "expand": (_V, [2, 3]),
+    "mm": (_A, _B),
+    "mul.Scalar": (_A, 2.0),
+    "mul.Tensor": (_A, _A),
+    "pow": (_A, 2),
+    "rsub": (_A, 1.0),
+    "split_with_sizes": (_V, [1, 2], -1),
+    "sub": (_A, _A),
+    "sum.dim_IntList": (_A, [0], True),
+    "transpose": (_A, 0, 1),
+    "unsqueeze": (_A, 0),
+    "view": (_A, [6]),
+}
+"""Arguments of operators by (the beginning of) their names; those of the others are one matrix."""
+
+
+@pytest.mark.parametrize("operator", DIRECT, ids=str)
+def test_direct_functions_are_their_operators(operator: Any) -> None:
+    """The function dispatches to the operator that it replaces, with the arguments that the graph gives it."""
+    full = str(operator).removeprefix("aten.")
+    arguments = EXAMPLES.get(full) or EXAMPLES.get(full.partition(".")[0], (_A,))
+    seen = []
+
+    class Record(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            seen.append(func)
+            return func(*args, **(kwargs or {}))
+
+    with Record():
+        found = DIRECT[operator](*arguments)
+    assert seen[:1] == [operator] or str(operator) in ("aten.mul.Scalar", "aten.rsub.Scalar")  # as tensors, the same
+    torch.testing.assert_close(found, operator(*arguments), rtol=0, atol=0, equal_nan=True)
+
+
+def test_what_is_computed_twice_is_computed_once() -> None:
+    def function(x: Tensor) -> Tensor:
+        return x.tanh() * x.tanh() + x.t().t().exp()
+
+    recorded = trace(function, _A)
+    assert recorded is not None
+    names = [node.target for node in recorded.graph.nodes if node.op == "call_function"]
+    assert names.count(torch.tanh) == 1
+    assert torch.t not in names
+    torch.testing.assert_close(recorded(_A), function(_A))
+    noisy = trace(lambda x: x + torch.randn_like(x) - torch.randn_like(x), _A)
+    assert noisy is not None
+    assert bool((noisy(_A) != _A).any())  # two draws are not one
