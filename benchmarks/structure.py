@@ -31,7 +31,7 @@ from pyrobnn.training import make_optimizer, train_step
 
 SIZES: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
     "small": (dbsn.SMALL, (128, 1, 14, 14)),
-    "paper": ({}, (16, 3, 32, 32)),
+    "medium": ({"nodes": 5, "cells": 1}, (32, 3, 32, 32)),
 }
 """Options of the network, and the shape of a batch."""
 

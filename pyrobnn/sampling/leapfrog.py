@@ -121,11 +121,13 @@ class Leapfrogs:
             # Written with exp, tanh takes half the time; its error, 1e-7, is that of single precision elsewhere.
             # Calls between kernels in C++ instead of Python save a quarter of a single chain's time.
             options |= {"cpp.use_decompose_tanh": like.dtype == torch.float32, "cpp_wrapper": is_long}
+        function = recorded.forward  # past what modules do at each call
         try:
-            compiled: Any = torch.compile(recorded, fullgraph=True, dynamic=False, options=options)
+            compiled: Any = torch.compile(function, fullgraph=True, dynamic=False, options=options)
         except RuntimeError:  # another version of torch does not know an option
-            compiled = torch.compile(recorded, fullgraph=True, dynamic=False)
-        compiled(*inputs)  # compilation happens at the first call
+            compiled = torch.compile(function, fullgraph=True, dynamic=False)
+        with torch.no_grad():  # as in every run: another mode would be compiled for anew
+            compiled(*inputs)  # compilation happens at the first call
         return compiled
 
 
