@@ -24,12 +24,15 @@ class Estimator:
         layerwise: Whether it may be chosen for single sites.
         groups: Number of parts a batch is split into, one draw for each.
         path_derivative: Whether the score of q is left out of the gradient.
+        shares_noise: Whether its layers use one deviation for the whole batch, which may then come from a block of
+            random numbers that several steps share.
     """
 
     name: ClassVar[str] = ""
     handles: ClassVar[tuple[type[nn.Module], ...]] = ()
     layerwise: ClassVar[bool] = True
     path_derivative: ClassVar[bool] = False
+    shares_noise: ClassVar[bool] = False
     groups: int = 1
 
     def layer(self, layer: Layer, x: Tensor, weight: GaussianWeight, bias: Tensor | None) -> Any:

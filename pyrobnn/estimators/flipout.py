@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import cache
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +31,7 @@ class Flipout(Estimator):
 
     name = "flipout"
     handles = LocalReparameterization.handles
+    shares_noise: ClassVar[bool] = True
 
     def layer(self, layer: Layer, x: Tensor, weight: GaussianWeight, bias: Tensor | None) -> Any:
         """The layer at the mean plus its signed deviation; the bias shares the output's signs."""

@@ -7,6 +7,7 @@ one weight per example; whatever else touches it sees one ordinary draw, the sam
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -30,20 +31,29 @@ class GaussianWeight(Tensor):
         buffer: If given, :attr:`variance` and :meth:`deviations` are leaves, whose gradients
             :meth:`add_log_scale_gradient` collects, instead of functions of ``scale`` in the graph; the first of them
             is written here.
+        noise: If given, gives the standard normals of the step's one deviation.
     """
 
     loc: Tensor
     scale: Tensor
     estimator: Estimator
     buffer: Tensor | None
+    noise: Callable[[], Tensor] | None
     _variance: Tensor | None
     _deviations: dict[int, Tensor]
 
     @staticmethod
-    def of(loc: Tensor, scale: Tensor, estimator: Estimator, buffer: Tensor | None = None) -> GaussianWeight:
+    def of(
+        loc: Tensor,
+        scale: Tensor,
+        estimator: Estimator,
+        buffer: Tensor | None = None,
+        noise: Callable[[], Tensor] | None = None,
+    ) -> GaussianWeight:
         """Wraps a mean and a standard deviation of equal shape."""
         weight = loc.detach().as_subclass(GaussianWeight)
-        weight.loc, weight.scale, weight.estimator, weight.buffer = loc, scale, estimator, buffer
+        weight.loc, weight.scale, weight.estimator = loc, scale, estimator
+        weight.buffer, weight.noise = buffer, noise
         weight._variance, weight._deviations = None, {}
         return weight
 
@@ -69,7 +79,10 @@ class GaussianWeight(Tensor):
                 self._deviations[count] = self._noise(count, mirrored) * self.scale
             else:
                 with torch.no_grad():
-                    value = self._noise(count, mirrored).mul_(self.scale)
+                    if self.noise is not None and not count:
+                        value = torch.mul(self.noise(), self.scale, out=self._room())
+                    else:
+                        value = self._noise(count, mirrored).mul_(self.scale)
                 self._deviations[count] = value.requires_grad_()
         return self._deviations[count]
 

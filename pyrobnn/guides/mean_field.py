@@ -216,9 +216,13 @@ class MeanField(Guide):
             step.prior = self.flat_prior
             kl = 0.0 if step.prior is None else self._flat_kl(step.prior, step.scale)
             scales, room, locs = self.split(step.scale), self.split(step.value), step.locs.values
+        own = {name: estimators.get(name, _SHARED) for name in self.sites}
+        noise = step.noise_of_a_step(self.split(step.noise))
         weights = {
-            name: GaussianWeight.of(locs[name], scales[name], estimators.get(name, _SHARED), room[name])
-            for name in self.sites
+            name: GaussianWeight.of(
+                locs[name], scales[name], by, room[name], partial(noise, name) if by.shares_noise and self.antithetic else None
+            )
+            for name, by in own.items()
         }
         step.drawn = weights
         chosen = {name: weights[name] if name in estimators else weights[name].shared for name in self.sites}
@@ -278,6 +282,19 @@ class _Step:
         self.locs: Leaves | None = None  # of steps whose draws are made by layers
         self.drawn: dict[str, GaussianWeight] | None = None
         self.turn = 0  # position of the coming draw in its antithetic group
+
+    def noise_of_a_step(self, views: Mapping[str, Tensor]) -> Callable[[str], Tensor]:
+        """The noise of a site in an antithetic group, by its name; all sites' is made when one first asks."""
+        made = False
+
+        def of(name: str) -> Tensor:
+            nonlocal made
+            if not made:
+                self.refresh_noise(antithetic=True)
+                made = True
+            return views[name]
+
+        return of
 
     def refresh_noise(self, antithetic: bool) -> None:
         """The noise of the next draw: new, or the last one with other signs, which costs a tenth of drawing."""

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 import pyrobnn as pb
 from pyrobnn import estimators
 from pyrobnn.elbo import MeanFieldELBO
-from pyrobnn.estimators import EstimatorSpec, Flipout, LocalReparameterization, PerExample, PerGroup
+from pyrobnn.estimators import EstimatorSpec, Flipout, GaussianWeight, LocalReparameterization, PerExample, PerGroup
+from pyrobnn.estimators.weight import Layer
 from pyrobnn.guides import DeltaMixture, Map, MeanField
 from tests.conformance.conjugate import ConjugateRegression
 from tests.conformance.monte_carlo import Z, z_of_mean, z_of_means
@@ -108,6 +109,42 @@ def test_by_hand_is_by_autograd(name: str) -> None:
     differentiable.backward()
     assert loss == pytest.approx(float(differentiable.detach()), rel=1e-9)
     torch.testing.assert_close([p.grad for p in guide.parameters()], by_hand)
+
+
+@pytest.mark.statistical
+def test_flipout_with_noise_that_eight_steps_share() -> None:
+    """Means of 90 groups of eight gradients against 700 of fresh draws; z below 5."""
+    model, guide, batch = problem(mlp(), (3,))
+    fresh = gradients(model, guide, batch, None, 700, seed=1)
+    guide.antithetic = True
+    shared = gradients(model, guide, batch, "flipout", 720, seed=2).view(90, 8, -1).mean(1)
+    assert z_of_means(shared, fresh) < Z
+
+
+def test_flipouts_deviations_are_antithetic() -> None:
+    """Steps in pairs have opposite deviations, eight share their absolute values; the ninth's are new."""
+    model, guide, batch = problem(mlp(), (3,))
+    guide.antithetic = True
+    seen: list[Tensor] = []
+
+    class Spy(Flipout):
+        def layer(self, layer: Layer, x: Tensor, weight: GaussianWeight, bias: Any) -> Any:
+            if not layer.spatial and weight.shape[-1] == 3:
+                seen.append(weight.deviations().detach().clone())
+            return super().layer(layer, x, weight, bias)
+
+    elbo = MeanFieldELBO(estimator=Spy())
+    for _ in range(9):
+        elbo.backward(model, guide, batch)
+    for even, odd in zip(seen[:8:2], seen[1:8:2], strict=True):
+        assert torch.equal(even, -odd)
+        assert torch.equal(even.abs(), seen[0].abs())
+    assert not torch.equal(seen[8].abs(), seen[0].abs())
+    guide.antithetic = False
+    seen.clear()
+    for _ in range(2):
+        elbo.backward(model, guide, batch)
+    assert not torch.equal(seen[0].abs(), seen[1].abs())
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "path_derivative"])
