@@ -205,7 +205,9 @@ class DeltaMixture(Ensemble):
         """The member of this particle as leaf tensors, and its ``-log p_m`` of what ``flat_prior`` covers."""
         member = self.pick()
         leaves, prior = self._prepare()
-        score = 0.0 if prior is None else prior.half_squares(self._from_centre(prior, member)) + prior.log_normaliser
+        score: Tensor | float = 0.0
+        if prior is not None and self.scores_prior:
+            score = prior.half_squares(self._from_centre(prior, member)) + prior.log_normaliser
         return self.constrain(leaves.values(member)), score
 
     def pull_back(self, weight: float) -> None:
@@ -253,7 +255,7 @@ class DeltaMixture(Ensemble):
             return None
         if self._counted is not prior:  # the model has other priors now, which the next step will know
             return None
-        if prior is not None:
+        if prior is not None and self.scores_prior:
             rows = self._from_centre(prior, slice(None))
             squares = torch.stack([prior.half_squares(row) for row in rows])
             found.covered = squares.mean() + prior.log_normaliser

@@ -89,7 +89,7 @@ class Map(Point):
             self.flat_prior = None  # the objective rebuilds it from the moved model
         score: Tensor | float = 0.0
         self._counted = self.flat_prior  # the one whose density is counted here, whatever the model shows later
-        if (prior := self._counted) is not None:
+        if (prior := self._counted) is not None and self.scores_prior:
             with torch.no_grad():
                 score = prior.half_squares(loc[: prior.size]) + prior.log_normaliser
         return self.constrain(self._leaves.values), score

@@ -216,14 +216,11 @@ class MeanField(Guide):
             step.prior = self.flat_prior
             kl = 0.0 if step.prior is None else self._flat_kl(step.prior, step.scale)
             scales, room, locs = self.split(step.scale), self.split(step.value), step.locs.values
-        own = {name: estimators.get(name, _SHARED) for name in self.sites}
-        noise = step.noise_of_a_step(self.split(step.noise))
-        weights = {
-            name: GaussianWeight.of(
-                locs[name], scales[name], by, room[name], partial(noise, name) if by.shares_noise and self.antithetic else None
-            )
-            for name, by in own.items()
-        }
+        weights, step.has_noise = {}, False
+        for name in self.sites:
+            by = estimators.get(name, _SHARED)
+            shared = partial(step.noise_of, name) if by.shares_noise and self.antithetic else None
+            weights[name] = GaussianWeight.of(locs[name], scales[name], by, room[name], shared)
         step.drawn = weights
         chosen = {name: weights[name] if name in estimators else weights[name].shared for name in self.sites}
         unsuited = [name for name in estimators if not self.sites[name].is_real]
@@ -276,25 +273,19 @@ class _Step:
         like = guide.flat_loc.detach()
         self.noise, self.scale, self.by_log_scale = (torch.empty_like(like) for _ in range(3))
         self.value = torch.empty_like(like)
-        self.quarters = self.noise.tensor_split(4)
+        self.quarters, self.noises, self.has_noise = self.noise.tensor_split(4), guide.split(self.noise), False
         self.leaves = Leaves(self.value, guide.flat_order)
         self.prior: FlatNormalPrior | None = None
         self.locs: Leaves | None = None  # of steps whose draws are made by layers
         self.drawn: dict[str, GaussianWeight] | None = None
         self.turn = 0  # position of the coming draw in its antithetic group
 
-    def noise_of_a_step(self, views: Mapping[str, Tensor]) -> Callable[[str], Tensor]:
-        """The noise of a site in an antithetic group, by its name; all sites' is made when one first asks."""
-        made = False
-
-        def of(name: str) -> Tensor:
-            nonlocal made
-            if not made:
-                self.refresh_noise(antithetic=True)
-                made = True
-            return views[name]
-
-        return of
+    def noise_of(self, name: str) -> Tensor:
+        """A site's part of a draw in an antithetic group, which is made when one first asks in a step."""
+        if not self.has_noise:
+            self.refresh_noise(antithetic=True)
+            self.has_noise = True
+        return self.noises[name]
 
     def refresh_noise(self, antithetic: bool) -> None:
         """The noise of the next draw: new, or the last one with other signs, which costs a tenth of drawing."""

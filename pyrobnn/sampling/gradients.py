@@ -50,6 +50,7 @@ class PotentialGradient:
                 self.guide = DeltaMixture(model, len(start), "prior", jacobian=True, example=example)
                 self.guide.buffers_by_member = MemberBuffers(nn.Identity(), len(start))
                 self.guide.vmap = vmap
+        self.guide.scores_prior = False
         self.guide.to(device=start.device, dtype=start.dtype)
         self.flat = self.guide.flat_loc.data.view(start.shape)
         self.flat.copy_(start)

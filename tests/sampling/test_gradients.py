@@ -46,3 +46,17 @@ def test_gradients_of_chains_are_those_of_single_chains(vmap: bool) -> None:
         log_joint = log_joint + dist.Gamma(3.0, 2.0).log_prob(scale).sum() + pieces["likelihood.scale"].sum()
         log_joint = log_joint - 0.5 * (pieces["net.weight"].square().sum() + pieces["net.bias"].square().sum())
         torch.testing.assert_close(torch.autograd.grad(-log_joint, free)[0], gradient)
+
+
+@pytest.mark.parametrize("chains", [1, 3])
+def test_the_priors_value_is_left_out_and_its_gradient_is_not(chains: int) -> None:
+    """What training would score beside it: the loss lacks it, the gradient is that of the whole potential."""
+    model, (x, y) = classifier(), rows()
+    start = torch.randn(chains, 31)
+    gradient = PotentialGradient(model, start, (x, y))
+    found = gradient((x, y)).clone()
+    assert gradient.elbo.parts is not None
+    assert float(gradient.elbo.parts.divergence) == 0.0
+    gradient.guide.scores_prior = True
+    torch.testing.assert_close(gradient((x, y)), found)
+    assert float(gradient.elbo.parts.divergence) > 0.0
