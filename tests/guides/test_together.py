@@ -129,7 +129,8 @@ def test_who_runs_together() -> None:
         runs(Branching(), vmap=True)
 
 
-def test_the_rule_for_auto() -> None:
+def test_the_rule_for_auto(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
     small, large = torch.empty(8, 100_000), torch.empty(8, 100_001)
     assert pays_off(network(), small)
     assert not pays_off(network(), large)
@@ -138,6 +139,10 @@ def test_the_rule_for_auto() -> None:
     assert pays_off(images(), small[:, :10_000])
     assert not pays_off(nn.LSTM(3, 4), small)
     assert pays_off(images(), torch.empty(8, 100_001, device="meta"))
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+    assert pays_off(network(), torch.empty(8, 500_000))
+    assert not pays_off(network(), torch.empty(16, 300_001))
+    assert not pays_off(images(), small)
 
 
 @pytest.mark.parametrize("options", [{"members_per_step": 2}, {}])
