@@ -23,11 +23,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it also 
 
 from benchmarks.networks import WORKLOADS, Workload
 from benchmarks.timing import CLOCKS, Alternating, Timing, environment, markdown_table, write_json
-from benchmarks.training_step import bayesian
-from pyrobnn.elbo import MeanFieldELBO
+from benchmarks.training_step import bayesian, single_step
 from pyrobnn.guides import DeltaMixture, Guide, Map
 from pyrobnn.supervised import SupervisedModel
-from pyrobnn.training import make_optimizer, train_step
 
 
 def dense(*sizes: int, batch: int = 64) -> Callable[[], Workload]:
@@ -53,10 +51,8 @@ NETWORKS: dict[str, Callable[[], Workload]] = {
 
 
 def step_of(workload: Workload, make_guide: Callable[[SupervisedModel], Guide]) -> Callable[[], Any]:
-    """One step as :func:`pyrobnn.fit` takes it."""
-    model, guide = bayesian(workload, make_guide)
-    elbo, optimizer = MeanFieldELBO(), make_optimizer(model, guide)
-    return lambda: train_step(model, guide, elbo, optimizer, (workload.x, workload.y), num_data=workload.num_data)
+    """One step of the workload in this library."""
+    return single_step(*bayesian(workload, make_guide), workload.x, workload.y, workload.num_data)
 
 
 def measure(workload: Workload, members: int, rounds: int, block_seconds: float, clock: str) -> list[Timing]:

@@ -22,12 +22,11 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it also runs as a file
 
 from benchmarks.timing import CLOCKS, Alternating, environment, markdown_table, write_json
+from benchmarks.training_step import single_step
 from models import dbsn
-from pyrobnn.elbo import MeanFieldELBO
 from pyrobnn.estimators import PerGroup
 from pyrobnn.guides import Guide, Map
 from pyrobnn.supervised import SupervisedModel
-from pyrobnn.training import make_optimizer, train_step
 
 SIZES: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
     "small": (dbsn.SMALL, (128, 1, 14, 14)),
@@ -37,14 +36,12 @@ SIZES: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
 
 
 def step_of(size: str, make_guide: Callable[[SupervisedModel], Guide], is_random: bool, groups: int = 1) -> Any:
-    """One step as :func:`pyrobnn.fit` takes it."""
+    """One step on random images."""
     options, shape = SIZES[size]
     torch.manual_seed(0)
     x, y = torch.rand(shape), torch.randint(10, shape[:1])
     model = dbsn.dbsn(60_000, is_random=is_random, **options)
-    guide = make_guide(model)
-    elbo, optimizer = MeanFieldELBO(estimator=PerGroup(groups) if groups > 1 else None), make_optimizer(model, guide)
-    return lambda: train_step(model, guide, elbo, optimizer, (x, y), num_data=60_000)
+    return single_step(model, make_guide(model), x, y, 60_000, PerGroup(groups) if groups > 1 else None)
 
 
 def main() -> None:

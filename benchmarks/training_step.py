@@ -33,7 +33,7 @@ from pyrobnn.estimators import EstimatorSpec
 from pyrobnn.guides import Guide, Map, MeanField
 from pyrobnn.likelihoods import Categorical
 from pyrobnn.supervised import SupervisedModel
-from pyrobnn.training import fit
+from pyrobnn.training import fit, make_optimizer, train_step
 
 Contender = Callable[[Workload, Alternating], None]
 
@@ -94,6 +94,14 @@ def bayesian(workload: Workload, make_guide: Callable[[SupervisedModel], Guide])
     """The workload in this library."""
     model = SupervisedModel(workload.net, Categorical(), dist.Normal(0.0, 1.0), num_data=workload.num_data)
     return model, make_guide(model)
+
+
+def single_step(
+    model: SupervisedModel, guide: Guide, x: Tensor, y: Tensor, num_data: int, estimator: EstimatorSpec = None
+) -> Callable[[], Any]:
+    """One step as :func:`pyrobnn.fit` takes it."""
+    elbo, optimizer = MeanFieldELBO(estimator=estimator), make_optimizer(model, guide)
+    return lambda: train_step(model, guide, elbo, optimizer, (x, y), num_data=num_data)
 
 
 def pyro_svi_step(workload: Workload) -> Callable[[], float]:

@@ -5,7 +5,8 @@ r"""Flipout: one draw of the noise, with its own random signs for each example.
 
 with :math:`r_n, s_n` uniform on :math:`\{-1, 1\}`. Noise that is symmetric about zero keeps its distribution, so each
 example has an exact draw of its own; draws of two examples are uncorrelated. Costs a second product and the noise of
-one shared draw. Wen, Vicol, Ba, Tran & Grosse, *Flipout* (2018).
+one shared draw, a block of which serves eight steps with ``MeanField(antithetic=True)``. Wen, Vicol, Ba, Tran & Grosse,
+*Flipout* (2018).
 """
 
 from __future__ import annotations
