@@ -120,6 +120,7 @@ def run(seed: int, options: argparse.Namespace) -> dict[str, Row]:
                 table.plot().figure.savefig(_path(options.plot, seed, "cell"))
     if options.plot:
         _plot_entropies(entropies, _path(options.plot, seed, "entropies"))
+        _plot_robustness(rows, options.epsilons, _path(options.plot, seed, "robustness"))
     return rows
 
 
@@ -188,7 +189,7 @@ def _images(trainer: Trainer, options: argparse.Namespace) -> Images:
 
 def _plot_entropies(entropies: dict[str, dict[str, Tensor]], path: Path) -> None:
     """Cumulative distributions of the predictive entropy, a panel for each set of images."""
-    kinds = list(next(iter(entropies.values())))
+    kinds = [kind for kind in next(iter(entropies.values())) if kind.partition(" ")[0] != "BIM"]
     figure, axes = plt.subplots(1, len(kinds), figsize=(3 * len(kinds) + 2, 3), sharey=True, layout="constrained")
     for ax, kind in zip(axes, kinds, strict=True):
         for name, by_kind in entropies.items():
@@ -196,6 +197,22 @@ def _plot_entropies(entropies: dict[str, dict[str, Tensor]], path: Path) -> None
         ax.set(title=kind, xlabel="entropy in nats")
     axes[0].set_ylabel("fraction of images")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", fontsize="small")
+    figure.savefig(path)
+    plt.close(figure)
+
+
+def _plot_robustness(rows: dict[str, Row], epsilons: list[float], path: Path) -> None:
+    """Accuracy and mean entropy of attacked images against the radius of the attack."""
+    figure, axes = plt.subplots(2, 2, figsize=(9, 5), sharex=True, sharey="row", layout="constrained")
+    for column, attack in enumerate(("FGSM", "BIM")):
+        for name, row in rows.items():
+            axes[0, column].plot([0.0, *epsilons], [row["accuracy"], *(row[f"{attack} {e:g}"] for e in epsilons)], ".-")
+            axes[1, column].plot(epsilons, [row[f"{attack} {e:g} entropy"] for e in epsilons], ".-", label=name)
+        axes[0, column].set_title(attack)
+        axes[1, column].set_xlabel("radius")
+    axes[0, 0].set_ylabel("accuracy in per cent")
+    axes[1, 0].set_ylabel("mean entropy in nats")
+    figure.legend(*axes[1, 0].get_legend_handles_labels(), loc="outside right center", fontsize="small")
     figure.savefig(path)
     plt.close(figure)
 
