@@ -10,7 +10,8 @@ mean probability ("1 - max p"). Unknown images are taken as they are, and times 
 attacks that succeed. One attacked draw and successes only: as published. ``--attack-draws 10`` attacks a mean.
 
     python -m benchmarks.reproduce.detection --attacks --json detection.json
-    python -m benchmarks.reproduce.detection --hidden 400 400 --images 50000 --steps 200000 --device cuda --attacks
+    python -m benchmarks.reproduce.detection --hidden 400 400 --images 50000 --epochs 60 --steps 50500 --thinning 50 \
+        --attacks
 """
 
 from __future__ import annotations
