@@ -224,11 +224,11 @@ def sgmcmc(kernel: StochasticGradientKernel, case: Case) -> guides.Guide:
 
 
 def distilled(case: Case) -> guides.Guide:
-    """A generator of SGLD's draws, of all chains together: hidden units in four orders."""
+    """A generator of SGLD's draws, of all chains together: hidden units in four orders, so many axes."""
     assert isinstance(case.chains, guides.Chains)
     steps = 3 if case.options.quick else case.options.distillation_steps
-    settings = {"batch_size": min(100, case.chains.num_members), "steps": steps, "hidden": (100, 100, 50)}
-    return pb.distill(case.chains, lr=1e-3, seed=case.seed, progress=False, **settings)
+    settings = {"batch_size": min(100, case.chains.num_members), "steps": steps, "components": 100}
+    return pb.distill(case.chains, seed=case.seed, progress=False, **settings)
 
 
 MEAN_FIELD = functools.partial(guides.MeanField, init_scale=0.02)

@@ -188,8 +188,8 @@ def _images(trainer: Trainer, options: argparse.Namespace) -> Images:
 
 
 def _plot_entropies(entropies: dict[str, dict[str, Tensor]], path: Path) -> None:
-    """Cumulative distributions of the predictive entropy, a panel for each set of images."""
-    kinds = [kind for kind in next(iter(entropies.values())) if kind.partition(" ")[0] != "BIM"]
+    """Cumulative distributions of the predictive entropy, a panel for each set of images and the two weakest FGSM."""
+    kinds = [kind for kind in next(iter(entropies.values())) if not kind.startswith("BIM")][:5]
     figure, axes = plt.subplots(1, len(kinds), figsize=(3 * len(kinds) + 2, 3), sharey=True, layout="constrained")
     for ax, kind in zip(axes, kinds, strict=True):
         for name, by_kind in entropies.items():
