@@ -8,8 +8,9 @@ Deng, Yang, Xu, Su & Zhu, *LiBRe* (2021).
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Callable, Iterable, Sized
+from collections.abc import Callable, Iterable, Iterator, Sized
 from typing import Any, Literal
 
 import pyro
@@ -23,6 +24,7 @@ from pyrobnn.estimators import EstimatorSpec
 from pyrobnn.guides import DeltaMixture, Guide, LowRankEnsemble, MeanField
 from pyrobnn.likelihoods import Categorical, Likelihood
 from pyrobnn.priors import PriorSpec, last_layer
+from pyrobnn.running_statistics import BATCH_NORMS
 from pyrobnn.supervised import SupervisedModel
 from pyrobnn.training.fit import fit
 
@@ -52,6 +54,7 @@ def finetune(
     threshold: float = 0.5,
     weight: float = 1.0,
     estimator: EstimatorSpec = None,
+    batch_norm: Literal["freeze", "train"] = "freeze",
     seed: int | None = None,
     **options: Any,
 ) -> tuple[SupervisedModel, Guide]:
@@ -80,6 +83,9 @@ def finetune(
         threshold: Mutual information in nats that is enough there.
         weight: Weight of the regulariser.
         estimator: How draws enter the layers.
+        batch_norm: ``"freeze"``: BatchNorm layers normalise by the pretrained running statistics, in fine-tuning as in
+            prediction. Under those of a batch (``"train"``), draws would be fitted to a network other than the one that
+            predicts, and the regulariser, which sees the latter, could spoil it unnoticed.
         seed: Seeds torch, numpy, Python and Pyro at the start, which fixes where the posterior starts, too.
         **options: Passed on to :func:`pyrobnn.fit` (``device``, ``validation``, ``progress`` …).
 
@@ -89,8 +95,10 @@ def finetune(
     Raises:
         TypeError: If ``num_data`` is needed and the loader has no data set of known length, or ``posterior`` is of
             another kind.
-        ValueError: If ``posterior`` is none of the names.
+        ValueError: If ``posterior`` is none of the names, or ``batch_norm`` neither of its two.
     """
+    if batch_norm not in ("freeze", "train"):
+        raise ValueError(f"batch_norm: expected 'freeze' or 'train', got {batch_norm!r}.")
     if seed is not None:
         pyro.set_rng_seed(seed)
     count = _num_data(loader) if num_data is None else num_data
@@ -107,8 +115,25 @@ def finetune(
         elbo = MeanFieldELBO(estimator=estimator)
     else:
         elbo = RegularizedELBO(auxiliary, threshold, weight, estimator=estimator)
-    fit(model, guide, loader, epochs=epochs, lr=lr, scale_lr=scale_lr, elbo=elbo, seed=seed, **options)
+    with frozen_batch_norm(model) if batch_norm == "freeze" else contextlib.nullcontext():
+        fit(model, guide, loader, epochs=epochs, lr=lr, scale_lr=scale_lr, elbo=elbo, seed=seed, **options)
     return model, guide
+
+
+@contextlib.contextmanager
+def frozen_batch_norm(model: nn.Module) -> Iterator[None]:
+    """BatchNorm layers normalise by their running statistics and leave them alone, in whatever mode the model is."""
+    layers = [layer for layer in model.modules() if isinstance(layer, BATCH_NORMS) and layer.running_mean is not None]
+    handles = [layer.register_forward_pre_hook(_to_evaluation) for layer in layers]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _to_evaluation(layer: nn.Module, _: Any) -> None:
+    layer.eval()
 
 
 def _guide(model: SupervisedModel, posterior: Posterior, num_members: int) -> Guide:

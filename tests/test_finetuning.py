@@ -12,7 +12,10 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import pyrobnn as pb
 from pyrobnn import priors
+from pyrobnn.elbo import perturbed
+from pyrobnn.finetuning import frozen_batch_norm
 from pyrobnn.guides import DeltaMixture, Guide, LowRankEnsemble, LowRankNormal, MeanField
+from pyrobnn.substitution import Substitution
 
 POSTERIORS: dict[str, type[Guide]] = {
     "mean_field": MeanField,
@@ -160,3 +163,41 @@ def test_scales_rise_alike_however_long_it_lasts(epochs: int) -> None:
     rise = (guide.flat_log_scale - untouched.flat_log_scale).detach()
     assert float(rise.abs().max()) < 1.1
     assert float(rise.mean()) > (0.03 * epochs * len(loader()) * 0.8 if epochs == 2 else 0.8)
+
+
+def batch_norm_of(model: pb.SupervisedModel) -> nn.BatchNorm1d:
+    return next(module for module in model.modules() if isinstance(module, nn.BatchNorm1d))
+
+
+@each_posterior
+def test_batch_norm_keeps_its_statistics_unless_it_is_to_be_trained(posterior: Any) -> None:
+    net = pretrained()
+    kept = net.get_submodule("1").running_mean.clone()
+    options: dict[str, Any] = {"epochs": 2, "num_members": 3, "seed": 0, "progress": False}
+    model, guide = pb.finetune(net, loader(), posterior, auxiliary=perturbed(0.5), **options)
+    assert torch.equal(batch_norm_of(model).running_mean, kept)
+    assert not batch_norm_of(model)._forward_pre_hooks
+    draws = guide.sample(2)
+    buffers = getattr(draws, "buffers", {})
+    assert all(bool((value == kept).all()) for name, value in buffers.items() if name.endswith("running_mean"))
+    model, _ = pb.finetune(net, loader(), posterior, batch_norm="train", **options)
+    if posterior in ("mean_field", "last_layer"):  # members have statistics of their own
+        assert not torch.equal(batch_norm_of(model).running_mean, kept)
+    with pytest.raises(ValueError, match="batch_norm: expected 'freeze' or 'train', got 'eval'"):
+        pb.finetune(net, loader(), posterior, batch_norm="eval", **options)  # type: ignore[arg-type]
+
+
+def test_what_is_fine_tuned_is_what_predicts() -> None:
+    """In training mode, within the block, outputs are those of evaluation mode."""
+    net = pretrained()
+    model, guide = pb.finetune(net, loader(), epochs=1, lr=0.0, scale_lr=0.0, seed=0, progress=False)
+    x, _ = data()
+    values = guide.draw()
+    with Substitution(values), torch.no_grad():
+        expected = model.eval().predictive(x)
+    model.train()
+    with frozen_batch_norm(model), Substitution(values), torch.no_grad():
+        assert torch.equal(model.predictive(x), expected)
+    model.train()
+    with Substitution(values), torch.no_grad():
+        assert not torch.allclose(model.predictive(x), expected, atol=1e-3)
