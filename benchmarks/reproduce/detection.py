@@ -32,7 +32,7 @@ from pyrobnn import guides
 from pyrobnn.detection import aupr, auroc
 from pyrobnn.robustness import fgsm, pgd
 from pyrobnn.sampling import SGLD
-from pyrobnn.uncertainty import probability_variance
+from pyrobnn.uncertainty import accuracy, probability_variance
 
 LEARNING_RATE = 0.05
 """Of SGD on the mean loss, and of SGLD: its step size is twice that over the number of data."""
@@ -142,9 +142,8 @@ def run(seed: int, options: argparse.Namespace) -> dict[str, Row]:
     known = {}
     for name, posterior in fitted.items():
         known[name] = predict(posterior, x, options)
-        right = known[name].mean.argmax(-1).cpu() == y
         rows[f"test digits: {name}"] = {
-            "accuracy": float(right.float().mean() * 100),
+            "accuracy": float(accuracy(known[name].mean.cpu(), y)) * 100,
             "NLL": float(-known[name].log_prob(y.to(known[name].mean.device)).mean()),
         }
         if isinstance(posterior.guide, guides.Generator):

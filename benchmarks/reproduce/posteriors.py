@@ -30,6 +30,7 @@ from pyrobnn import guides
 from pyrobnn.calibration import expected_calibration_error
 from pyrobnn.detection import auroc
 from pyrobnn.elbo import perturbed
+from pyrobnn.uncertainty import accuracy
 
 EPSILON = {"mnist": 0.5, "cifar10": 0.1}
 """Amplitude of the uniform noise on perturbed images, whose pixels lie between 0 and 1."""
@@ -188,7 +189,7 @@ def evaluate(model: pb.SupervisedModel, guide: guides.Guide, images: dict[str, A
     seconds = time.process_time() - started
     probs = known.mean.cpu()
     row = {
-        "accuracy": float((probs.argmax(-1) == y).float().mean() * 100),
+        "accuracy": float(accuracy(probs, y)) * 100,
         "NLL": float(-known.log_prob(y.to(known.mean.device)).mean()),
         "ECE": float(expected_calibration_error(probs, y)),
         "ms a draw": seconds / draws * 1e3,

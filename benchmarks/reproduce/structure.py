@@ -38,6 +38,7 @@ from pyrobnn.calibration import expected_calibration_error
 from pyrobnn.detection import auroc
 from pyrobnn.robustness import fgsm, pgd
 from pyrobnn.substitution import Substitution
+from pyrobnn.uncertainty import accuracy
 
 NSA = ("stochastic, shared statistics", "stochastic, own statistics")
 """Networks with stochastic architectures, by whose running statistics they have."""
@@ -176,7 +177,7 @@ def disparity(
 
 
 def _accuracy(probs: Tensor, y: Tensor) -> float:
-    return float((probs.argmax(-1).cpu() == y.cpu()).float().mean() * 100)
+    return float(accuracy(probs.cpu(), y.cpu())) * 100
 
 
 def _images(trainer: Trainer, options: argparse.Namespace) -> Images:

@@ -165,10 +165,6 @@ class Generator(Guide):
         """Draws ``[K, P]`` of unconstrained flat vectors, with gradients."""
         return torch.addcmul(self._buffers["loc"], self.standardised(num_samples), self._buffers["scale"])  # type: ignore[arg-type]
 
-    def standardise(self, flat: Tensor) -> Tensor:
-        """The other way: standardised weights ``[K, P]`` of unconstrained ones; 0 where ``scale`` is."""
-        return torch.where(self.scale > 0, (flat - self.loc) / self.scale, 0.0)
-
     @torch.no_grad()
     def move_coordinates(self, mean: Tensor, factor: Tensor) -> None:
         """Turns coordinates c into ``(c - mean) factor``, ``[C]`` each, by changing what they stand for."""

@@ -119,8 +119,8 @@ def distill(
     standards = Standards.of(draws.blocks(), guide)
     home = standards.loc.device
     place = home if device is None else torch.device(device)
+    axes = spread = None
     if components is None:
-        generator, spread = Generator(guide, hidden, latent_dim, num_draws=draws.count).to(standards.loc), None
         batch = draws.reader(batch_size, place, max_bytes, standards)
     else:
         axes = principal_axes(draws.blocks, standards, components, max_bytes // (4 * guide.num_latents))
@@ -130,15 +130,16 @@ def distill(
                 "what they do beside them is not learnt. Take more, or None to generate weights.",
                 stacklevel=2,
             )
-        sizes = {"components": len(axes.basis), "num_draws": draws.count}
-        generator = Generator(guide, hidden, latent_dim, **sizes).to(standards.loc)  # type: ignore[arg-type]
-        generator.basis = axes.basis
+        components = len(axes.basis)
         coordinates = axes.coordinates.to(place)
         spread = coordinates.std(0)
 
         def batch() -> Tensor:
             return random_rows(coordinates, batch_size)
 
+    generator = Generator(guide, hidden, latent_dim, components=components, num_draws=draws.count).to(standards.loc)
+    if axes is not None:
+        generator.basis = axes.basis
     generator.loc.copy_(standards.loc)
     generator.scale.copy_(standards.scale)
     game = Game(generator.to(place), settings, spread)

@@ -37,7 +37,9 @@ class FlatDraws:
         self.count = guide.num_members if isinstance(guide, Ensemble) else None
         self.sites = sorted(guide.sites.values(), key=lambda site: not site.is_flat_normal)
         self._seed = int(torch.randint(2**62, ()))
-        for name, buffer in Draws.of(guide.sample(16)).buffers.items():
+        some = Draws.of(guide.sample(16))
+        self._device = next(iter(some.values())).device
+        for name, buffer in some.buffers.items():
             if bool((buffer != buffer[:1]).any()):
                 raise ValueError(
                     f"guide: its members have buffers of their own ({name!r} differs), which a generator does not "
@@ -51,7 +53,7 @@ class FlatDraws:
         for start in range(0, total, size):
             stop = min(start + size, total)
             if self.count is None:
-                with random_state.seeded(self._seed + start, self._device()):
+                with random_state.seeded(self._seed + start, self._device):
                     block = self._fresh(stop - start)
                 yield block
             else:
@@ -68,9 +70,6 @@ class FlatDraws:
             return lambda: change(self._members(torch.randint(count, (batch_size,)))).to(device)
         rows = torch.cat([change(block).to(device) for block in self.blocks()])
         return lambda: random_rows(rows, batch_size)
-
-    def _device(self) -> torch.device:
-        return next(iter(self.guide.sample(1).values())).device
 
     def _fresh(self, count: int) -> Tensor:
         return self._flatten(self.guide.sample(count))

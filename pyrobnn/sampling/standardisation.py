@@ -62,10 +62,12 @@ class Standards:
 
     Attributes:
         loc, scale: Mean and standard deviation ``[P]``; the latter is zero where all draws are alike.
+        count: Number of draws.
     """
 
     loc: Tensor
     scale: Tensor
+    count: int
 
     @classmethod
     @torch.no_grad()
@@ -87,7 +89,7 @@ class Standards:
         scale[scale <= _ALIKE * loc.abs()] = 0.0
         if not bool((scale > 0).any()):
             raise ValueError(f"guide: its {moments.count} draws are all alike, so there is nothing to distil.")
-        return cls(loc, scale)
+        return cls(loc, scale, moments.count)
 
     def __call__(self, flat: Tensor) -> Tensor:
         """Standardised draws ``[K, P]``; 0 where the scale is."""
@@ -115,21 +117,20 @@ class PrincipalAxes:
 
 @torch.no_grad()
 def principal_axes(
-    blocks: Callable[[], Iterator[Tensor]], standardise: Callable[[Tensor], Tensor], count: int, most_rows: int
+    blocks: Callable[[], Iterator[Tensor]], standards: Standards, count: int, most_rows: int
 ) -> PrincipalAxes:
     """Finds the axes of at most ``count`` leading principal components.
 
     Args:
         blocks: Gives all draws ``[S, P]`` in blocks, the same at each call.
-        standardise: From such a block to standardised weights.
+        standards: Those of all draws.
         count: The number of components; fewer where the draws span fewer.
         most_rows: Draws, evenly spaced, from which the axes are found (or one more than ``count``, if that is more);
             all are projected on them.
     """
-    total = sum(len(block) for block in blocks())
-    stride, kept, start = -(-total // max(most_rows, count + 1)), [], 0
+    stride, kept, start = -(-standards.count // max(most_rows, count + 1)), [], 0
     for block in blocks():
-        kept.append(standardise(block)[-start % stride :: stride])
+        kept.append(standards(block[-start % stride :: stride]))
         start += len(block)
     rows = torch.cat(kept)
     of_draws = len(rows) < rows.shape[1]  # the smaller of the two Gram matrices has the same eigenvalues
@@ -139,6 +140,6 @@ def principal_axes(
     axes = (vectors.T.to(rows) @ rows) if of_draws else vectors.T.to(rows)
     axes = axes / axes.norm(dim=1, keepdim=True)
     unit = (values.mean() / len(rows)).sqrt().to(rows)  # typical size of a coordinate along an axis of length one
-    coordinates = torch.cat([standardise(block) @ axes.T for block in blocks()]) / unit
+    projected = rows @ axes.T if stride == 1 else torch.cat([standards(block) @ axes.T for block in blocks()])
     explained = float(values.sum() / rows.double().square().sum())
-    return PrincipalAxes(axes * unit, coordinates, explained)
+    return PrincipalAxes(axes * unit, projected / unit, explained)
