@@ -8,8 +8,8 @@ features :math:`f_j`, ``growth`` channels each, and
 
 the cell returns its input beside all its nodes. Cells stand in stages, between which a 1×1 convolution keeps a fraction
 ``reduction`` of the channels and pooling halves the image. All cells have weights of their own but share one
-:math:`\alpha`: one site ``net.edges.structure`` of shape ``[E, 4]``. Batch normalisation without scale and shift
-follows each operation, so that no weight can undo α. The paper's network has 7 nodes, hence 21 edges, and 3 stages of 4
+:math:`\alpha`: one site ``net.edges.structure`` of shape ``[E, 4]``. Batch normalisation follows each operation, with
+α for its scale, so that no weight can undo α. The paper's network has 7 nodes, hence 21 edges, and 3 stages of 4
 cells; its weights are points, and its posterior over α is concrete.
 
 Deng, Luo, Zhu & Zhang, *Measuring Uncertainty through Bayesian Learning of Deep Neural Network Structure* (2019).
@@ -188,7 +188,10 @@ class Cell(nn.Module):
         self.choices = nn.ModuleDict(
             {
                 f"{source}-{target}": Choice(
-                    {name: _operation(name, growth) for name in edges.operations}, edges=edges, edge=(source, target)
+                    {name: _operation(name, growth) for name in edges.operations},
+                    edges=edges,
+                    edge=(source, target),
+                    batch_norm=growth,
                 )
                 for source, target in itertools.combinations(range(nodes), 2)
             }
@@ -204,12 +207,10 @@ class Cell(nn.Module):
 
 
 def _operation(name: str, channels: int) -> nn.Module:
-    """An operation, with batch normalisation without scale and shift behind it."""
-    if name == "zero":
-        return Zero()
-    dilations = {"identity": (), "separable": (1, 1), "dilated": (2,)}[name]
-    convolutions = itertools.chain.from_iterable(_separable(channels, dilation) for dilation in dilations)
-    return nn.Sequential(*convolutions, nn.BatchNorm2d(channels, affine=False))
+    if name in ("zero", "identity"):
+        return Zero() if name == "zero" else nn.Identity()
+    dilations = {"separable": (1, 1), "dilated": (2,)}[name]
+    return nn.Sequential(*itertools.chain.from_iterable(_separable(channels, dilation) for dilation in dilations))
 
 
 def _separable(channels: int, dilation: int) -> list[nn.Module]:

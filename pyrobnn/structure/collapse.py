@@ -141,31 +141,31 @@ def _build(
     return _plain(network, {}).train(original.training)
 
 
-def _plain(module: nn.Module, done: dict[int, nn.Module]) -> nn.Module:
+def _plain(module: nn.Module, done: dict[nn.Module, nn.Module]) -> nn.Module:
     """The module with all choices made, once for modules that are shared."""
-    if id(module) not in done:
+    if module not in done:
         if isinstance(module, Choice):
             row = module.edges.structure[module.index]
-            done[id(module)] = _plain(module.operations[int(row.argmax())], done)
+            done[module] = _plain(module.operation(int(row.argmax())), done)
         elif isinstance(module, Depth):
             row = module.depths.structure[module.index]
             depth = module.min_depth + int(row.argmax())
-            done[id(module)] = nn.Sequential(*(_plain(block, done) for block in module.blocks[:depth]))
+            done[module] = nn.Sequential(*(_plain(block, done) for block in module.blocks[:depth]))
         elif isinstance(module, Gate):
-            done[id(module)] = _gated(module, done)
+            done[module] = _gated(module, done)
         elif isinstance(module, Zero):
-            done[id(module)] = fx.symbolic_trace(module)
+            done[module] = fx.symbolic_trace(module)
         elif isinstance(module, StructureSite):
-            done[id(module)] = nn.Identity()  # it stands in the user's module, whose forward has no use for it
+            done[module] = nn.Identity()  # it stands in the user's module, whose forward has no use for it
         else:
-            done[id(module)] = module
+            done[module] = module
             for name, child in module._modules.items():  # named_children would skip the second name of a shared one
                 if child is not None:
                     module._modules[name] = _plain(child, done)
-    return done[id(module)]
+    return done[module]
 
 
-def _gated(gate: Gate, done: dict[int, nn.Module]) -> nn.Module:
+def _gated(gate: Gate, done: dict[nn.Module, nn.Module]) -> nn.Module:
     """The layer, zeros, or the layer with a mask behind it."""
     is_open = gate.gates.structure > 0.5
     layer = nn.Identity() if gate.layer is None else _plain(gate.layer, done)

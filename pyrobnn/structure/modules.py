@@ -10,17 +10,19 @@ alone or shared between cells::
     choices = [Choice(operations(), edges=edges, edge=(0, 2)) for operations in …]
 
 **BatchNorm.** What a layer sees depends on the choices made before it, so running statistics are averages over the
-structures drawn in training, one set for all structures. Batch normalisation after each operation is best without scale
-and shift: a scale could undo α. Re-estimate the statistics under the posterior before evaluating, by
-:func:`pyrobnn.recalibrate_batch_norm`, and those of a collapsed network, which has one structure, by
-:func:`torch.optim.swa_utils.update_bn`. With G draws per batch, each on its own part, a layer sees B/G examples at a
-time, and running statistics follow the first part.
+structures drawn in training, one set for all structures. Batch normalisation after each operation must have no scale of
+its own, which could undo α. With ``Choice(..., batch_norm=channels)`` α *is* the scale,
+:math:`\alpha_k\,\mathrm{BN}(o_k(x))`, and its gradient comes with that of the normalisation, at no cost. Re-estimate
+the statistics under the posterior before evaluating, by :func:`pyrobnn.recalibrate_batch_norm`, those of a collapsed
+network, which has one structure, by :func:`torch.optim.swa_utils.update_bn`. With G draws per batch, each on its own
+part, a layer sees B/G examples at a time, and running statistics follow the first part.
 
 Deng et al., *Measuring Uncertainty through Bayesian Learning of Deep Neural Network Structure* (2019).
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -97,11 +99,14 @@ class Choice(nn.Module):
         edge: The edge's name (or pair of nodes); with ``edges`` one of theirs.
         temperature: Temperature of the prior of a site of its own.
         logits: Prior logits ``[K]`` of a site of its own.
+        batch_norm: The number of channels of the outputs, images ``[B, C, H, W]``, to batch-normalise each operation's
+            output (but zeros) before α weighs it; None to take the outputs as they are.
 
     Raises:
         TypeError: If an operation is no module.
-        ValueError: If names do not fit, all operations are ``Zero``, or a prior is stated beside ``edges``. In a run,
-            if two operations return different shapes.
+        ValueError: If names do not fit, all operations are ``Zero``, a prior is stated beside ``edges``, or
+            ``batch_norm`` is no positive int. In a run, if two operations return different shapes, or what is to be
+            normalised are no images of so many channels.
     """
 
     def __init__(
@@ -112,6 +117,7 @@ class Choice(nn.Module):
         edge: str | tuple[Any, Any] = "edge",
         temperature: float | None = None,
         logits: Tensor | None = None,
+        batch_norm: int | None = None,
     ) -> None:
         super().__init__()
         named = operations if isinstance(operations, Mapping) else _named(operations)
@@ -137,9 +143,13 @@ class Choice(nn.Module):
         self._active = tuple(i for i, operation in enumerate(self.operations) if not isinstance(operation, Zero))
         if not self._active:
             raise ValueError(f"operations: on edge {self.edge!r} all are Zero, so there is nothing to choose.")
+        if batch_norm is not None:
+            check_positive_int("batch_norm", batch_norm)
+        self.batch_norm = batch_norm
+        self.norms = nn.ModuleList(WeightedBatchNorm2d(batch_norm) for _ in self._active if batch_norm is not None)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``Σ_k α_k o_k(x)``."""
+        """``Σ_k α_k o_k(x)``, or with ``batch_norm`` ``Σ_k α_k BN_k(o_k(x))``."""
         outputs = [self.operations[i](x) for i in self._active]
         shape = outputs[0].shape
         for position, i in enumerate(self._active):
@@ -149,7 +159,27 @@ class Choice(nn.Module):
             for i, operation in enumerate(self.operations):
                 if isinstance(operation, Zero) and operation.output_shape(x.shape) != shape:
                     self._refuse(i, operation.output_shape(x.shape), shape)
-        return mixture(self.edges.row(self.index), outputs, self._active)
+        row = self.edges.row(self.index)
+        if self.batch_norm is None:
+            return mixture(row, outputs, self._active)
+        if len(shape) != 4 or shape[1] != self.batch_norm:
+            raise ValueError(
+                f"batch_norm: on edge {self.edge!r} expected outputs of shape [B, {self.batch_norm}, H, W], got "
+                f"{tuple(shape)}; state their number of channels, or None for outputs that are no images."
+            )
+        scales = row[:, None].expand(-1, self.batch_norm).unbind()
+        parts = [norm(part, scales[i]) for norm, part, i in zip(self.norms, outputs, self._active, strict=True)]
+        return functools.reduce(torch.add, parts)
+
+    def operation(self, index: int) -> nn.Module:
+        """An operation by its place, with the batch normalisation behind it, if there is one, as an ordinary layer."""
+        operation = self.operations[index]
+        if self.batch_norm is None or index not in self._active:
+            return operation
+        norm = self.norms[self._active.index(index)]
+        both = nn.Sequential(operation, norm.unweighted())  # type: ignore[operator]
+        both.training = self.training
+        return both
 
     def _refuse(self, index: int, shape: torch.Size, first: torch.Size) -> None:
         names = self.edges.operations
@@ -157,6 +187,33 @@ class Choice(nn.Module):
             f"edge {self.edge!r}: its operation {names[index]!r} returns the shape {tuple(shape)}, but "
             f"{names[self._active[0]]!r} returns {tuple(first)}; a mixture needs operations of one output shape."
         )
+
+
+class WeightedBatchNorm2d(nn.BatchNorm2d):
+    """Batch normalisation that is multiplied by weights passed with its input, in the same pass over memory.
+
+    Args:
+        channels: Channels of the input ``[B, C, H, W]``.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, affine=False)
+        del self.weight  # an attribute in place of a parameter: it is there during a call
+        self.weight = None  # type: ignore[assignment]
+
+    def forward(self, x: Tensor, weight: Tensor | None = None) -> Tensor:
+        """``weight · BN(x)``, with weights ``[C]``."""
+        self.weight = weight  # type: ignore[assignment]
+        try:
+            return super().forward(x)
+        finally:
+            self.weight = None  # type: ignore[assignment]
+
+    def unweighted(self) -> nn.BatchNorm2d:
+        """A copy without weights."""
+        norm = nn.BatchNorm2d(self.num_features, self.eps, self.momentum, affine=False)
+        norm.load_state_dict(self.state_dict())
+        return norm.to(next(self.buffers()).device).train(self.training)
 
 
 class Gate(nn.Module):

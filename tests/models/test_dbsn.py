@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import pyrobnn as pb
 from models.dbsn import (
@@ -91,12 +91,10 @@ def test_all_cells_share_one_site_and_the_prior_is_the_weight_decay() -> None:
 
 
 def test_no_weight_can_undo_the_structure() -> None:
-    """The last layer of each operation is batch normalisation without scale and shift."""
-    modules = CellNetwork(**(SMALL | {"operations": OPERATIONS})).modules()
-    operations = [op for module in modules if isinstance(module, Choice) for op in module.operations]
-    last = [op[-1] for op in operations if isinstance(op, nn.Sequential)]
-    assert len(last) == 2 * 6 * 3
-    assert all(isinstance(norm, nn.BatchNorm2d) and not norm.affine for norm in last)
+    """Each operation is normalised, without parameters that could scale it."""
+    choices = [m for m in CellNetwork(**(SMALL | {"operations": OPERATIONS})).modules() if isinstance(m, Choice)]
+    assert [choice.batch_norm for choice in choices] == [SMALL["growth"]] * 12
+    assert not [name for choice in choices for name, _ in choice.norms.named_parameters()]
 
 
 def test_a_cell_computes_the_formula() -> None:
@@ -113,7 +111,10 @@ def test_a_cell_computes_the_formula() -> None:
 
         def edge(name: str, source: Tensor, row: Tensor) -> Tensor:
             operations: Any = cell.choices[name].operations
-            return sum(row[k] * operations[k](source) for k in range(1, 4))  # type: ignore[return-value]
+            parts = [
+                torch.nn.functional.batch_norm(operations[k](source), None, None, training=True) for k in (1, 2, 3)
+            ]
+            return sum(row[k] * part for k, part in enumerate(parts, 1))  # type: ignore[return-value]
 
         n1 = f1 + edge("0-1", f0, alpha[0])
         n2 = f2 + edge("0-2", f0, alpha[1]) + edge("1-2", n1, alpha[2])

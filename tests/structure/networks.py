@@ -19,13 +19,14 @@ OPERATIONS = ("zero", "identity", "conv")
 class Cell(nn.Module):
     """Three nodes, three edges."""
 
-    def __init__(self, edges: Edges, channels: int) -> None:
+    def __init__(self, edges: Edges, channels: int, batch_norm: int | None = None) -> None:
         super().__init__()
         self.choices = nn.ModuleList(
             Choice(
                 {"zero": Zero(), "identity": nn.Identity(), "conv": nn.Conv2d(channels, channels, 3, padding=1)},
                 edges=edges,
                 edge=pair,
+                batch_norm=batch_norm,
             )
             for pair in PAIRS
         )
@@ -36,13 +37,13 @@ class Cell(nn.Module):
 
 
 class CellNetwork(nn.Module):
-    """Two cells that share one site, a gate for each channel, a choice of depth, BatchNorm."""
+    """Two cells that share one site, one with normalised operations, a gate for each channel, a choice of depth."""
 
     def __init__(self, channels: int = 4, temperature: float = 1.0) -> None:
         super().__init__()
         self.edges = Edges(PAIRS, OPERATIONS, temperature=temperature)
         self.stem = nn.Conv2d(1, channels, 3, padding=1)
-        self.first, self.second = Cell(self.edges, channels), Cell(self.edges, channels)
+        self.first, self.second = Cell(self.edges, channels), Cell(self.edges, channels, channels)
         self.norm = nn.BatchNorm2d(channels, affine=False)
         self.gate = Gate(channels, temperature=temperature)
         self.block = Gate(1, nn.Conv2d(channels, channels, 1), temperature=temperature)

@@ -18,6 +18,7 @@ from pyrobnn.estimators import PerGroup
 from pyrobnn.guides import ConcreteStructure, GuideMap, Map
 from pyrobnn.structure import Choice, Depth, Edges, Gate, Gates, Zero
 from pyrobnn.structure.mixture import mixture
+from pyrobnn.structure.modules import WeightedBatchNorm2d
 from pyrobnn.supervised import SupervisedModel
 from tests.conformance.monte_carlo import Z, z_of_mean
 from tests.structure.networks import Scaled
@@ -140,6 +141,67 @@ class _Reader(nn.Module):
 # ------------------------------------------------------------------------------------------------ BatchNorm
 
 
+def test_normalised_operations_are_weighed_by_the_structure() -> None:
+    """Values, gradients and running statistics of BatchNorm without scale behind each operation, times α."""
+    torch.manual_seed(0)
+    conv = nn.Conv2d(3, 3, 3, padding=1)
+    choice = Choice({"none": Zero(), "same": nn.Identity(), "conv": conv}, batch_norm=3).double()
+    plain = [nn.BatchNorm2d(3, affine=False).double() for _ in range(2)]
+    alpha = torch.tensor([[0.3, 0.6, 0.1]], dtype=torch.float64, requires_grad=True)
+    weights = [alpha, *conv.parameters()]
+
+    def of_choice(x: Tensor) -> Tensor:
+        return torch.func.functional_call(choice, {"edges.structure": alpha}, x)
+
+    def by_hand(x: Tensor) -> Tensor:
+        return alpha[0, 1] * plain[0](x) + alpha[0, 2] * plain[1](conv(x))
+
+    for training in (True, True, False):
+        for module in (choice, *plain):
+            module.train(training)
+        x, direction = torch.randn(2, 4, 3, 5, 5, dtype=torch.float64)
+        found, expected = of_choice(x), by_hand(x)
+        torch.testing.assert_close(found, expected)
+        slopes = [torch.autograd.grad((output * direction).sum(), weights) for output in (found, expected)]
+        torch.testing.assert_close(*slopes)
+    for norm, other in zip(choice.norms, plain, strict=True):
+        torch.testing.assert_close(dict(norm.named_buffers()), dict(other.named_buffers()))
+
+
+def test_normalised_operations_under_transforms() -> None:
+    choice = Choice([nn.Identity(), nn.Tanh()], batch_norm=2).eval()
+    alphas, x = torch.rand(5, 1, 2), torch.randn(3, 2, 4, 4)
+
+    def outputs(alpha: Tensor) -> Tensor:
+        return torch.func.functional_call(choice, {"edges.structure": alpha}, x)
+
+    torch.testing.assert_close(torch.vmap(outputs)(alphas), torch.stack([outputs(alpha) for alpha in alphas]))
+
+
+def test_an_operation_comes_with_its_own_statistics() -> None:
+    choice = Choice({"none": Zero(), "same": nn.Identity(), "bound": nn.Tanh()}, batch_norm=2)
+    x = 3.0 + torch.randn(8, 2, 4, 4)
+    choice(x)
+    choice.eval()
+    assert choice.operation(0) is choice.operations[0]
+    for index in (1, 2):
+        setting(choice.edges, *torch.eye(3)[index])
+        operation = choice.operation(index)
+        assert type(operation[1]) is nn.BatchNorm2d and not operation[1].affine  # type: ignore[index]
+        assert not operation.training
+        torch.testing.assert_close(operation(x), choice(x))
+
+
+def test_a_normalisation_without_weights_is_that_of_torch() -> None:
+    norm, x = WeightedBatchNorm2d(3), torch.randn(4, 3, 2, 2)
+    torch.testing.assert_close(norm(x), nn.BatchNorm2d(3, affine=False)(x))
+    assert (
+        norm.weight is None
+        and not list(norm.parameters())
+        and set(norm.state_dict()) == set(nn.BatchNorm2d(3, affine=False).state_dict())
+    )
+
+
 class Normalised(nn.Module):
     """A random multiple of the input, then statistics of it."""
 
@@ -203,6 +265,12 @@ def test_operations_of_different_shapes_are_refused_by_name() -> None:
         Depth([nn.Identity(), nn.Linear(4, 2)])(torch.randn(3, 4))
     with pytest.raises(ValueError, match=r"Zero: .* its inputs are \[B, C, H, W\], got the shape \(2, 3\)"):
         Choice([Zero(stride=2), nn.Identity()])(torch.randn(2, 3))
+    with pytest.raises(
+        ValueError, match=r"batch_norm: on edge 'edge' expected outputs of shape \[B, 5, H, W\], got \(2, 3\)"
+    ):
+        Choice([nn.Identity(), nn.Tanh()], batch_norm=5)(torch.randn(2, 3))
+    with pytest.raises(ValueError, match=r"batch_norm: .* \[B, 5, H, W\], got \(2, 3, 4, 4\)"):
+        Choice([nn.Identity(), nn.Tanh()], batch_norm=5)(torch.randn(2, 3, 4, 4))
     with pytest.raises(ValueError, match=r"features: 3 gates along dimension 1, but the output has the shape \(2, 4\)"):
         Gate(3)(torch.randn(2, 4))
 
@@ -216,6 +284,7 @@ def _choice(**options: Any) -> Choice:
     [
         (lambda: Choice([nn.Identity(), torch.tanh]), TypeError, "operations: .* expected a torch.nn.Module"),  # type: ignore[list-item]
         (lambda: Choice([Zero(), Zero()]), ValueError, "all are Zero"),
+        (lambda: _choice(batch_norm=0), ValueError, "batch_norm: expected a positive int"),
         (
             lambda: _choice(edges=Edges(["a"], ["y", "x"]), edge="a"),
             ValueError,
