@@ -167,7 +167,8 @@ class Choice(nn.Module):
                 f"batch_norm: on edge {self.edge!r} expected outputs of shape [B, {self.batch_norm}, H, W], got "
                 f"{tuple(shape)}; state their number of channels, or None for outputs that are no images."
             )
-        scales = row[:, None].expand(-1, self.batch_norm).unbind()
+        # Contiguous, because torch's kernel for channels-last inputs reads weights without minding their strides.
+        scales = row[:, None].expand(-1, self.batch_norm).contiguous().unbind()
         parts = [norm(part, scales[i]) for norm, part, i in zip(self.norms, outputs, self._active, strict=True)]
         return functools.reduce(torch.add, parts)
 

@@ -141,7 +141,8 @@ class _Reader(nn.Module):
 # ------------------------------------------------------------------------------------------------ BatchNorm
 
 
-def test_normalised_operations_are_weighed_by_the_structure() -> None:
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_normalised_operations_are_weighed_by_the_structure(layout: torch.memory_format) -> None:
     """Values, gradients and running statistics of BatchNorm without scale behind each operation, times α."""
     torch.manual_seed(0)
     conv = nn.Conv2d(3, 3, 3, padding=1)
@@ -159,10 +160,11 @@ def test_normalised_operations_are_weighed_by_the_structure() -> None:
     for training in (True, True, False):
         for module in (choice, *plain):
             module.train(training)
-        x, direction = torch.randn(2, 4, 3, 5, 5, dtype=torch.float64)
+        x, direction = (t.to(memory_format=layout) for t in torch.randn(2, 4, 3, 5, 5, dtype=torch.float64))
+        x.requires_grad_()
         found, expected = of_choice(x), by_hand(x)
         torch.testing.assert_close(found, expected)
-        slopes = [torch.autograd.grad((output * direction).sum(), weights) for output in (found, expected)]
+        slopes = [torch.autograd.grad(output, [x, *weights], direction) for output in (found, expected)]
         torch.testing.assert_close(*slopes)
     for norm, other in zip(choice.norms, plain, strict=True):
         torch.testing.assert_close(dict(norm.named_buffers()), dict(other.named_buffers()))
