@@ -19,6 +19,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
@@ -45,26 +46,18 @@ class LocalReparameterization(Estimator):
 
 def drawn_outputs(layer: Layer, x: Tensor, weight: GaussianWeight, bias: Tensor | None) -> Tensor:
     """Outputs drawn independently given the inputs."""
-    if isinstance(bias, GaussianWeight):
-        mean, variance = layer(x, weight.loc, bias.loc), layer(x.square(), weight.variance, bias.variance)
-    else:
-        mean, variance = layer(x, weight.loc, bias), layer(x.square(), weight.variance)
-    return _Drawn.apply(mean, variance)
+    of_mean, of_variance = (bias.loc, bias.variance) if isinstance(bias, GaussianWeight) else (bias, None)
+    if weight.slot is not None and not layer.spatial and x.dim() == 2 and x.dtype == weight.loc.dtype:
+        return _DrawnLinear.apply(x, weight.loc, weight.variance, of_mean, of_variance, weight.take_slot())
+    return _Drawn.apply(layer(x, weight.loc, of_mean), layer(x.square(), weight.variance, of_variance))
 
 
 class _Drawn(torch.autograd.Function):
-    r"""``m + sqrt(v) ε`` with gradients ``g`` and ``g ε / (2 sqrt(v))``, in as few passes over memory as can be.
-
-    The second half of the batch has the first half's noise with the other sign: examples are still drawn as q says, and
-    their gradients unbiased; random numbers, half of the cost of a convolution's noise, are halved.
-    """
+    r"""``m + sqrt(v) ε`` with gradients ``g`` and ``g ε / (2 sqrt(v))``, in as few passes over memory as can be."""
 
     @staticmethod
     def forward(ctx: Any, mean: Tensor, variance: Tensor) -> Tensor:
-        noise, half = torch.empty_like(mean), (len(mean) + 1) // 2 if mean.dim() > 1 else len(mean)  # no batch: whole
-        noise[:half].normal_()
-        torch.neg(noise[: len(mean) - half], out=noise[half:])
-        scale = (variance + _SMALLEST_VARIANCE).sqrt_()
+        noise, scale = _noise_like(mean), (variance + _SMALLEST_VARIANCE).sqrt_()
         drawn = torch.addcmul(mean, scale, noise)
         ctx.save_for_backward(noise.div_(scale))
         return drawn
@@ -73,4 +66,56 @@ class _Drawn(torch.autograd.Function):
     @once_differentiable  # the saved quotient hides its dependence on the variance
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
         (quotient,) = ctx.saved_tensors
-        return gradient, torch.addcmul(gradient.new_zeros(()), gradient, quotient, value=0.5)
+        return gradient, _by_variance(gradient, quotient)
+
+
+class _DrawnLinear(torch.autograd.Function):
+    """A whole linear layer, for steps whose gradients are collected by hand: that of the means goes to its place."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, loc: Tensor, variance: Tensor, of_mean: Any, of_variance: Any, slot: Tensor
+    ) -> Tensor:
+        squares = x * x
+        mean, scale = F.linear(x, loc, of_mean), F.linear(squares, variance, of_variance)
+        quotient = _noise_like(mean)
+        drawn = mean.addcmul_(scale.add_(_SMALLEST_VARIANCE).sqrt_(), quotient)
+        quotient.div_(scale)
+        ctx.save_for_backward(x, squares, loc, variance, quotient)
+        ctx.slot = slot
+        return drawn
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, squares, loc, variance, quotient = ctx.saved_tensors
+        needs_x, _, _, needs_mean, needs_variance, _ = ctx.needs_input_grad
+        by_variance = _by_variance(gradient, quotient)
+        by_x = None
+        if needs_x:
+            by_x = (gradient @ loc).addcmul_(x, by_variance @ variance, value=2.0)
+        return (
+            by_x,
+            torch.mm(gradient.t(), x, out=ctx.slot).detach(),  # one more reference would have it copied
+            by_variance.t() @ squares,
+            gradient.sum(0) if needs_mean else None,
+            by_variance.sum(0) if needs_variance else None,
+            None,
+        )
+
+
+def _noise_like(mean: Tensor) -> Tensor:
+    """Standard normals, of which the second half of the batch are the first half's with the other sign.
+
+    Examples are still drawn as q says, and their gradients unbiased; random numbers, half of the cost of a
+    convolution's noise, are halved.
+    """
+    noise, half = torch.empty_like(mean), (len(mean) + 1) // 2 if mean.dim() > 1 else len(mean)  # no batch: whole
+    noise[:half].normal_()
+    torch.neg(noise[: len(mean) - half], out=noise[half:])
+    return noise
+
+
+def _by_variance(gradient: Tensor, quotient: Tensor) -> Tensor:
+    """``g ε / (2 sqrt(v))``."""
+    return torch.addcmul(gradient.new_zeros(()), gradient, quotient, value=0.5)

@@ -32,6 +32,7 @@ class GaussianWeight(Tensor):
             :meth:`add_log_scale_gradient` collects, instead of functions of ``scale`` in the graph; the first of them
             is written here.
         noise: If given, gives the standard normals of the step's one deviation.
+        slot: Memory for the gradient with respect to ``loc``, if there is some to be written to.
     """
 
     loc: Tensor
@@ -39,6 +40,7 @@ class GaussianWeight(Tensor):
     estimator: Estimator
     buffer: Tensor | None
     noise: Callable[[], Tensor] | None
+    slot: Tensor | None
     _variance: Tensor | None
     _deviations: dict[int, Tensor]
 
@@ -49,11 +51,12 @@ class GaussianWeight(Tensor):
         estimator: Estimator,
         buffer: Tensor | None = None,
         noise: Callable[[], Tensor] | None = None,
+        slot: Tensor | None = None,
     ) -> GaussianWeight:
         """Wraps a mean and a standard deviation of equal shape."""
         weight = loc.detach().as_subclass(GaussianWeight)
         weight.loc, weight.scale, weight.estimator = loc, scale, estimator
-        weight.buffer, weight.noise = buffer, noise
+        weight.buffer, weight.noise, weight.slot = buffer, noise, slot
         weight._variance, weight._deviations = None, {}
         return weight
 
@@ -85,6 +88,11 @@ class GaussianWeight(Tensor):
                         value = self._noise(count, mirrored).mul_(self.scale)
                 self._deviations[count] = value.requires_grad_()
         return self._deviations[count]
+
+    def take_slot(self) -> Tensor | None:
+        """:attr:`slot` for the first layer that asks; gradients of further ones are added to what it holds."""
+        slot, self.slot = self.slot, None
+        return slot
 
     @property
     def shared(self) -> Tensor:

@@ -30,16 +30,14 @@ class Leaves:
     Attributes:
         values: Unconstrained leaf tensors by site, ``requires_grad`` on.
         gradient: The flat gradient, valid after :meth:`collect`.
+        slots: Its parts by site; a leaf's gradient that is written there is not copied.
     """
 
     def __init__(self, flat: Tensor, sites: Sequence[Site]) -> None:
         self.flat = flat.detach()
         self.gradient = torch.zeros_like(self.flat)
-        pieces = self.flat.split([site.numel for site in sites])
-        self.values = {
-            site.name: piece.view(site.unconstrained_shape).requires_grad_()
-            for site, piece in zip(sites, pieces, strict=True)
-        }
+        self.values = {name: piece.requires_grad_() for name, piece in _pieces(self.flat, sites).items()}
+        self.slots = _pieces(self.gradient, sites)
 
     def gradient_of(self, loss: Tensor) -> Tensor:
         """The flat gradient of a loss of the values; nothing is accumulated anywhere."""
@@ -49,11 +47,18 @@ class Leaves:
 
     def collect(self) -> Tensor:
         """Moves the leaves' gradients into the flat one; a leaf the loss does not depend on counts zero."""
-        parts = []
-        for leaf in self.values.values():
-            parts.append(torch.zeros_like(leaf).view(-1) if leaf.grad is None else leaf.grad.reshape(-1))
+        parts, in_place = [], False
+        for leaf, slot in zip(self.values.values(), self.slots.values(), strict=True):
+            part = torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
+            parts.append(part)
+            in_place |= part.data_ptr() == slot.data_ptr()
             leaf.grad = None
-        torch.cat(parts, out=self.gradient)
+        if in_place:
+            for part, slot in zip(parts, self.slots.values(), strict=True):
+                if part.data_ptr() != slot.data_ptr():
+                    slot.copy_(part)
+        else:
+            torch.cat([part.reshape(-1) for part in parts], out=self.gradient)
         return self.gradient
 
 
@@ -135,6 +140,12 @@ def accumulate(parameter: nn.Parameter, gradient: Tensor) -> None:
         parameter.grad = gradient
     else:
         parameter.grad.add_(gradient)
+
+
+def _pieces(flat: Tensor, sites: Sequence[Site]) -> dict[str, Tensor]:
+    """Views of a flat vector by site."""
+    pieces = flat.split([site.numel for site in sites])
+    return {site.name: piece.view(site.unconstrained_shape) for site, piece in zip(sites, pieces, strict=True)}
 
 
 def _normal(prior: Any) -> dist.Normal:

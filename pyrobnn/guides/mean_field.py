@@ -213,6 +213,7 @@ class MeanField(Guide):
             torch.exp2(torch.mul(self.flat_log_scale, _LOG2_E, out=step.scale), out=step.scale)
             if step.locs is None or step.locs.flat.data_ptr() != self.flat_loc.data_ptr():
                 step.locs = Leaves(self.flat_loc, self.flat_order)
+            release(self.flat_loc, step.locs.gradient)  # layers may write into it before pull_back
             step.prior = self.flat_prior
             kl = 0.0 if step.prior is None else self._flat_kl(step.prior, step.scale)
             scales, room, locs = self.split(step.scale), self.split(step.value), step.locs.values
@@ -220,7 +221,7 @@ class MeanField(Guide):
         for name in self.sites:
             by = estimators.get(name, _SHARED)
             shared = partial(step.noise_of, name) if by.shares_noise and self.antithetic else None
-            weights[name] = GaussianWeight.of(locs[name], scales[name], by, room[name], shared)
+            weights[name] = GaussianWeight.of(locs[name], scales[name], by, room[name], shared, step.locs.slots[name])
         step.drawn = weights
         chosen = {name: weights[name] if name in estimators else weights[name].shared for name in self.sites}
         unsuited = [name for name in estimators if not self.sites[name].is_real]
@@ -242,7 +243,6 @@ class MeanField(Guide):
 
     def _pull_back_layers(self, step: _Step, drawn: dict[str, GaussianWeight], kl_weight: float) -> None:
         assert step.locs is not None
-        release(self.flat_loc, step.locs.gradient)
         release(self.flat_log_scale, step.by_log_scale)
         by_loc, by_log_scale, size = step.locs.collect(), step.by_log_scale, 0
         if (prior := step.prior) is not None:

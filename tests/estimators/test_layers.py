@@ -237,6 +237,35 @@ def test_drawn_outputs_are_their_formula(rows: int) -> None:
     torch.testing.assert_close(found, torch.autograd.grad(formula, (loc, scale), upstream))
 
 
+@pytest.mark.parametrize("uses", [1, 2])
+@pytest.mark.parametrize("bias", ["distribution", "point", "none"])
+def test_a_linear_layer_by_hand_has_the_gradients_of_the_formula(bias: str, uses: int) -> None:
+    """Those of the means of a weight that is used once are in its slot, not copied."""
+    torch.manual_seed(0)
+    x, loc, bias_loc = (torch.randn(*shape).double().requires_grad_() for shape in ((5, 3), (4, 3), (4,)))
+    scale, bias_scale = torch.rand(4, 3).double(), torch.rand(4).double()
+    variance, bias_variance = scale.square().requires_grad_(), bias_scale.square().requires_grad_()
+    slot, by = torch.full((4, 3), torch.nan).double(), LocalReparameterization()
+    weight = GaussianWeight.of(loc, scale, by, torch.empty(4, 3).double(), slot=slot)
+    drawn_bias = GaussianWeight.of(bias_loc, bias_scale, by, torch.empty(4).double())
+    mean = F.linear(x, loc, None if bias == "none" else bias_loc)
+    deviation = F.linear(x.square(), variance, bias_variance if bias == "distribution" else None).sqrt()
+    layer = {"distribution": drawn_bias, "point": bias_loc, "none": None}[bias]
+
+    found, formula = torch.zeros(()), torch.zeros(())
+    for upstream in torch.randn(uses, 5, 4).double():
+        drawn = F.linear(x, weight, layer)
+        noise = ((drawn - mean) / deviation).detach()
+        torch.testing.assert_close(noise[3:], -noise[:2])
+        found, formula = found + (drawn * upstream).sum(), formula + ((mean + deviation * noise) * upstream).sum()
+    expected = torch.autograd.grad(formula, [x, loc, variance, bias_loc, bias_variance], materialize_grads=True)
+    found.backward()
+    leaves = [x, loc, weight.variance, bias_loc, drawn_bias.variance]
+    for leaf, slope in zip(leaves, expected, strict=True):
+        torch.testing.assert_close(torch.zeros_like(leaf) if leaf.grad is None else leaf.grad, slope)
+    assert uses == 2 or loc.grad.data_ptr() == slot.data_ptr()  # type: ignore[union-attr]
+
+
 def test_outputs_of_one_example_without_a_batch_are_independent() -> None:
     """None of them mirrors another."""
     torch.manual_seed(0)

@@ -99,6 +99,16 @@ def test_leaves_view_the_vector_and_collect_its_gradient() -> None:
     assert leaves.collect().tolist() == [0.0, 0.0, 1.0]  # nothing is left of the first
 
 
+def test_a_gradient_in_its_slot_stays_there() -> None:
+    guide = Guide(Sites(a=dist.Normal(torch.zeros(2), 1.0).to_event(1), b=dist.Normal(0.0, 1.0)), example=())
+    leaves = Leaves(torch.zeros(3), guide.flat_order)
+    for expected in ([5.0, 6.0, 7.0], [5.0, 6.0, 0.0]):
+        leaves.slots["a"].copy_(torch.tensor([5.0, 6.0]))
+        leaves.values["a"].grad = leaves.slots["a"].detach()
+        leaves.values["b"].grad = torch.tensor(7.0) if expected[2] else None
+        assert leaves.collect().tolist() == expected
+
+
 def test_gradients_accumulate_through_a_reused_buffer() -> None:
     parameter, buffer = nn.Parameter(torch.zeros(2)), torch.zeros(2)
     for value, total in ((1.0, 1.0), (10.0, 11.0), (100.0, 111.0)):
