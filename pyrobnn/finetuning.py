@@ -34,8 +34,8 @@ PosteriorName = Literal["mean_field", "delta_mixture", "low_rank_sharing", "last
 Posterior = PosteriorName | Callable[[SupervisedModel], Guide]
 
 LOG_SCALES = (-6.0, -5.0)
-RISE, FASTEST = 1.0, 0.03
-"""How far log scales may rise under Adam in all, and in a step."""
+RISE, RISE_TO_DISAGREE, FASTEST = 1.0, 3.0, 0.03
+"""How far log scales may rise under Adam in all, without and with auxiliary inputs, and in a step."""
 
 
 def finetune(
@@ -48,7 +48,7 @@ def finetune(
     num_data: int | None = None,
     num_members: int = 5,
     epochs: int = 4,
-    lr: float = 1e-4,
+    lr: float | None = None,
     scale_lr: float | None = None,
     auxiliary: Auxiliary | None = None,
     threshold: float = 0.5,
@@ -73,16 +73,21 @@ def finetune(
         num_data: Number N of training data; that of the loader's data set if None.
         num_members: Members of the two mixtures.
         epochs: Passes over the data.
-        lr: Learning rate of the means (of members): slow, since they are trained already.
+        lr: Learning rate of the means (of members): slow, since they are trained already. None takes 1e-4, and 1e-3
+            with auxiliary inputs, on which there is something to learn; deep networks then want less (3e-4 for a
+            ResNet-20), small ones more.
         scale_lr: Learning rate of the log standard deviations: fast, since they have far to go. Under Adam they all
             rise by about ``scale_lr`` a step towards the prior's until the data hold them back, which takes longer
             than fine-tuning lasts. None therefore takes 1 divided by the number of steps, at most 0.03, so that
-            standard deviations end about e times as wide as they began, however long it lasts.
+            standard deviations end about e times as wide as they began, however long it lasts; with auxiliary inputs,
+            on which narrow posteriors cannot disagree, 3 divided by it.
         auxiliary: Inputs to be uncertain about: a function of the batch's inputs, such as
             ``elbo.perturbed(0.3)``, or an iterable of inputs; None for no regulariser.
         threshold: Mutual information in nats that is enough there.
         weight: Weight of the regulariser.
-        estimator: How draws enter the layers.
+        estimator: How draws enter the layers. None is one draw for a batch, but with auxiliary inputs, for guides that
+            are independent Gaussians, a draw per example, as in the paper: what one draw tells of the scales'
+            effect on disagreement is mostly noise. ``"flipout"`` needs less memory.
         batch_norm: ``"freeze"``: BatchNorm layers normalise by the pretrained running statistics, in fine-tuning as in
             prediction. Under those of a batch (``"train"``), draws would be fitted to a network other than the one that
             predicts, and the regulariser, which sees the latter, could spoil it unnoticed.
@@ -109,12 +114,15 @@ def finetune(
     own = Categorical() if likelihood is None else copy.deepcopy(likelihood)
     model = SupervisedModel(net, own, rule, num_data=count)
     guide = _guide(model, posterior, num_members)
-    scale_lr = _scale_lr(loader, epochs) if scale_lr is None else scale_lr
     elbo: MeanFieldELBO
     if auxiliary is None:
-        elbo = MeanFieldELBO(estimator=estimator)
+        rise, slow, elbo = RISE, 1e-4, MeanFieldELBO(estimator=estimator)
     else:
-        elbo = RegularizedELBO(auxiliary, threshold, weight, estimator=estimator)
+        if estimator is None and hasattr(guide, "write_gaussians"):
+            estimator = "per_example"
+        rise, slow, elbo = RISE_TO_DISAGREE, 1e-3, RegularizedELBO(auxiliary, threshold, weight, estimator=estimator)
+    lr = slow if lr is None else lr
+    scale_lr = _scale_lr(loader, epochs, rise) if scale_lr is None else scale_lr
     with frozen_batch_norm(model) if batch_norm == "freeze" else contextlib.nullcontext():
         fit(model, guide, loader, epochs=epochs, lr=lr, scale_lr=scale_lr, elbo=elbo, seed=seed, **options)
     return model, guide
@@ -156,11 +164,11 @@ def _guide(model: SupervisedModel, posterior: Posterior, num_members: int) -> Gu
     )
 
 
-def _scale_lr(loader: Iterable[Any], epochs: int) -> float:
-    """What lets log scales rise by ``RISE`` in all."""
+def _scale_lr(loader: Iterable[Any], epochs: int, rise: float) -> float:
+    """What lets log scales rise by ``rise`` in all."""
     if not isinstance(loader, Sized):
         return 1e-2
-    return min(FASTEST, RISE / max(1, epochs * len(loader)))
+    return min(FASTEST, rise / max(1, epochs * len(loader)))
 
 
 def _without_dropout(net: nn.Module) -> nn.Module:

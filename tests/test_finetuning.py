@@ -113,6 +113,24 @@ def test_auxiliary_inputs_are_used() -> None:
     assert seen.count(20) >= 6
 
 
+@each_posterior
+def test_draws_learn_to_disagree_on_auxiliary_inputs(posterior: Any) -> None:
+    """At the defaults; only the last layer alone has too little to disagree with."""
+    far, levels = 4.0 * data()[0][:20], []
+    for auxiliary in (None, [far]):
+        settings = {"epochs": 60, "num_members": 3, "seed": 0, "progress": False}
+        model, guide = pb.finetune(pretrained(), loader(), posterior, auxiliary=auxiliary, **settings)
+        levels.append(float(pb.predict(model, guide, far, num_samples=60, seed=0).epistemic.mean()))
+    assert levels[1] > (1.2 if posterior == "last_layer" else 2.0) * levels[0]
+
+
+def test_auxiliary_inputs_with_a_posterior_that_has_one_draw_only() -> None:
+    _, guide = pb.finetune(
+        pretrained(), loader(), lambda m: LowRankNormal(m, rank=2), auxiliary=[data()[0]], epochs=1, progress=False
+    )
+    assert isinstance(guide, LowRankNormal)
+
+
 def test_a_function_builds_the_guide_and_regression_works() -> None:
     net = nn.Linear(2, 1)
     x, _ = data()

@@ -2,9 +2,11 @@
 
 Accuracy, NLL and ECE on the test images; AUROC of notMNIST, Fashion-MNIST, KMNIST and perturbed test images against
 them by mutual information (by entropy for the point estimate, which has none); training time as a multiple of MAP's,
-to which fine-tuning, SWAG and Laplace add their own part; time of a prediction per draw.
+to which fine-tuning, SWAG and Laplace add their own part; time of a prediction per draw. The uncertainty regulariser
+sees perturbed images made of half a batch, and has a learning rate of its own; deep networks want a smaller one.
 
     python -m benchmarks.reproduce.posteriors --seeds 0 1 2 --json posteriors.json
+    python -m benchmarks.reproduce.posteriors --methods MAP "*regularised*"
     python -m benchmarks.reproduce.posteriors --data cifar10 --network resnet20 --images 50000 --device cuda
 """
 
@@ -15,6 +17,7 @@ import copy
 import functools
 import time
 from collections.abc import Callable
+from fnmatch import fnmatchcase
 from typing import Any
 
 import pyro.distributions as dist
@@ -132,38 +135,49 @@ def run(seed: int, options: argparse.Namespace) -> dict[str, Row]:
     """All posteriors with one seed."""
     trainer, images = Trainer(options, seed), _images(seed, options)
     rows: dict[str, Row] = {}
+    draws = 5 if options.quick else options.draws
 
-    def record(name: str, fit: Callable[[], Fitted], draws: int, adds: bool = False) -> Fitted:
+    def record(name: str, fit: Callable[[], Fitted], count: int, adds: bool = False) -> Fitted:
         started = time.process_time()
         fitted = fit()
         seconds = time.process_time() - started
-        rows[name] = evaluate(*fitted, images, draws)
+        rows[name] = evaluate(*fitted, images, count)
         base = rows["MAP"].get("seconds", seconds)
         rows[name] |= {"seconds": seconds, "× MAP": seconds / base + adds}
         return fitted
 
-    draws = 5 if options.quick else options.draws
-    model, guide = record("MAP", lambda: trainer.fit(guides.Map), 1)
+    model, guide = record("MAP", lambda: trainer.fit(guides.Map), 1)  # where the others start, and their measure
     trained = copy.deepcopy(model.net.network).requires_grad_()  # the model's own are placeholders for draws
     with torch.no_grad():
         for name, value in guide.sample(1).items():
             trained.get_parameter(name.removeprefix("net.")).copy_(value[0])
-    record("mean field from scratch", lambda: trainer.fit(functools.partial(guides.MeanField, init_scale=3e-3)), draws)
-    record("fine-tuned mean field", lambda: trainer.finetune(trained, "mean_field"), draws, adds=True)
-    unlike = {"auxiliary": half_of_them(perturbed(EPSILON[options.data])), "lr": 1e-3}
-    record("… with the regulariser", lambda: trainer.finetune(trained, "mean_field", **unlike), draws, adds=True)
-    record("fine-tuned low-rank sharing", lambda: trainer.finetune(trained, low_rank_sharing), 5, adds=True)
-    regularised = functools.partial(trainer.finetune, trained, low_rank_sharing, **unlike)
-    record("low-rank sharing with the regulariser", regularised, 5, adds=True)
-    few = functools.partial(trainer.finetune, trained, trainer.last_layer_ensemble)
-    record("fine-tuned last-layer ensemble", few, 10, adds=True)
-    record("MC dropout", lambda: trainer.fit(functools.partial(guides.MCDropout, p=0.1)), draws)
-    record("ensemble of 5", lambda: trainer.fit(functools.partial(guides.DeltaMixture, num_members=5)), 5)
-    record("SWAG", lambda: trainer.swag(trained), draws, adds=True)
-    record("Laplace, last layer", lambda: trainer.laplace(trained), draws, adds=True)
+    for name, (fit, count, adds) in methods(trainer, trained, draws).items():
+        if any(fnmatchcase(name, pattern) for pattern in options.methods):
+            record(name, fit, count, adds)
     for row in rows.values():
         del row["seconds"]
     return rows
+
+
+def methods(trainer: Trainer, trained: nn.Module, draws: int) -> dict[str, tuple[Callable[[], Fitted], int, bool]]:
+    """Of each method: how to fit it, the draws of a prediction, and whether its time comes on top of MAP's."""
+    finetune = functools.partial(trainer.finetune, trained)
+    noise = half_of_them(perturbed(EPSILON[trainer.options.data]))
+    regularised = functools.partial(finetune, auxiliary=noise, lr=trainer.options.regularised_lr)
+    mean_field = functools.partial(guides.MeanField, init_scale=3e-3)
+    ensemble = functools.partial(guides.DeltaMixture, num_members=5)
+    return {
+        "mean field from scratch": (lambda: trainer.fit(mean_field), draws, False),
+        "fine-tuned mean field": (lambda: finetune("mean_field"), draws, True),
+        "fine-tuned mean field, regularised": (lambda: regularised("mean_field"), draws, True),
+        "fine-tuned low-rank sharing": (lambda: finetune(low_rank_sharing), 5, True),
+        "fine-tuned low-rank sharing, regularised": (lambda: regularised(low_rank_sharing), 5, True),
+        "fine-tuned last-layer ensemble": (lambda: finetune(trainer.last_layer_ensemble), 10, True),
+        "MC dropout": (lambda: trainer.fit(functools.partial(guides.MCDropout, p=0.1)), draws, False),
+        "ensemble of 5": (lambda: trainer.fit(ensemble), 5, False),
+        "SWAG": (lambda: trainer.swag(trained), draws, True),
+        "Laplace, last layer": (lambda: trainer.laplace(trained), draws, True),
+    }
 
 
 def _images(seed: int, options: argparse.Namespace) -> dict[str, Any]:
@@ -215,6 +229,8 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=10_000, help="training images (default %(default)s)")
     parser.add_argument("--epochs", type=int, default=30, help="epochs of MAP and of what starts from scratch")
     parser.add_argument("--finetune-epochs", type=int, default=4)
+    parser.add_argument("--regularised-lr", type=float, default=3e-3, help="ResNet-20: 3e-4 (default %(default)s)")
+    parser.add_argument("--methods", nargs="+", default=["*"], metavar="NAME", help="or patterns of names, beside MAP")
     Experiment("Posteriors, from scratch and by fine-tuning", run).main(parser)
 
 

@@ -9,7 +9,9 @@ Deng, Zhang, Yang, Dong & Zhu, *BayesAdapter* (2020).
 
 The two draws are exchangeable, so the expected gradient is twice the one through the first of them: a step costs two
 passes over the auxiliary inputs, one of them without gradients. Both run in evaluation mode, as predictions will be,
-and never touch running statistics.
+and never touch running statistics. They enter the layers as the ELBO's own do: with one draw for all inputs, what the
+gradient tells of a Gaussian's scales is mostly noise, and mean field learns to disagree only with draws of their own
+for each example (``estimator="per_example"``), as in the paper.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ import torch
 from torch import Tensor
 
 from pyrobnn.bayesianize import evaluating, frozen_buffers
+from pyrobnn.elbo.draw_plan import DrawPlan
 from pyrobnn.elbo.mean_field import MeanFieldELBO
 from pyrobnn.elbo.parts import ELBOParts
 from pyrobnn.elbo.tempering import Temperature
@@ -60,7 +63,7 @@ class RegularizedELBO(MeanFieldELBO):
         weight: Weight α of the regulariser beside the objective per datum.
         num_particles: As for :class:`~pyrobnn.elbo.MeanFieldELBO`.
         temperature: Likewise.
-        estimator: Likewise, for the ELBO's own draws.
+        estimator: Likewise, for the ELBO's draws and the regulariser's.
 
     Attributes:
         disagreement: Mean :math:`\\mathrm{MI}_2` on the last auxiliary inputs, in nats.
@@ -103,7 +106,8 @@ class RegularizedELBO(MeanFieldELBO):
         """The objective in sum units as a tensor to call ``backward()`` on."""
         loss = super().differentiable_loss(model, guide, *args, **kwargs)
         assert self.parts is not None
-        penalty = self._penalty(model, guide.draw(), guide, self._inputs(args))
+        plan = self._plan(guide)
+        penalty = self._penalty(model, plan.draw(guide), guide, plan, self._inputs(args))
         return loss + 2.0 * self.weight * self.parts.num_data * (penalty - 0.5 * penalty.detach())
 
     def backward(
@@ -116,16 +120,16 @@ class RegularizedELBO(MeanFieldELBO):
     ) -> ELBOParts:
         """Adds the gradients of ``scale`` times the objective (sum units) to the parameters; the ELBO's parts."""
         parts = super().backward(model, guide, args, kwargs, scale)
-        by_hand = hasattr(guide, "write_draw")
-        values = guide.write_draw()[0] if by_hand else guide.draw()
-        penalty = self._penalty(model, values, guide, self._inputs(args))
+        plan = self._plan(guide)
+        values, covered = plan.write(guide)
+        penalty = self._penalty(model, values, guide, plan, self._inputs(args))
         (penalty * (2.0 * self.weight * parts.num_data * scale)).backward()
-        if by_hand:
+        if covered is not None:
             guide.discard_counted()
             guide.pull_back(0.0)
         return parts
 
-    def _penalty(self, model: Any, values: dict[str, Tensor], guide: Guide, x: Any) -> Tensor:
+    def _penalty(self, model: Any, values: dict[str, Tensor], guide: Guide, plan: DrawPlan, x: Any) -> Tensor:
         """Mean hinge on the auxiliary inputs, with gradients to ``values``."""
         if not isinstance(model, SupervisedModel) or not model.likelihood.is_discrete:
             raise TypeError(
@@ -135,7 +139,7 @@ class RegularizedELBO(MeanFieldELBO):
         likelihood = model.likelihood
         with evaluating(model), frozen_buffers(model):
             with torch.no_grad():
-                others = _other_draw(guide, values)
+                others = plan.draw(guide) if plan.layerwise else _other_draw(guide, values)
                 with Substitution(others):
                     second = likelihood.probabilities(model.predictive(x))
             with Substitution(values):
@@ -159,7 +163,7 @@ class RegularizedELBO(MeanFieldELBO):
 
 
 def _other_draw(guide: Guide, values: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A draw beside ``values``: of a few equally likely points, another point."""
+    """A shared draw beside ``values``: of a few equally likely points, another point."""
     draws = guide.sample(2)
     name = next(iter(values))
     same = bool((draws[name][0] == values[name]).all())
