@@ -58,16 +58,18 @@ class Trainer:
         self.num_steps = options.epochs * len(self.batches)
 
     def shrink(self, x: Tensor) -> Tensor:
-        """Images as the network sees them: 14×14 pixels of MNIST, three colours in place of CIFAR-10's."""
-        if self.is_mnist:
-            return F.avg_pool2d(x, 2)
-        return x if x.shape[1] == 3 else F.pad(x, (2, 2, 2, 2)).expand(-1, 3, -1, -1)
+        """Images as the network sees them: fewer pixels; in CIFAR-10's shape those of others."""
+        if not self.is_mnist and x.shape[1] == 1:
+            x = F.pad(x, (2, 2, 2, 2)).expand(-1, 3, -1, -1)
+        return F.avg_pool2d(x, self.options.shrink or (2 if self.is_mnist else 1))
 
     def model(self, is_random: bool) -> pb.SupervisedModel:
         """The Bayesian network, the same initial weights for all methods."""
         torch.manual_seed(self.seed)
         size = dbsn.SMALL if self.options.network == "small" else {}
         size = size | {"in_channels": self.batches.x.shape[1]}
+        if self.options.growth:
+            size["growth"] = self.options.growth
         return dbsn.dbsn(len(self.batches.x), is_random=is_random, **size)
 
     def fit(self, name: str) -> tuple[pb.SupervisedModel, guides.Guide]:
@@ -227,6 +229,8 @@ def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--data", choices=("mnist", "cifar10"), default="mnist")
     parser.add_argument("--network", choices=("small", "paper"), default="small")
+    parser.add_argument("--growth", type=int, help="channels of a node (default: the network's, 8 or 16)")
+    parser.add_argument("--shrink", type=int, help="images smaller by this factor (default: MNIST 2, CIFAR-10 1)")
     parser.add_argument("--methods", nargs="+", choices=[*dbsn.METHODS, *NSA], metavar="NAME", help="default: all")
     parser.add_argument("--images", type=int, default=5000, help="training images (default %(default)s)")
     parser.add_argument("--epochs", type=int, default=5, help="default %(default)s")
