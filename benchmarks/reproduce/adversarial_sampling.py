@@ -64,6 +64,8 @@ def run(seed: int, options: argparse.Namespace) -> dict[str, Row]:
             device=options.device,
             progress=False,
         )
+        if not mnist:  # a network with BatchNorm, evaluated under draws other than those of training
+            pb.recalibrate_batch_norm(model, guide, loader)
         rows[f"λ = {strength}"] = evaluate(model, guide, test, 10 if options.quick else options.draws)
     return rows
 

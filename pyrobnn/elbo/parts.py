@@ -25,6 +25,9 @@ __all__ = [
 ]
 
 
+_NAMED = 3  # sites that a message names
+
+
 class NonFiniteLossError(ArithmeticError):
     """The objective became NaN or infinite; the message names the part that did."""
 
@@ -133,10 +136,15 @@ def blaming_draws(values: dict[str, Tensor]) -> Iterator[None]:
         blamed = [name for name, value in values.items() if not bool(value.isfinite().all())]
         if not blamed:
             raise
-        draws = ", ".join(f"the draw of the site {name!r}" for name in blamed)
         raise NonFiniteLossError(
-            f"the objective became non-finite: {draws}; lower the learning rate or init_scale."
+            f"the objective became non-finite: {_of_draws(blamed)}; lower the learning rate or init_scale."
         ) from error
+
+
+def _of_draws(sites: list[str]) -> str:
+    """Names the draws of a few sites and counts the rest."""
+    named = ", ".join(f"the draw of the site {name!r}" for name in sites[:_NAMED])
+    return named if len(sites) <= _NAMED else f"{named} and of {len(sites) - _NAMED} more"
 
 
 def culprit(parts: Particle) -> str:
@@ -149,7 +157,8 @@ def culprit(parts: Particle) -> str:
         )
         if not bool(torch.as_tensor(value).isfinite())
     ]
-    blamed += [f"the draw of the site {m['name']!r}" for m in parts.run.latent if not bool(m["value"].isfinite().all())]
+    if draws := [m["name"] for m in parts.run.latent if not bool(m["value"].isfinite().all())]:
+        blamed.append(_of_draws(draws))
     blamed += [
         f"the log likelihood of the site {m['name']!r}"
         for m in parts.run.observed

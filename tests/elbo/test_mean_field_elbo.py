@@ -259,6 +259,23 @@ def test_a_parameter_that_became_nan_is_named(site: str) -> None:
         MeanFieldELBO().loss_and_grads(model, guide, x, y)
 
 
+@pytest.mark.parametrize("validates", [True, False])
+def test_of_many_draws_that_became_nan_three_are_named(validates: bool) -> None:
+    net = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2), nn.Linear(2, 1))
+    model = SupervisedModel(net, likelihoods.Normal(1.0), dist.Normal(0.0, 1.0), num_data=8)
+    guide = MeanField(model)
+    with torch.no_grad():
+        guide.flat_loc.fill_(float("nan"))
+    with (
+        pyro.validation_enabled(validates),
+        pytest.raises(
+            NonFiniteLossError, match=r"'net.0.weight', .*'net.0.bias', .*'net.1.weight' and of 3 more"
+        ) as raised,
+    ):
+        MeanFieldELBO().loss_and_grads(model, guide, torch.randn(8, 3), torch.randn(8, 1))
+    assert "net.2" not in str(raised.value)
+
+
 def test_no_gradient_is_added_when_a_later_particle_fails() -> None:
     class Flaky(nn.Linear):
         runs = 0
