@@ -37,6 +37,9 @@ LOG_SCALES = (-6.0, -5.0)
 RISE, RISE_TO_DISAGREE, FASTEST = 1.0, 3.0, 0.03
 """How far log scales may rise under Adam in all, without and with auxiliary inputs, and in a step."""
 
+MOST_PER_EXAMPLE = 2**20
+"""The most weights of which each example gets a draw by default: half a gigabyte for a batch of 128."""
+
 
 def finetune(
     net: nn.Module,
@@ -87,7 +90,8 @@ def finetune(
         weight: Weight of the regulariser.
         estimator: How draws enter the layers. None is one draw for a batch, but with auxiliary inputs, for guides that
             are independent Gaussians, a draw per example, as in the paper: what one draw tells of the scales'
-            effect on disagreement is mostly noise. ``"flipout"`` needs less memory.
+            effect on disagreement is mostly noise. Above a million weights, of which a draw per example takes too
+            much memory, it is ``"flipout"``.
         batch_norm: ``"freeze"``: BatchNorm layers normalise by the pretrained running statistics, in fine-tuning as in
             prediction. Under those of a batch (``"train"``), draws would be fitted to a network other than the one that
             predicts, and the regulariser, which sees the latter, could spoil it unnoticed.
@@ -119,7 +123,7 @@ def finetune(
         rise, slow, elbo = RISE, 1e-4, MeanFieldELBO(estimator=estimator)
     else:
         if estimator is None and hasattr(guide, "write_gaussians"):
-            estimator = "per_example"
+            estimator = "per_example" if guide.num_latents <= MOST_PER_EXAMPLE else "flipout"
         rise, slow, elbo = RISE_TO_DISAGREE, 1e-3, RegularizedELBO(auxiliary, threshold, weight, estimator=estimator)
     lr = slow if lr is None else lr
     scale_lr = _scale_lr(loader, epochs, rise) if scale_lr is None else scale_lr

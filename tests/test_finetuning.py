@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import pyrobnn as pb
 from pyrobnn import priors
-from pyrobnn.elbo import perturbed
+from pyrobnn.elbo import RegularizedELBO, perturbed
 from pyrobnn.finetuning import frozen_batch_norm
 from pyrobnn.guides import DeltaMixture, Guide, LowRankEnsemble, LowRankNormal, MeanField
 from pyrobnn.substitution import Substitution
@@ -122,6 +122,25 @@ def test_draws_learn_to_disagree_on_auxiliary_inputs(posterior: Any) -> None:
         model, guide = pb.finetune(pretrained(), loader(), posterior, auxiliary=auxiliary, **settings)
         levels.append(float(pb.predict(model, guide, far, num_samples=60, seed=0).epistemic.mean()))
     assert levels[1] > (1.2 if posterior == "last_layer" else 2.0) * levels[0]
+
+
+@pytest.mark.parametrize("most", [0, 10**6])
+def test_the_estimator_of_auxiliary_inputs_depends_on_the_number_of_weights(
+    most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = []
+
+    class Recorded(RegularizedELBO):
+        def __init__(self, *args: Any, estimator: Any = None, **kwargs: Any) -> None:
+            chosen.append(estimator)
+            super().__init__(*args, estimator=estimator, **kwargs)
+
+    monkeypatch.setattr("pyrobnn.finetuning.RegularizedELBO", Recorded)
+    monkeypatch.setattr("pyrobnn.finetuning.MOST_PER_EXAMPLE", most)
+    for posterior, estimator in (("mean_field", None), ("delta_mixture", None), ("mean_field", "per_group")):
+        settings = {"auxiliary": [data()[0]], "estimator": estimator, "epochs": 1, "progress": False}
+        pb.finetune(pretrained(), loader(), posterior, **settings)
+    assert chosen == ["per_example" if most else "flipout", None, "per_group"]
 
 
 def test_auxiliary_inputs_with_a_posterior_that_has_one_draw_only() -> None:
