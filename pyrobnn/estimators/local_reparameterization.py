@@ -47,9 +47,14 @@ class LocalReparameterization(Estimator):
 def drawn_outputs(layer: Layer, x: Tensor, weight: GaussianWeight, bias: Tensor | None) -> Tensor:
     """Outputs drawn independently given the inputs."""
     of_mean, of_variance = (bias.loc, bias.variance) if isinstance(bias, GaussianWeight) else (bias, None)
-    if weight.slot is not None and not layer.spatial and x.dim() == 2 and x.dtype == weight.loc.dtype:
+    if weight.slot is not None and not layer.spatial and x.dim() == 2 and _is_uncast(x, weight.loc):
         return _DrawnLinear.apply(x, weight.loc, weight.variance, of_mean, of_variance, weight.take_slot())
     return _Drawn.apply(layer(x, weight.loc, of_mean), layer(x.square(), weight.variance, of_variance))
+
+
+def _is_uncast(x: Tensor, weight: Tensor) -> bool:
+    """Whether both have one dtype and autocasting would not change it."""
+    return x.dtype == weight.dtype and not torch.is_autocast_enabled(x.device.type)
 
 
 class _Drawn(torch.autograd.Function):

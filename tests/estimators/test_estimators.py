@@ -97,6 +97,16 @@ def test_the_path_derivative_is_silent_at_the_exact_posterior() -> None:
 
 
 @each_name
+def test_steps_under_autocast(name: str) -> None:
+    """Layers that compute in half precision; noise of that precision is another stream, so values are not compared."""
+    model, guide, batch = problem(mlp(), (3,))
+    model, guide, batch = model.float(), guide.float(), (batch[0].float(), batch[1])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        slope = gradients(model, guide, batch, name, 1, seed=4)
+    assert slope.dtype == torch.float32 and bool(slope.isfinite().all()) and bool((slope != 0).any())
+
+
+@each_name
 def test_by_hand_is_by_autograd(name: str) -> None:
     """The same noise gives the same loss and gradients on both paths."""
     model, guide, batch = problem(mlp(), (3,))
