@@ -333,7 +333,8 @@ def adam(
         model: The model.
         guide: The guide.
         lr: Learning rate of the weights.
-        structure_lr: Learning rate of the structure's parameters.
+        structure_lr: Learning rate of the structure's parameters; a smaller one than the weights' keeps its posterior
+            from narrowing to a point before they are trained.
         **options: Further options of :class:`torch.optim.Adam`.
     """
     parts = guide.simple_parts()
