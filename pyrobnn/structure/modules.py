@@ -212,9 +212,12 @@ class WeightedBatchNorm2d(nn.BatchNorm2d):
 
     def unweighted(self) -> nn.BatchNorm2d:
         """A copy without weights."""
-        norm = nn.BatchNorm2d(self.num_features, self.eps, self.momentum, affine=False)
+        like = next(self.buffers())
+        norm = nn.BatchNorm2d(
+            self.num_features, self.eps, self.momentum, affine=False, device=like.device, dtype=like.dtype
+        )
         norm.load_state_dict(self.state_dict())
-        return norm.to(next(self.buffers()).device).train(self.training)
+        return norm.train(self.training)
 
 
 class Gate(nn.Module):

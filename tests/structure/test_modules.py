@@ -180,9 +180,10 @@ def test_normalised_operations_under_transforms() -> None:
     torch.testing.assert_close(torch.vmap(outputs)(alphas), torch.stack([outputs(alpha) for alpha in alphas]))
 
 
-def test_an_operation_comes_with_its_own_statistics() -> None:
-    choice = Choice({"none": Zero(), "same": nn.Identity(), "bound": nn.Tanh()}, batch_norm=2)
-    x = 3.0 + torch.randn(8, 2, 4, 4)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_an_operation_comes_with_its_own_statistics(dtype: torch.dtype) -> None:
+    choice = Choice({"none": Zero(), "same": nn.Identity(), "bound": nn.Tanh()}, batch_norm=2).to(dtype)
+    x = 3.0 + torch.randn(8, 2, 4, 4, dtype=dtype)
     choice(x)
     choice.eval()
     assert choice.operation(0) is choice.operations[0]
