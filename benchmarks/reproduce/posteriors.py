@@ -6,7 +6,7 @@ to which fine-tuning, SWAG and Laplace add their own part; time of a prediction 
 sees perturbed images made of half a batch, and has a learning rate of its own; deep networks want a smaller one.
 
     python -m benchmarks.reproduce.posteriors --seeds 0 1 2 --json posteriors.json
-    python -m benchmarks.reproduce.posteriors --methods MAP "*regularised*"
+    python -m benchmarks.reproduce.posteriors --methods "*regularised*"
     python -m benchmarks.reproduce.posteriors --data cifar10 --network resnet20 --images 50000 --device cuda
 """
 

@@ -62,9 +62,8 @@ class _Drawn(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, mean: Tensor, variance: Tensor) -> Tensor:
-        noise, scale = _noise_like(mean), (variance + _SMALLEST_VARIANCE).sqrt_()
-        drawn = torch.addcmul(mean, scale, noise)
-        ctx.save_for_backward(noise.div_(scale))
+        drawn, quotient = _draw(mean, (variance + _SMALLEST_VARIANCE).sqrt_())
+        ctx.save_for_backward(quotient)
         return drawn
 
     @staticmethod
@@ -82,10 +81,8 @@ class _DrawnLinear(torch.autograd.Function):
         ctx: Any, x: Tensor, loc: Tensor, variance: Tensor, of_mean: Any, of_variance: Any, slot: Tensor
     ) -> Tensor:
         squares = x * x
-        mean, scale = F.linear(x, loc, of_mean), F.linear(squares, variance, of_variance)
-        quotient = _noise_like(mean)
-        drawn = mean.addcmul_(scale.add_(_SMALLEST_VARIANCE).sqrt_(), quotient)
-        quotient.div_(scale)
+        scale = F.linear(squares, variance, of_variance).add_(_SMALLEST_VARIANCE).sqrt_()
+        drawn, quotient = _draw(F.linear(x, loc, of_mean), scale)
         ctx.save_for_backward(x, squares, loc, variance, quotient)
         ctx.slot = slot
         return drawn
@@ -109,8 +106,8 @@ class _DrawnLinear(torch.autograd.Function):
         )
 
 
-def _noise_like(mean: Tensor) -> Tensor:
-    """Standard normals, of which the second half of the batch are the first half's with the other sign.
+def _draw(mean: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """``m + s ε`` and ``ε / s``, where the second half of the batch has the first half's ε with the other sign.
 
     Examples are still drawn as q says, and their gradients unbiased; random numbers, half of the cost of a
     convolution's noise, are halved.
@@ -118,7 +115,7 @@ def _noise_like(mean: Tensor) -> Tensor:
     noise, half = torch.empty_like(mean), (len(mean) + 1) // 2 if mean.dim() > 1 else len(mean)  # no batch: whole
     noise[:half].normal_()
     torch.neg(noise[: len(mean) - half], out=noise[half:])
-    return noise
+    return torch.addcmul(mean, scale, noise), noise.div_(scale)
 
 
 def _by_variance(gradient: Tensor, quotient: Tensor) -> Tensor:

@@ -47,18 +47,18 @@ class Leaves:
 
     def collect(self) -> Tensor:
         """Moves the leaves' gradients into the flat one; a leaf the loss does not depend on counts zero."""
-        parts, in_place = [], False
+        parts, moved = [], []
         for leaf, slot in zip(self.values.values(), self.slots.values(), strict=True):
             part = torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
-            parts.append(part)
-            in_place |= part.data_ptr() == slot.data_ptr()
+            parts.append(part.reshape(-1))
+            if part.data_ptr() != slot.data_ptr():
+                moved.append((slot, part))
             leaf.grad = None
-        if in_place:
-            for part, slot in zip(parts, self.slots.values(), strict=True):
-                if part.data_ptr() != slot.data_ptr():
-                    slot.copy_(part)
+        if len(moved) == len(parts):
+            torch.cat(parts, out=self.gradient)
         else:
-            torch.cat([part.reshape(-1) for part in parts], out=self.gradient)
+            for slot, part in moved:
+                slot.copy_(part)
         return self.gradient
 
 
