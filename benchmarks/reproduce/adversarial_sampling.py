@@ -10,9 +10,12 @@ and the ensemble's on the least uncertain part of the test set (by total uncerta
 from __future__ import annotations
 
 import argparse
+import copy
+import functools
 
 import pyro.distributions as dist
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import pyrobnn as pb
@@ -20,7 +23,7 @@ from benchmarks.networks import resnet20
 from benchmarks.reproduce import datasets
 from benchmarks.reproduce.experiment import Batches, Experiment, Row, arguments, flip_and_shift, subset
 from pyrobnn.elbo import AdversarialELBO
-from pyrobnn.guides import MeanField
+from pyrobnn.guides import Map, MeanField
 
 STRENGTHS = (0.0, 0.2, 0.5, 0.8, 1.0)
 
@@ -40,30 +43,25 @@ def run(seed: int, options: argparse.Namespace) -> dict[str, Row]:
     test = test[0][: options.test], test[1][: options.test]
     if options.quick:
         train, test = (train[0][:200], train[1][:200]), (test[0][:200], test[1][:200])
+    train, test = ((F.avg_pool2d(x, options.shrink), y) for x, y in (train, test))
+    loader = Batches(*train, batch_size=100, augment=None if mnist else flip_and_shift)
+    fit = functools.partial(pb.fit, loader=loader, lr=options.lr, seed=seed, device=options.device, progress=False)
+    torch.manual_seed(seed)
+    net = network() if mnist else resnet20(width=options.width)
+    prior = dist.Normal(0.0, options.prior)
+    start = pb.SupervisedModel(net, pb.likelihoods.Categorical(), prior, num_data=len(train[0]))
+    init = None
+    if options.pretrain:
+        point = Map(start)
+        fit(start, point, epochs=1 if options.quick else options.pretrain)
+        init = {name: value[0] for name, value in point.sample(1).items()}
     rows = {}
     for strength in options.strengths:
+        model = copy.deepcopy(start)
         torch.manual_seed(seed)
-        model = pb.SupervisedModel(
-            network() if mnist else resnet20(width=options.width),
-            pb.likelihoods.Categorical(),
-            dist.Normal(0.0, options.prior),
-            num_data=len(train[0]),
-        )
-        guide = MeanField(model, init_scale=options.init_scale)
+        guide = MeanField(model, init, init_scale=options.init_scale)
         elbo = AdversarialELBO(strength, options.step_size, options.steps, temperature=options.temperature)
-        epochs = 1 if options.quick else options.epochs
-        loader = Batches(*train, batch_size=100, augment=None if mnist else flip_and_shift)
-        pb.fit(
-            model,
-            guide,
-            loader,
-            epochs=epochs,
-            lr=options.lr,
-            elbo=elbo,
-            seed=seed,
-            device=options.device,
-            progress=False,
-        )
+        fit(model, guide, epochs=1 if options.quick else options.epochs, elbo=elbo)
         if not mnist:  # a network with BatchNorm, evaluated under draws other than those of training
             pb.recalibrate_batch_norm(model, guide, loader)
         rows[f"λ = {strength}"] = evaluate(model, guide, test, 10 if options.quick else options.draws)
@@ -98,6 +96,8 @@ def main() -> None:
     parser.add_argument("--test", type=int, default=10_000, help="test images (default %(default)s)")
     parser.add_argument("--draws", type=int, default=100, help="sampled networks (default %(default)s)")
     parser.add_argument("--images", type=int, default=5000, help="training images (default %(default)s)")
+    parser.add_argument("--shrink", type=int, default=1, help="average this many pixels a side (default %(default)s)")
+    parser.add_argument("--pretrain", type=int, default=0, help="epochs of the point the posterior starts from")
     parser.add_argument("--epochs", type=int, default=60)
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--prior", type=float, default=0.3, help="prior standard deviation (default %(default)s)")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -77,7 +79,7 @@ class Particle:
     num_data: int
     run: Substitution
 
-    @property
+    @cached_property
     def graph_loss(self) -> Tensor:
         """The part of the objective that is differentiated through the model."""
         return torch.as_tensor(self.temperature * self.in_graph - self.log_likelihood)
@@ -85,7 +87,7 @@ class Particle:
     @property
     def is_finite(self) -> bool:
         """Whether the objective is."""
-        return bool((self.graph_loss.detach() + self.covered).isfinite())
+        return math.isfinite(float(self.graph_loss.detach() + self.covered))
 
 
 def check_finite(particle: Particle) -> None:

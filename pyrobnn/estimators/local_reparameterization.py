@@ -16,7 +16,8 @@ correlation is dropped, and the gradient is that of a slightly different model. 
 
 from __future__ import annotations
 
-from typing import Any
+from functools import cache
+from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +27,10 @@ from torch.autograd.function import once_differentiable
 from pyrobnn.estimators.base import Estimator
 from pyrobnn.estimators.weight import GaussianWeight, Layer
 
-__all__ = ["LocalReparameterization", "drawn_outputs"]
+__all__ = ["LocalReparameterization", "balanced_noise", "drawn_outputs"]
+
+Slots: TypeAlias = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
+"""For the gradients by the means and variances of a weight and of its bias."""
 
 _SMALLEST_VARIANCE = 1e-14  # keeps the square root differentiable where all inputs are zero
 
@@ -47,9 +51,11 @@ class LocalReparameterization(Estimator):
 def drawn_outputs(layer: Layer, x: Tensor, weight: GaussianWeight, bias: Tensor | None) -> Tensor:
     """Outputs drawn independently given the inputs."""
     of_mean, of_variance = (bias.loc, bias.variance) if isinstance(bias, GaussianWeight) else (bias, None)
-    if weight.slot is not None and not layer.spatial and x.dim() == 2 and _is_uncast(x, weight.loc):
-        return _DrawnLinear.apply(x, weight.loc, weight.variance, of_mean, of_variance, weight.take_slot())
-    return _Drawn.apply(layer(x, weight.loc, of_mean), layer(x.square(), weight.variance, of_variance))
+    if not layer.spatial and x.dim() == 2 and _is_uncast(x, weight.loc) and (slots := weight.take_slots()) is not None:
+        slots_of_bias = (bias.take_slots() if isinstance(bias, GaussianWeight) else None) or (None, None)
+        return _DrawnLinear.apply(x, weight.loc, weight.variance, of_mean, of_variance, slots + slots_of_bias)
+    mean, variance = layer(x, weight.loc, of_mean), layer(x.square(), weight.variance, of_variance)
+    return _Drawn.apply(mean, variance, 1 if layer.spatial else -1)[0]
 
 
 def _is_uncast(x: Tensor, weight: Tensor) -> bool:
@@ -61,63 +67,78 @@ class _Drawn(torch.autograd.Function):
     r"""``m + sqrt(v) ε`` with gradients ``g`` and ``g ε / (2 sqrt(v))``, in as few passes over memory as can be."""
 
     @staticmethod
-    def forward(ctx: Any, mean: Tensor, variance: Tensor) -> Tensor:
-        drawn, quotient = _draw(mean, (variance + _SMALLEST_VARIANCE).sqrt_())
-        ctx.save_for_backward(quotient)
-        return drawn
+    def forward(ctx: Any, mean: Tensor, variance: Tensor, channel: int) -> tuple[Tensor, Tensor]:
+        scale, noise = variance.add_(_SMALLEST_VARIANCE).sqrt_(), balanced_noise(mean, channel)
+        mean.addcmul_(scale, noise)
+        ctx.mark_dirty(mean, variance)  # whose memory is used again
+        ctx.set_materialize_grads(False)  # nobody has the second output
+        ctx.save_for_backward(noise.div_(scale))
+        return mean, variance
 
     @staticmethod
     @once_differentiable  # the saved quotient hides its dependence on the variance
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+    def backward(ctx: Any, gradient: Tensor, _: None) -> tuple[Tensor, Tensor, None]:
         (quotient,) = ctx.saved_tensors
-        return gradient, _by_variance(gradient, quotient)
+        return gradient, torch.addcmul(gradient.new_zeros(()), gradient, quotient, value=0.5), None
 
 
 class _DrawnLinear(torch.autograd.Function):
-    """A whole linear layer, for steps whose gradients are collected by hand: that of the means goes to its place."""
+    """A whole linear layer, for steps whose gradients are collected by hand: they are written to their places.
+
+    Such a step differentiates once, so the memory of the saved quotient is used again.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, loc: Tensor, variance: Tensor, of_mean: Any, of_variance: Any, slot: Tensor
+        ctx: Any, x: Tensor, loc: Tensor, variance: Tensor, of_mean: Any, of_variance: Any, slots: Slots
     ) -> Tensor:
         squares = x * x
         scale = F.linear(squares, variance, of_variance).add_(_SMALLEST_VARIANCE).sqrt_()
-        drawn, quotient = _draw(F.linear(x, loc, of_mean), scale)
-        ctx.save_for_backward(x, squares, loc, variance, quotient)
-        ctx.slot = slot
+        drawn = F.linear(x, loc, of_mean)
+        noise = balanced_noise(drawn)
+        drawn.addcmul_(scale, noise)
+        ctx.save_for_backward(x, squares, loc, variance, noise.div_(scale))
+        ctx.slots = slots
         return drawn
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, squares, loc, variance, quotient = ctx.saved_tensors
+        for_loc, for_variance, for_mean, for_variance_of_bias = ctx.slots
         needs_x, _, _, needs_mean, needs_variance, _ = ctx.needs_input_grad
-        by_variance = _by_variance(gradient, quotient)
+        by_variance = torch.addcmul(gradient.new_zeros(()), gradient, quotient, value=0.5, out=quotient)
+        by_mean_of_bias = torch.sum(gradient, 0, out=for_mean).detach() if needs_mean else None
+        by_variance_of_bias = torch.sum(by_variance, 0, out=for_variance_of_bias).detach() if needs_variance else None
         by_x = None
         if needs_x:
             by_x = (gradient @ loc).addcmul_(x, by_variance @ variance, value=2.0)
-        return (
-            by_x,
-            torch.mm(gradient.t(), x, out=ctx.slot).detach(),  # one more reference would have it copied
-            by_variance.t() @ squares,
-            gradient.sum(0) if needs_mean else None,
-            by_variance.sum(0) if needs_variance else None,
-            None,
-        )
+        # Results are detached because autograd copies what somebody else, here the slot, refers to.
+        by_loc = torch.mm(gradient.t(), x, out=for_loc).detach()
+        by_variance = torch.mm(by_variance.t(), squares, out=for_variance).detach()
+        return by_x, by_loc, by_variance, by_mean_of_bias, by_variance_of_bias, None
 
 
-def _draw(mean: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-    """``m + s ε`` and ``ε / s``, where the second half of the batch has the first half's ε with the other sign.
+def balanced_noise(like: Tensor, channel: int = -1) -> Tensor:
+    """Standard normals for a batch of outputs, of which eight examples share one block of random numbers.
 
-    Examples are still drawn as q says, and their gradients unbiased; random numbers, half of the cost of a
-    convolution's noise, are halved.
+    On the quarters of the channels they bear the signs of four orthogonal (Hadamard) rows and of their mirror images.
+    Each example's are independent standard normals and gradients are unbiased; noise of first order cancels between
+    mirror images, as far as the examples resemble each other, and random numbers, half of the cost of a convolution's
+    noise, cost an eighth. With less than four channels two examples share a block.
     """
-    noise, half = torch.empty_like(mean), (len(mean) + 1) // 2 if mean.dim() > 1 else len(mean)  # no batch: whole
-    noise[:half].normal_()
-    torch.neg(noise[: len(mean) - half], out=noise[half:])
-    return torch.addcmul(mean, scale, noise), noise.div_(scale)
+    if like.dim() == 1:  # one example without a batch
+        return torch.randn_like(like)
+    channels = like.shape[channel]
+    signs = _balanced_signs(channels, like.dtype, like.device)
+    block = torch.empty_like(like[: -(-len(like) // len(signs))]).normal_()
+    shape = [1] * like.dim()
+    shape[channel] = channels
+    return (signs.view(-1, *shape) * block).flatten(0, 1)[: len(like)]
 
 
-def _by_variance(gradient: Tensor, quotient: Tensor) -> Tensor:
-    """``g ε / (2 sqrt(v))``."""
-    return torch.addcmul(gradient.new_zeros(()), gradient, quotient, value=0.5)
+@cache
+def _balanced_signs(channels: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Rows of signs ``[8, channels]``, or ``[2, channels]``, in pairs of mirror images."""
+    rows = torch.tensor([[1, 1, 1, 1], [1, -1, 1, -1], [1, 1, -1, -1], [1, -1, -1, 1]] if channels >= 4 else [[1] * 4])
+    signs = rows[:, 4 * torch.arange(channels) // channels]
+    return torch.stack([signs, -signs], 1).flatten(0, 1).to(device, dtype)

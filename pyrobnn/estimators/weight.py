@@ -18,58 +18,74 @@ from torch import Tensor
 if TYPE_CHECKING:
     from pyrobnn.estimators.base import Estimator
 
-__all__ = ["GaussianWeight", "Layer"]
+__all__ = ["GaussianWeight", "Layer", "Places"]
+
+
+@dataclass(frozen=True)
+class Places:
+    """Memory of a weight in training steps whose gradients are collected by hand; all of the weight's shape.
+
+    Attributes:
+        deviation: Room for the step's one deviation.
+        by_loc: For the loss's gradient with respect to the means.
+        by_log_scale: For that with respect to the logarithms of the standard deviations.
+        noise: If given, gives the standard normals of the step's one deviation.
+    """
+
+    deviation: Tensor
+    by_loc: Tensor
+    by_log_scale: Tensor
+    noise: Callable[[], Tensor] | None = None
 
 
 class GaussianWeight(Tensor):
-    """The distribution :math:`N(\\mu, \\sigma^2)` of a weight in place of a draw.
+    r"""The distribution :math:`N(\mu, \sigma^2)` of a weight in place of a draw.
 
     Attributes:
         loc: Means, with gradients.
         scale: Standard deviations.
         estimator: How layers draw.
-        buffer: If given, :attr:`variance` and :meth:`deviations` are leaves, whose gradients
-            :meth:`add_log_scale_gradient` collects, instead of functions of ``scale`` in the graph; the first of them
-            is written here.
-        noise: If given, gives the standard normals of the step's one deviation.
-        slot: Memory for the gradient with respect to ``loc``, if there is some to be written to.
+        places: If given, :attr:`variance` (which takes the memory of ``scale``) and :meth:`deviations` are leaves, from
+            whose gradients :meth:`write_log_scale_gradient` makes that of the scales, instead of functions of ``scale``
+            in the graph.
     """
 
     loc: Tensor
-    scale: Tensor
     estimator: Estimator
-    buffer: Tensor | None
-    noise: Callable[[], Tensor] | None
-    slot: Tensor | None
+    places: Places | None
+    _scale: Tensor
     _variance: Tensor | None
     _deviations: dict[int, Tensor]
+    _is_used: bool
 
     @staticmethod
-    def of(
-        loc: Tensor,
-        scale: Tensor,
-        estimator: Estimator,
-        buffer: Tensor | None = None,
-        noise: Callable[[], Tensor] | None = None,
-        slot: Tensor | None = None,
-    ) -> GaussianWeight:
+    def of(loc: Tensor, scale: Tensor, estimator: Estimator, places: Places | None = None) -> GaussianWeight:
         """Wraps a mean and a standard deviation of equal shape."""
         weight = loc.detach().as_subclass(GaussianWeight)
-        weight.loc, weight.scale, weight.estimator = loc, scale, estimator
-        weight.buffer, weight.noise, weight.slot = buffer, noise, slot
-        weight._variance, weight._deviations = None, {}
+        weight.loc, weight._scale, weight.estimator, weight.places = loc, scale, estimator, places
+        weight.renew()
         return weight
+
+    def renew(self) -> None:
+        """Begins a step, without draws; the standard deviations are in their memory again."""
+        self._variance, self._deviations, self._is_used = None, {}, False
+
+    @property
+    def scale(self) -> Tensor:
+        """``σ``."""
+        if self.places is None or self._variance is None:
+            return self._scale
+        return self._variance.detach().sqrt()
 
     @property
     def variance(self) -> Tensor:
         """``σ²``."""
         if self._variance is None:
-            if self.buffer is None:
-                self._variance = self.scale.square()
+            if self.places is None:
+                self._variance = self._scale.square()
             else:
-                with torch.no_grad():
-                    value = torch.mul(self.scale, self.scale, out=self._room())
-                self._variance = value.requires_grad_()
+                # Weights share storage, not values: `.data` has a version counter of its own.
+                self._variance = self._scale.data.square_().requires_grad_()
         return self._variance
 
     def deviations(self, count: int = 0, *, mirrored: bool = False) -> Tensor:
@@ -78,21 +94,16 @@ class GaussianWeight(Tensor):
         Those are independent, or if ``mirrored`` the second half is the first with the other sign.
         """
         if count not in self._deviations:
-            if self.buffer is None:
+            if self.places is None:
                 self._deviations[count] = self._noise(count, mirrored) * self.scale
             else:
                 with torch.no_grad():
-                    if self.noise is not None and not count:
-                        value = torch.mul(self.noise(), self.scale, out=self._room())
+                    if self.places.noise is not None and not count:
+                        value = torch.mul(self.places.noise(), self.scale, out=self._room())
                     else:
                         value = self._noise(count, mirrored).mul_(self.scale)
                 self._deviations[count] = value.requires_grad_()
         return self._deviations[count]
-
-    def take_slot(self) -> Tensor | None:
-        """:attr:`slot` for the first layer that asks; gradients of further ones are added to what it holds."""
-        slot, self.slot = self.slot, None
-        return slot
 
     @property
     def shared(self) -> Tensor:
@@ -108,16 +119,45 @@ class GaussianWeight(Tensor):
         return noise
 
     def _room(self, count: int = 0) -> Tensor:
-        """Memory for a leaf: the buffer for the first that fits it."""
-        if self.buffer is not None and not count and self._variance is None and not self._deviations:
-            return self.buffer.data  # sites share storage, not values: each needs a version counter of its own
-        shape = ((count,) if count else ()) + tuple(self.scale.shape)
-        return torch.empty(shape, dtype=self.scale.dtype, device=self.scale.device)
+        """Memory for deviations."""
+        if self.places is not None and not count:
+            return self.places.deviation.data  # for its version counter, as above
+        shape = ((count,) if count else ()) + tuple(self._scale.shape)
+        return torch.empty(shape, dtype=self._scale.dtype, device=self._scale.device)
 
-    def add_log_scale_gradient(self, total: Tensor) -> None:
-        """Adds the loss's gradient with respect to ``log σ``, ``2σ² dL/dσ² + σε dL/d(σε)``, from the leaves'."""
-        if self._variance is not None and self._variance.grad is not None:
-            total.addcmul_(self._variance.grad, self._variance.detach(), value=2.0)
+    # ----------------------------------------------------------------------------- gradients by hand
+
+    def take_slots(self) -> tuple[Tensor, Tensor] | None:
+        """Where the gradients by :attr:`loc` and :attr:`variance` may be written, for the first layer that asks.
+
+        Gradients of further layers are added to what those places hold.
+        """
+        if self.places is None or self._is_used:
+            return None
+        self._is_used = True
+        return self.places.by_loc, self.places.by_log_scale
+
+    def write_log_scale_gradient(self, constant: Tensor, kl_weight: float, precision: float | Tensor) -> None:
+        r"""Writes the gradient by ``log σ`` of the loss and of a Normal prior's KL to its place.
+
+        .. math::  2\sigma^2 \frac{dL}{d\sigma^2} + \sigma\varepsilon \frac{dL}{d(\sigma\varepsilon)}
+                   + \lambda (p \sigma^2 - 1)
+
+        Args:
+            constant: ``-λ`` as a tensor.
+            kl_weight: The weight λ of the KL.
+            precision: The prior's inverse variances p.
+        """
+        assert self.places is not None, "only weights with places collect gradients by hand"
+        total = self.places.by_log_scale
+        if self._variance is not None:  # 2σ² (dL/dσ² + λp/2) - λ, in as few passes over memory as can be
+            slope = total.zero_() if self._variance.grad is None else self._variance.grad
+            torch.add(slope, precision, alpha=0.5 * kl_weight, out=total)
+            torch.addcmul(constant, self._variance.detach(), total, value=2.0, out=total)
+        elif isinstance(precision, float):
+            torch.addcmul(constant, self._scale, self._scale, value=kl_weight * precision, out=total)
+        else:
+            torch.addcmul(constant, self._scale, self._scale * precision, value=kl_weight, out=total)
         for count, deviation in self._deviations.items():
             if deviation.grad is None:
                 continue

@@ -96,6 +96,14 @@ class FlatNormalPrior:
         """Whether a run of the model used exactly these priors."""
         return all(priors.get(site.name) is site.prior for site in self.sites)
 
+    def precision_of(self, site: Site) -> float | Tensor | None:
+        """The inverse variances of a site in its shape, or the one that all sites share; None if it is not covered."""
+        if site.name not in self.names:
+            return None
+        if isinstance(self.precision, float):
+            return self.precision
+        return self.precision[site.offset : site.offset + site.numel].view(site.unconstrained_shape)
+
     def half_squares(self, loc: Tensor) -> Tensor:
         r""":math:`\tfrac12 \sum_i (\mu_i - m_i)^2 / s_i^2` over the covered elements."""
         centred = loc if isinstance(self.loc, float) and self.loc == 0.0 else loc - self.loc

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from pyrobnn.estimators import Estimator, GaussianWeight, SharedDraw
+from pyrobnn.estimators.weight import Places
 from pyrobnn.guides.base import Guide, Init, Site, initial_values
 from pyrobnn.guides.flat import FlatNormalPrior, Leaves, accumulate, flat_normal_prior, independent_normal, release
 from pyrobnn.guides.prefetch import prefetched
@@ -32,7 +33,6 @@ __all__ = ["MeanField"]
 
 
 _SHARED = SharedDraw()
-_LOG2_E = math.log2(math.e)
 _GROUP = 8  # training draws that share one block of random numbers
 _SMALLEST_PULL = 1e-20  # below it (annealing starts at 0) dividing by it might overflow
 
@@ -126,7 +126,7 @@ class MeanField(Guide):
     @torch.no_grad()
     def _sample(self, num_samples: int, generator: torch.Generator | None) -> dict[str, Tensor]:
         noise = self.flat_loc.new_empty((num_samples, self.num_latents)).normal_(generator=generator)
-        scale = (self.flat_log_scale * _LOG2_E).exp2_()
+        scale = self.flat_log_scale.exp()
         return self.constrain(self.split(torch.addcmul(self.flat_loc, noise, scale, out=noise)))
 
     # ------------------------------------------------------------------------------ training steps
@@ -146,8 +146,7 @@ class MeanField(Guide):
             else:
                 step.noise.copy_(noise)
                 step.turn = 0
-            # exp through exp2, which costs half of it on a CPU.
-            torch.exp2(torch.mul(log_scale, _LOG2_E, out=step.scale), out=step.scale)
+            torch.exp(log_scale, out=step.scale)
             torch.addcmul(loc, step.scale, step.noise, out=step.value)
             step.prior = self.flat_prior  # the one whose KL is counted here, whatever the model shows later
             kl = 0.0 if step.prior is None else self._flat_kl(step.prior, step.scale)
@@ -210,22 +209,36 @@ class MeanField(Guide):
         """Like :meth:`write_draw`, with a distribution in place of a draw at the sites named in ``estimators``."""
         step = self._ready_step()
         with torch.no_grad():
-            torch.exp2(torch.mul(self.flat_log_scale, _LOG2_E, out=step.scale), out=step.scale)
+            torch.exp(self.flat_log_scale, out=step.scale)
             if step.locs is None or step.locs.flat.data_ptr() != self.flat_loc.data_ptr():
-                step.locs = Leaves(self.flat_loc, self.flat_order)
-            release(self.flat_loc, step.locs.gradient)  # layers may write into it before pull_back
+                step.locs, step.estimators = Leaves(self.flat_loc, self.flat_order), None
+            release(self.flat_loc, step.locs.gradient)  # layers may write into them before pull_back
+            release(self.flat_log_scale, step.by_log_scale)
             step.prior = self.flat_prior
             kl = 0.0 if step.prior is None else self._flat_kl(step.prior, step.scale)
-            scales, room, locs = self.split(step.scale), self.split(step.value), step.locs.values
-        weights, step.has_noise = {}, False
-        for name in self.sites:
-            by = estimators.get(name, _SHARED)
-            shared = partial(step.noise_of, name) if by.shares_noise and self.antithetic else None
-            weights[name] = GaussianWeight.of(locs[name], scales[name], by, room[name], shared, step.locs.slots[name])
-        step.drawn = weights
+        step.has_noise = False
+        if step.estimators is not estimators or step.is_antithetic != self.antithetic:
+            step.weights = self._weights_under(estimators, step, step.locs)
+            step.estimators, step.is_antithetic = estimators, self.antithetic
+        weights = step.drawn = step.weights
+        for weight in weights.values():
+            weight.renew()
         chosen = {name: weights[name] if name in estimators else weights[name].shared for name in self.sites}
         unsuited = [name for name in estimators if not self.sites[name].is_real]
         return self.constrain(chosen | {name: weights[name].shared for name in unsuited}), kl
+
+    def _weights_under(
+        self, estimators: Mapping[str, Estimator], step: _Step, locs: Leaves
+    ) -> dict[str, GaussianWeight]:
+        """The sites' distributions in the memory of a step."""
+        scales, rooms, slots = (self.split(flat) for flat in (step.scale, step.value, step.by_log_scale))
+        weights = {}
+        for name in self.sites:
+            by = estimators.get(name, _SHARED)
+            noise = partial(step.noise_of, name) if by.shares_noise and self.antithetic else None
+            places = Places(rooms[name], locs.slots[name], slots[name], noise)
+            weights[name] = GaussianWeight.of(locs.values[name], scales[name], by, places)
+        return weights
 
     def discard_counted(self) -> None:
         """Takes the flat KL of the last draw out of the coming :meth:`pull_back`: the model has other priors now."""
@@ -243,22 +256,18 @@ class MeanField(Guide):
 
     def _pull_back_layers(self, step: _Step, drawn: dict[str, GaussianWeight], kl_weight: float) -> None:
         assert step.locs is not None
-        release(self.flat_log_scale, step.by_log_scale)
-        by_loc, by_log_scale, size = step.locs.collect(), step.by_log_scale, 0
-        if (prior := step.prior) is not None:
-            size = prior.size
-            head, scale = by_log_scale[:size], step.scale[:size]
-            if isinstance(prior.precision, float):
-                constant = head.new_tensor(-kl_weight)
-                torch.addcmul(constant, scale, scale, value=kl_weight * prior.precision, out=head)
+        by_loc, prior = step.locs.collect(), step.prior
+        constant, none = by_loc.new_tensor(-kl_weight), by_loc.new_zeros(())
+        for name, weight in drawn.items():
+            precision = None if prior is None else prior.precision_of(self.sites[name])
+            if precision is None:
+                weight.write_log_scale_gradient(none, 0.0, 0.0)
             else:
-                torch.mul(scale * scale, prior.precision, out=head).sub_(1.0).mul_(kl_weight)
-            prior.add_pull(by_loc[:size], self.flat_loc[:size], kl_weight)
-        by_log_scale[size:].zero_()
-        for name, part in self.split(by_log_scale).items():
-            drawn[name].add_log_scale_gradient(part)
+                weight.write_log_scale_gradient(constant, kl_weight, precision)
+        if prior is not None:
+            prior.add_pull(by_loc[: prior.size], self.flat_loc[: prior.size], kl_weight)
         accumulate(self.flat_loc, by_loc)
-        accumulate(self.flat_log_scale, by_log_scale)
+        accumulate(self.flat_log_scale, step.by_log_scale)
 
     def reset_noise(self) -> None:
         """Forgets what is left of an antithetic group, so that the random state alone fixes what follows."""
@@ -277,6 +286,9 @@ class _Step:
         self.leaves = Leaves(self.value, guide.flat_order)
         self.prior: FlatNormalPrior | None = None
         self.locs: Leaves | None = None  # of steps whose draws are made by layers
+        self.estimators: Mapping[str, Estimator] | None = None  # what the weights were made for
+        self.is_antithetic = False
+        self.weights: dict[str, GaussianWeight] = {}
         self.drawn: dict[str, GaussianWeight] | None = None
         self.turn = 0  # position of the coming draw in its antithetic group
 

@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pyrobnn.estimators import Estimator, Flipout, GaussianWeight, LocalReparameterization, PerExample, PerGroup
+from pyrobnn.estimators.local_reparameterization import balanced_noise
+from pyrobnn.estimators.weight import Places
 from tests.conformance.monte_carlo import Z, z_of_mean
 
 BATCH = 4
@@ -122,7 +124,7 @@ def test_each_output_has_the_distribution_of_a_plain_draw(name: str, estimator: 
     draws = []
     for _ in range(1500):
         for weight in weights.values():
-            weight._variance, weight._deviations = None, {}
+            weight.renew()
         draws.append(run(layer, weights, x))
     outputs = torch.stack(draws)
     mean = run(layer, {n: w.loc for n, w in weights.items()}, x)
@@ -221,15 +223,14 @@ def test_random_signs_are_fair_and_independent() -> None:
 
 @pytest.mark.parametrize("rows", [1, 2, 5])
 def test_drawn_outputs_are_their_formula(rows: int) -> None:
-    """``m + sqrt(v) ε`` with autograd's gradients; the second half of a batch has the first half's ε mirrored."""
+    """``m + sqrt(v) ε`` with autograd's gradients, where ε is balanced over the batch."""
     torch.manual_seed(0)
     x, loc, scale = torch.randn(rows, 3), torch.randn(4, 3), torch.rand(4, 3) + 0.1
     weight = GaussianWeight.of(loc.requires_grad_(), scale.requires_grad_(), LocalReparameterization())
     drawn = F.linear(x, weight)
     with torch.no_grad():
         noise = (drawn - F.linear(x, loc)) / F.linear(x.square(), scale.square()).sqrt()
-    half = (rows + 1) // 2
-    torch.testing.assert_close(noise[half:], -noise[: rows - half])
+    torch.testing.assert_close(noise[1:2], -noise[:1][: rows - 1])
     formula = F.linear(x, loc) + F.linear(x.square(), scale.square()).sqrt() * noise
     torch.testing.assert_close(drawn, formula)
     upstream = torch.randn_like(drawn)
@@ -240,14 +241,14 @@ def test_drawn_outputs_are_their_formula(rows: int) -> None:
 @pytest.mark.parametrize("uses", [1, 2])
 @pytest.mark.parametrize("bias", ["distribution", "point", "none"])
 def test_a_linear_layer_by_hand_has_the_gradients_of_the_formula(bias: str, uses: int) -> None:
-    """Those of the means of a weight that is used once are in its slot, not copied."""
+    """Those of a weight that is used once are in their places, not copied."""
     torch.manual_seed(0)
     x, loc, bias_loc = (torch.randn(*shape).double().requires_grad_() for shape in ((5, 3), (4, 3), (4,)))
     scale, bias_scale = torch.rand(4, 3).double(), torch.rand(4).double()
     variance, bias_variance = scale.square().requires_grad_(), bias_scale.square().requires_grad_()
-    slot, by = torch.full((4, 3), torch.nan).double(), LocalReparameterization()
-    weight = GaussianWeight.of(loc, scale, by, torch.empty(4, 3).double(), slot=slot)
-    drawn_bias = GaussianWeight.of(bias_loc, bias_scale, by, torch.empty(4).double())
+    places, bias_places = (Places(*torch.full((3, *value.shape), torch.nan).double()) for value in (scale, bias_scale))
+    weight = GaussianWeight.of(loc, scale, LocalReparameterization(), places)
+    drawn_bias = GaussianWeight.of(bias_loc, bias_scale, LocalReparameterization(), bias_places)
     mean = F.linear(x, loc, None if bias == "none" else bias_loc)
     deviation = F.linear(x.square(), variance, bias_variance if bias == "distribution" else None).sqrt()
     layer = {"distribution": drawn_bias, "point": bias_loc, "none": None}[bias]
@@ -256,14 +257,38 @@ def test_a_linear_layer_by_hand_has_the_gradients_of_the_formula(bias: str, uses
     for upstream in torch.randn(uses, 5, 4).double():
         drawn = F.linear(x, weight, layer)
         noise = ((drawn - mean) / deviation).detach()
-        torch.testing.assert_close(noise[3:], -noise[:2])
+        torch.testing.assert_close(noise[1], -noise[0])
         found, formula = found + (drawn * upstream).sum(), formula + ((mean + deviation * noise) * upstream).sum()
     expected = torch.autograd.grad(formula, [x, loc, variance, bias_loc, bias_variance], materialize_grads=True)
     found.backward()
     leaves = [x, loc, weight.variance, bias_loc, drawn_bias.variance]
     for leaf, slope in zip(leaves, expected, strict=True):
         torch.testing.assert_close(torch.zeros_like(leaf) if leaf.grad is None else leaf.grad, slope)
-    assert uses == 2 or loc.grad.data_ptr() == slot.data_ptr()  # type: ignore[union-attr]
+    if uses == 1:
+        assert loc.grad.data_ptr() == places.by_loc.data_ptr()  # type: ignore[union-attr]
+        assert weight.variance.grad.data_ptr() == places.by_log_scale.data_ptr()  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("shape", [(24, 8), (24, 8, 3, 2), (19, 7), (5, 4), (1, 9)])
+def test_eight_examples_share_a_block_of_random_numbers(shape: tuple[int, ...]) -> None:
+    """Mirrored in pairs, and four pairs orthogonal where channels come in fours; blocks are independent."""
+    torch.manual_seed(0)
+    noise = balanced_noise(torch.empty(shape), channel=1)
+    size = -(-shape[0] // 8)
+    assert noise.shape == shape and noise.abs().unique().numel() == size * noise[0].numel()
+    groups = noise.split(size)
+    for even, odd in zip(groups[::2], groups[1::2], strict=False):
+        assert torch.equal(even[: len(odd)], -odd)
+    by_channel = noise.reshape(*shape[:2], -1)[::size, :, 0]
+    signs = (by_channel * by_channel[0]).sign()
+    if shape[1] % 4 == 0:
+        assert torch.equal(signs[::2] @ signs[::2].T, shape[1] * torch.eye(len(signs[::2])))
+
+
+def test_two_examples_share_a_block_where_channels_are_few() -> None:
+    torch.manual_seed(0)
+    noise = balanced_noise(torch.empty(6, 3))
+    assert torch.equal(noise[:3], -noise[3:]) and noise.abs().unique().numel() == 9
 
 
 def test_outputs_of_one_example_without_a_batch_are_independent() -> None:
