@@ -1,22 +1,26 @@
 r"""Bayesian fine-tuning (BayesAdapter): a pretrained network becomes a posterior in a few epochs.
 
 The posterior starts at the pretrained weights with small standard deviations, :math:`\log\sigma \in [-6, -5]`; means
-then move slowly and scales fast. With auxiliary inputs, the regulariser of :class:`~pyrobnn.elbo.RegularizedELBO`
-teaches draws to disagree on them. Deng, Zhang, Yang, Dong & Zhu, *BayesAdapter* (2020); the last-layer form follows
-Deng, Yang, Xu, Su & Zhu, *LiBRe* (2021).
+then move slowly and scales fast, and both more slowly towards the end. With auxiliary inputs, the regulariser of
+:class:`~pyrobnn.elbo.RegularizedELBO` teaches draws to disagree on them. Deng, Zhang, Yang, Dong & Zhu, *BayesAdapter*
+(2020); the last-layer form follows Deng, Yang, Xu, Su & Zhu, *LiBRe* (2021).
 """
 
 from __future__ import annotations
 
 import contextlib
 import copy
+import math
 from collections.abc import Callable, Iterable, Iterator, Sized
+from functools import partial
 from typing import Any, Literal
 
 import pyro
 import pyro.distributions as dist
 import torch
 from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from pyrobnn.elbo import MeanFieldELBO, RegularizedELBO
 from pyrobnn.elbo.regularized import Auxiliary
@@ -76,14 +80,15 @@ def finetune(
         num_data: Number N of training data; that of the loader's data set if None.
         num_members: Members of the two mixtures.
         epochs: Passes over the data.
-        lr: Learning rate of the means (of members): slow, since they are trained already. None takes 1e-4, and 1e-3
-            with auxiliary inputs, on which there is something to learn; deep networks then want less (3e-4 for a
-            ResNet-20), small ones more.
+        lr: Learning rate of the means (of members), at its highest: rates fall along a cosine from epoch to epoch
+            (a single one has half of it), unless ``options`` hold a ``scheduler``, None for constant rates, or an
+            ``optimizer``. Slow, since the means are trained already: None takes 2e-4, and 2e-3 with auxiliary inputs,
+            on which there is something to learn; deep networks then want less (6e-4 for a ResNet-20), small ones more.
         scale_lr: Learning rate of the log standard deviations: fast, since they have far to go. Under Adam they all
             rise by about ``scale_lr`` a step towards the prior's until the data hold them back, which takes longer
-            than fine-tuning lasts. None therefore takes 1 divided by the number of steps, at most 0.03, so that
-            standard deviations end about e times as wide as they began, however long it lasts; with auxiliary inputs,
-            on which narrow posteriors cannot disagree, 3 divided by it.
+            than fine-tuning lasts. None therefore takes what averages 1 divided by the number of steps, at most 0.03,
+            so that standard deviations end about e times as wide as they began, however long it lasts; with auxiliary
+            inputs, on which narrow posteriors cannot disagree, 3 divided by it.
         auxiliary: Inputs to be uncertain about: a function of the batch's inputs, such as
             ``elbo.perturbed(0.3)``, or an iterable of inputs; None for no regulariser.
         threshold: Mutual information in nats that is enough there.
@@ -120,13 +125,15 @@ def finetune(
     guide = _guide(model, posterior, num_members)
     elbo: MeanFieldELBO
     if auxiliary is None:
-        rise, slow, elbo = RISE, 1e-4, MeanFieldELBO(estimator=estimator)
+        rise, slow, elbo = RISE, 2e-4, MeanFieldELBO(estimator=estimator)
     else:
         if estimator is None and hasattr(guide, "write_gaussians"):
             estimator = "per_example" if guide.num_latents <= MOST_PER_EXAMPLE else "flipout"
-        rise, slow, elbo = RISE_TO_DISAGREE, 1e-3, RegularizedELBO(auxiliary, threshold, weight, estimator=estimator)
-    lr = slow if lr is None else lr
-    scale_lr = _scale_lr(loader, epochs, rise) if scale_lr is None else scale_lr
+        rise, slow, elbo = RISE_TO_DISAGREE, 2e-3, RegularizedELBO(auxiliary, threshold, weight, estimator=estimator)
+    lr, mean_share = slow if lr is None else lr, 1.0
+    if options.keys().isdisjoint({"scheduler", "optimizer"}):
+        options["scheduler"], mean_share = partial(_falling, epochs=epochs), 0.5
+    scale_lr = _scale_lr(loader, epochs, rise) / mean_share if scale_lr is None else scale_lr
     with frozen_batch_norm(model) if batch_norm == "freeze" else contextlib.nullcontext():
         fit(model, guide, loader, epochs=epochs, lr=lr, scale_lr=scale_lr, elbo=elbo, seed=seed, **options)
     return model, guide
@@ -173,6 +180,11 @@ def _scale_lr(loader: Iterable[Any], epochs: int, rise: float) -> float:
     if not isinstance(loader, Sized):
         return 1e-2
     return min(FASTEST, rise / max(1, epochs * len(loader)))
+
+
+def _falling(optimizer: Optimizer, epochs: int) -> LRScheduler:
+    """Learning rates along a cosine, taken at the middle of each epoch, so that one epoch has half the rate."""
+    return LambdaLR(optimizer, lambda epoch: 0.5 + 0.5 * math.cos(math.pi * (min(epoch, epochs - 1) + 0.5) / epochs))
 
 
 def _without_dropout(net: nn.Module) -> nn.Module:

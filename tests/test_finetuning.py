@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from functools import partial
 from typing import Any
 
 import pytest
@@ -200,6 +202,40 @@ def test_scales_rise_alike_however_long_it_lasts(epochs: int) -> None:
     rise = (guide.flat_log_scale - untouched.flat_log_scale).detach()
     assert float(rise.abs().max()) < 1.1
     assert float(rise.mean()) > (0.03 * epochs * len(loader()) * 0.8 if epochs == 2 else 0.8)
+
+
+def learning_rates(**options: Any) -> list[list[float]]:
+    """Those of means and scales in each epoch."""
+    net, seen = pretrained(), list[list[float]]()
+
+    class Watched(torch.optim.Adam):
+        def step(self, *args: Any, **kwargs: Any) -> Any:
+            seen.append([group["lr"] for group in self.param_groups])
+            return super().step(*args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.optim, "Adam", Watched)
+        pb.finetune(net, loader(), progress=False, **options)
+    return seen[:: len(loader())]
+
+
+def test_learning_rates_fall_along_a_cosine() -> None:
+    """Their mean is half the highest; scales have far to go, so theirs is what the rise asks for."""
+    rates = learning_rates(epochs=4, lr=1e-3)
+    shares = [0.5 + 0.5 * math.cos(math.pi * (epoch + 0.5) / 4) for epoch in range(4)]
+    assert [mean for mean, _ in rates] == pytest.approx([1e-3 * share for share in shares])
+    assert sum(scale for _, scale in rates) / 4 == pytest.approx(min(0.03, 1 / (4 * len(loader()))))
+    assert learning_rates(epochs=1, lr=1e-3)[0][0] == pytest.approx(5e-4)
+
+
+def test_a_schedule_of_ones_own_is_taken() -> None:
+    constant = learning_rates(epochs=2, lr=1e-3, scheduler=None)
+    assert constant == [[1e-3, pytest.approx(0.03)]] * 2
+    halved = partial(torch.optim.lr_scheduler.StepLR, step_size=1, gamma=0.5)
+    assert learning_rates(epochs=2, lr=1e-3, scale_lr=0.01, scheduler=halved) == [[1e-3, 0.01], [5e-4, 0.005]]
+    sgd = partial(torch.optim.SGD, momentum=0.9)
+    _, guide = pb.finetune(pretrained(), loader(), epochs=2, optimizer=sgd, progress=False)
+    assert isinstance(guide, MeanField)
 
 
 def batch_norm_of(model: pb.SupervisedModel) -> nn.BatchNorm1d:
