@@ -62,8 +62,7 @@ class ELBOParts:
 
     def per_datum(self) -> dict[str, float]:
         """``elbo``, ``log_likelihood``, ``kl`` and ``loss`` in nats per datum."""
-        values = torch.stack([self.log_likelihood, self.divergence]) / self.num_data
-        likelihood, kl = values.tolist()
+        likelihood, kl = (float(part) / self.num_data for part in (self.log_likelihood, self.divergence))
         loss = self.temperature * kl - likelihood
         return {"elbo": likelihood - kl, "log_likelihood": likelihood, "kl": kl, "loss": loss}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sized
 from typing import Any
 
@@ -112,7 +113,7 @@ def _move(x: Any, device: torch.device | str) -> Any:
 def check_batch(x: Any, index: int) -> None:
     """One sum per batch: any NaN or infinity shows in it, at a tenth of the price of a look at each element."""
     for value in x.values() if isinstance(x, dict) else x if isinstance(x, tuple | list) else (x,):
-        if isinstance(value, Tensor) and value.is_floating_point() and not bool(value.sum().isfinite()):
+        if isinstance(value, Tensor) and value.is_floating_point() and not math.isfinite(value.sum()):
             rows = (~value.isfinite()).reshape(len(value), -1).any(1).nonzero().flatten().tolist()
             if rows:
                 raise ValueError(
