@@ -38,6 +38,9 @@ PosteriorName = Literal["mean_field", "delta_mixture", "low_rank_sharing", "last
 Posterior = PosteriorName | Callable[[SupervisedModel], Guide]
 
 LOG_SCALES = (-6.0, -5.0)
+SLOW, SLOW_TO_DISAGREE = 2e-4, 8e-3
+"""Learning rates of means without and with auxiliary inputs, the latter to be divided by the depth."""
+
 RISE, RISE_TO_DISAGREE, FASTEST = 1.0, 3.0, 0.03
 """How far log scales may rise under Adam in all, without and with auxiliary inputs, and in a step."""
 
@@ -82,8 +85,9 @@ def finetune(
         epochs: Passes over the data.
         lr: Learning rate of the means (of members), at its highest: rates fall along a cosine from epoch to epoch
             (a single one has half of it), unless ``options`` hold a ``scheduler``, None for constant rates, or an
-            ``optimizer``. Slow, since the means are trained already: None takes 2e-4, and 2e-3 with auxiliary inputs,
-            on which there is something to learn; deep networks then want less (6e-4 for a ResNet-20), small ones more.
+            ``optimizer``. Slow, since the means are trained already: None takes 2e-4. With auxiliary inputs, on which
+            there is something to learn, it takes 8e-3 divided by the number of the network's weight matrices and
+            kernels (4e-4 for a ResNet-20): what a step does to the outputs grows with depth.
         scale_lr: Learning rate of the log standard deviations: fast, since they have far to go. Under Adam they all
             rise by about ``scale_lr`` a step towards the prior's until the data hold them back, which takes longer
             than fine-tuning lasts. None therefore takes what averages 1 divided by the number of steps, at most 0.03,
@@ -125,11 +129,12 @@ def finetune(
     guide = _guide(model, posterior, num_members)
     elbo: MeanFieldELBO
     if auxiliary is None:
-        rise, slow, elbo = RISE, 2e-4, MeanFieldELBO(estimator=estimator)
+        rise, slow, elbo = RISE, SLOW, MeanFieldELBO(estimator=estimator)
     else:
         if estimator is None and hasattr(guide, "write_gaussians"):
             estimator = "per_example" if guide.num_latents <= MOST_PER_EXAMPLE else "flipout"
-        rise, slow, elbo = RISE_TO_DISAGREE, 2e-3, RegularizedELBO(auxiliary, threshold, weight, estimator=estimator)
+        rise, slow = RISE_TO_DISAGREE, SLOW_TO_DISAGREE / _depth(net)
+        elbo = RegularizedELBO(auxiliary, threshold, weight, estimator=estimator)
     lr, mean_share = slow if lr is None else lr, 1.0
     if options.keys().isdisjoint({"scheduler", "optimizer"}):
         options["scheduler"], mean_share = partial(_falling, epochs=epochs), 0.5
@@ -173,6 +178,11 @@ def _guide(model: SupervisedModel, posterior: Posterior, num_members: int) -> Gu
         "posterior: expected 'mean_field', 'last_layer', 'delta_mixture', 'low_rank_sharing' or a function that builds "
         f"a guide, got {posterior!r}."
     )
+
+
+def _depth(net: nn.Module) -> int:
+    """Number of weight matrices and kernels."""
+    return max(1, sum(parameter.dim() >= 2 for parameter in net.parameters()))
 
 
 def _scale_lr(loader: Iterable[Any], epochs: int, rise: float) -> float:

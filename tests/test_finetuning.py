@@ -228,6 +228,12 @@ def test_learning_rates_fall_along_a_cosine() -> None:
     assert learning_rates(epochs=1, lr=1e-3)[0][0] == pytest.approx(5e-4)
 
 
+def test_the_default_rate_with_auxiliary_inputs_falls_with_depth() -> None:
+    """The network has two weight matrices; the vectors of its batch normalisation do not count."""
+    assert learning_rates(epochs=1, auxiliary=perturbed(0.1))[0][0] == pytest.approx(8e-3 / 2 / 2)
+    assert learning_rates(epochs=1)[0][0] == pytest.approx(1e-4)
+
+
 def test_a_schedule_of_ones_own_is_taken() -> None:
     constant = learning_rates(epochs=2, lr=1e-3, scheduler=None)
     assert constant == [[1e-3, pytest.approx(0.03)]] * 2

@@ -229,7 +229,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=10_000, help="training images (default %(default)s)")
     parser.add_argument("--epochs", type=int, default=30, help="epochs of MAP and of what starts from scratch")
     parser.add_argument("--finetune-epochs", type=int, default=4)
-    parser.add_argument("--regularised-lr", type=float, default=3e-3, help="ResNet-20: 3e-4 (default %(default)s)")
+    parser.add_argument("--regularised-lr", type=float, help="default: that of pb.finetune")
     parser.add_argument("--methods", nargs="+", default=["*"], metavar="NAME", help="or patterns of names, beside MAP")
     Experiment("Posteriors, from scratch and by fine-tuning", run).main(parser)
 
