@@ -41,6 +41,9 @@ LOG_SCALES = (-6.0, -5.0)
 SLOW, SLOW_TO_DISAGREE = 2e-4, 8e-3
 """Learning rates of means without and with auxiliary inputs, the latter to be divided by the depth."""
 
+WIDEST, SPREAD = 0.2, 0.8
+"""Spread of members that share weights: at most, and to be divided by the depth."""
+
 RISE, RISE_TO_DISAGREE, FASTEST = 1.0, 3.0, 0.03
 """How far log scales may rise under Adam in all, without and with auxiliary inputs, and in a step."""
 
@@ -76,7 +79,9 @@ def finetune(
         loader: The training data, batches ``(x, y)``.
         posterior: ``"mean_field"``: a Gaussian over all ordinary weights; ``"last_layer"``: the same over the last
             layer only; ``"delta_mixture"``: ``num_members`` copies of the network; ``"low_rank_sharing"``: as many
-            members that share the weights up to rank-1 factors; or a function that builds a guide of the model.
+            members that share the weights up to rank-1 factors, which scatter by 0.8 divided by the number of layers
+            (as for ``lr``), at most 0.2: what they do to the outputs adds up. Or a function that builds a guide of the
+            model.
         likelihood: What the outputs mean; classes if None.
         prior: Prior of the weights. If None, ``Normal(0, 1 / sqrt(2e-4 N))``, weight decay 2e-4 in the
             mean loss. ``priors.centred(scale)`` centres it on the pretrained weights.
@@ -173,7 +178,7 @@ def _guide(model: SupervisedModel, posterior: Posterior, num_members: int) -> Gu
     if posterior == "delta_mixture":
         return DeltaMixture(model, num_members, init=model.net.network)
     if posterior == "low_rank_sharing":
-        return LowRankEnsemble(model, num_members)
+        return LowRankEnsemble(model, num_members, spread=min(WIDEST, SPREAD / _depth(model.net.network)))
     raise ValueError(
         "posterior: expected 'mean_field', 'last_layer', 'delta_mixture', 'low_rank_sharing' or a function that builds "
         f"a guide, got {posterior!r}."

@@ -104,6 +104,18 @@ def test_default_prior_is_weight_decay_and_others_are_taken() -> None:
     torch.testing.assert_close(prior.base_dist.loc, net.get_parameter("0.weight").detach())
 
 
+@pytest.mark.parametrize(("hidden", "spread"), [(1, 0.2), (19, 0.8 / 20)])
+def test_members_scatter_less_in_a_deep_network(hidden: int, spread: float) -> None:
+    """Standard deviation of fifty members' first weights around the shared ones, relative to them."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(2, 8), *(nn.Linear(8, 8) for _ in range(hidden - 1)), nn.Linear(8, 2))
+    settings = {"num_members": 50, "epochs": 1, "lr": 0.0, "seed": 0, "progress": False}
+    _, guide = pb.finetune(net, loader(), "low_rank_sharing", **settings)
+    assert isinstance(guide, LowRankEnsemble)
+    drawn = torch.stack([guide.member(index)["net.0.weight"].detach() for index in range(50)])
+    assert float((drawn / net[0].weight.detach() - 1.0).std()) == pytest.approx(spread, rel=0.25)
+
+
 def test_auxiliary_inputs_are_used() -> None:
     seen = []
 
