@@ -178,7 +178,7 @@ def _guide(model: SupervisedModel, posterior: Posterior, num_members: int) -> Gu
     if posterior == "delta_mixture":
         return DeltaMixture(model, num_members, init=model.net.network)
     if posterior == "low_rank_sharing":
-        return LowRankEnsemble(model, num_members, spread=min(WIDEST, SPREAD / _depth(model.net.network)))
+        return LowRankEnsemble(model, num_members, spread=members_spread(model.net.network))
     raise ValueError(
         "posterior: expected 'mean_field', 'last_layer', 'delta_mixture', 'low_rank_sharing' or a function that builds "
         f"a guide, got {posterior!r}."
@@ -188,6 +188,11 @@ def _guide(model: SupervisedModel, posterior: Posterior, num_members: int) -> Gu
 def _depth(net: nn.Module) -> int:
     """Number of weight matrices and kernels."""
     return max(1, sum(parameter.dim() >= 2 for parameter in net.parameters()))
+
+
+def members_spread(net: nn.Module) -> float:
+    """How far members that share the network's weights scatter around them at the start, relative to each weight."""
+    return min(WIDEST, SPREAD / _depth(net))
 
 
 def _scale_lr(loader: Iterable[Any], epochs: int, rise: float) -> float:

@@ -58,7 +58,6 @@ def run(seed: int, options: argparse.Namespace) -> dict[str, Row]:
     rows = {}
     for strength in options.strengths:
         model = copy.deepcopy(start)
-        torch.manual_seed(seed)
         guide = MeanField(model, init, init_scale=options.init_scale)
         elbo = AdversarialELBO(strength, options.step_size, options.steps, temperature=options.temperature)
         fit(model, guide, epochs=1 if options.quick else options.epochs, elbo=elbo)

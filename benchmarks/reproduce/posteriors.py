@@ -3,7 +3,7 @@
 Accuracy, NLL and ECE on the test images; AUROC of notMNIST, Fashion-MNIST, KMNIST and perturbed test images against
 them by mutual information (by entropy for the point estimate, which has none); training time as a multiple of MAP's,
 to which fine-tuning, SWAG and Laplace add their own part; time of a prediction per draw. The uncertainty regulariser
-sees perturbed images made of half a batch, and has a learning rate of its own; deep networks want a smaller one.
+sees perturbed images made of half a batch, and may have a learning rate of its own.
 
     python -m benchmarks.reproduce.posteriors --seeds 0 1 2 --json posteriors.json
     python -m benchmarks.reproduce.posteriors --methods "*regularised*"
@@ -33,6 +33,7 @@ from pyrobnn import guides
 from pyrobnn.calibration import expected_calibration_error
 from pyrobnn.detection import auroc
 from pyrobnn.elbo import perturbed
+from pyrobnn.finetuning import members_spread
 from pyrobnn.uncertainty import accuracy
 
 EPSILON = {"mnist": 0.5, "cifar10": 0.1}
@@ -98,8 +99,7 @@ class Trainer:
 
     def low_rank_sharing(self, model: pb.SupervisedModel) -> guides.Guide:
         """Five members, one of them trained in each step, as far apart as :func:`pyrobnn.finetune` has them."""
-        spread = 0.2 if self.options.network == "cnn" else 0.04
-        return guides.LowRankEnsemble(model, 5, members_per_step=1, spread=spread)
+        return guides.LowRankEnsemble(model, 5, members_per_step=1, spread=members_spread(model.net.network))
 
     def swag(self, net: nn.Module) -> Fitted:
         """A constant step from the MAP network, an iterate collected each epoch."""

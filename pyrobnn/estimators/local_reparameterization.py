@@ -114,8 +114,8 @@ class _DrawnLinear(torch.autograd.Function):
             by_x = (gradient @ loc).addcmul_(x, by_variance @ variance, value=2.0)
         # Results are detached because autograd copies what somebody else, here the slot, refers to.
         by_loc = torch.mm(gradient.t(), x, out=for_loc).detach()
-        by_variance = torch.mm(by_variance.t(), squares, out=for_variance).detach()
-        return by_x, by_loc, by_variance, by_mean_of_bias, by_variance_of_bias, None
+        by_weight_variance = torch.mm(by_variance.t(), squares, out=for_variance).detach()
+        return by_x, by_loc, by_weight_variance, by_mean_of_bias, by_variance_of_bias, None
 
 
 def balanced_noise(like: Tensor, channel: int = -1) -> Tensor:

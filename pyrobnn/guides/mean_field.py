@@ -164,7 +164,7 @@ class MeanField(Guide):
             step = self._step = _Step(self)
         if self.flat_prior is not None and self.flat_prior.kind != (step.value.dtype, step.value.device):
             self.flat_prior = None  # the objective rebuilds it from the moved model
-        step.drawn = None
+        step.is_layerwise = False
         return step
 
     def pull_back(self, kl_weight: float) -> None:
@@ -172,8 +172,8 @@ class MeanField(Guide):
         step = self._step
         assert step is not None, "write_draw comes before pull_back"
         with torch.no_grad():
-            if step.drawn is not None:
-                self._pull_back_layers(step, step.drawn, kl_weight)
+            if step.is_layerwise:
+                self._pull_back_layers(step, kl_weight)
                 return
             release(self.flat_loc, step.leaves.gradient)
             release(self.flat_log_scale, step.by_log_scale)
@@ -211,16 +211,16 @@ class MeanField(Guide):
         with torch.no_grad():
             torch.exp(self.flat_log_scale, out=step.scale)
             if step.locs is None or step.locs.flat.data_ptr() != self.flat_loc.data_ptr():
-                step.locs, step.estimators = Leaves(self.flat_loc, self.flat_order), None
+                step.locs, step.made_for = Leaves(self.flat_loc, self.flat_order), None
             release(self.flat_loc, step.locs.gradient)  # layers may write into them before pull_back
             release(self.flat_log_scale, step.by_log_scale)
             step.prior = self.flat_prior
             kl = 0.0 if step.prior is None else self._flat_kl(step.prior, step.scale)
-        step.has_noise = False
-        if step.estimators is not estimators or step.is_antithetic != self.antithetic:
+        step.has_noise, step.is_layerwise = False, True
+        if step.made_for != (estimators, self.antithetic):
             step.weights = self._weights_under(estimators, step, step.locs)
-            step.estimators, step.is_antithetic = estimators, self.antithetic
-        weights = step.drawn = step.weights
+            step.made_for = estimators, self.antithetic
+        weights = step.weights
         for weight in weights.values():
             weight.renew()
         chosen = {name: weights[name] if name in estimators else weights[name].shared for name in self.sites}
@@ -254,11 +254,11 @@ class MeanField(Guide):
         entropy = self.flat_log_scale[: prior.size].sum()
         return prior.half_squares(loc) + spread - entropy + (prior.log_scale_sum - 0.5 * prior.size)
 
-    def _pull_back_layers(self, step: _Step, drawn: dict[str, GaussianWeight], kl_weight: float) -> None:
+    def _pull_back_layers(self, step: _Step, kl_weight: float) -> None:
         assert step.locs is not None
         by_loc, prior = step.locs.collect(), step.prior
         constant, none = by_loc.new_tensor(-kl_weight), by_loc.new_zeros(())
-        for name, weight in drawn.items():
+        for name, weight in step.weights.items():
             precision = None if prior is None else prior.precision_of(self.sites[name])
             if precision is None:
                 weight.write_log_scale_gradient(none, 0.0, 0.0)
@@ -286,10 +286,9 @@ class _Step:
         self.leaves = Leaves(self.value, guide.flat_order)
         self.prior: FlatNormalPrior | None = None
         self.locs: Leaves | None = None  # of steps whose draws are made by layers
-        self.estimators: Mapping[str, Estimator] | None = None  # what the weights were made for
-        self.is_antithetic = False
         self.weights: dict[str, GaussianWeight] = {}
-        self.drawn: dict[str, GaussianWeight] | None = None
+        self.made_for: tuple[Mapping[str, Estimator], bool] | None = None  # estimators and antithetic of the weights
+        self.is_layerwise = False  # whether layers make the last draw
         self.turn = 0  # position of the coming draw in its antithetic group
 
     def noise_of(self, name: str) -> Tensor:
