@@ -8,10 +8,11 @@ import weakref
 import pyro.poutine.runtime as runtime
 from pyro.distributions import constraints
 from pyro.nn import PyroModule
+from pyro.poutine.messenger import Messenger
 from torch import nn
 from torch.distributions import Distribution
 
-__all__ = ["announce_parameter", "full_name", "is_observed_from_outside", "unvalidated"]
+__all__ = ["announce_parameter", "full_name", "is_observed_from_outside", "sole_handler", "unvalidated"]
 
 
 class _Itself:
@@ -36,6 +37,12 @@ def full_name(module: PyroModule, name: str) -> str:
 def is_observed_from_outside() -> bool:
     """Whether any effect handler is active, so that someone would notice a message."""
     return runtime.am_i_wrapped()
+
+
+def sole_handler() -> Messenger | None:
+    """The active effect handler where there is exactly one."""
+    stack = runtime._PYRO_STACK
+    return stack[0] if len(stack) == 1 else None
 
 
 def announce_parameter(name: str, parameter: nn.Parameter) -> None:

@@ -17,8 +17,10 @@ from pyro.nn import pyro_method
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from pyrobnn._pyro import full_name
 from pyrobnn.priors import Prior, PriorSpec, assign
 from pyrobnn.stochastic import StochasticModule
+from pyrobnn.substitution import Substitution, listener
 
 __all__ = ["BayesianModule", "bayesianize"]
 
@@ -92,12 +94,21 @@ class BayesianModule(StochasticModule):
     @pyro_method
     def sample_weights(self) -> dict[str, Tensor]:
         """The network's parameters that are sites, by every name they have in the network."""
-        weights = {}
+        weights, handler = {}, listener()
         for site, names in self.parameter_names.items():
-            value = getattr(self, site)
+            value = self._draw(site, handler)
             for name in names:
                 weights[name] = value
         return weights
+
+    def _draw(self, site: str, handler: Substitution | None) -> Tensor:
+        """The draw of a site, as attribute access gives it, where it can from ``handler`` itself."""
+        if handler is not None and not (rule := self.site_priors[site]).auxiliary:
+            prior = rule.conditional()
+            value = None if isinstance(prior, Tensor) else handler.answer(full_name(self, site), prior)
+            if value is not None:
+                return value
+        return getattr(self, site)
 
     @contextmanager
     def written(self, weights: Mapping[str, Tensor]) -> Iterator[nn.Module]:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from pyrobnn._pyro import announce_parameter, full_name, is_observed_from_outside
 from pyrobnn.priors import Prior
+from pyrobnn.substitution import listener
 
 __all__ = ["StochasticModule"]
 
@@ -78,7 +79,7 @@ class StochasticModule(PyroModule):
 
     def announce_parameters(self) -> None:
         """Tells active Pyro handlers of this module's trainable parameters, as raw ``SVI`` expects."""
-        if not is_observed_from_outside():
+        if not is_observed_from_outside() or listener() is not None:  # the latter does not care for parameters
             return
         if self._slots is None:  # walking the module tree costs more than a small network's step
             owners = {

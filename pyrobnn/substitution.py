@@ -15,7 +15,9 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-__all__ = ["Substitution", "plain_priors", "summed_score"]
+from pyrobnn._pyro import sole_handler
+
+__all__ = ["Substitution", "listener", "plain_priors", "summed_score"]
 
 
 class Substitution(Messenger):
@@ -23,6 +25,9 @@ class Substitution(Messenger):
 
     Args:
         values: Site values.
+        direct: Whether sites of this library's modules may write down what they ask without sending it through Pyro,
+            where no other handler would see it (:func:`listener`). That takes half of a small network's run, and is
+            checked less: for what has run before.
 
     Attributes:
         latent: Messages of latent sites the model ran through, in order.
@@ -30,12 +35,26 @@ class Substitution(Messenger):
         deterministic: Messages of its ``pyro.deterministic`` sites.
     """
 
-    def __init__(self, values: Mapping[str, Tensor]) -> None:
+    def __init__(self, values: Mapping[str, Tensor], *, direct: bool = False) -> None:
         super().__init__()
         self.values = values
+        self.direct = direct
         self.latent: list[Any] = []
         self.observed: list[Any] = []
         self.deterministic: list[Any] = []
+        self._answered: set[str] = set()  # a module that runs twice draws its sites once
+
+    def answer(self, name: str, prior: dist.Distribution) -> Tensor | None:
+        """The value of a latent site outside of plates, as ``pyro.sample`` would answer; None if it has none here."""
+        value = self.values.get(name)
+        if value is not None and name not in self._answered:
+            self.latent.append(_message(name, prior, value, 1.0))
+            self._answered.add(name)
+        return value
+
+    def observe(self, name: str, distribution: dist.Distribution, value: Tensor, scale: float) -> None:
+        """Writes down an observation whose log density counts ``scale`` times."""
+        self.observed.append(_message(name, distribution, value, scale))
 
     def _pyro_sample(self, msg: Any) -> None:
         if not msg["is_observed"] and msg["name"] in self.values:
@@ -47,8 +66,21 @@ class Substitution(Messenger):
             return
         if msg["infer"].get("_deterministic", False):
             self.deterministic.append(msg)
-        else:
-            (self.observed if msg["is_observed"] else self.latent).append(msg)
+        elif msg["is_observed"]:
+            self.observed.append(msg)
+        elif msg["name"] not in self._answered:
+            self.latent.append(msg)
+
+
+def listener() -> Substitution | None:
+    """The handler that modules may write to directly: the only active one, if it was entered for that."""
+    handler = sole_handler()
+    return handler if isinstance(handler, Substitution) and handler.direct else None
+
+
+def _message(name: str, distribution: dist.Distribution, value: Tensor, scale: float) -> dict[str, Any]:
+    """What of Pyro's messages objectives read."""
+    return {"name": name, "fn": distribution, "value": value, "scale": scale, "mask": None, "cond_indep_stack": ()}
 
 
 def plain_priors(latent: list[Any]) -> dict[str, dist.Distribution]:

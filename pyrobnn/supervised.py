@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from pyrobnn.bayesianize import BayesianModule, bayesianize
 from pyrobnn.likelihoods import Likelihood
 from pyrobnn.priors import PriorSpec
+from pyrobnn.substitution import listener
 
 __all__ = ["SupervisedModel"]
 
@@ -73,23 +74,26 @@ class SupervisedModel(PyroModule):
         if not len(outputs):
             raise ValueError("x: the batch is empty; pass at least one row.")
         observation = self.likelihood(outputs)
-        if y is None:
-            size = subsample = None
-        else:
-            self.likelihood.check_shape(outputs, y)
-            size, subsample = self._rows(len(y))
+        size = subsample = None
+        if y is not None:
+            self._check(outputs, y)
+            if observation.batch_shape == y.shape[:1] and (handler := listener()) is not None:
+                handler.observe("y", observation, y, self.num_data / len(y))
+                return outputs
+            size = self.num_data
+            # A plate that is given indices draws no random permutation of N rows.
+            subsample = None if len(y) == size else torch.arange(len(y))
         with pyro.plate("data", size or len(outputs), subsample=subsample, dim=-1):
             pyro.sample("y", observation, obs=y)
         return outputs
 
-    def _rows(self, batch: int) -> tuple[int, Tensor | None]:
-        """Plate size and stand-in indices: a plate given indices draws no random permutation of N rows."""
-        if batch > self.num_data:
+    def _check(self, outputs: Tensor, y: Tensor) -> None:
+        self.likelihood.check_shape(outputs, y)
+        if len(y) > self.num_data:
             raise ValueError(
-                f"num_data: the model was told of {self.num_data} data, but a batch has {batch} rows; state the size "
+                f"num_data: the model was told of {self.num_data} data, but a batch has {len(y)} rows; state the size "
                 "of the training set."
             )
-        return self.num_data, (None if batch == self.num_data else torch.arange(batch))
 
     @pyro_method
     def sample_latents(self) -> dict[str, Tensor]:

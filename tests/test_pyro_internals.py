@@ -17,7 +17,7 @@ from pyro.nn import PyroModule
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
-from pyrobnn._pyro import announce_parameter, full_name, is_observed_from_outside, unvalidated
+from pyrobnn._pyro import announce_parameter, full_name, is_observed_from_outside, sole_handler, unvalidated
 
 
 class Recorder(Messenger):
@@ -66,6 +66,15 @@ def test_handlers_are_noticed() -> None:
     with Messenger():
         assert is_observed_from_outside()
     assert not is_observed_from_outside()
+
+
+def test_the_only_handler_is_found() -> None:
+    assert sole_handler() is None
+    with Messenger() as outer:
+        assert sole_handler() is outer
+        with Messenger():
+            assert sole_handler() is None
+        assert sole_handler() is outer
 
 
 def test_the_names_used_of_pyro_exist() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
@@ -153,6 +154,17 @@ def test_parameters_are_announced_but_never_stored_globally(module_local: bool) 
     assert set(announced) == set(trained)
     assert all(value is trained[name] for name, value in announced.items())
     assert len(pyro.get_param_store()) == 0
+
+
+def test_a_handler_that_modules_write_to_hears_of_no_parameters() -> None:
+    class Deaf(Substitution):
+        def _pyro_param(self, msg: Any) -> None:
+            raise AssertionError(msg["name"])
+
+    with Deaf({}, direct=True):
+        Outer()()
+    with pytest.raises(AssertionError), Deaf({}):
+        Outer()()
 
 
 def test_frozen_parameters_are_not_announced() -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pyrobnn.substitution import Substitution
+from pyrobnn.substitution import Substitution, listener
 
 Y = torch.tensor([1.0, 2.0, 3.0])
 
@@ -120,3 +120,50 @@ def test_the_handler_ends_with_the_block() -> None:
         model()
     assert model()[0] is not values["a"]
     assert len(handler.latent) == 2
+
+
+# ----------------------------------------------------------------------------------------- writing to it directly
+
+
+def test_only_a_handler_that_is_alone_and_meant_for_it_is_written_to() -> None:
+    assert listener() is None
+    with Substitution({}):
+        assert listener() is None
+    with Substitution({}, direct=True) as handler:
+        assert listener() is handler
+        with pyro.plate("rows", 2):
+            assert listener() is None
+        assert listener() is handler
+    with poutine.trace(), Substitution({}, direct=True):
+        assert listener() is None
+
+
+def test_what_is_written_directly_reads_like_pyros_messages() -> None:
+    prior, likelihood, value = dist.Normal(0.0, 1.0), dist.Normal(torch.zeros(3), 1.0), torch.tensor(0.5)
+
+    def by_hand(handler: Substitution) -> None:
+        assert handler.answer("a", prior) is value
+        handler.observe("y", likelihood, Y, 4.0)
+
+    def through_pyro(_: Substitution) -> None:
+        pyro.sample("a", prior)
+        with pyro.plate("data", 12, subsample=torch.arange(3)):
+            pyro.sample("y", likelihood, obs=Y)
+
+    runs = []
+    for statements in (by_hand, through_pyro):
+        with Substitution({"a": value}, direct=True) as handler:
+            statements(handler)
+        runs.append([*handler.latent, *handler.observed])
+    for ours, theirs in zip(*runs, strict=True):
+        assert all(ours[key] == theirs[key] for key in ("name", "scale", "mask")) and ours["value"] is theirs["value"]
+        assert torch.equal(ours["fn"].log_prob(ours["value"]), theirs["fn"].log_prob(theirs["value"]))
+
+
+def test_a_site_that_is_asked_twice_counts_once() -> None:
+    with Substitution({"a": torch.tensor(0.5)}, direct=True) as handler:
+        handler.answer("a", dist.Normal(0.0, 1.0))
+        pyro.sample("a", dist.Normal(0.0, 1.0))
+        handler.answer("a", dist.Normal(0.0, 1.0))
+        assert handler.answer("b", dist.Normal(0.0, 1.0)) is None
+    assert names(handler.latent) == ["a"]

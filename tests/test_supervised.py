@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from pyrobnn.bayesianize import bayesianize
 from pyrobnn.guides.mean_field import MeanField
 from pyrobnn.likelihoods import Bernoulli, Categorical, HeteroscedasticNormal, Likelihood, Normal, Poisson
+from pyrobnn.priors import learned_scale
 from pyrobnn.substitution import Substitution
 from pyrobnn.supervised import SupervisedModel
 
@@ -42,6 +43,47 @@ def latent_names(trace: poutine.Trace) -> list[str]:
 
 def normal(value: Tensor, scale: float) -> Tensor:
     return (-0.5 * (value / scale) ** 2 - math.log(scale) - 0.5 * math.log(2 * math.pi)).sum()
+
+
+class Twice(nn.Module):
+    """Runs its layer on two parts of the input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x) + self.layer(x.flip(0))
+
+
+# ------------------------------------------------------------------------------- statements made without Pyro
+
+
+def observed_run(model: SupervisedModel, direct: bool, batch: int) -> tuple[list[tuple[str, Tensor]], Tensor]:
+    """Log densities of all sites in order, scaled, and the outputs."""
+    torch.manual_seed(0)
+    values = {name: value for name, value in MeanField(model).draw().items() if "likelihood" not in name}
+    x = torch.randn(batch, 3)
+    y = torch.randint(5, (batch,)) if model.likelihood.is_discrete else torch.randn(batch, 5)
+    with Substitution(values, direct=direct) as run:
+        outputs = model(x, y)
+    messages = [*run.latent, *run.observed]
+    return [(m["name"], m["scale"] * m["fn"].log_prob(m["value"]).sum()) for m in messages], outputs
+
+
+@pytest.mark.parametrize("batch", [7, 20])
+@pytest.mark.parametrize("likelihood", [Categorical(), Normal(0.5), Normal(0.5, learn_scale=True)], ids=repr)
+@pytest.mark.parametrize("make", [lambda: nn.Linear(3, 5), Twice])
+def test_a_run_that_writes_its_sites_directly_is_a_run_through_pyro(
+    make: Any, likelihood: Likelihood, batch: int
+) -> None:
+    rules = [("*bias", learned_scale(1.0)), ("*", PRIOR)]
+    model = SupervisedModel(make(), copy.deepcopy(likelihood), rules, num_data=20)
+    (ours, outputs), (theirs, expected) = (observed_run(model, direct, batch) for direct in (True, False))
+    assert torch.equal(outputs, expected)
+    assert sorted(name for name, _ in ours) == sorted(name for name, _ in theirs)
+    for name, density in theirs:
+        torch.testing.assert_close(dict(ours)[name], density)
 
 
 # -------------------------------------------------------------------------------------------- the log joint

@@ -15,6 +15,7 @@ import contextlib
 from collections.abc import Callable
 from typing import Any
 
+import pyro
 import torch
 from pyro.infer import TraceMeanField_ELBO
 from torch import Tensor, nn
@@ -209,7 +210,8 @@ class MeanFieldELBO(TraceMeanField_ELBO):
         plan: DrawPlan,
     ) -> Particle:
         """One run of the model; ``covered`` is the divergence already taken on flat vectors, if it was."""
-        with Substitution(values) as run:
+        validates = pyro.settings.get("validate_distributions_pyro")  # as fit does in its first epoch
+        with Substitution(values, direct=not validates) as run:
             model(*args, **kwargs)
         log_likelihood: Tensor | float = 0.0
         for message in run.observed:

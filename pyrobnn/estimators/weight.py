@@ -28,13 +28,17 @@ class Places:
     Attributes:
         deviation: Room for the step's one deviation.
         by_loc: For the loss's gradient with respect to the means.
-        by_log_scale: For that with respect to the logarithms of the standard deviations.
+        by_variance: For that with respect to the variances.
+        variance: Gives the variances as a leaf of this step. They take the memory of the standard deviations.
+        has_variance: Whether they have taken it in this step.
         noise: If given, gives the standard normals of the step's one deviation.
     """
 
     deviation: Tensor
     by_loc: Tensor
-    by_log_scale: Tensor
+    by_variance: Tensor
+    variance: Callable[[], Tensor]
+    has_variance: Callable[[], bool]
     noise: Callable[[], Tensor] | None = None
 
 
@@ -43,18 +47,15 @@ class GaussianWeight(Tensor):
 
     Attributes:
         loc: Means, with gradients.
-        scale: Standard deviations.
         estimator: How layers draw.
-        places: If given, :attr:`variance` (which takes the memory of ``scale``) and :meth:`deviations` are leaves, from
-            whose gradients :meth:`write_log_scale_gradient` makes that of the scales, instead of functions of ``scale``
-            in the graph.
+        places: If given, :attr:`variance` and :meth:`deviations` are leaves whose gradients are collected by hand,
+            instead of functions of the standard deviations in the graph.
     """
 
     loc: Tensor
     estimator: Estimator
     places: Places | None
     _scale: Tensor
-    _variance: Tensor | None
     _deviations: dict[int, Tensor]
     _is_used: bool
 
@@ -68,25 +69,17 @@ class GaussianWeight(Tensor):
 
     def renew(self) -> None:
         """Begins a step, without draws; the standard deviations are in their memory again."""
-        self._variance, self._deviations, self._is_used = None, {}, False
+        self._deviations, self._is_used = {}, False
 
     @property
     def scale(self) -> Tensor:
         """``σ``."""
-        if self.places is None or self._variance is None:
-            return self._scale
-        return self._variance.detach().sqrt()
+        return self._scale.sqrt() if self.places is not None and self.places.has_variance() else self._scale
 
     @property
     def variance(self) -> Tensor:
         """``σ²``."""
-        if self._variance is None:
-            if self.places is None:
-                self._variance = self._scale.square()
-            else:
-                # Weights share storage, not values: `.data` has a version counter of its own.
-                self._variance = self._scale.data.square_().requires_grad_()
-        return self._variance
+        return self._scale.square() if self.places is None else self.places.variance()
 
     def deviations(self, count: int = 0, *, mirrored: bool = False) -> Tensor:
         """``σε``: one for the step (``count`` 0), or ``count`` of them on a new first dimension.
@@ -121,7 +114,8 @@ class GaussianWeight(Tensor):
     def _room(self, count: int = 0) -> Tensor:
         """Memory for deviations."""
         if self.places is not None and not count:
-            return self.places.deviation.data  # for its version counter, as above
+            # Weights share storage, not values: `.data` has a version counter of its own.
+            return self.places.deviation.data
         shape = ((count,) if count else ()) + tuple(self._scale.shape)
         return torch.empty(shape, dtype=self._scale.dtype, device=self._scale.device)
 
@@ -135,29 +129,10 @@ class GaussianWeight(Tensor):
         if self.places is None or self._is_used:
             return None
         self._is_used = True
-        return self.places.by_loc, self.places.by_log_scale
+        return self.places.by_loc, self.places.by_variance
 
-    def write_log_scale_gradient(self, constant: Tensor, kl_weight: float, precision: float | Tensor) -> None:
-        r"""Writes the gradient by ``log σ`` of the loss and of a Normal prior's KL to its place.
-
-        .. math::  2\sigma^2 \frac{dL}{d\sigma^2} + \sigma\varepsilon \frac{dL}{d(\sigma\varepsilon)}
-                   + \lambda (p \sigma^2 - 1)
-
-        Args:
-            constant: ``-λ`` as a tensor.
-            kl_weight: The weight λ of the KL.
-            precision: The prior's inverse variances p.
-        """
-        assert self.places is not None, "only weights with places collect gradients by hand"
-        total = self.places.by_log_scale
-        if self._variance is not None:  # 2σ² (dL/dσ² + λp/2) - λ, in as few passes over memory as can be
-            slope = total.zero_() if self._variance.grad is None else self._variance.grad
-            torch.add(slope, precision, alpha=0.5 * kl_weight, out=total)
-            torch.addcmul(constant, self._variance.detach(), total, value=2.0, out=total)
-        elif isinstance(precision, float):
-            torch.addcmul(constant, self._scale, self._scale, value=kl_weight * precision, out=total)
-        else:
-            torch.addcmul(constant, self._scale, self._scale * precision, value=kl_weight, out=total)
+    def add_gradient_by_log_scale(self, total: Tensor) -> None:
+        r"""Adds :math:`\sigma\varepsilon\, dL/d(\sigma\varepsilon)`, what deviations add to the gradient by log σ."""
         for count, deviation in self._deviations.items():
             if deviation.grad is None:
                 continue

@@ -26,6 +26,7 @@ class Leaves:
     Args:
         flat: The vector; writing into it changes the leaves.
         sites: The sites in flat order.
+        gradient: Memory for the flat gradient; its own if None.
 
     Attributes:
         values: Unconstrained leaf tensors by site, ``requires_grad`` on.
@@ -33,9 +34,9 @@ class Leaves:
         slots: Its parts by site; a leaf's gradient that is written there is not copied.
     """
 
-    def __init__(self, flat: Tensor, sites: Sequence[Site]) -> None:
+    def __init__(self, flat: Tensor, sites: Sequence[Site], gradient: Tensor | None = None) -> None:
         self.flat = flat.detach()
-        self.gradient = torch.zeros_like(self.flat)
+        self.gradient = torch.zeros_like(self.flat) if gradient is None else gradient
         self.values = {name: piece.requires_grad_() for name, piece in _pieces(self.flat, sites).items()}
         self.slots = _pieces(self.gradient, sites)
 
@@ -95,14 +96,6 @@ class FlatNormalPrior:
     def matches(self, priors: dict[str, dist.Distribution]) -> bool:
         """Whether a run of the model used exactly these priors."""
         return all(priors.get(site.name) is site.prior for site in self.sites)
-
-    def precision_of(self, site: Site) -> float | Tensor | None:
-        """The inverse variances of a site in its shape, or the one that all sites share; None if it is not covered."""
-        if site.name not in self.names:
-            return None
-        if isinstance(self.precision, float):
-            return self.precision
-        return self.precision[site.offset : site.offset + site.numel].view(site.unconstrained_shape)
 
     def half_squares(self, loc: Tensor) -> Tensor:
         r""":math:`\tfrac12 \sum_i (\mu_i - m_i)^2 / s_i^2` over the covered elements."""

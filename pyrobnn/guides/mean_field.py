@@ -140,16 +140,13 @@ class MeanField(Guide):
         """
         step = self._ready_step()
         with torch.no_grad():
-            loc, log_scale = self.flat_loc, self.flat_log_scale
             if noise is None:
                 step.refresh_noise(self.antithetic)
             else:
                 step.noise.copy_(noise)
                 step.turn = 0
-            torch.exp(log_scale, out=step.scale)
-            torch.addcmul(loc, step.scale, step.noise, out=step.value)
-            step.prior = self.flat_prior  # the one whose KL is counted here, whatever the model shows later
-            kl = 0.0 if step.prior is None else self._flat_kl(step.prior, step.scale)
+            kl = self._write_scale(step)
+            torch.addcmul(self.flat_loc, step.scale, step.noise, out=step.value)
         return self.constrain(step.leaves.values), kl
 
     def noise_gradient(self, loss: Tensor) -> Tensor:
@@ -209,14 +206,12 @@ class MeanField(Guide):
         """Like :meth:`write_draw`, with a distribution in place of a draw at the sites named in ``estimators``."""
         step = self._ready_step()
         with torch.no_grad():
-            torch.exp(self.flat_log_scale, out=step.scale)
             if step.locs is None or step.locs.flat.data_ptr() != self.flat_loc.data_ptr():
                 step.locs, step.made_for = Leaves(self.flat_loc, self.flat_order), None
             release(self.flat_loc, step.locs.gradient)  # layers may write into them before pull_back
             release(self.flat_log_scale, step.by_log_scale)
-            step.prior = self.flat_prior
-            kl = 0.0 if step.prior is None else self._flat_kl(step.prior, step.scale)
-        step.has_noise, step.is_layerwise = False, True
+            kl = self._write_scale(step)
+        step.has_noise, step.has_variance, step.is_layerwise = False, False, True
         if step.made_for != (estimators, self.antithetic):
             step.weights = self._weights_under(estimators, step, step.locs)
             step.made_for = estimators, self.antithetic
@@ -231,12 +226,14 @@ class MeanField(Guide):
         self, estimators: Mapping[str, Estimator], step: _Step, locs: Leaves
     ) -> dict[str, GaussianWeight]:
         """The sites' distributions in the memory of a step."""
-        scales, rooms, slots = (self.split(flat) for flat in (step.scale, step.value, step.by_log_scale))
+        scales, rooms = self.split(step.scale), self.split(step.value)
         weights = {}
         for name in self.sites:
             by = estimators.get(name, _SHARED)
             noise = partial(step.noise_of, name) if by.shares_noise and self.antithetic else None
-            places = Places(rooms[name], locs.slots[name], slots[name], noise)
+            variance = partial(step.variance_of, name)
+            slots = locs.slots[name], step.variances.slots[name]
+            places = Places(rooms[name], *slots, variance, lambda: step.has_variance, noise)
             weights[name] = GaussianWeight.of(locs.values[name], scales[name], by, places)
         return weights
 
@@ -245,29 +242,44 @@ class MeanField(Guide):
         if self._step is not None:
             self._step.prior = None
 
-    def _flat_kl(self, prior: FlatNormalPrior, scale: Tensor) -> Tensor:
-        loc, scale = self.flat_loc[: prior.size], scale[: prior.size]
+    def _write_scale(self, step: _Step) -> Tensor | float:
+        """Writes σ; the KL of the sites that ``flat_prior`` covers, read while the vectors are in the cache."""
+        prior = step.prior = self.flat_prior  # the one whose KL is counted here, whatever the model shows later
+        if prior is None:
+            torch.exp(self.flat_log_scale, out=step.scale)
+            return 0.0
+        distance, entropy = prior.half_squares(self.flat_loc[: prior.size]), self.flat_log_scale[: prior.size].sum()
+        scale = torch.exp(self.flat_log_scale, out=step.scale)[: prior.size]
         if isinstance(prior.precision, float):
             spread = scale.dot(scale) * (0.5 * prior.precision)
         else:
             spread = (scale * scale).dot(prior.precision) * 0.5
-        entropy = self.flat_log_scale[: prior.size].sum()
-        return prior.half_squares(loc) + spread - entropy + (prior.log_scale_sum - 0.5 * prior.size)
+        return distance + spread - entropy + (prior.log_scale_sum - 0.5 * prior.size)
 
     def _pull_back_layers(self, step: _Step, kl_weight: float) -> None:
         assert step.locs is not None
-        by_loc, prior = step.locs.collect(), step.prior
-        constant, none = by_loc.new_tensor(-kl_weight), by_loc.new_zeros(())
+        by_loc, total, prior = step.locs.collect(), step.by_log_scale, step.prior
+        size = 0 if prior is None else prior.size
+        head, tail, scale = total[:size], total[size:], step.scale[:size]
+        constant = total.new_tensor(-kl_weight)
+        if step.has_variance:  # 2σ² (dL/dσ² + λp/2) - λ, in as few passes over memory as can be
+            step.variances.collect()
+            if prior is not None:
+                head.add_(prior.precision, alpha=0.5 * kl_weight)
+                torch.addcmul(constant, scale, head, value=2.0, out=head)
+            tail.mul_(step.scale[size:]).mul_(2.0)
+        else:  # λ (p σ² - 1)
+            tail.zero_()
+            if prior is not None and isinstance(prior.precision, float):
+                torch.addcmul(constant, scale, scale, value=kl_weight * prior.precision, out=head)
+            elif prior is not None:
+                torch.addcmul(constant, scale, scale * prior.precision, value=kl_weight, out=head)
         for name, weight in step.weights.items():
-            precision = None if prior is None else prior.precision_of(self.sites[name])
-            if precision is None:
-                weight.write_log_scale_gradient(none, 0.0, 0.0)
-            else:
-                weight.write_log_scale_gradient(constant, kl_weight, precision)
+            weight.add_gradient_by_log_scale(step.variances.slots[name])
         if prior is not None:
-            prior.add_pull(by_loc[: prior.size], self.flat_loc[: prior.size], kl_weight)
+            prior.add_pull(by_loc[:size], self.flat_loc[:size], kl_weight)
         accumulate(self.flat_loc, by_loc)
-        accumulate(self.flat_log_scale, step.by_log_scale)
+        accumulate(self.flat_log_scale, total)
 
     def reset_noise(self) -> None:
         """Forgets what is left of an antithetic group, so that the random state alone fixes what follows."""
@@ -284,9 +296,11 @@ class _Step:
         self.value = torch.empty_like(like)
         self.quarters, self.noises, self.has_noise = self.noise.tensor_split(4), guide.split(self.noise), False
         self.leaves = Leaves(self.value, guide.flat_order)
+        self.variances = Leaves(self.scale, guide.flat_order, self.by_log_scale)
         self.prior: FlatNormalPrior | None = None
         self.locs: Leaves | None = None  # of steps whose draws are made by layers
         self.weights: dict[str, GaussianWeight] = {}
+        self.has_variance = False  # whether variances have taken the memory of the scale
         self.made_for: tuple[Mapping[str, Estimator], bool] | None = None  # estimators and antithetic of the weights
         self.is_layerwise = False  # whether layers make the last draw
         self.turn = 0  # position of the coming draw in its antithetic group
@@ -297,6 +311,13 @@ class _Step:
             self.refresh_noise(antithetic=True)
             self.has_noise = True
         return self.noises[name]
+
+    def variance_of(self, name: str) -> Tensor:
+        """A site's variances as a leaf; when one first asks in a step, all take the memory of the scale."""
+        if not self.has_variance:
+            self.scale.square_()
+            self.has_variance = True
+        return self.variances.values[name]
 
     def refresh_noise(self, antithetic: bool) -> None:
         """The noise of the next draw: new, or the last one with other signs, which costs a tenth of drawing."""

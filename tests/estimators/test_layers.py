@@ -238,6 +238,13 @@ def test_drawn_outputs_are_their_formula(rows: int) -> None:
     torch.testing.assert_close(found, torch.autograd.grad(formula, (loc, scale), upstream))
 
 
+def _places(scale: torch.Tensor) -> Places:
+    """Memory of a step in which the variances have taken that of the standard deviations."""
+    rooms = torch.full((3, *scale.shape), torch.nan, dtype=scale.dtype)
+    leaf = scale.square().requires_grad_()
+    return Places(*rooms, variance=lambda: leaf, has_variance=lambda: True)
+
+
 @pytest.mark.parametrize("uses", [1, 2])
 @pytest.mark.parametrize("bias", ["distribution", "point", "none"])
 def test_a_linear_layer_by_hand_has_the_gradients_of_the_formula(bias: str, uses: int) -> None:
@@ -246,7 +253,7 @@ def test_a_linear_layer_by_hand_has_the_gradients_of_the_formula(bias: str, uses
     x, loc, bias_loc = (torch.randn(*shape).double().requires_grad_() for shape in ((5, 3), (4, 3), (4,)))
     scale, bias_scale = torch.rand(4, 3).double(), torch.rand(4).double()
     variance, bias_variance = scale.square().requires_grad_(), bias_scale.square().requires_grad_()
-    places, bias_places = (Places(*torch.full((3, *value.shape), torch.nan).double()) for value in (scale, bias_scale))
+    places, bias_places = (_places(value) for value in (scale, bias_scale))
     weight = GaussianWeight.of(loc, scale, LocalReparameterization(), places)
     drawn_bias = GaussianWeight.of(bias_loc, bias_scale, LocalReparameterization(), bias_places)
     mean = F.linear(x, loc, None if bias == "none" else bias_loc)
@@ -266,7 +273,7 @@ def test_a_linear_layer_by_hand_has_the_gradients_of_the_formula(bias: str, uses
         torch.testing.assert_close(torch.zeros_like(leaf) if leaf.grad is None else leaf.grad, slope)
     if uses == 1:
         assert loc.grad.data_ptr() == places.by_loc.data_ptr()  # type: ignore[union-attr]
-        assert weight.variance.grad.data_ptr() == places.by_log_scale.data_ptr()  # type: ignore[union-attr]
+        assert weight.variance.grad.data_ptr() == places.by_variance.data_ptr()  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("shape", [(24, 8), (24, 8, 3, 2), (19, 7), (5, 4), (1, 9)])
