@@ -24,7 +24,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from pyrobnn.elbo import MeanFieldELBO, RegularizedELBO
 from pyrobnn.elbo.regularized import Auxiliary
-from pyrobnn.estimators import EstimatorSpec
+from pyrobnn.estimators import EstimatorSpec, PerGroup
 from pyrobnn.guides import DeltaMixture, Guide, LowRankEnsemble, MeanField
 from pyrobnn.likelihoods import Categorical, Likelihood
 from pyrobnn.priors import PriorSpec, last_layer
@@ -41,11 +41,14 @@ LOG_SCALES = (-6.0, -5.0)
 SLOW, SLOW_TO_DISAGREE = 2e-4, 8e-3
 """Learning rates of means without and with auxiliary inputs, the latter to be divided by the depth."""
 
-WIDEST, SPREAD = 0.2, 0.8
-"""Spread of members that share weights: at most, and to be divided by the depth."""
-
 RISE, RISE_TO_DISAGREE, FASTEST = 1.0, 3.0, 0.03
 """How far log scales may rise under Adam in all, without and with auxiliary inputs, and in a step."""
+
+FACTORS_TO_DISAGREE = 20.0
+"""Learning rate of the factors of members that share weights over that of the weights, with auxiliary inputs."""
+
+UNKNOWN_STEPS = 100
+"""Steps that fine-tuning is taken to last where the loader has no length."""
 
 MOST_PER_EXAMPLE = 2**20
 """The most weights of which each example gets a draw by default: half a gigabyte for a batch of 128."""
@@ -79,9 +82,7 @@ def finetune(
         loader: The training data, batches ``(x, y)``.
         posterior: ``"mean_field"``: a Gaussian over all ordinary weights; ``"last_layer"``: the same over the last
             layer only; ``"delta_mixture"``: ``num_members`` copies of the network; ``"low_rank_sharing"``: as many
-            members that share the weights up to rank-1 factors, which scatter by 0.8 divided by the number of layers
-            (as for ``lr``), at most 0.2: what they do to the outputs adds up. Or a function that builds a guide of the
-            model.
+            members that share the weights up to rank-1 factors. Or a function that builds a guide of the model.
         likelihood: What the outputs mean; classes if None.
         prior: Prior of the weights. If None, ``Normal(0, 1 / sqrt(2e-4 N))``, weight decay 2e-4 in the
             mean loss. ``priors.centred(scale)`` centres it on the pretrained weights.
@@ -97,15 +98,17 @@ def finetune(
             rise by about ``scale_lr`` a step towards the prior's until the data hold them back, which takes longer
             than fine-tuning lasts. None therefore takes what averages 1 divided by the number of steps, at most 0.03,
             so that standard deviations end about e times as wide as they began, however long it lasts; with auxiliary
-            inputs, on which narrow posteriors cannot disagree, 3 divided by it.
+            inputs, on which narrow posteriors cannot disagree, 3 divided by it. The factors of members that share
+            weights learn as fast as those, with auxiliary inputs twenty times as fast.
         auxiliary: Inputs to be uncertain about: a function of the batch's inputs, such as
             ``elbo.perturbed(0.3)``, or an iterable of inputs; None for no regulariser.
         threshold: Mutual information in nats that is enough there.
         weight: Weight of the regulariser.
-        estimator: How draws enter the layers. None is one draw for a batch, but with auxiliary inputs, for guides that
-            are independent Gaussians, a draw per example, as in the paper: what one draw tells of the scales'
-            effect on disagreement is mostly noise. Above a million weights, of which a draw per example takes too
-            much memory, it is ``"flipout"``.
+        estimator: How draws enter the layers. None is one draw for a batch, of mixtures one member. But with auxiliary
+            inputs, for guides that are independent Gaussians, it is a draw per example, as in the paper: what one draw
+            tells of the scales' effect on disagreement is mostly noise. Above a million weights, of which a draw per
+            example takes too much memory, it is ``"flipout"``. And each member of a mixture has its own share of the
+            batch then (all of it if BatchNorm is to be trained on it, or with ``"shared"``, at M times the cost).
         batch_norm: ``"freeze"``: BatchNorm layers normalise by the pretrained running statistics, in fine-tuning as in
             prediction. Under those of a batch (``"train"``), draws would be fitted to a network other than the one that
             predicts, and the regulariser, which sees the latter, could spoil it unnoticed.
@@ -131,19 +134,22 @@ def finetune(
     net = _without_dropout(net)
     own = Categorical() if likelihood is None else copy.deepcopy(likelihood)
     model = SupervisedModel(net, own, rule, num_data=count)
-    guide = _guide(model, posterior, num_members)
+    guide = _guide(model, posterior, num_members, members_per_step=1 if auxiliary is None else None)
     elbo: MeanFieldELBO
     if auxiliary is None:
         rise, slow, elbo = RISE, SLOW, MeanFieldELBO(estimator=estimator)
     else:
-        if estimator is None and hasattr(guide, "write_gaussians"):
-            estimator = "per_example" if guide.num_latents <= MOST_PER_EXAMPLE else "flipout"
         rise, slow = RISE_TO_DISAGREE, SLOW_TO_DISAGREE / _depth(net)
+        if estimator is None:
+            estimator = _estimator_to_disagree(guide, members_may_split=batch_norm == "freeze")
         elbo = RegularizedELBO(auxiliary, threshold, weight, estimator=estimator)
     lr, mean_share = slow if lr is None else lr, 1.0
     if options.keys().isdisjoint({"scheduler", "optimizer"}):
         options["scheduler"], mean_share = partial(_falling, epochs=epochs), 0.5
-    scale_lr = _scale_lr(loader, epochs, rise) / mean_share if scale_lr is None else scale_lr
+    if scale_lr is None and any(isinstance(part, LowRankEnsemble) for part in guide.simple_parts()):
+        scale_lr = lr if auxiliary is None else FACTORS_TO_DISAGREE * lr
+    elif scale_lr is None:
+        scale_lr = _scale_lr(loader, epochs, rise) / mean_share
     with frozen_batch_norm(model) if batch_norm == "freeze" else contextlib.nullcontext():
         fit(model, guide, loader, epochs=epochs, lr=lr, scale_lr=scale_lr, elbo=elbo, seed=seed, **options)
     return model, guide
@@ -165,7 +171,7 @@ def _to_evaluation(layer: nn.Module, _: Any) -> None:
     layer.eval()
 
 
-def _guide(model: SupervisedModel, posterior: Posterior, num_members: int) -> Guide:
+def _guide(model: SupervisedModel, posterior: Posterior, num_members: int, members_per_step: int | None) -> Guide:
     if not isinstance(posterior, str):
         if not callable(posterior):
             raise TypeError(f"posterior: expected a name or a function that builds a guide, got {posterior!r}.")
@@ -176,9 +182,9 @@ def _guide(model: SupervisedModel, posterior: Posterior, num_members: int) -> Gu
             guide.flat_log_scale.uniform_(*LOG_SCALES)
         return guide
     if posterior == "delta_mixture":
-        return DeltaMixture(model, num_members, init=model.net.network)
+        return DeltaMixture(model, num_members, init=model.net.network, members_per_step=members_per_step)
     if posterior == "low_rank_sharing":
-        return LowRankEnsemble(model, num_members, spread=members_spread(model.net.network))
+        return LowRankEnsemble(model, num_members, members_per_step=members_per_step)
     raise ValueError(
         "posterior: expected 'mean_field', 'last_layer', 'delta_mixture', 'low_rank_sharing' or a function that builds "
         f"a guide, got {posterior!r}."
@@ -190,16 +196,19 @@ def _depth(net: nn.Module) -> int:
     return max(1, sum(parameter.dim() >= 2 for parameter in net.parameters()))
 
 
-def members_spread(net: nn.Module) -> float:
-    """How far members that share the network's weights scatter around them at the start, relative to each weight."""
-    return min(WIDEST, SPREAD / _depth(net))
+def _estimator_to_disagree(guide: Guide, members_may_split: bool) -> EstimatorSpec:
+    """How draws enter the layers by default, with auxiliary inputs."""
+    if (members := guide.num_particles(1)) > 1:
+        return PerGroup(members) if members_may_split else None
+    if not hasattr(guide, "write_gaussians"):
+        return None
+    return "per_example" if guide.num_latents <= MOST_PER_EXAMPLE else "flipout"
 
 
 def _scale_lr(loader: Iterable[Any], epochs: int, rise: float) -> float:
     """What lets log scales rise by ``rise`` in all."""
-    if not isinstance(loader, Sized):
-        return 1e-2
-    return min(FASTEST, rise / max(1, epochs * len(loader)))
+    steps = epochs * len(loader) if isinstance(loader, Sized) else UNKNOWN_STEPS
+    return min(FASTEST, rise / max(1, steps))
 
 
 def _falling(optimizer: Optimizer, epochs: int) -> LRScheduler:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import pyrobnn as pb
 from pyrobnn import priors
 from pyrobnn.elbo import RegularizedELBO, perturbed
+from pyrobnn.estimators import PerGroup
 from pyrobnn.finetuning import frozen_batch_norm
 from pyrobnn.guides import DeltaMixture, Guide, LowRankEnsemble, LowRankNormal, MeanField
 from pyrobnn.substitution import Substitution
@@ -104,18 +105,6 @@ def test_default_prior_is_weight_decay_and_others_are_taken() -> None:
     torch.testing.assert_close(prior.base_dist.loc, net.get_parameter("0.weight").detach())
 
 
-@pytest.mark.parametrize(("hidden", "spread"), [(1, 0.2), (19, 0.8 / 20)])
-def test_members_scatter_less_in_a_deep_network(hidden: int, spread: float) -> None:
-    """Standard deviation of fifty members' first weights around the shared ones, relative to them."""
-    torch.manual_seed(0)
-    net = nn.Sequential(nn.Linear(2, 8), *(nn.Linear(8, 8) for _ in range(hidden - 1)), nn.Linear(8, 2))
-    settings = {"num_members": 50, "epochs": 1, "lr": 0.0, "seed": 0, "progress": False}
-    _, guide = pb.finetune(net, loader(), "low_rank_sharing", **settings)
-    assert isinstance(guide, LowRankEnsemble)
-    drawn = torch.stack([guide.member(index)["net.0.weight"].detach() for index in range(50)])
-    assert float((drawn / net[0].weight.detach() - 1.0).std()) == pytest.approx(spread, rel=0.25)
-
-
 def test_auxiliary_inputs_are_used() -> None:
     seen = []
 
@@ -138,23 +127,49 @@ def test_draws_learn_to_disagree_on_auxiliary_inputs(posterior: Any) -> None:
     assert levels[1] > (1.2 if posterior == "last_layer" else 2.0) * levels[0]
 
 
+class Recorded(RegularizedELBO):
+    """Keeps the estimators it is given."""
+
+    chosen: ClassVar[list[Any]] = []
+
+    def __init__(self, *args: Any, estimator: Any = None, **kwargs: Any) -> None:
+        self.chosen.append(estimator)
+        super().__init__(*args, estimator=estimator, **kwargs)
+
+
+def chosen_estimator(posterior: Any, **settings: Any) -> Any:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pyrobnn.finetuning.RegularizedELBO", Recorded)
+        pb.finetune(pretrained(), loader(), posterior, auxiliary=[data()[0]], epochs=1, progress=False, **settings)
+    return Recorded.chosen.pop()
+
+
 @pytest.mark.parametrize("most", [0, 10**6])
 def test_the_estimator_of_auxiliary_inputs_depends_on_the_number_of_weights(
     most: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    chosen = []
-
-    class Recorded(RegularizedELBO):
-        def __init__(self, *args: Any, estimator: Any = None, **kwargs: Any) -> None:
-            chosen.append(estimator)
-            super().__init__(*args, estimator=estimator, **kwargs)
-
-    monkeypatch.setattr("pyrobnn.finetuning.RegularizedELBO", Recorded)
     monkeypatch.setattr("pyrobnn.finetuning.MOST_PER_EXAMPLE", most)
-    for posterior, estimator in (("mean_field", None), ("delta_mixture", None), ("mean_field", "per_group")):
-        settings = {"auxiliary": [data()[0]], "estimator": estimator, "epochs": 1, "progress": False}
-        pb.finetune(pretrained(), loader(), posterior, **settings)
-    assert chosen == ["per_example" if most else "flipout", None, "per_group"]
+    assert chosen_estimator("mean_field") == ("per_example" if most else "flipout")
+    assert chosen_estimator("mean_field", estimator="per_group") == "per_group"
+
+
+@pytest.mark.parametrize("posterior", ["delta_mixture", "low_rank_sharing"])
+def test_members_share_the_batch_where_auxiliary_inputs_are(posterior: str) -> None:
+    chosen = chosen_estimator(posterior, num_members=3)
+    assert isinstance(chosen, PerGroup) and chosen.groups == 3
+    assert chosen_estimator(posterior, estimator="shared") == "shared"
+    assert chosen_estimator(posterior, batch_norm="train") is None
+    _, guide = pb.finetune(pretrained(), loader(), posterior, epochs=1, progress=False)
+    assert guide.num_particles(1) == 1
+
+
+def test_an_epoch_that_ends_with_a_few_rows() -> None:
+    """Fewer than there are members."""
+    batches = DataLoader(TensorDataset(*data()), 29)
+    _, guide = pb.finetune(
+        pretrained(), batches, "low_rank_sharing", auxiliary=perturbed(0.5), epochs=1, progress=False
+    )
+    assert guide.num_particles(1) == 5
 
 
 def test_auxiliary_inputs_with_a_posterior_that_has_one_draw_only() -> None:
@@ -244,6 +259,13 @@ def test_the_default_rate_with_auxiliary_inputs_falls_with_depth() -> None:
     """The network has two weight matrices; the vectors of its batch normalisation do not count."""
     assert learning_rates(epochs=1, auxiliary=perturbed(0.1))[0][0] == pytest.approx(8e-3 / 2 / 2)
     assert learning_rates(epochs=1)[0][0] == pytest.approx(1e-4)
+
+
+def test_factors_learn_faster_than_weights_where_members_are_to_disagree() -> None:
+    for auxiliary, ratio in ((None, 1.0), (perturbed(0.1), 20.0)):
+        weights, factors = learning_rates(posterior="low_rank_sharing", auxiliary=auxiliary, epochs=1, lr=1e-3)[0]
+        assert (weights, factors) == pytest.approx((5e-4, ratio * 5e-4))
+    assert learning_rates(posterior="low_rank_sharing", epochs=1, scale_lr=0.3)[0][1] == pytest.approx(0.15)
 
 
 def test_a_schedule_of_ones_own_is_taken() -> None:

@@ -33,7 +33,6 @@ from pyrobnn import guides
 from pyrobnn.calibration import expected_calibration_error
 from pyrobnn.detection import auroc
 from pyrobnn.elbo import perturbed
-from pyrobnn.finetuning import members_spread
 from pyrobnn.uncertainty import accuracy
 
 EPSILON = {"mnist": 0.5, "cifar10": 0.1}
@@ -96,10 +95,6 @@ class Trainer:
         members = {"num_members": 10, "members_per_step": 1}
         head = functools.partial(guides.DeltaMixture, **members, init=start, spread=0.1)
         return guides.GuideMap(model, [(f"net.{self.head}.*", head), ("*", functools.partial(guides.Map, init=start))])
-
-    def low_rank_sharing(self, model: pb.SupervisedModel) -> guides.Guide:
-        """Five members, one of them trained in each step, as far apart as :func:`pyrobnn.finetune` has them."""
-        return guides.LowRankEnsemble(model, 5, members_per_step=1, spread=members_spread(model.net.network))
 
     def swag(self, net: nn.Module) -> Fitted:
         """A constant step from the MAP network, an iterate collected each epoch."""
@@ -170,8 +165,8 @@ def methods(trainer: Trainer, trained: nn.Module, draws: int) -> dict[str, tuple
         "mean field from scratch": (lambda: trainer.fit(mean_field), draws, False),
         "fine-tuned mean field": (lambda: finetune("mean_field"), draws, True),
         "fine-tuned mean field, regularised": (lambda: regularised("mean_field"), draws, True),
-        "fine-tuned low-rank sharing": (lambda: finetune(trainer.low_rank_sharing), 5, True),
-        "fine-tuned low-rank sharing, regularised": (lambda: regularised(trainer.low_rank_sharing), 5, True),
+        "fine-tuned low-rank sharing": (lambda: finetune("low_rank_sharing"), 5, True),
+        "fine-tuned low-rank sharing, regularised": (lambda: regularised("low_rank_sharing"), 5, True),
         "fine-tuned last-layer ensemble": (lambda: finetune(trainer.last_layer_ensemble), 10, True),
         "MC dropout": (lambda: trainer.fit(functools.partial(guides.MCDropout, p=0.1)), draws, False),
         "ensemble of 5": (lambda: trainer.fit(ensemble), 5, False),

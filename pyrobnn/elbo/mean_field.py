@@ -180,11 +180,13 @@ class MeanFieldELBO(TraceMeanField_ELBO):
     def _slices(self, guide: Guide, plan: DrawPlan, args: tuple[Any, ...]) -> list[tuple[tuple[Any, ...], float]]:
         """The batch of each particle and its weight in the mean.
 
-        Several members of a mixture and as many groups are paired: each member sees its own share of the batch.
+        Several members of a mixture and as many groups are paired: each member sees its own share of the batch, or all
+        of one that has too few rows, such as the last of an epoch.
         """
         count = guide.num_particles(self.num_particles)
-        parts = split_batch(args, plan.groups)
-        if count == plan.groups > 1:
+        is_paired = count == plan.groups > 1
+        parts = split_batch(args, plan.groups, whole_if_few=is_paired)
+        if is_paired:
             return parts
         if count > 1 and plan.groups > 1:
             raise ValueError(

@@ -128,17 +128,18 @@ def balanced_noise(like: Tensor, channel: int = -1) -> Tensor:
     """
     if like.dim() == 1:  # one example without a batch
         return torch.randn_like(like)
-    channels = like.shape[channel]
-    signs = _balanced_signs(channels, like.dtype, like.device)
-    block = torch.empty_like(like[: -(-len(like) // len(signs))]).normal_()
-    shape = [1] * like.dim()
-    shape[channel] = channels
-    return (signs.view(-1, *shape) * block).flatten(0, 1)[: len(like)]
+    rows, *rest = like.shape
+    signs = _balanced_signs(like.shape[channel], like.dim(), channel, like.dtype, like.device)
+    block = like.new_empty((-(-rows // len(signs)), *rest)).normal_()
+    noise = (signs * block).flatten(0, 1)
+    return noise if len(noise) == rows else noise[:rows]
 
 
 @cache
-def _balanced_signs(channels: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Rows of signs ``[8, channels]``, or ``[2, channels]``, in pairs of mirror images."""
+def _balanced_signs(channels: int, dim: int, channel: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Eight or two rows of signs in pairs of mirror images, to be broadcast with blocks of ``dim`` dimensions."""
     rows = torch.tensor([[1, 1, 1, 1], [1, -1, 1, -1], [1, 1, -1, -1], [1, -1, -1, 1]] if channels >= 4 else [[1] * 4])
     signs = rows[:, 4 * torch.arange(channels) // channels]
-    return torch.stack([signs, -signs], 1).flatten(0, 1).to(device, dtype)
+    shape = [1] * dim
+    shape[channel] = channels
+    return torch.stack([signs, -signs], 1).to(device, dtype).view(-1, *shape)

@@ -71,11 +71,18 @@ def _batched_linear(x: Tensor, weights: Tensor, biases: Any) -> Tensor:
     return output.view(*x.shape[:-1], -1)
 
 
-def split_batch(args: tuple[Any, ...], groups: int) -> list[tuple[tuple[Any, ...], float]]:
-    """The model's arguments in ``groups`` parts along the first dimension, and each part's share of the rows.
+def split_batch(
+    args: tuple[Any, ...], groups: int, *, whole_if_few: bool = False
+) -> list[tuple[tuple[Any, ...], float]]:
+    """The model's arguments in ``groups`` parts along the first dimension, and each part's weight in the mean.
+
+    Args:
+        args: The arguments.
+        groups: Number of parts.
+        whole_if_few: Where there are fewer rows than groups, let each group have all of them.
 
     Raises:
-        ValueError: If there are fewer rows than groups, or the arguments' lengths differ.
+        ValueError: If there are fewer rows than groups (but for ``whole_if_few``), or the arguments' lengths differ.
     """
     if groups == 1:
         return [(args, 1.0)]
@@ -83,6 +90,8 @@ def split_batch(args: tuple[Any, ...], groups: int) -> list[tuple[tuple[Any, ...
     if len(lengths) != 1:
         raise ValueError(f"estimator: per_group splits arguments of equal length, got lengths {sorted(lengths)}.")
     rows = lengths.pop()
+    if whole_if_few and rows < groups:
+        return [(args, 1.0 / groups)] * groups
     _check_rows(groups, rows)
     bounds = [rows * index // groups for index in range(groups + 1)]
     return [(_rows(args, start, stop), (stop - start) / rows) for start, stop in itertools.pairwise(bounds)]

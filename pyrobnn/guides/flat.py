@@ -48,15 +48,13 @@ class Leaves:
 
     def collect(self) -> Tensor:
         """Moves the leaves' gradients into the flat one; a leaf the loss does not depend on counts zero."""
-        parts, moved = [], []
+        moved = []
         for leaf, slot in zip(self.values.values(), self.slots.values(), strict=True):
-            part = torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
-            parts.append(part.reshape(-1))
-            if part.data_ptr() != slot.data_ptr():
-                moved.append((slot, part))
+            if leaf.grad is None or leaf.grad.data_ptr() != slot.data_ptr():
+                moved.append((slot, torch.zeros_like(slot) if leaf.grad is None else leaf.grad))
             leaf.grad = None
-        if len(moved) == len(parts):
-            torch.cat(parts, out=self.gradient)
+        if len(moved) == len(self.slots):
+            torch.cat([part.reshape(-1) for _, part in moved], out=self.gradient)
         else:
             for slot, part in moved:
                 slot.copy_(part)

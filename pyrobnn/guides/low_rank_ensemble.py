@@ -7,8 +7,9 @@ BatchEnsemble, the form with Gaussian factors around one is that of BayesAdapter
 layer stores :math:`o\,i k^2 + M r (o + i k^2)` numbers instead of :math:`M\,o\,i k^2`. Vectors (biases) and sites with
 constrained support are small and stay each member's own.
 
-The factors start so that the members scatter around W: entries of mean :math:`\mu = r^{-1/2}` and variance
-:math:`v = (\sqrt{1 + r s^2} - 1) / r` give :math:`E[AB] = r \mu^2 = 1` and
+What members do to the outputs adds up over the layers, so they scatter less in a deep network. The factors start so
+that they scatter around W by a standard deviation s relative to each weight: entries of mean :math:`\mu = r^{-1/2}`
+and variance :math:`v = (\sqrt{1 + r s^2} - 1) / r` give :math:`E[AB] = r \mu^2 = 1` and
 :math:`\mathrm{Var}[AB] = r\,(2 \mu^2 v + v^2) = s^2`.
 """
 
@@ -27,6 +28,9 @@ from pyrobnn.guides.ensemble import Ensemble
 
 __all__ = ["LowRankEnsemble"]
 
+WIDEST, SPREAD = 0.2, 0.8
+"""Relative spread of the members by default: at most, and to be divided by the number of matrices."""
+
 
 class LowRankEnsemble(Ensemble):
     """Members that differ in low-rank factors of shared weights.
@@ -38,7 +42,8 @@ class LowRankEnsemble(Ensemble):
         model: The Pyro model.
         num_members: Number M of members.
         rank: Rank r of the factors.
-        spread: Standard deviation s of the members around the shared weights at the start, relative to each weight.
+        spread: Standard deviation s of the members around the shared weights at the start, relative to each weight;
+            0.8 divided by the number of weight matrices and kernels if None, at most 0.2.
         init: Where the shared weights start, as for :class:`~pyrobnn.guides.MeanField`.
         members_per_step: Members that a step visits, at random; all if None.
         jacobian: Score the density in unconstrained space, as :class:`~pyrobnn.guides.Map` does.
@@ -55,7 +60,7 @@ class LowRankEnsemble(Ensemble):
         num_members: int = 5,
         rank: int = 1,
         *,
-        spread: float = 0.2,
+        spread: float | None = None,
         init: Init = None,
         members_per_step: int | None = None,
         jacobian: bool = False,
@@ -64,7 +69,7 @@ class LowRankEnsemble(Ensemble):
     ) -> None:
         super().__init__(model, num_members, members_per_step=members_per_step, example=example, only=only)
         check_positive_int("rank", rank)
-        if not spread > 0:
+        if spread is not None and not spread > 0:
             raise ValueError(f"spread: expected a positive standard deviation, got {spread}.")
         self.rank = rank
         self.jacobian = jacobian
@@ -75,6 +80,8 @@ class LowRankEnsemble(Ensemble):
                 f"model: none of its sites ({', '.join(list(self.sites)[:8])}) is a weight matrix, so members have "
                 "nothing to share; use DeltaMixture."
             )
+        if spread is None:
+            spread = min(WIDEST, SPREAD / len(self._matrices))
         start = initial_values(model, self.sites, init)
         self.shared = nn.Parameter(torch.cat([start[site.name].reshape(-1) for site in self._matrices]))
         scale = math.sqrt((math.sqrt(1.0 + rank * spread**2) - 1.0) / rank)
@@ -99,6 +106,10 @@ class LowRankEnsemble(Ensemble):
     def flat_own(self) -> nn.Parameter | None:
         """The members' own vectors ``[M, ...]``, None if there are none."""
         return self._parameters.get("own")
+
+    def scale_parameters(self) -> list[nn.Parameter]:
+        """The factors, which scale the shared weights: what tells members apart may learn faster than those do."""
+        return [self.flat_factors]
 
     def config(self) -> dict[str, Any]:
         """Constructor arguments."""

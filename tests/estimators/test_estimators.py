@@ -371,3 +371,18 @@ def test_one_member_of_a_mixture_for_each_group() -> None:
         torch.testing.assert_close(members.grad[index], alone.flat_loc.grad)
     with pytest.raises(ValueError, match=r"groups: a step has 4 draws and 2 groups; let them be equal"):
         MeanFieldELBO(estimator=PerGroup(2)).loss_and_grads(model, guide, x, y)
+
+
+def test_a_batch_with_fewer_rows_than_members_is_shown_whole_to_each() -> None:
+    """Such as the last one of an epoch."""
+    torch.manual_seed(0)
+    model = pb.SupervisedModel(mlp(), pb.likelihoods.Categorical(), dist.Normal(0.0, 1.0), num_data=40).double()
+    guide = DeltaMixture(model, 4, vmap=False).double()
+    x, y = torch.randn(3, 3, dtype=torch.float64), torch.tensor([0, 1, 1])
+    losses, gradients = [], []
+    for spec in (PerGroup(4), None):
+        losses.append(MeanFieldELBO(estimator=spec).loss_and_grads(model, guide, x, y))
+        gradients.append(guide.flat_loc.grad)
+        guide.flat_loc.grad = None
+    assert losses[0] == pytest.approx(losses[1])
+    torch.testing.assert_close(gradients[0], gradients[1])

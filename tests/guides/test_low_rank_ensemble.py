@@ -15,6 +15,7 @@ from pyrobnn.elbo import MeanFieldELBO
 from pyrobnn.guides import LowRankEnsemble, Map
 from pyrobnn.prediction import predict
 from pyrobnn.supervised import SupervisedModel
+from pyrobnn.training import make_optimizer
 from tests.conformance.comparisons import assert_same
 from tests.conformance.guide_suite import EnsembleConformance
 
@@ -45,6 +46,23 @@ def test_members_start_around_the_shared_weights(rank: int, spread: float) -> No
     assert float(((found.mean(0) - 1.0) / error).abs().max()) < 5.0
     squares = (found - 1.0).square()
     assert float(((squares.mean(0) - spread**2) / (squares.std(0) / 4000**0.5)).abs().max()) < 5.0
+
+
+@pytest.mark.parametrize(("hidden", "spread"), [(1, 0.2), (19, 0.8 / 20)])
+def test_members_scatter_less_in_a_deep_network(hidden: int, spread: float) -> None:
+    """Standard deviation of fifty members' first weights around the shared ones, relative to them."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(2, 8), *(nn.Linear(8, 8) for _ in range(hidden - 1)), nn.Linear(8, 2))
+    members = LowRankEnsemble(model_of(net), 50).stacked(torch.arange(50))["net.0.weight"]
+    assert float((members / net[0].weight.detach() - 1.0).std()) == pytest.approx(spread, rel=0.25)
+
+
+def test_factors_may_have_a_learning_rate_of_their_own() -> None:
+    guide = LowRankEnsemble(model_of(nn.Linear(2, 3)), 2)
+    optimizer = make_optimizer(nn.Module(), guide, lr=0.1, scale_lr=0.5)
+    slow, fast = optimizer.param_groups
+    assert [id(p) for p in fast["params"]] == [id(guide.flat_factors)] and fast["lr"] == 0.5
+    assert {id(p) for p in slow["params"]} == {id(guide.flat_shared), id(guide.flat_own)} and slow["lr"] == 0.1
 
 
 def test_a_member_by_hand() -> None:
