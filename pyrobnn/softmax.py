@@ -10,7 +10,6 @@ from __future__ import annotations
 from functools import cached_property
 from typing import Any, ClassVar
 
-import pyro
 import pyro.distributions as dist
 import torch
 import torch.nn.functional as F
@@ -58,8 +57,8 @@ class Softmax(dist.TorchDistribution):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log probability of classes ``value``; under Pyro's validation, refuses values outside the support."""
-        validates = pyro.settings.get("validate_distributions_pyro")  # the fused kernel does not say what is wrong
-        if validates or value.shape != self.batch_shape:
+        # The fused kernel does not say what is wrong.
+        if dist.is_validation_enabled() or value.shape != self.batch_shape:
             if self.ignore_index is None:
                 return self.categorical.log_prob(value)
             ignored = value == self.ignore_index

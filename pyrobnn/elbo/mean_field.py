@@ -15,7 +15,7 @@ import contextlib
 from collections.abc import Callable
 from typing import Any
 
-import pyro
+import pyro.distributions as dist
 import torch
 from pyro.infer import TraceMeanField_ELBO
 from torch import Tensor, nn
@@ -212,14 +212,14 @@ class MeanFieldELBO(TraceMeanField_ELBO):
         plan: DrawPlan,
     ) -> Particle:
         """One run of the model; ``covered`` is the divergence already taken on flat vectors, if it was."""
-        validates = pyro.settings.get("validate_distributions_pyro")  # as fit does in its first epoch
-        with Substitution(values, direct=not validates) as run:
+        with Substitution(values, direct=not dist.is_validation_enabled()) as run:  # fit validates in its first epoch
             model(*args, **kwargs)
         log_likelihood: Tensor | float = 0.0
         for message in run.observed:
             log_likelihood = log_likelihood + summed_score(message["fn"].log_prob(message["value"]), message)
+        priors = plain_priors(run.latent)
         flat = getattr(guide, "flat_prior", None) if covered is not None else None
-        if flat is not None and not flat.matches(plain_priors(run.latent)):
+        if flat is not None and not flat.matches(priors):
             guide.discard_counted()
             flat, covered = None, 0.0
         in_graph: Tensor | float = 0.0
@@ -235,7 +235,7 @@ class MeanFieldELBO(TraceMeanField_ELBO):
             divergence, _ = plan.divergence(guide, site, message["value"], message["fn"])
             in_graph = in_graph + summed_score(divergence, message)
         in_graph = in_graph + (0.0 if plan.path_derivative else guide.shared_divergence())
-        _follow_priors(guide, run.latent)
+        _follow_priors(guide, priors)
         return Particle(log_likelihood, in_graph, covered or 0.0, temperature, _num_data(model, run.observed), run)
 
 
@@ -249,11 +249,9 @@ def _num_data(model: Any, observed: list[Any]) -> int:
     return max(sizes, default=1)
 
 
-def _follow_priors(guide: Guide, latent: list[Any]) -> None:
+def _follow_priors(guide: Guide, priors: dict[str, dist.Distribution]) -> None:
     """Keeps the flat priors of the guide's simple parts those of the model, after a move, a cast or a loaded state."""
-    parts = [part for part in guide.simple_parts() if hasattr(part, "flat_prior")]
-    priors = plain_priors(latent) if parts else {}
-    for part in parts:
-        if part.flat_prior is None or not part.flat_prior.matches(priors):
+    for part in guide.simple_parts():
+        if hasattr(part, "flat_prior") and (part.flat_prior is None or not part.flat_prior.matches(priors)):
             part.adopt_priors(priors)
             part.flat_prior = flat_normal_prior(part.flat_order, part.flat_loc.detach())
