@@ -1,8 +1,9 @@
 """One training step, as a multiple of the deterministic step with the same optimizer.
 
-Baseline: ``zero_grad``, forward, cross-entropy, backward, ``Adam(fused=True)``, ``.item()``. The rows of this library
-are timed *inside* :func:`pyrobnn.fit`, by a loader that lets the baseline run between its batches; so they hold all
-that fit does for a batch after its first epoch, checks and reports included.
+Baseline: ``zero_grad``, forward, cross-entropy, backward, ``Adam(fused=True)``, ``.item()``. With ``--adam default``
+its optimizer is torch's ``Adam()`` without options, which is slower and what peers are usually compared to. The rows
+of this library are timed *inside* :func:`pyrobnn.fit`, by a loader that lets the baseline run between its batches; so
+they hold all that fit does for a batch after its first epoch, checks and reports included.
 
     python -m benchmarks.training_step --networks mlp lenet --threads 1 --rounds 21 --json training.json
 """
@@ -134,14 +135,19 @@ CONTENDERS: dict[str, Contender] = {
 }
 
 
-def measure(workload: Workload, rounds: int, block_seconds: float, clock: str, only: str = "") -> list[Timing]:
-    """All contenders on one network; those whose name does not hold ``only`` are left out."""
+def measure(
+    workload: Workload, rounds: int, block_seconds: float, clock: str, only: str = "", **adam: Any
+) -> list[Timing]:
+    """All contenders on one network; those whose name does not hold ``only`` are left out.
+
+    ``adam`` are the options of the baseline's optimizer.
+    """
     timings = []
     for name, contender in CONTENDERS.items():
         if only.lower() not in name.lower():
             continue
         torch.manual_seed(0)
-        turns = Alternating(deterministic_step(workload, fused=True), rounds, block_seconds, clock)
+        turns = Alternating(deterministic_step(workload, **adam), rounds, block_seconds, clock)
         try:
             contender(workload, turns)
         except ImportError as error:
@@ -166,14 +172,17 @@ def arguments(description: str | None, rounds: int) -> argparse.ArgumentParser:
 def main() -> None:
     parser = arguments(__doc__, rounds=21)
     parser.add_argument("--block-seconds", type=float, default=0.25, help="length of a block (default %(default)s)")
+    parser.add_argument("--adam", choices=("fused", "default"), default="fused", help="the baseline's optimizer")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    header = environment(options.threads, options.clock)
+    header = environment(options.threads, options.clock) | {"baseline": f"Adam, {options.adam}"}
+    adam = {"fused": True} if options.adam == "fused" else {}
     print("\n".join(f"- {key}: {value}" for key, value in header.items()), flush=True)
     tables = {}
     for name in options.networks:
         workload = WORKLOADS[name]()
-        tables[workload.title] = measure(workload, options.rounds, options.block_seconds, options.clock, options.only)
+        settings = options.rounds, options.block_seconds, options.clock, options.only
+        tables[workload.title] = measure(workload, *settings, **adam)
         table = markdown_table(f"Training step, {workload.title}", tables[workload.title], above=name == "tiny")
         print(f"\n{table}", flush=True)
     if options.json:

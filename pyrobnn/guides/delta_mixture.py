@@ -201,6 +201,11 @@ class DeltaMixture(Ensemble):
 
     # ------------------------------------------------------------------------------ training steps
 
+    def begin_step(self) -> None:
+        """Forgets what a step that was broken off has left."""
+        if self._step is not None:
+            self._step.forget()
+
     def write_draw(self) -> tuple[dict[str, Tensor], Tensor | float]:
         """The member of this particle as leaf tensors, and its ``-log p_m`` of what ``flat_prior`` covers."""
         member = self.pick()

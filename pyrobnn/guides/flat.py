@@ -46,6 +46,11 @@ class Leaves:
         slopes = torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True)
         return torch.cat([slope.reshape(-1) for slope in slopes])
 
+    def forget(self) -> None:
+        """Drops gradients that nobody collected, those of a step that was broken off."""
+        for leaf in self.values.values():
+            leaf.grad = None
+
     def collect(self) -> Tensor:
         """Moves the leaves' gradients into the flat one; a leaf the loss does not depend on counts zero."""
         moved = []

@@ -80,6 +80,11 @@ class Map(Point):
 
     # ------------------------------------------------------------------------------ training steps
 
+    def begin_step(self) -> None:
+        """Forgets what a step that was broken off has left."""
+        if self._leaves is not None:
+            self._leaves.forget()
+
     def write_draw(self) -> tuple[dict[str, Tensor], Tensor | float]:
         """The point as leaf tensors, and ``-log p`` of the sites that ``flat_prior`` covers."""
         loc = self.flat_loc

@@ -131,6 +131,11 @@ class MeanField(Guide):
 
     # ------------------------------------------------------------------------------ training steps
 
+    def begin_step(self) -> None:
+        """Forgets what a step that was broken off has left."""
+        if self._step is not None:
+            self._step.forget()
+
     def write_draw(self, noise: Tensor | None = None) -> tuple[dict[str, Tensor], Tensor | float]:
         """One draw written in place, as leaf tensors, and the KL of the sites that ``flat_prior`` covers.
 
@@ -304,6 +309,12 @@ class _Step:
         self.made_for: tuple[Mapping[str, Estimator], bool] | None = None  # estimators and antithetic of the weights
         self.is_layerwise = False  # whether layers make the last draw
         self.turn = 0  # position of the coming draw in its antithetic group
+
+    def forget(self) -> None:
+        """Drops gradients of leaves that nobody collected."""
+        for leaves in (self.leaves, self.variances, self.locs):
+            if leaves is not None:
+                leaves.forget()
 
     def noise_of(self, name: str) -> Tensor:
         """A site's part of a draw in an antithetic group, which is made when one first asks in a step."""

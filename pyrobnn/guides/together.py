@@ -60,6 +60,12 @@ class MemberLeaves:
             self._slots[member] = self._views(self.gradient, member)
         return self._leaves[member]
 
+    def forget(self) -> None:
+        """Drops gradients that nobody collected, those of a step that was broken off."""
+        for leaves in self._leaves.values():
+            for leaf in leaves.values():
+                leaf.grad = None
+
     def collect(
         self, parameter: nn.Parameter, member: int | None, factor: float, visited: Collection[int]
     ) -> tuple[Tensor, Tensor | None]:

@@ -327,6 +327,24 @@ class GuideConformance:
         guide.double()
         assert_in_place_matches_autograd(model, guide, (x.double(), y.double() if y.is_floating_point() else y))
 
+    @each_case
+    def test_a_step_that_is_broken_off_leaves_nothing_behind(self, case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Ctrl-C after the backward pass, against a twin that takes this step to its end."""
+        model, guide, batch = self.build(case)
+        twins = copy.deepcopy((model, guide))
+        backward = torch.Tensor.backward
+
+        def interrupted(*args: Any, **options: Any) -> None:
+            backward(*args, **options)
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(torch.Tensor, "backward", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            seeded(lambda: gradients(model, guide, batch))
+        monkeypatch.undo()
+        expected = [seeded(lambda: gradients(*twins, batch)) for _ in range(2)][1]
+        assert_same(seeded(lambda: gradients(model, guide, batch)), expected)
+
     @pytest.mark.statistical
     @each_smooth_case
     def test_loss_and_gradient_agree_with_pyro(self, case: Case) -> None:

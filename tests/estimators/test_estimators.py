@@ -106,19 +106,58 @@ def test_steps_under_autocast(name: str) -> None:
     assert slope.dtype == torch.float32 and bool(slope.isfinite().all()) and bool((slope != 0).any())
 
 
-@each_name
-def test_by_hand_is_by_autograd(name: str) -> None:
+MIXED: list[Any] = [
+    [("net.0.*", "flipout"), ("*", "local_reparameterization")],
+    [("net.0.*", "local_reparameterization"), ("*", "flipout")],
+]
+
+
+@pytest.mark.parametrize("spec", [*NAMES, *MIXED], ids=str)
+@pytest.mark.parametrize("priors", ["one", "several", "without a closed form"])
+def test_by_hand_is_by_autograd(spec: EstimatorSpec, priors: str) -> None:
     """The same noise gives the same loss and gradients on both paths."""
     model, guide, batch = problem(mlp(), (3,))
+    if priors != "one":
+        first = dist.Laplace(0.0, 1.0) if priors == "without a closed form" else dist.Normal(0.5, 0.5)
+        rules = [("0.weight", first), ("2.*", dist.Normal(0.0, 2.0)), ("*", dist.Normal(0.0, 1.0))]
+        model = pb.SupervisedModel(mlp(), pb.likelihoods.Categorical(), rules, num_data=40).double()
+        guide = MeanField(model, init_scale=0.3, antithetic=False).double()
     pyro.set_rng_seed(5)
-    loss = MeanFieldELBO(estimator=name).loss_and_grads(model, guide, *batch)
+    loss = MeanFieldELBO(estimator=spec).loss_and_grads(model, guide, *batch)
     by_hand = [p.grad.clone() for p in guide.parameters()]
     guide.zero_grad()
     pyro.set_rng_seed(5)
-    differentiable = MeanFieldELBO(estimator=name).differentiable_loss(model, guide, *batch)
+    differentiable = MeanFieldELBO(estimator=spec).differentiable_loss(model, guide, *batch)
     differentiable.backward()
     assert loss == pytest.approx(float(differentiable.detach()), rel=1e-9)
     torch.testing.assert_close([p.grad for p in guide.parameters()], by_hand)
+
+
+class Shifted(nn.Module):
+    """A linear layer and a vector that is added to its outputs, whose draw it shows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.shift = nn.Linear(3, 2), nn.Parameter(torch.zeros(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        before = self.linear(x)
+        outputs = before + self.shift
+        self.seen = (outputs - before).detach()[0]
+        return outputs
+
+
+@pytest.mark.parametrize("spec", ["local_reparameterization", [("*linear*", "local_reparameterization")], "flipout"])
+def test_what_no_layer_takes_has_the_gradients_of_its_draw(spec: EstimatorSpec) -> None:
+    """``dL/dμ - μ = dL/dw`` and ``dL/dψ - σ² + 1 = (w - μ) dL/dw`` under a standard normal prior."""
+    model, guide, batch = problem(Shifted(), (3,))
+    MeanFieldELBO(estimator=spec).loss_and_grads(model, guide, *batch)
+    drawn, site = model.net.network.seen, guide.sites["net.shift"]
+    of_site = slice(site.offset, site.offset + site.numel)
+    loc, scale = guide.flat_loc.detach()[of_site], guide.flat_log_scale.detach()[of_site].exp()
+    slope = guide.flat_loc.grad[of_site] - loc
+    assert bool((drawn != loc).all()) and bool((slope != 0).all())
+    torch.testing.assert_close(guide.flat_log_scale.grad[of_site] - scale.square() + 1.0, (drawn - loc) * slope)
 
 
 @pytest.mark.statistical

@@ -53,6 +53,7 @@ class TestGeneratorConformance(GuideConformance):
     test_svi_step = None
     test_objective_as_a_module = None
     test_in_place_gradient_is_the_gradient = None
+    test_a_step_that_is_broken_off_leaves_nothing_behind = None
     test_loss_and_gradient_agree_with_pyro = None
     test_running_statistics_move_once_per_step = None
 
