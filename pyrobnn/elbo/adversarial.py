@@ -110,6 +110,7 @@ class AdversarialELBO(MeanFieldELBO):
             NonFiniteLossError: If either pass is NaN or infinite; no gradient has been added then.
         """
         guide, kwargs, temperature = _mean_field(guide), kwargs or {}, self.current_temperature()
+        guide.begin_step()
         noise = self.worst_noise(model, guide, args, kwargs) if self.strength else None
         with gradients_restored(model, guide):
             values, covered = guide.write_draw()

@@ -69,6 +69,22 @@ def test_losses_are_mixed_linearly_and_the_kl_stays_whole() -> None:
     torch.testing.assert_close(2.0 * at[0.25] - at[0.5], plain)
 
 
+def test_a_step_that_is_broken_off_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, guide, batch = problem()
+    expected = gradient(AdversarialELBO(), model, guide, batch)
+    backward = torch.Tensor.backward
+
+    def interrupted(*args: Any, **options: Any) -> None:
+        backward(*args, **options)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch.Tensor, "backward", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        gradient(AdversarialELBO(), model, guide, batch)
+    monkeypatch.undo()
+    assert torch.equal(gradient(AdversarialELBO(), model, guide, batch), expected)
+
+
 def test_the_ascent_raises_the_loss_within_its_box() -> None:
     model, guide, batch = problem()
     pyro.set_rng_seed(0)
