@@ -23,17 +23,15 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from pyrobnn.estimators import Estimator, GaussianWeight, SharedDraw
-from pyrobnn.estimators.weight import Places
+from pyrobnn.estimators import Estimator
 from pyrobnn.guides.base import Guide, Init, Site, initial_values
-from pyrobnn.guides.flat import FlatNormalPrior, Leaves, accumulate, flat_normal_prior, independent_normal, release
+from pyrobnn.guides.flat import accumulate, flat_normal_prior, independent_normal, release
+from pyrobnn.guides.mean_field_step import Step
 from pyrobnn.guides.prefetch import prefetched
 
 __all__ = ["MeanField"]
 
 
-_SHARED = SharedDraw()
-_GROUP = 8  # training draws that share one block of random numbers
 _SMALLEST_PULL = 1e-20  # below it (annealing starts at 0) dividing by it might overflow
 
 
@@ -77,7 +75,7 @@ class MeanField(Guide):
         self.log_scale = nn.Parameter(torch.full_like(loc, math.log(init_scale)))
         self.antithetic = antithetic
         self.flat_prior = flat_normal_prior(self.flat_order, self.flat_loc.detach())
-        self._step: _Step | None = None
+        self._step: Step | None = None
 
     # The flat parameters are read through these, past Pyro's attribute hooks (which would enter them in the
     # global parameter store).
@@ -159,11 +157,11 @@ class MeanField(Guide):
         assert self._step is not None, "write_draw comes before noise_gradient"
         return self._step.leaves.gradient_of(loss).mul_(self._step.scale)
 
-    def _ready_step(self) -> _Step:
+    def _ready_step(self) -> Step:
         """Buffers that fit the parameters as they are now; a new draw is about to be made."""
         step = self._step
         if step is None or step.value.device != self.flat_loc.device or step.value.dtype != self.flat_loc.dtype:
-            step = self._step = _Step(self)
+            step = self._step = Step(self.flat_loc, self.flat_order)
         if self.flat_prior is not None and self.flat_prior.kind != (step.value.dtype, step.value.device):
             self.flat_prior = None  # the objective rebuilds it from the moved model
         step.is_layerwise = False
@@ -211,43 +209,21 @@ class MeanField(Guide):
         """Like :meth:`write_draw`, with a distribution in place of a draw at the sites named in ``estimators``."""
         step = self._ready_step()
         with torch.no_grad():
-            if step.locs is None or step.locs.flat.data_ptr() != self.flat_loc.data_ptr():
-                step.locs, step.made_for = Leaves(self.flat_loc, self.flat_order), None
-            release(self.flat_loc, step.locs.gradient)  # layers may write into them before pull_back
+            release(self.flat_loc, step.follow(self.flat_loc).gradient)  # layers may write there before pull_back
             release(self.flat_log_scale, step.by_log_scale)
             kl = self._write_scale(step)
-        step.has_noise, step.has_variance, step.is_layerwise = False, False, True
-        if step.made_for != (estimators, self.antithetic):
-            step.weights = self._weights_under(estimators, step, step.locs)
-            step.made_for = estimators, self.antithetic
-        weights = step.weights
-        for weight in weights.values():
-            weight.renew()
+        step.is_layerwise = True
+        weights = step.weights_under(estimators, self.antithetic)
         chosen = {name: weights[name] if name in estimators else weights[name].shared for name in self.sites}
         unsuited = [name for name in estimators if not self.sites[name].is_real]
         return self.constrain(chosen | {name: weights[name].shared for name in unsuited}), kl
-
-    def _weights_under(
-        self, estimators: Mapping[str, Estimator], step: _Step, locs: Leaves
-    ) -> dict[str, GaussianWeight]:
-        """The sites' distributions in the memory of a step."""
-        scales, rooms = self.split(step.scale), self.split(step.value)
-        weights = {}
-        for name in self.sites:
-            by = estimators.get(name, _SHARED)
-            noise = partial(step.noise_of, name) if by.shares_noise and self.antithetic else None
-            variance = partial(step.variance_of, name)
-            slots = locs.slots[name], step.variances.slots[name]
-            places = Places(rooms[name], *slots, variance, lambda: step.has_variance, noise)
-            weights[name] = GaussianWeight.of(locs.values[name], scales[name], by, places)
-        return weights
 
     def discard_counted(self) -> None:
         """Takes the flat KL of the last draw out of the coming :meth:`pull_back`: the model has other priors now."""
         if self._step is not None:
             self._step.prior = None
 
-    def _write_scale(self, step: _Step) -> Tensor | float:
+    def _write_scale(self, step: Step) -> Tensor | float:
         """Writes σ; the KL of the sites that ``flat_prior`` covers, read while the vectors are in the cache."""
         prior = step.prior = self.flat_prior  # the one whose KL is counted here, whatever the model shows later
         if prior is None:
@@ -261,7 +237,7 @@ class MeanField(Guide):
             spread = (scale * scale).dot(prior.precision) * 0.5
         return distance + spread - entropy + (prior.log_scale_sum - 0.5 * prior.size)
 
-    def _pull_back_layers(self, step: _Step, kl_weight: float) -> None:
+    def _pull_back_layers(self, step: Step, kl_weight: float) -> None:
         assert step.locs is not None
         by_loc, total, prior = step.locs.collect(), step.by_log_scale, step.prior
         size = 0 if prior is None else prior.size
@@ -290,53 +266,3 @@ class MeanField(Guide):
         """Forgets what is left of an antithetic group, so that the random state alone fixes what follows."""
         if self._step is not None:
             self._step.turn = 0
-
-
-class _Step:
-    """The buffers of one training step."""
-
-    def __init__(self, guide: MeanField) -> None:
-        like = guide.flat_loc.detach()
-        self.noise, self.scale, self.by_log_scale = (torch.empty_like(like) for _ in range(3))
-        self.value = torch.empty_like(like)
-        self.quarters, self.noises, self.has_noise = self.noise.tensor_split(4), guide.split(self.noise), False
-        self.leaves = Leaves(self.value, guide.flat_order)
-        self.variances = Leaves(self.scale, guide.flat_order, self.by_log_scale)
-        self.prior: FlatNormalPrior | None = None
-        self.locs: Leaves | None = None  # of steps whose draws are made by layers
-        self.weights: dict[str, GaussianWeight] = {}
-        self.has_variance = False  # whether variances have taken the memory of the scale
-        self.made_for: tuple[Mapping[str, Estimator], bool] | None = None  # estimators and antithetic of the weights
-        self.is_layerwise = False  # whether layers make the last draw
-        self.turn = 0  # position of the coming draw in its antithetic group
-
-    def forget(self) -> None:
-        """Drops gradients of leaves that nobody collected."""
-        for leaves in (self.leaves, self.variances, self.locs):
-            if leaves is not None:
-                leaves.forget()
-
-    def noise_of(self, name: str) -> Tensor:
-        """A site's part of a draw in an antithetic group, which is made when one first asks in a step."""
-        if not self.has_noise:
-            self.refresh_noise(antithetic=True)
-            self.has_noise = True
-        return self.noises[name]
-
-    def variance_of(self, name: str) -> Tensor:
-        """A site's variances as a leaf; when one first asks in a step, all take the memory of the scale."""
-        if not self.has_variance:
-            self.scale.square_()
-            self.has_variance = True
-        return self.variances.values[name]
-
-    def refresh_noise(self, antithetic: bool) -> None:
-        """The noise of the next draw: new, or the last one with other signs, which costs a tenth of drawing."""
-        if self.turn == 0:
-            self.noise.normal_()
-        elif self.turn % 2:
-            self.noise.neg_()
-        else:
-            for quarter in (0, 2) if self.turn == 4 else (0, 1):
-                self.quarters[quarter].neg_()
-        self.turn = (self.turn + 1) % _GROUP if antithetic else 0
