@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import pyro
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -28,6 +30,21 @@ def gradients(model: nn.Module, guide: Guide, batch: Any, elbo: Any = None) -> d
     found = {name: p.grad.clone() for name, p in both.named_parameters() if p.grad is not None}
     both.zero_grad()
     return {"loss": torch.tensor(loss, dtype=torch.float64), **found}
+
+
+@contextmanager
+def broken_off() -> Iterator[None]:
+    """Ctrl-C right after the first backward pass of the block."""
+    backward = torch.Tensor.backward
+
+    def interrupted(*args: Any, **options: Any) -> None:
+        backward(*args, **options)
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.Tensor, "backward", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            yield
 
 
 def step(model: nn.Module, guide: Guide, batch: Any) -> None:

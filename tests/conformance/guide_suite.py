@@ -31,6 +31,7 @@ from tests.conformance.comparisons import (
     assert_in_place_matches_autograd,
     assert_same,
     assert_same_state,
+    broken_off,
     gradients,
     network_state,
     seeded,
@@ -328,20 +329,12 @@ class GuideConformance:
         assert_in_place_matches_autograd(model, guide, (x.double(), y.double() if y.is_floating_point() else y))
 
     @each_case
-    def test_a_step_that_is_broken_off_leaves_nothing_behind(self, case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Ctrl-C after the backward pass, against a twin that takes this step to its end."""
+    def test_a_step_that_is_broken_off_leaves_nothing_behind(self, case: Case) -> None:
+        """Against a twin that takes this step to its end."""
         model, guide, batch = self.build(case)
         twins = copy.deepcopy((model, guide))
-        backward = torch.Tensor.backward
-
-        def interrupted(*args: Any, **options: Any) -> None:
-            backward(*args, **options)
-            raise KeyboardInterrupt
-
-        monkeypatch.setattr(torch.Tensor, "backward", interrupted)
-        with pytest.raises(KeyboardInterrupt):
+        with broken_off():
             seeded(lambda: gradients(model, guide, batch))
-        monkeypatch.undo()
         expected = [seeded(lambda: gradients(*twins, batch)) for _ in range(2)][1]
         assert_same(seeded(lambda: gradients(model, guide, batch)), expected)
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import pyrobnn as pb
 from pyrobnn.elbo import AdversarialELBO, MeanFieldELBO, NonFiniteLossError
 from pyrobnn.guides import Map, MeanField
+from tests.conformance.comparisons import broken_off
 
 
 def problem(
@@ -69,19 +70,11 @@ def test_losses_are_mixed_linearly_and_the_kl_stays_whole() -> None:
     torch.testing.assert_close(2.0 * at[0.25] - at[0.5], plain)
 
 
-def test_a_step_that_is_broken_off_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_that_is_broken_off_leaves_nothing_behind() -> None:
     model, guide, batch = problem()
     expected = gradient(AdversarialELBO(), model, guide, batch)
-    backward = torch.Tensor.backward
-
-    def interrupted(*args: Any, **options: Any) -> None:
-        backward(*args, **options)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(torch.Tensor, "backward", interrupted)
-    with pytest.raises(KeyboardInterrupt):
+    with broken_off():
         gradient(AdversarialELBO(), model, guide, batch)
-    monkeypatch.undo()
     assert torch.equal(gradient(AdversarialELBO(), model, guide, batch), expected)
 
 
