@@ -44,8 +44,8 @@ class LowRankNormal(Guide):
 
     Args:
         model: The Pyro model.
-        init: Where the mean starts, as for :class:`~pyrobnn.guides.MeanField`.
         rank: Number r of columns of the factor; more than there are latent elements is taken as that number.
+        init: Where the mean starts, as for :class:`~pyrobnn.guides.MeanField`.
         init_scale: Starting standard deviation in unconstrained space. Half of the variance is the diagonal's, half
             the factor's, whose start is random: at zero its gradient would vanish.
         max_bytes: Budget for what the factor costs in training: the ``[d, r]`` numbers four times over, for the
@@ -63,9 +63,9 @@ class LowRankNormal(Guide):
     def __init__(
         self,
         model: Callable[..., Any],
+        rank: int = 10,
         init: Init = None,
         *,
-        rank: int = 10,
         init_scale: float = 1e-2,
         max_bytes: int = 2**30,
         example: tuple[Any, ...] | None = None,

@@ -43,10 +43,10 @@ class MCDropout(Guide):
 
     Args:
         model: The Pyro model.
-        init: Where M starts, as for :class:`~pyrobnn.guides.MeanField`.
         p: Probability of dropping an input unit: one for all; ordered ``(pattern, probability)``, the first match
             deciding and no match meaning 0; or ``"network"``: each dropout module's p, for the layer after it (in a
             plain ``Sequential`` chain, and where the module does drop whole input units of that layer).
+        init: Where M starts, as for :class:`~pyrobnn.guides.MeanField`.
         where: Glob patterns of sites (or of parameters in the network) that one ``p`` is for. By default the weights of
             all linear and convolutional layers, the first one's included (Gal & Ghahramani put dropout before every
             weight layer; inputs are often given a smaller p), except where the only unit, as the channel of grey
@@ -72,9 +72,9 @@ class MCDropout(Guide):
     def __init__(
         self,
         model: Callable[..., Any],
+        p: Rates = 0.1,
         init: Init = None,
         *,
-        p: Rates = 0.1,
         where: str | Sequence[str] | None = None,
         per_example: bool = False,
         example: tuple[Any, ...] | None = None,

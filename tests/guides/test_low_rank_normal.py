@@ -307,7 +307,7 @@ def test_starts_at_the_given_scale() -> None:
 
 @pytest.mark.parametrize(("asked", "rank"), [(1, 1), (10, 10), (500, 200)])
 def test_rank_is_at_most_the_dimension(asked: int, rank: int) -> None:
-    guide = LowRankNormal(wide(200), rank=asked, example=())
+    guide = LowRankNormal(wide(200), asked, example=())
     assert guide.flat_cov_factor.shape == (200, rank)
     assert guide.config()["rank"] == rank
 

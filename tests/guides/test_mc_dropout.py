@@ -31,7 +31,7 @@ class TestMCDropoutConformance(GuideConformance):
     has_density = False
 
     def make_guide(self, model: nn.Module, **options: Any) -> MCDropout:
-        return MCDropout(model, p=0.5, **options)
+        return MCDropout(model, 0.5, **options)
 
     @each_case
     def test_draws_differ_unless_the_guide_is_a_point(self, case: Case) -> None:
