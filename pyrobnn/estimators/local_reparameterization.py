@@ -128,9 +128,9 @@ def balanced_noise(like: Tensor, channel: int = -1) -> Tensor:
     """
     if like.dim() == 1:  # one example without a batch
         return torch.randn_like(like)
-    rows, *rest = like.shape
+    rows = len(like)
     signs = _balanced_signs(like.shape[channel], like.dim(), channel, like.dtype, like.device)
-    block = like.new_empty((-(-rows // len(signs)), *rest)).normal_()
+    block = torch.empty_like(like[: -(-rows // len(signs))]).normal_()  # in the memory format of the outputs
     noise = (signs * block).flatten(0, 1)
     return noise if len(noise) == rows else noise[:rows]
 

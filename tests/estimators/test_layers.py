@@ -292,6 +292,14 @@ def test_eight_examples_share_a_block_of_random_numbers(shape: tuple[int, ...]) 
         assert torch.equal(signs[::2] @ signs[::2].T, shape[1] * torch.eye(len(signs[::2])))
 
 
+def test_noise_has_the_memory_format_of_the_outputs() -> None:
+    """Else it costs a layer that is channels last a pass across memory."""
+    like = torch.empty(16, 8, 5, 5)
+    for memory_format in (torch.contiguous_format, torch.channels_last):
+        noise = balanced_noise(like.contiguous(memory_format=memory_format), 1)
+        assert noise.is_contiguous(memory_format=memory_format)
+
+
 def test_two_examples_share_a_block_where_channels_are_few() -> None:
     torch.manual_seed(0)
     noise = balanced_noise(torch.empty(6, 3))
