@@ -162,6 +162,10 @@ class Guide(PyroModule):
 
     # -------------------------------------------------- what a family may change beside (defaults suit most)
 
+    def extra_repr(self) -> str:
+        """Sizes."""
+        return f"num_sites={len(self.sites)}, num_latents={self.num_latents}"
+
     def marginals(self, site: Site) -> dist.Distribution:
         """The distribution of a site's elements as if they were independent, for statistics element by element."""
         return self.factor(site)

@@ -216,4 +216,4 @@ class Chains(Ensemble):
 
     def extra_repr(self) -> str:
         """Sizes."""
-        return f"num_chains={self.num_chains}, num_draws={self.num_draws}"
+        return f"{super().extra_repr()}, num_chains={self.num_chains}, num_draws={self.num_draws}"

@@ -64,6 +64,10 @@ class Ensemble(Point):
         self._member: int | None = None  # the member of this particle
         self._drawn = 0  # the member drawn last
 
+    def extra_repr(self) -> str:
+        """Sizes."""
+        return f"{super().extra_repr()}, num_members={self.num_members}"
+
     @property
     def own_buffers(self) -> MemberBuffers:
         """The members' running statistics, read past Pyro's attribute hooks."""

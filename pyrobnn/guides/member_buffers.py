@@ -44,6 +44,10 @@ class MemberBuffers(nn.Module):
     def __len__(self) -> int:
         return len(self.names)
 
+    def extra_repr(self) -> str:
+        """Their number."""
+        return f"{len(self)} of each member"
+
     def stacked(self, members: Tensor) -> dict[str, Tensor]:
         """Copies ``{name in the model: [K, ...]}`` for members ``[K]``."""
         return {name: self.get_buffer(_key(name))[members] for name in self.names}

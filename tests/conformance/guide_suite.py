@@ -129,6 +129,11 @@ class GuideConformance:
         assert {name: value.shape for name, value in guide.state_dict().items()} == before
 
     @each_case
+    def test_printed_it_says_how_large_it_is(self, case: Case) -> None:
+        _model, guide, _batch = self.build(case)
+        assert f"num_sites={len(guide.sites)}, num_latents={guide.num_latents}" in str(guide)
+
+    @each_case
     def test_state_dict_round_trip(self, case: Case) -> None:
         _model, guide, batch = self.build(case)
         other = self.make_guide(case.model(), **({"example": batch} if case.needs_example else {}))
