@@ -217,7 +217,7 @@ class DeltaMixture(Ensemble):
 
     def pull_back(self, weight: float) -> None:
         """Adds M times the gradients of the loss, and of ``weight`` times the flat ``-log p_m``, to the member."""
-        self._pull(self._drawn, weight * self.num_members, () if self._member is None else self._order)
+        self._pull(self._drawn, weight * self.num_members, self._visited)
 
     def discard_counted(self) -> None:
         """Takes the flat score of the last draw out of the coming :meth:`pull_back`: the model has other priors now."""

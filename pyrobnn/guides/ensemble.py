@@ -9,7 +9,7 @@ what they mean for one network, whatever M. Parameters that members share receiv
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any, ClassVar
 
 import pyro.distributions as dist
@@ -63,6 +63,7 @@ class Ensemble(Point):
         self._order: list[int] = list(range(num_members))  # the members of this step
         self._member: int | None = None  # the member of this particle
         self._drawn = 0  # the member drawn last
+        self._visited: Sequence[int] = ()  # the members of the step that it was drawn in, if it was in one
 
     def extra_repr(self) -> str:
         """Sizes."""
@@ -109,7 +110,10 @@ class Ensemble(Point):
 
     def pick(self) -> int:
         """The member of the particle under way, outside of particles a random one."""
-        self._drawn = int(torch.randint(self.num_members, ())) if self._member is None else self._member
+        if self._member is None:
+            self._drawn, self._visited = int(torch.randint(self.num_members, ())), ()
+        else:
+            self._drawn, self._visited = self._member, self._order
         return self._drawn
 
     def scaled(self, own: Tensor) -> Tensor:

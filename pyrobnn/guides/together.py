@@ -32,6 +32,8 @@ _LARGEST_CONVOLUTIONAL = 10_000
 _LARGEST_ON_OTHER_DEVICES = 10**6  # launches dominate longer there; memory for activations grows M-fold. Not measured.
 _FEWEST = 3
 
+_LARGEST_BLOCK = 2**25 - 2**16  # bytes; just below what glibc takes notice of
+
 
 class MemberLeaves:
     """Leaf tensors that view the rows of a matrix, and one matrix for their gradients.
@@ -47,6 +49,9 @@ class MemberLeaves:
         self._filled: set[int] = set()
         self._leaves: dict[int | None, dict[str, Tensor]] = {}
         self._slots: dict[int | None, dict[str, Tensor]] = {}
+        # glibc maps a block above a threshold afresh each time, page by page, until it has seen a larger one freed. The
+        # gradients of all members are such blocks, and cost a step of 480,000 weights a fifth more. So it sees one.
+        torch.empty(_LARGEST_BLOCK, dtype=torch.uint8)
 
     def fit(self, rows: Tensor) -> bool:
         """Whether they still view this matrix."""
