@@ -11,7 +11,7 @@ bulk (:meth:`Guide.sample`), for the objective (:meth:`Guide.draw`, :meth:`Guide
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate
@@ -33,7 +33,7 @@ from pyrobnn.bayesianize import bayesian_modules, frozen_buffers
 from pyrobnn.priors.base import elementwise_support, is_real
 from pyrobnn.stochastic import StochasticModule
 
-__all__ = ["Guide", "Init", "Site"]
+__all__ = ["Guide", "Init", "Site", "by_site"]
 
 Init = nn.Module | Mapping[str, Tensor] | Callable[[str, dist.Distribution], Tensor] | str | None
 
@@ -262,12 +262,7 @@ class Guide(PyroModule):
 
     def split(self, flat: Tensor) -> dict[str, Tensor]:
         """Views ``{site: [..., *unconstrained shape]}`` of flat vectors ``[..., num_latents]``."""
-        pieces = flat.split([site.numel for site in self.flat_order], -1)
-        lead = flat.shape[:-1]
-        views = {
-            site.name: piece.reshape(lead + site.unconstrained_shape)
-            for site, piece in zip(self.flat_order, pieces, strict=True)
-        }
+        views = by_site(flat, self.flat_order)
         return {name: views[name] for name in self.sites}
 
     def join(self, pieces: Mapping[str, Tensor]) -> Tensor:
@@ -283,6 +278,12 @@ class Guide(PyroModule):
 
 
 # ------------------------------------------------------------------------------------------------- finding sites
+
+
+def by_site(flat: Tensor, sites: Sequence[Site]) -> dict[str, Tensor]:
+    """Views ``{site: [..., *unconstrained shape]}`` of flat vectors ``[..., d]`` that hold the sites in this order."""
+    parts, lead = flat.split([site.numel for site in sites], -1), flat.shape[:-1]
+    return {site.name: part.reshape(lead + site.unconstrained_shape) for site, part in zip(sites, parts, strict=True)}
 
 
 def _chosen(sites: list[Site], only: Collection[str]) -> list[Site]:

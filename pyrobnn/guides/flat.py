@@ -15,17 +15,9 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from pyrobnn.guides.base import Site
+from pyrobnn.guides.base import Site, by_site
 
-__all__ = [
-    "FlatNormalPrior",
-    "Leaves",
-    "accumulate",
-    "flat_normal_prior",
-    "independent_normal",
-    "pieces",
-    "release",
-]
+__all__ = ["FlatNormalPrior", "Leaves", "accumulate", "flat_normal_prior", "independent_normal", "release"]
 
 
 class Leaves:
@@ -45,8 +37,8 @@ class Leaves:
     def __init__(self, flat: Tensor, sites: Sequence[Site], gradient: Tensor | None = None) -> None:
         self.flat = flat.detach()
         self.gradient = torch.zeros_like(self.flat) if gradient is None else gradient
-        self.values = {name: piece.requires_grad_() for name, piece in pieces(self.flat, sites).items()}
-        self.slots = pieces(self.gradient, sites)
+        self.values = {name: piece.requires_grad_() for name, piece in by_site(self.flat, sites).items()}
+        self.slots = by_site(self.gradient, sites)
 
     def gradient_of(self, loss: Tensor) -> Tensor:
         """The flat gradient of a loss of the values; nothing is accumulated anywhere."""
@@ -152,12 +144,6 @@ def accumulate(parameter: nn.Parameter, gradient: Tensor) -> None:
         parameter.grad = gradient
     else:
         parameter.grad.add_(gradient)
-
-
-def pieces(flat: Tensor, sites: Sequence[Site]) -> dict[str, Tensor]:
-    """Views of a flat vector by site."""
-    pieces = flat.split([site.numel for site in sites])
-    return {site.name: piece.view(site.unconstrained_shape) for site, piece in zip(sites, pieces, strict=True)}
 
 
 def _normal(prior: Any) -> dist.Normal:

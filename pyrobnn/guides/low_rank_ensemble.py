@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from pyrobnn.arguments import check_positive_int
-from pyrobnn.guides.base import Init, Site, initial_values
+from pyrobnn.guides.base import Init, Site, by_site, initial_values
 from pyrobnn.guides.ensemble import Ensemble
 
 __all__ = ["LowRankEnsemble"]
@@ -135,17 +135,13 @@ class LowRankEnsemble(Ensemble):
     def _values(self, factors: Tensor, own: Tensor | None) -> dict[str, Tensor]:
         """Unconstrained values from the parameters of one member or of several, ``[..., *]``."""
         lead = factors.shape[:-1]
-        found: dict[str, Tensor] = {}
-        if own is not None:
-            for site, piece in zip(self._vectors, own.split([s.numel for s in self._vectors], -1), strict=True):
-                found[site.name] = piece.reshape(lead + site.unconstrained_shape)
+        found = {} if own is None else by_site(own, self._vectors)
         sizes = [size for site in self._matrices for size in self._factor_sizes(site)]
-        pieces = iter(factors.split(sizes, -1))
-        shared = self.flat_shared.split([site.numel for site in self._matrices])
-        for site, weight in zip(self._matrices, shared, strict=True):
+        pieces, shared = iter(factors.split(sizes, -1)), by_site(self.flat_shared, self._matrices)
+        for site in self._matrices:
             left, right = next(pieces), next(pieces)
             product = left.reshape(*lead, -1, self.rank) @ right.reshape(*lead, self.rank, -1)
-            found[site.name] = weight.view(site.unconstrained_shape) * product.reshape(lead + site.unconstrained_shape)
+            found[site.name] = shared[site.name] * product.reshape(lead + site.unconstrained_shape)
         return {name: found[name] for name in self.sites}
 
     def _factor_sizes(self, site: Site) -> tuple[int, int]:

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from pyrobnn.estimators import Estimator, GaussianWeight, SharedDraw
 from pyrobnn.estimators.weight import Places
-from pyrobnn.guides.base import Site
-from pyrobnn.guides.flat import FlatNormalPrior, Leaves, pieces
+from pyrobnn.guides.base import Site, by_site
+from pyrobnn.guides.flat import FlatNormalPrior, Leaves
 
 __all__ = ["Step"]
 
@@ -48,7 +48,7 @@ class Step:
         self.prior: FlatNormalPrior | None = None
         self.is_layerwise = self.has_variance = self._has_noise = False
         self.turn = 0
-        self._quarters, self._noises = self.noise.tensor_split(4), pieces(self.noise, sites)
+        self._quarters, self._noises = self.noise.tensor_split(4), by_site(self.noise, sites)
         self._made_for: tuple[Mapping[str, Estimator], bool] | None = None  # the weights
 
     def follow(self, loc: Tensor) -> Leaves:
@@ -83,7 +83,7 @@ class Step:
         self.has_variance = self._has_noise = False
         if self._made_for != (estimators, antithetic):
             assert self.locs is not None, "follow comes before weights_under"
-            scales, rooms = pieces(self.scale, self.sites), pieces(self.value, self.sites)
+            scales, rooms = by_site(self.scale, self.sites), by_site(self.value, self.sites)
             for site in self.sites:
                 name, by = site.name, estimators.get(site.name, _SHARED)
                 places = Places(

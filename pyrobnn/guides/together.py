@@ -14,7 +14,7 @@ import pyro
 import torch
 from torch import Tensor, nn
 
-from pyrobnn.guides.base import Site
+from pyrobnn.guides.base import Site, by_site
 
 __all__ = ["MemberLeaves", "evaluate_together", "pays_off"]
 
@@ -61,8 +61,10 @@ class MemberLeaves:
     def values(self, member: int | None) -> dict[str, Tensor]:
         """The leaves of one member ``{site: [*unconstrained shape]}``, or of all ``{site: [M, ...]}``."""
         if member not in self._leaves:
-            self._leaves[member] = {n: v.requires_grad_() for n, v in self._views(self.rows, member).items()}
-            self._slots[member] = self._views(self.gradient, member)
+            index: Any = slice(None) if member is None else member
+            rows, gradient = (by_site(matrix[index], self.sites) for matrix in (self.rows, self.gradient))
+            self._leaves[member] = {name: view.requires_grad_() for name, view in rows.items()}
+            self._slots[member] = gradient
         return self._leaves[member]
 
     def forget(self) -> None:
@@ -99,7 +101,7 @@ class MemberLeaves:
             added_to = None
         else:
             target = torch.empty_like(self.rows[index])
-            slots, added_to = self._views(target, None if member is None else 0), parameter.grad[index]
+            slots, added_to = by_site(target, self.sites), parameter.grad[index]
         for name, leaf in self._leaves[member].items():
             if leaf.grad is None:
                 slots[name].zero_()
@@ -107,15 +109,6 @@ class MemberLeaves:
                 torch.mul(leaf.grad, factor, out=slots[name])
             leaf.grad = None
         return target, added_to
-
-    def _views(self, matrix: Tensor, member: int | None) -> dict[str, Tensor]:
-        source = matrix if member is None or matrix.dim() == 1 else matrix[member]
-        pieces = source.split([site.numel for site in self.sites], -1)
-        lead = source.shape[:-1]
-        return {
-            site.name: piece.view(lead + site.unconstrained_shape)
-            for site, piece in zip(self.sites, pieces, strict=True)
-        }
 
 
 def evaluate_together(
