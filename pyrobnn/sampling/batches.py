@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from pyrobnn import random_state
-from pyrobnn.guides.base import Guide
-from pyrobnn.training.checks import check_arguments, check_batch, check_rows, check_targets, unpack
+from pyrobnn.training.checks import check_batch, check_loader, check_rows, check_targets, unpack
 from pyrobnn.training.state import generators
 
 __all__ = ["Batches", "all_data"]
@@ -46,7 +45,7 @@ class Batches:
     def _is_one(self) -> bool:
         return isinstance(self.data, tuple)
 
-    def check(self, layout: Guide) -> None:
+    def check(self) -> None:
         """What can be told before the first batch.
 
         Raises:
@@ -54,7 +53,7 @@ class Batches:
             ValueError: If their number is not the model's.
         """
         if not self._is_one:
-            check_arguments(self.model, layout, self.data, 2, None, None, None, None, False)
+            check_loader(self.model, self.data, 2)
 
     def peek(self) -> tuple[Any, ...]:
         """The coming batch, without moving on."""

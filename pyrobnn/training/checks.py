@@ -14,7 +14,7 @@ from pyrobnn import random_state
 from pyrobnn.bayesianize import evaluating, frozen_buffers
 from pyrobnn.guides.base import Guide
 
-__all__ = ["check_arguments", "check_batch", "check_optimizer", "check_rows", "check_targets", "unpack"]
+__all__ = ["check_arguments", "check_batch", "check_loader", "check_optimizer", "check_rows", "check_targets", "unpack"]
 
 
 def check_arguments(
@@ -46,18 +46,32 @@ def check_arguments(
         raise ValueError("patience: early stopping needs validation batches; pass validation=.")
     if resume and checkpoint is None:
         raise ValueError("resume: nothing to resume from; pass checkpoint= the directory of the earlier run.")
-    for name, batches in (("loader", loader), ("validation", validation)):
-        if isinstance(batches, Iterator) and epochs > 1:
-            raise TypeError(
-                f"{name}: a {type(batches).__name__} is used up after one epoch; pass a DataLoader or a list "
-                "of batches."
-            )
+    check_loader(model, loader, epochs)
+    if validation is not None:
+        _check_repeatable("validation", validation, epochs)
+
+
+def check_loader(model: Any, loader: Any, epochs: int) -> None:
+    """What can be told of a loader before the first batch.
+
+    Raises:
+        TypeError: If it is an iterator, which is used up after one pass.
+        ValueError: If its data set is not of the model's size.
+    """
+    _check_repeatable("loader", loader, epochs)
     data, num_data = getattr(loader, "dataset", None), getattr(model, "num_data", None)
     if num_data is not None and isinstance(data, Sized) and len(data) != num_data:
         raise ValueError(
             f"num_data: the model was told of {num_data} data, but the loader's data set has {len(data)}; "
             "the KL would be "
             "weighed wrongly. Build the model with num_data=len(loader.dataset)."
+        )
+
+
+def _check_repeatable(name: str, batches: Any, epochs: int) -> None:
+    if isinstance(batches, Iterator) and epochs > 1:
+        raise TypeError(
+            f"{name}: a {type(batches).__name__} is used up after one epoch; pass a DataLoader or a list of batches."
         )
 
 
