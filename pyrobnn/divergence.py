@@ -30,7 +30,7 @@ class PriorTerm(NamedTuple):
     @property
     def is_plain(self) -> bool:
         """Whether the log density counts once and whole."""
-        return self.mask is None and not torch.is_tensor(self.scale) and self.scale == 1.0
+        return self.mask is None and isinstance(self.scale, float | int) and self.scale == 1.0
 
     def sum(self, score: Tensor) -> Tensor:
         """The sum of a log density or divergence of the prior's batch shape, under mask and scale."""

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 import pyro.distributions as dist
 from torch import Tensor, nn
 
-from pyrobnn.bayesianize import buffers, exchanged_buffers, frozen_buffers
+from pyrobnn.bayesianize import buffers, exchanged_buffers
 from pyrobnn.substitution import Substitution
 
 __all__ = ["Draws", "Surroundings", "installed_buffers"]
@@ -94,7 +94,9 @@ class Draws(dict[str, Tensor]):
             KeyError: If the model has no buffer of a name that the draw brings.
         """
         run = Substitution(self, direct=not dist.is_validation_enabled())  # fit validates in its first epoch
-        if not isinstance(model, nn.Module) or (update and not self.buffers and not self.around):
+        if not isinstance(model, nn.Module):
+            return run
+        if not self.buffers and not self.around and (update or not _slots(model, ())[1]):
             return run
         return self._surrounded(model, run, update)
 
@@ -109,16 +111,12 @@ class Draws(dict[str, Tensor]):
     @contextlib.contextmanager
     def installed(self, model: nn.Module, *, update: bool = True) -> Iterator[None]:
         """Lets the model work with the buffers of this draw; its own come back when the block ends."""
-        if not self.buffers:
-            with contextlib.nullcontext() if update else frozen_buffers(model):
-                yield
-            return
         own, others = _slots(model, tuple(self.buffers))
         inside = [
             (module, local, buffer if self.live else buffer.clone())
             for (module, local), buffer in zip(own, self.buffers.values(), strict=True)
         ]
-        if not update:
+        if not update:  # copies, since graphs may have saved the buffers for their backward pass
             inside += [(module, local, module.get_buffer(local).clone()) for module, local in others]
         with exchanged_buffers(inside):
             yield

@@ -104,6 +104,7 @@ class Layout(Mapping[str, Site]):
             self._sites[site.name] = replace(site, offset=self.size)
             self.size += site.numel
         self._sizes = [site.numel for site in self._sites.values()]
+        self._is_real = all(site.is_real for site in self._sites.values())
 
     @classmethod
     def of(
@@ -167,6 +168,8 @@ class Layout(Mapping[str, Site]):
 
     def constrain(self, pieces: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Sites' values from their unconstrained values; leading dimensions are allowed."""
+        if self._is_real:
+            return dict(pieces)
         return {name: self._sites[name].constrain(value) for name, value in pieces.items()}
 
     def unconstrain(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:

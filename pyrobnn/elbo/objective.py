@@ -59,6 +59,9 @@ class Objective(TraceMeanField_ELBO):
         check_positive_int("num_particles", num_particles)
         super().__init__(num_particles=num_particles)
         self.terms = list(terms)
+        self._of_draws = [term for term in self.terms if term.when == "draw"]
+        self._others = [term for term in self.terms if term.when == "after"]
+        self._is_across = any(term.when == "across" for term in self.terms)
         self.estimators = resolve(estimator)
         self.num_steps = 0
         self.parts: Parts | None = None
@@ -141,7 +144,7 @@ class Objective(TraceMeanField_ELBO):
         """
         step, groups = (guide, 1) if isinstance(guide, Step) else self.step(model, guide)
         losses = self.losses(model, step, args, kwargs or {}, groups=groups, guide=guide)
-        several = step.num_draws(self.num_particles) * groups > 1 or any(term.when == "after" for term in self.terms)
+        several = bool(self._others) or groups > 1 or step.num_draws(self.num_particles) > 1
         found = []
         with gradients_restored(model, guide) if several else contextlib.nullcontext():
             for parts in losses:
@@ -165,10 +168,6 @@ class Objective(TraceMeanField_ELBO):
         made = self._make_step(model, guide, sequential=not self._is_across)
         self._steps = guide, model, list(rules), made
         return made
-
-    @property
-    def _is_across(self) -> bool:
-        return any(term.when == "across" for term in self.terms)
 
     def _make_step(self, model: Any, guide: Guide, *, sequential: bool) -> tuple[Step, int]:
         self.check_guide(guide)
@@ -196,63 +195,57 @@ class Objective(TraceMeanField_ELBO):
         evaluation = Evaluation(model, guide, step, args, kwargs)
         if step.vectorized and groups == 1:
             parts = None
-            if all(term.vectorizes for term in self.terms if term.when == "draw"):
+            if all(term.vectorizes for term in self._of_draws) and not self._is_across:
                 parts = self._vectorized(model, step, args, kwargs, weights)
             if parts is not None:
                 yield parts
                 yield from self._after(evaluation, weights, parts.num_data)
                 return
-        with _looped(step):
-            runs = self._runs(evaluation, groups)
+        with _looped(step) if step.vectorized else contextlib.nullcontext():
+            slices = self._slices(step, groups, args)
             if self._is_across:
-                yield self._together(list(runs), evaluation, weights)
-            else:
-                num_data = 1
-                for run, share, own in runs:
-                    parts = self._parts(run, share, own, weights)
-                    num_data = parts.num_data
-                    del run
-                    yield parts
-                    del parts
-                yield from self._after(evaluation, weights, num_data)
+                runs = [self._run(evaluation, index, part) for index, (part, _) in enumerate(slices)]
+                yield self._together(runs, [share for _, share in slices], evaluation, weights)
+                return
+            data_size = 1
+            for index, (part, share) in enumerate(slices):
+                run = self._run(evaluation, index, part)
+                parts = self._parts(run, share, evaluation, weights)
+                data_size = parts.num_data
+                del run  # the next draw may use its memory
+                yield parts
+                del parts
+            if self._others:
+                yield from self._after(evaluation, weights, data_size)
 
-    def _runs(self, evaluation: Evaluation, groups: int) -> Iterator[tuple[Run, float, Evaluation]]:
-        """The runs of a training step with their weights in the mean."""
+    def _run(self, evaluation: Evaluation, index: int, args: tuple[Any, ...]) -> Run:
+        """The run of one draw of a training step."""
         model, step = evaluation.model, evaluation.step
-        for index, (args, share) in enumerate(self._slices(step, groups, evaluation.args)):
-            draws = step.draw(index)
-            with explaining_non_finite_draws(draws):
-                run = run_model(model, step, draws, args, evaluation.kwargs, update=index == 0, scored=True)
-            own = (
-                evaluation
-                if args is evaluation.args
-                else Evaluation(model, evaluation.guide, step, args, evaluation.kwargs)
-            )
-            del draws
-            yield run, share, own
-            del run
+        draws = step.draw(index)
+        with explaining_non_finite_draws(draws):
+            return run_model(model, step, draws, args, evaluation.kwargs, update=index == 0, scored=True)
 
     def _parts(self, run: Run, share: float, evaluation: Evaluation, weights: Mapping[str, float]) -> Parts:
-        values = {t.name: torch.as_tensor(t([run], evaluation)) for t in self.terms if t.when == "draw"}
+        values = {term.name: torch.as_tensor(term([run], evaluation)) for term in self._of_draws}
         assert run.divergence is not None
         found = Parts(values, weights, num_data(evaluation.model, run.messages), share, run.divergence.name)
         check_finite(found, run.messages)
         return found
 
     def _together(
-        self, runs: list[tuple[Run, float, Evaluation]], evaluation: Evaluation, weights: Mapping[str, float]
+        self, runs: list[Run], shares: list[float], evaluation: Evaluation, weights: Mapping[str, float]
     ) -> Parts:
         """All draws in one graph, with the terms across them."""
-        found = mean_parts([self._parts(run, share, own, weights) for run, share, own in runs])
-        for term in self.terms:
-            if term.when != "draw":
-                found.values[term.name] = torch.as_tensor(term([run for run, _, _ in runs], evaluation))
-        check_finite(found)
-        return found
+        pairs = zip(runs, shares, strict=True)
+        found = mean_parts([self._parts(run, share, evaluation, weights) for run, share in pairs])
+        further = {term.name: torch.as_tensor(term(runs, evaluation)) for term in self.terms if term.when != "draw"}
+        total = Parts(found.values | further, weights, found.num_data, divergence_name=found.divergence_name)
+        check_finite(total)
+        return total
 
     def _after(self, evaluation: Evaluation, weights: Mapping[str, float], num_data: int) -> Iterator[Parts]:
-        for term in self.terms:
-            if term.when == "after" and weights[term.name]:
+        for term in self._others:
+            if weights[term.name]:
                 parts = Parts({term.name: torch.as_tensor(term([], evaluation))}, weights, num_data)
                 check_finite(parts)
                 yield parts
@@ -318,15 +311,11 @@ class Objective(TraceMeanField_ELBO):
 @contextlib.contextmanager
 def _looped(step: Step) -> Iterator[None]:
     """Members run one after another for the block."""
-    before = step.vectorized
-    if not before:
-        yield
-        return
     step.vectorized = False
     try:
         yield
     finally:
-        step.vectorized = before
+        step.vectorized = True
 
 
 def num_data(model: Any, messages: Substitution) -> int:

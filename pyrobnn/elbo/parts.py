@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -49,15 +49,26 @@ class Parts:
     num_data: int
     share: float = 1.0
     divergence_name: str = "KL"
+    _loss: Tensor | None = field(default=None, repr=False, compare=False)
 
     @property
     def loss(self) -> Tensor:
         """The objective that is minimized: the weighted sum of the terms."""
-        total: Any = 0.0
-        for name, value in self.values.items():
-            weight = self.weights[name]
-            weighted = value if abs(weight) == 1.0 else abs(weight) * value
-            total = total + weighted if weight >= 0.0 else total - weighted
+        if self._loss is None:
+            self._loss = self._sum()
+        return self._loss
+
+    def _sum(self) -> Tensor:
+        weights = self.weights
+        total: Any = None
+        for name in sorted(self.values, key=lambda name: weights[name] < 0.0):  # what is subtracted comes last
+            weight, value = weights[name], self.values[name]
+            size = abs(weight)
+            weighted = value if size == 1.0 else size * value
+            if total is None:
+                total = weighted if weight >= 0.0 else -weighted
+            else:
+                total = total + weighted if weight >= 0.0 else total - weighted
         return torch.as_tensor(total)
 
     @property
@@ -90,7 +101,7 @@ class Parts:
     def detached(self) -> Parts:
         """The same numbers without their graphs."""
         values = {name: value.detach() for name, value in self.values.items()}
-        return replace(self, values=values)
+        return Parts(values, self.weights, self.num_data, self.share, self.divergence_name)
 
 
 def mean_parts(parts: Sequence[Parts]) -> Parts:

@@ -33,7 +33,7 @@ class WeightMemory:
         variance: Gives the variances in the graph. They take the memory of the standard deviations.
         has_variance: Whether they have taken it in this step.
         attach: Puts a tensor into the graph; its gradient is handed to the given function.
-        noise: If given, gives the standard normals of the step's one deviation.
+        shared_deviation: If given, gives the step's one deviation in the graph, made with those of other sites.
     """
 
     deviation: Tensor
@@ -42,7 +42,7 @@ class WeightMemory:
     variance: Callable[[], Tensor]
     has_variance: Callable[[], bool]
     attach: Callable[[Tensor, Callable[[Tensor], None]], Tensor]
-    noise: Callable[[], Tensor] | None = None
+    shared_deviation: Callable[[Callable[[Tensor], None]], Tensor] | None = None
 
 
 class GaussianWeight(Tensor):
@@ -90,15 +90,15 @@ class GaussianWeight(Tensor):
         Those are independent, or if ``mirrored`` the second half is the first with the other sign.
         """
         if count not in self._deviations:
+            receive = partial(self._gradients.__setitem__, count)
             if self.memory is None:
                 self._deviations[count] = self._noise(count, mirrored) * self.scale
+            elif self.memory.shared_deviation is not None and not count:
+                self._deviations[count] = self.memory.shared_deviation(receive)
             else:
                 with torch.no_grad():
-                    if self.memory.noise is not None and not count:
-                        value = torch.mul(self.memory.noise(), self.scale, out=self._empty())
-                    else:
-                        value = self._noise(count, mirrored).mul_(self.scale)
-                self._deviations[count] = self.memory.attach(value, partial(self._gradients.__setitem__, count))
+                    value = self._noise(count, mirrored).mul_(self.scale)
+                self._deviations[count] = self.memory.attach(value, receive)
         return self._deviations[count]
 
     @property

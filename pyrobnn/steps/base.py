@@ -19,7 +19,7 @@ from pyrobnn.divergence import Divergence, PriorTerm
 from pyrobnn.draws import Draws
 from pyrobnn.layout import Layout
 
-__all__ = ["GradientBuffers", "Lease", "Pool", "Step"]
+__all__ = ["GradientBuffers", "Lease", "Pool", "Step", "refuse_second_derivatives"]
 
 Memory = TypeVar("Memory")
 
@@ -80,6 +80,19 @@ class Step(ABC):
         Raises:
             ValueError: If a schedule of the guide ends before that.
         """
+
+
+def refuse_second_derivatives() -> None:
+    """Called in backward passes that are computed in place.
+
+    Raises:
+        RuntimeError: If the gradient is to be differentiated again.
+    """
+    if torch.is_grad_enabled():
+        raise RuntimeError(
+            "gradients of a training step cannot be differentiated again (create_graph=True); use "
+            "differentiable_loss() of the objective, or guide.step(model, sequential=False)."
+        )
 
 
 class Lease(Generic[Memory]):

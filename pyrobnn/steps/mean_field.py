@@ -17,14 +17,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from pyrobnn.divergence import Divergence, PriorTerm, kl_or_difference
 from pyrobnn.draws import Draws
 from pyrobnn.estimators.base import Estimator
 from pyrobnn.estimators.weight import GaussianWeight
 from pyrobnn.layout import Layout
-from pyrobnn.steps.base import Lease, Pool, Step
+from pyrobnn.steps.base import Lease, Pool, Step, refuse_second_derivatives
 from pyrobnn.steps.mean_field_memory import MeanFieldMemory
 from pyrobnn.steps.normal_prior import FlatNormalPrior
 
@@ -141,7 +140,6 @@ class _Record:
         memory = self.lease.memory
         return memory.locs if self.is_layerwise else memory.values
 
-    @torch.no_grad()
     def gradients(self, weight: float, by_values: Sequence[Tensor | None]) -> tuple[Tensor, Tensor]:
         """Gradients by means and log scales, in buffers that autograd takes over."""
         memory = self.lease.memory
@@ -170,7 +168,7 @@ class _Record:
         """``dL/dψ = σ (ε dL/dw + λp σ) - λ``, in as few passes over memory as can be."""
         memory = self.lease.memory
         out, scale, noise, gradient = (t[window] for t in (memory.by_log_scale, memory.scale, memory.noise, by_value))
-        constant = out.new_tensor(-weight)
+        constant = memory.constant(-weight)
         pull = weight * precision if isinstance(precision, float) else 0.0
         if pull > _SMALLEST_PULL:
             torch.addcmul(scale, noise, gradient, value=1.0 / pull, out=out)
@@ -187,7 +185,7 @@ class _Record:
         for normal in normals:
             window, precision = normal.window, normal.precision
             head, scale = memory.by_log_scale[window], memory.scale[window]
-            constant = head.new_tensor(-weight)
+            constant = memory.constant(-weight)
             if memory.has_variance:
                 head.add_(precision, alpha=0.5 * weight)
                 torch.addcmul(constant, scale, head, value=2.0, out=head)
@@ -211,9 +209,9 @@ class _Node(torch.autograd.Function):
     def forward(ctx: Any, loc: Tensor, log_scale: Tensor, record: _Record) -> tuple[Tensor, ...]:
         ctx.record = record
         ctx.set_materialize_grads(False)
-        return (loc.new_zeros(()), *(piece.detach() for piece in record.pieces()))
+        return (record.lease.memory.zero.detach(), *[piece.detach() for piece in record.pieces()])
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, weight: Tensor | None, *by_values: Tensor | None) -> tuple[Tensor, Tensor, None]:
+        refuse_second_derivatives()
         return *ctx.record.gradients(0.0 if weight is None else float(weight), by_values), None

@@ -9,12 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from pyrobnn.estimators.base import Estimator, SharedDraw
 from pyrobnn.estimators.weight import GaussianWeight, WeightMemory
 from pyrobnn.layout import Layout
-from pyrobnn.steps.base import GradientBuffers
+from pyrobnn.steps.base import GradientBuffers, refuse_second_derivatives
 
 __all__ = ["MeanFieldMemory"]
 
@@ -50,12 +49,16 @@ class MeanFieldMemory:
         self.has_variance = self._has_noise = False
         self.turn = 0
         self._quarters = self.noise.tensor_split(4)
-        self._noises, self._scales = layout.split(self.noise), layout.split(self.scale)
+        self._scales = layout.split(self.scale)
         self._deviations = layout.split(self.value)
         self._memories: dict[str, tuple[Estimator, WeightMemory]] = {}
         self._made_for: tuple[Any, ...] = ()
         self._by_variance: dict[str, Tensor] = {}
+        self._receivers: dict[str, Callable[[Tensor], None]] = {}
+        self._attached_variances: dict[str, Tensor] = {}
+        self._attached_deviations: dict[str, Tensor] = {}
         self._token: Callable[[], Tensor | None] = lambda: None
+        self._scalar, self.zero = like.new_zeros(()), like.new_zeros(())
         self.generation = 0
 
     def begin(self) -> None:
@@ -69,7 +72,13 @@ class MeanFieldMemory:
             self._made_for = ()
         self.has_variance = self._has_noise = False
         self._by_variance.clear()
+        self._receivers = {}
+        self._attached_variances, self._attached_deviations = {}, {}
         self.generation += 1
+
+    def constant(self, value: float) -> Tensor:
+        """A scalar tensor of the value, in memory that is used again."""
+        return self._scalar.fill_(value)
 
     def refresh_noise(self, antithetic: bool, noise: Tensor | None = None) -> None:
         """The noise of the next draw: given, new, or the last one with other signs at a tenth of the cost."""
@@ -131,7 +140,7 @@ class MeanFieldMemory:
                         partial(self._variance_of, name),
                         lambda: self.has_variance,
                         self._attached,
-                        partial(self._noise_of, name, antithetic) if shares else None,
+                        partial(self._deviation_of, name, antithetic) if shares else None,
                     ),
                 )
             self._made_for = estimators, antithetic, noise is None
@@ -156,12 +165,18 @@ class MeanFieldMemory:
         for name, weight in weights.items():
             weight.add_gradient_by_log_scale(self._variance_slots[name])
 
-    def _noise_of(self, name: str, antithetic: bool) -> Tensor:
-        """A site's part of the draw's noise, which is made when a layer first asks for it."""
+    def _deviation_of(self, name: str, antithetic: bool, receive: Callable[[Tensor], None]) -> Tensor:
+        """A site's part of the draw's deviations in the graph; all are made when a layer first asks for one."""
         if not self._has_noise:
             self.refresh_noise(antithetic)
             self._has_noise = True
-        return self._noises[name]
+        if not self._attached_deviations:
+            with torch.no_grad():
+                scale = self.scale.sqrt() if self.has_variance else self.scale
+                torch.mul(self.noise, scale, out=self.value)
+            self._attached_deviations = self._together(self._deviations, self._receivers)
+        self._receivers[name] = receive
+        return self._attached_deviations[name]
 
     def _variance_of(self, name: str) -> Tensor:
         """A site's variances in the graph; when one first asks, all take the memory of the standard deviations."""
@@ -169,26 +184,39 @@ class MeanFieldMemory:
             with torch.no_grad():
                 self.scale.square_()
             self.has_variance = True
-        return self._attached(self._scales[name], partial(self._by_variance.__setitem__, name))
+            receivers = {site: partial(self._by_variance.__setitem__, site) for site in self.layout}
+            self._attached_variances = self._together(self._scales, receivers)
+        return self._attached_variances[name]
+
+    def _together(self, values: Mapping[str, Tensor], receivers: Mapping[str, Any]) -> dict[str, Tensor]:
+        return dict(
+            zip(values, _Attached.apply(self._alive_token(), list(values), receivers, *values.values()), strict=True)
+        )
 
     def _attached(self, value: Tensor, receive: Callable[[Tensor], None]) -> Tensor:
+        return _Attached.apply(self._alive_token(), [""], {"": receive}, value)[0]
+
+    def _alive_token(self) -> Tensor:
         token = self._token()
         assert token is not None, "the draw is not alive"
-        return _Attached.apply(token, value, receive)
+        return token
 
 
 class _Attached(torch.autograd.Function):
-    """A tensor in the graph whose gradient is handed to ``receive`` before the node of ``token`` is differentiated."""
+    """Tensors in the graph whose gradients go to ``receivers`` by name, before the token's node is differentiated."""
 
     @staticmethod
-    def forward(ctx: Any, token: Tensor, value: Tensor, receive: Callable[[Tensor], None]) -> Tensor:
-        ctx.receive = receive
+    def forward(
+        ctx: Any, token: Tensor, names: list[str], receivers: Mapping[str, Callable[[Tensor], None]], *values: Tensor
+    ) -> tuple[Tensor, ...]:
+        ctx.names, ctx.receivers = names, receivers
         ctx.set_materialize_grads(False)
-        return value.detach()
+        return tuple([value.detach() for value in values])
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor | None) -> tuple[None, None, None]:
-        if gradient is not None:
-            ctx.receive(gradient)
-        return None, None, None
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[None, ...]:
+        refuse_second_derivatives()
+        for name, gradient in zip(ctx.names, gradients, strict=True):
+            if gradient is not None:
+                ctx.receivers[name](gradient)
+        return (None,) * (3 + len(gradients))

@@ -26,6 +26,7 @@ class MemberOrder:
         self.num_members, self.members_per_step, self.buffers = num_members, members_per_step, buffers
         self.per_step = members_per_step or num_members
         self._order = list(range(num_members))
+        self._components = list(torch.arange(num_members).unbind())
 
     def pick(self, index: int | None, avoid: Tensor | None = None) -> int:
         """The member at a position of the training step; a random one for None, another than ``avoid`` if there is."""
@@ -42,4 +43,4 @@ class MemberOrder:
         """The member as a component, its buffers, and whether these keep what a run writes into them."""
         live = torch.is_grad_enabled()
         own = {} if self.buffers is None else self.buffers.rows(member) if live else self.buffers.copies(member)
-        return torch.tensor(member), own, live
+        return self._components[member], own, live

@@ -96,9 +96,9 @@ class FlatNormalPrior:
 
     def __init__(self, layout: Layout, priors: Mapping[str, PriorTerm], like: Tensor) -> None:
         self._kind = (like.dtype, like.device)
-        self._static = [name for name, site in layout.items() if site.is_static]
-        self._shown = {name: priors.get(name) for name in self._static}
-        self.names = frozenset(n for n, term in self._shown.items() if term and is_fixed_normal(layout[n], term))
+        shown = {name: priors.get(name) for name, site in layout.items() if site.is_static}
+        self._shown = [(name, term and term.distribution, term and term.is_plain) for name, term in shown.items()]
+        self.names = frozenset(n for n, term in shown.items() if term and is_fixed_normal(layout[n], term))
         self.windows: list[NormalWindow] = []
         self.gaps: list[slice] = []
         for window, names in _runs(layout, self.names):
@@ -110,15 +110,16 @@ class FlatNormalPrior:
 
     def matches(self, priors: Mapping[str, PriorTerm], like: Tensor) -> bool:
         """Whether a run of the model showed the same static priors."""
-        return self._kind == (like.dtype, like.device) and all(
-            _is_same(self._shown[name], priors.get(name)) for name in self._static
-        )
-
-
-def _is_same(first: PriorTerm | None, second: PriorTerm | None) -> bool:
-    if first is None or second is None:
-        return first is second
-    return first.distribution is second.distribution and first.is_plain == second.is_plain
+        if self._kind != (like.dtype, like.device):
+            return False
+        for name, distribution, is_plain in self._shown:
+            term = priors.get(name)
+            if term is None:
+                if distribution is not None:
+                    return False
+            elif term.distribution is not distribution or term.is_plain is not is_plain:
+                return False
+        return True
 
 
 def _runs(layout: Layout, names: frozenset[str]) -> Iterator[tuple[slice, list[str]]]:

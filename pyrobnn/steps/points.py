@@ -13,13 +13,12 @@ from typing import Any, Literal
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from pyrobnn.divergence import Divergence, PriorTerm
 from pyrobnn.draws import Draws
 from pyrobnn.layout import Layout, Site
 from pyrobnn.priors.base import base_distribution
-from pyrobnn.steps.base import GradientBuffers, Lease, Pool, Step
+from pyrobnn.steps.base import GradientBuffers, Lease, Pool, Step, refuse_second_derivatives
 from pyrobnn.steps.member_buffers import MemberBuffers
 from pyrobnn.steps.member_order import MemberOrder
 from pyrobnn.steps.member_rows import MemberRows
@@ -122,6 +121,9 @@ class PointStep(Step):
         can = self._order is not None and members_per_step is None and not (buffers and len(buffers))
         self.vectorized = can and (vmap is True or (vmap == "auto" and pays_off(model, loc)))
         self._gradients: Pool[GradientBuffers] = Pool(lambda: GradientBuffers(loc))
+        self._place: tuple[Any, ...] = ()
+        self._views: list[Tensor] = []
+        self._zero = torch.zeros(())
         self._rows: MemberRows | None = None
         self._prior: FlatNormalPrior | None = None
 
@@ -147,12 +149,20 @@ class PointStep(Step):
         return Draws(self.layout.constrain(values), buffers, component=component, record=record, live=live)
 
     def _whole(self, size: int | None) -> Draws:
+        loc = self.loc
+        if self._place != (loc.data_ptr(), loc.dtype, loc.device):
+            self._place = loc.data_ptr(), loc.dtype, loc.device
+            self._views, self._zero = list(self.layout.split(loc.detach()).values()), loc.detach().new_zeros(())
         record = _Record(None, slice(None) if size is not None else None, self._gradients.take())
         token, *pieces = _Node.apply(self.loc, self, record)
         record.token = token
         values = self.layout.constrain(dict(zip(self.layout, pieces, strict=True)))
         component = None if size is None else torch.arange(size)
         return Draws(values, component=component, record=record, size=size)
+
+    def pieces(self) -> tuple[Tensor, ...]:
+        """A token, and views of the parameter by site."""
+        return (self._zero.detach(), *[view.detach() for view in self._views])
 
     def divergence(self, draws: Draws, priors: Mapping[str, PriorTerm]) -> Divergence:
         """``-log p`` of the draw, of several their mean: of fixed Normal priors on flat vectors, else by site."""
@@ -186,8 +196,8 @@ class PointStep(Step):
                 squares = normal.half_squares(self.loc[normal.window])
             else:
                 points = self._points(normal, record.member)
-                rows = points if points.dim() == 2 else points.unsqueeze(0)
-                squares = torch.stack([normal.half_squares(row) for row in rows]).mean()
+                rows = [normal.half_squares(row) for row in (points if points.dim() == 2 else points.unsqueeze(0))]
+                squares = rows[0] if len(rows) == 1 else torch.stack(rows).mean()
             total = total + squares + normal.log_normalizer
         return total
 
@@ -249,11 +259,11 @@ class _Node(torch.autograd.Function):
     def forward(ctx: Any, loc: Tensor, step: PointStep, record: _Record) -> tuple[Tensor, ...]:
         ctx.step, ctx.record = step, record
         ctx.set_materialize_grads(False)
-        return (loc.new_zeros(()), *step.layout.split(loc.detach()).values())
+        return step.pieces()
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, weight: Tensor | None, *by_values: Tensor | None) -> tuple[Tensor, None, None]:
+        refuse_second_derivatives()
         step, record = ctx.step, ctx.record
         lease: Lease[GradientBuffers] = record.holder
         gradient = lease.memory.free()
