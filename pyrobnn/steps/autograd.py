@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+import torch
 from torch import Tensor
 
 from pyrobnn.divergence import Divergence, PriorTerm
@@ -51,7 +52,9 @@ class AutogradStep(Step):
         """A reparameterized draw, with distributions in place of values at the sites that have an estimator."""
         if index == 0 and self._begin is not None:
             self._begin()
-        draw = self._rsample(noise)
+        # A draw that no site would use must not take random numbers that the layers' own would follow.
+        is_replaced = noise is None and len(self._estimators) == len(self.layout)
+        draw = Draws(dict.fromkeys(self.layout, torch.empty(0))) if is_replaced else self._rsample(noise)
         for name, estimator in self._estimators.items():
             assert self._gaussian is not None
             loc, scale = self._gaussian(name)

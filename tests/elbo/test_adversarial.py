@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import pyrobnn as pb
-from pyrobnn.elbo import AdversarialELBO, MeanFieldELBO, NonFiniteLossError
+from pyrobnn.elbo import AdversarialELBO, AdversarialTerm, Evaluation, MeanFieldELBO, NonFiniteLossError
 from pyrobnn.guides import Map, MeanField
 from tests.conformance.comparisons import broken_off
 
@@ -32,13 +32,18 @@ def problem(
 
 def gradient(elbo: MeanFieldELBO, model: Any, guide: MeanField, batch: Any, by_hand: bool = True) -> Tensor:
     guide.zero_grad()
-    guide.reset_noise()
+    elbo.step(model, guide)[0].restart()
     pyro.set_rng_seed(3)
     if by_hand:
         elbo.loss_and_grads(model, guide, *batch)
     else:
         elbo.differentiable_loss(model, guide, *batch).backward()
     return torch.cat([p.grad.clone() for p in guide.parameters()])
+
+
+def worst_noise(elbo: AdversarialELBO, model: Any, guide: MeanField, batch: Any) -> Tensor:
+    term = next(term for term in elbo.terms if isinstance(term, AdversarialTerm))
+    return term.worst_noise(Evaluation(model, guide, elbo.step(model, guide)[0], batch, {}))
 
 
 def test_strength_zero_is_the_elbo() -> None:
@@ -61,12 +66,7 @@ def test_losses_are_mixed_linearly_and_the_kl_stays_whole() -> None:
     at = {s: gradient(AdversarialELBO(s), model, guide, batch) for s in (0.25, 0.5, 0.75, 1.0)}
     torch.testing.assert_close(at[0.5], 0.5 * (at[0.25] + at[0.75]))
     torch.testing.assert_close(at[1.0], 2.0 * at[0.75] - at[0.5])
-    guide.zero_grad()
-    guide.reset_noise()
-    pyro.set_rng_seed(3)
-    AdversarialELBO().worst_noise(model, guide, batch, {})  # the same random numbers are used up
-    MeanFieldELBO().loss_and_grads(model, guide, *batch)
-    plain = torch.cat([p.grad for p in guide.parameters()])
+    plain = gradient(MeanFieldELBO(), model, guide, batch)
     torch.testing.assert_close(2.0 * at[0.25] - at[0.5], plain)
 
 
@@ -83,7 +83,7 @@ def test_the_ascent_raises_the_loss_within_its_box() -> None:
     pyro.set_rng_seed(0)
     start = torch.randn_like(guide.flat_loc)
     pyro.set_rng_seed(0)
-    noise = AdversarialELBO(step_size=0.05, num_steps=4).worst_noise(model, guide, batch, {})
+    noise = worst_noise(AdversarialELBO(step_size=0.05, num_steps=4), model, guide, batch)
     assert float((noise - start).abs().max()) <= 4 * 0.05 + 1e-9
     assert float((noise - start).abs().mean()) > 0.1, "most elements move the same way in each step"
 
@@ -105,7 +105,7 @@ def test_the_first_step_follows_the_sign_of_the_gradient() -> None:
     for target, sign in ((1.0, 1.0), (3.0, -1.0)):
         pyro.set_rng_seed(0)
         elbo = AdversarialELBO(step_size=0.5, num_steps=1)
-        noise = elbo.worst_noise(model, guide, (torch.ones(1, 1), torch.tensor([[target]])), {})
+        noise = worst_noise(elbo, model, guide, (torch.ones(1, 1), torch.tensor([[target]])))
         torch.testing.assert_close(noise - start, torch.tensor([0.5 * sign]))
 
 
@@ -116,20 +116,27 @@ def test_running_statistics_follow_the_ordinary_pass_alone() -> None:
     assert int(model.net.network[1].num_batches_tracked) == 1
     other, guide, batch = problem(batch_norm=True)
     pyro.set_rng_seed(3)
-    AdversarialELBO().worst_noise(other, guide, batch, {})
-    assert int(other.net.network[1].num_batches_tracked) == 0
     MeanFieldELBO().loss_and_grads(other, guide, *batch)
+    worst_noise(AdversarialELBO(), other, guide, batch)
+    assert int(other.net.network[1].num_batches_tracked) == 1
     for name, value in other.named_buffers():
         if "running" in name:
             torch.testing.assert_close(value, adversarial[name])
 
 
-def test_parts_are_those_of_the_ordinary_pass() -> None:
+def test_parts_are_those_of_the_ordinary_pass_and_the_adversarial_loss() -> None:
+    """The ELBO is that of the ordinary pass; the loss mixes both likelihoods, ``(1 - λ) L_p + λ L_adv + KL``."""
     model, guide, batch = problem()
-    elbo = AdversarialELBO(step_size=0.3)
+    plain, elbo = MeanFieldELBO(), AdversarialELBO(0.25, step_size=0.3)
+    gradient(plain, model, guide, batch)
     gradient(elbo, model, guide, batch)
-    assert elbo.parts is not None and elbo.adversarial is not None
-    assert float(elbo.adversarial) < float(elbo.parts.log_likelihood), "the worst draw fits worse"
+    assert elbo.parts is not None and plain.parts is not None
+    torch.testing.assert_close(elbo.parts.elbo, plain.parts.elbo)
+    adversarial = elbo.parts.values["adversarial_log_likelihood"]
+    assert float(adversarial) < float(elbo.parts.log_likelihood), "the worst draw fits worse"
+    mixed = elbo.parts.divergence - 0.75 * elbo.parts.log_likelihood - 0.25 * adversarial
+    torch.testing.assert_close(elbo.parts.loss, mixed)
+    assert elbo.parts.per_datum()["adversarial_log_likelihood"] == pytest.approx(float(adversarial) / 40)
     assert elbo.num_steps == 1
 
 
@@ -176,7 +183,7 @@ def test_wrong_arguments(options: dict[str, Any], message: str) -> None:
 
 def test_needs_a_gaussian_guide() -> None:
     model, _, batch = problem()
-    with pytest.raises(TypeError, match=r"guide: adversarial sampling .* MeanField guide, got Map"):
+    with pytest.raises(TypeError, match=r"guide: adversarial sampling .* such as MeanField; got Map"):
         AdversarialELBO().loss_and_grads(model, Map(model), *batch)
 
 
@@ -189,16 +196,13 @@ def test_a_loss_that_blows_up_is_refused() -> None:
 
 
 @pytest.mark.parametrize("validate", [False, True])
-def test_a_second_pass_that_fails_leaves_no_half_of_a_step(validate: bool) -> None:
+def test_a_second_pass_that_fails_leaves_no_half_of_a_step(validate: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """The gradients are those of before, whichever pass failed."""
-
-    class Exploding(AdversarialELBO):
-        def worst_noise(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Tensor:
-            return torch.full_like(guide.flat_loc, float("inf"))
-
     model, guide, batch = problem()
     AdversarialELBO().loss_and_grads(model, guide, *batch)
     before = [parameter.grad.clone() for parameter in guide.parameters()]
-    with pyro.validation_enabled(validate), pytest.raises(NonFiniteLossError, match=r"non-finite: .*site"):
-        Exploding().loss_and_grads(model, guide, *batch)
+    exploding = torch.full_like(guide.flat_loc, float("inf"))
+    monkeypatch.setattr(AdversarialTerm, "worst_noise", lambda self, evaluation: exploding)
+    with pyro.validation_enabled(validate), pytest.raises(NonFiniteLossError, match=r"non-finite: .*"):
+        AdversarialELBO().loss_and_grads(model, guide, *batch)
     assert all(torch.equal(p.grad, kept) for p, kept in zip(guide.parameters(), before, strict=True))

@@ -105,10 +105,9 @@ def test_particles_are_averaged() -> None:
     guide = data.optimal_guide(model)
     losses, gradients = [], []
     for num_particles, repeats in ((3, 1), (1, 3)):
-        guide.reset_noise()
         pyro.set_rng_seed(3)
         guide.zero_grad()
-        elbo = MeanFieldELBO(num_particles=num_particles)
+        elbo = MeanFieldELBO(num_particles=num_particles)  # its step begins with new noise
         losses.append(sum(elbo.loss_and_grads(model, guide, data.x, data.y) for _ in range(repeats)) / repeats)
         gradients.append([p.grad.clone() / repeats for p in guide.parameters()])
     assert losses[0] == pytest.approx(losses[1], rel=1e-9)
@@ -243,7 +242,7 @@ def test_non_finite_likelihood_is_named() -> None:
 def test_non_finite_kl_is_named() -> None:
     model = Sites(w=dist.Normal(0.0, 1.0))
     guide = MeanField(model, example=(), init_scale=1e25)
-    with pytest.raises(NonFiniteLossError, match="the KL on flat vectors"):
+    with pytest.raises(NonFiniteLossError, match=r"the divergence of the latent sites \(inf\)"):
         MeanFieldELBO().loss_and_grads(model, guide)
     assert guide.flat_loc.grad is None
 

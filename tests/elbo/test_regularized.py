@@ -106,7 +106,9 @@ def test_differentiable_loss_has_the_value_and_the_gradient(estimator: str | Non
     pyro.set_rng_seed(4)
     loss = elbo.differentiable_loss(model, guide, *batch)
     assert elbo.parts is not None and elbo.disagreement is not None
-    penalty = float(loss.detach() - elbo.parts.loss) / (2.0 * 20)
+    torch.testing.assert_close(elbo.parts.loss, loss.detach())
+    penalty = float(elbo.parts.values["regularizer"]) / 20
+    assert float(loss.detach() + elbo.parts.elbo) == pytest.approx(2.0 * 20 * penalty)
     assert 0.6 - float(elbo.disagreement) - 1e-9 <= penalty <= 0.6  # a mean of hinges, Jensen
     guide.zero_grad()
     loss.backward()
@@ -183,7 +185,7 @@ def test_wrong_epsilon_empty_loader_and_model() -> None:
     with pytest.raises(ValueError, match=r"auxiliary: it yields no batch of inputs"):
         RegularizedELBO([]).loss_and_grads(model, guide, *batch)
     regression = pb.SupervisedModel(nn.Linear(3, 1), pb.likelihoods.Normal(), dist.Normal(0.0, 1.0), num_data=6)
-    with pytest.raises(TypeError, match=r"model: the uncertainty regulariser compares class probabilities"):
+    with pytest.raises(TypeError, match=r"model: the uncertainty regularizer compares class probabilities"):
         RegularizedELBO(perturbed(0.1)).loss_and_grads(
             regression, Map(regression), torch.randn(6, 3), torch.randn(6, 1)
         )

@@ -190,6 +190,7 @@ def test_flipouts_deviations_are_antithetic() -> None:
         assert torch.equal(even.abs(), seen[0].abs())
     assert not torch.equal(seen[8].abs(), seen[0].abs())
     guide.antithetic = False
+    elbo = MeanFieldELBO(estimator=Spy())
     seen.clear()
     for _ in range(2):
         elbo.backward(model, guide, batch)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pyrobnn.estimators import Estimator, Flipout, GaussianWeight, LocalReparameterization, PerExample, PerGroup
 from pyrobnn.estimators.local_reparameterization import balanced_noise
-from pyrobnn.estimators.weight import Places
+from pyrobnn.estimators.weight import WeightMemory
 from tests.conformance.monte_carlo import Z, z_of_mean
 
 BATCH = 4
@@ -124,7 +124,7 @@ def test_each_output_has_the_distribution_of_a_plain_draw(name: str, estimator: 
     draws = []
     for _ in range(1500):
         for weight in weights.values():
-            weight.renew()
+            weight._deviations = {}
         draws.append(run(layer, weights, x))
     outputs = torch.stack(draws)
     mean = run(layer, {n: w.loc for n, w in weights.items()}, x)
@@ -238,24 +238,30 @@ def test_drawn_outputs_are_their_formula(rows: int) -> None:
     torch.testing.assert_close(found, torch.autograd.grad(formula, (loc, scale), upstream))
 
 
-def _places(scale: torch.Tensor) -> Places:
+def _memory(scale: torch.Tensor) -> WeightMemory:
     """Memory of a step in which the variances have taken that of the standard deviations."""
-    rooms = torch.full((3, *scale.shape), torch.nan, dtype=scale.dtype)
+    deviation, by_loc, by_variance = torch.full((3, *scale.shape), torch.nan, dtype=scale.dtype)
     leaf = scale.square().requires_grad_()
-    return Places(*rooms, variance=lambda: leaf, has_variance=lambda: True)
+
+    def attach(value: Tensor, receive: Callable[[Tensor], None]) -> Tensor:
+        leaf = value.requires_grad_()
+        leaf.register_hook(receive)
+        return leaf
+
+    return WeightMemory(deviation, by_loc, by_variance, lambda: leaf, lambda: True, attach)
 
 
 @pytest.mark.parametrize("uses", [1, 2])
 @pytest.mark.parametrize("bias", ["distribution", "point", "none"])
 def test_a_linear_layer_by_hand_has_the_gradients_of_the_formula(bias: str, uses: int) -> None:
-    """Those of a weight that is used once are in their places, not copied."""
+    """Those of a weight that is used once lie in its memory, not copied."""
     torch.manual_seed(0)
     x, loc, bias_loc = (torch.randn(*shape).double().requires_grad_() for shape in ((5, 3), (4, 3), (4,)))
     scale, bias_scale = torch.rand(4, 3).double(), torch.rand(4).double()
     variance, bias_variance = scale.square().requires_grad_(), bias_scale.square().requires_grad_()
-    places, bias_places = (_places(value) for value in (scale, bias_scale))
-    weight = GaussianWeight.of(loc, scale, LocalReparameterization(), places)
-    drawn_bias = GaussianWeight.of(bias_loc, bias_scale, LocalReparameterization(), bias_places)
+    memory, bias_memory = (_memory(value) for value in (scale, bias_scale))
+    weight = GaussianWeight.of(loc, scale, LocalReparameterization(), memory)
+    drawn_bias = GaussianWeight.of(bias_loc, bias_scale, LocalReparameterization(), bias_memory)
     mean = F.linear(x, loc, None if bias == "none" else bias_loc)
     deviation = F.linear(x.square(), variance, bias_variance if bias == "distribution" else None).sqrt()
     layer = {"distribution": drawn_bias, "point": bias_loc, "none": None}[bias]
@@ -272,8 +278,8 @@ def test_a_linear_layer_by_hand_has_the_gradients_of_the_formula(bias: str, uses
     for leaf, slope in zip(leaves, expected, strict=True):
         torch.testing.assert_close(torch.zeros_like(leaf) if leaf.grad is None else leaf.grad, slope)
     if uses == 1:
-        assert loc.grad.data_ptr() == places.by_loc.data_ptr()  # type: ignore[union-attr]
-        assert weight.variance.grad.data_ptr() == places.by_variance.data_ptr()  # type: ignore[union-attr]
+        assert loc.grad.data_ptr() == memory.by_loc.data_ptr()  # type: ignore[union-attr]
+        assert weight.variance.grad.data_ptr() == memory.by_variance.data_ptr()  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("shape", [(24, 8), (24, 8, 3, 2), (19, 7), (5, 4), (1, 9)])
