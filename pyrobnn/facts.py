@@ -21,6 +21,7 @@ class Facts:
         noise_size: How many standard normals make a draw, None if draws are made otherwise.
         num_points: Number of equally likely points that the distribution consists of, None if there are not finitely
             many.
+        chain_shape: Number of Markov chains and of draws of each, None if draws are no chains.
         num_training_draws: Number of draws that a training step makes whatever it is asked for, None if it makes as
             many as it is asked for.
         is_ready: Whether draws of the posterior can be made; False while it is the point that it is trained as.
@@ -34,6 +35,7 @@ class Facts:
     noise_size: int | None = None
     num_points: int | None = None
     num_training_draws: int | None = None
+    chain_shape: tuple[int, int] | None = None
     is_ready: bool = True
     predictor: Literal["weights", "linearized"] = "weights"
 

@@ -19,12 +19,11 @@ from torch import Tensor, nn
 from pyrobnn.bayesianize import evaluating, frozen_buffers
 from pyrobnn.diagnostics._batches import Batch
 from pyrobnn.draws import Draws, installed_buffers
-from pyrobnn.guides import chains as markov
 from pyrobnn.guides.base import Guide
 from pyrobnn.substitution import Substitution
 
 __all__ = [
-    "Chains",
+    "DrawsByChain",
     "Posterior",
     "at_draw",
     "check_sites",
@@ -46,7 +45,7 @@ BLOCK_BYTES = 2**26
 DEFAULT_DRAWS = 500
 
 
-class Chains:
+class DrawsByChain:
     """Chains of posterior draws; iterating yields ``(chain, draw, {site: value})``.
 
     Args:
@@ -84,7 +83,7 @@ def read_chains(
     num_samples: int | None,
     args: tuple[Any, ...] = (),
     kwargs: Mapping[str, Any] | None = None,
-) -> Chains:
+) -> DrawsByChain:
     """The draws of a posterior of any kind.
 
     Args:
@@ -109,9 +108,10 @@ def read_chains(
             raise ValueError("posterior: this MCMC has no draws yet; call its run() first.")
         num_chains = len(next(iter(samples.values())))
         return _stored([{n: v[c] for n, v in samples.items()} for c in range(num_chains)], num_samples)
-    if isinstance(posterior, markov.Chains):
-        kept = evenly(posterior.num_draws, num_samples)
-        return Chains([_chain(posterior, index, kept) for index in range(posterior.num_chains)], len(kept))
+    if isinstance(posterior, Guide) and (shape := posterior.facts.chain_shape) is not None:
+        num_chains, num_draws = shape
+        chosen = evenly(num_draws, num_samples)
+        return DrawsByChain([_chain(posterior, index, chosen) for index in range(num_chains)], len(chosen))
     several: list[Any] = list(posterior) if isinstance(posterior, list | tuple | nn.ModuleList) else [posterior]
     if not several:
         raise ValueError("posterior: expected at least one guide, got an empty list.")
@@ -124,7 +124,7 @@ def read_chains(
                 f"pyro.infer.MCMC, got {type(chain).__name__}."
             )
     sources = [_sampler(g) if isinstance(g, Guide) else _caller(g, args, kwargs or {}) for g in several]
-    return Chains(sources, num_samples or DEFAULT_DRAWS)
+    return DrawsByChain(sources, num_samples or DEFAULT_DRAWS)
 
 
 def _sampler(guide: Guide) -> Source:
@@ -145,7 +145,7 @@ def _caller(guide: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[st
     return source
 
 
-def _stored(chains: Sequence[Mapping[str, Tensor]], num_samples: int | None) -> Chains:
+def _stored(chains: Sequence[Mapping[str, Tensor]], num_samples: int | None) -> DrawsByChain:
     """Draws that exist already, evenly thinned."""
     lengths = {len(value) for draws in chains for value in draws.values()}
     if len(lengths) != 1:
@@ -155,10 +155,10 @@ def _stored(chains: Sequence[Mapping[str, Tensor]], num_samples: int | None) -> 
     def source(draws: Mapping[str, Tensor]) -> Source:
         return lambda start, stop: Draws.of(draws).at(kept[start:stop])
 
-    return Chains([source(draws) for draws in chains], len(kept))
+    return DrawsByChain([source(draws) for draws in chains], len(kept))
 
 
-def _chain(guide: markov.Chains, index: int, kept: Tensor) -> Source:
+def _chain(guide: Guide, index: int, kept: Tensor) -> Source:
     return lambda start, stop: guide.chain_draws(index, kept[start:stop])
 
 
@@ -169,7 +169,7 @@ def evenly(available: int, num_samples: int | None) -> Tensor:
     return torch.linspace(0, available - 1, num_samples or available).round().long()
 
 
-def prior_chain(model: Any, names: set[str], num_draws: int, batch: Batch) -> Chains:
+def prior_chain(model: Any, names: set[str], num_draws: int, batch: Batch) -> DrawsByChain:
     """Draws of the sites ``names`` from the prior, as one chain."""
     reader = getattr(model, "sample_latents", None)
 
@@ -181,7 +181,7 @@ def prior_chain(model: Any, names: set[str], num_draws: int, batch: Batch) -> Ch
             draws.append({m["name"]: m["value"] for m in run.latent if m["name"] in names})
         return {name: torch.stack([draw[name] for draw in draws]) for name in draws[0]}
 
-    return Chains([source], num_draws)
+    return DrawsByChain([source], num_draws)
 
 
 def check_sites(model: Any, values: Mapping[str, Tensor], run: Substitution) -> None:

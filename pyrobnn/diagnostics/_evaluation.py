@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pyrobnn import random_state
 from pyrobnn.diagnostics._batches import Batch, batches, concatenate, move
-from pyrobnn.diagnostics._draws import Chains, at_draw, data_sites, log_prob_by_datum
+from pyrobnn.diagnostics._draws import DrawsByChain, at_draw, data_sites, log_prob_by_datum
 from pyrobnn.divergence import prior_terms
 from pyrobnn.draws import Draws
 from pyrobnn.guides.base import Guide
@@ -82,7 +82,7 @@ def evaluate(model: Any, guide: Guide, data: Rows, num_samples: int) -> Evaluati
     by_datum: list[Any] = [0.0] * len(data.batches)
     probs, below, ties = list(by_datum), list(by_datum), list(by_datum)
     likelihood = model.likelihood if isinstance(model, SupervisedModel) else None
-    for _, draw, values in Chains([lambda start, stop: guide.sample(stop - start)], num_samples):
+    for _, draw, values in DrawsByChain([lambda start, stop: guide.sample(stop - start)], num_samples):
         for index, (rows, args, kwargs) in enumerate(data.batches):
             targets = data.targets[rows]
             with at_draw(model, values) as run:

@@ -32,7 +32,7 @@ from pyrobnn._version import __version__
 from pyrobnn.diagnostics._arviz import from_groups
 from pyrobnn.diagnostics._batches import Batch, batches
 from pyrobnn.diagnostics._draws import (
-    Chains,
+    DrawsByChain,
     Posterior,
     at_draw,
     data_sites,
@@ -43,7 +43,6 @@ from pyrobnn.diagnostics._draws import (
     undisturbed,
 )
 from pyrobnn.diagnostics._layout import Layout, Variable, to_numpy
-from pyrobnn.guides import chains as markov
 from pyrobnn.substitution import Substitution
 
 if TYPE_CHECKING:
@@ -193,7 +192,7 @@ def _allocate(variables: Mapping[str, Variable], lead: tuple[int, ...], attrs: d
 
 def _fill(
     model: Any,
-    chains: Chains,
+    chains: DrawsByChain,
     pieces: list[Batch],
     latent: xr.Dataset | None,
     predictive: xr.Dataset | None,
@@ -222,18 +221,19 @@ def _sample_stats(
     posterior: Any, num_samples: int | None, attrs: dict[str, Any], needed: bool
 ) -> dict[str, xr.Dataset]:
     """The sampler's figures of the draws that are stored, flags as such."""
-    stats = posterior.stats if isinstance(posterior, markov.Chains) else {}
+    stats = posterior.sample_stats() if isinstance(posterior, Guide) else {}
     if not stats:
         if needed:
             raise ValueError(
                 "groups: 'sample_stats' needs Chains of a sampler that noted some; this posterior has none."
             )
         return {}
-    kept = evenly(posterior.num_draws, num_samples)
+    num_chains, num_draws = posterior.facts.chain_shape
+    kept = evenly(num_draws, num_samples)
     values = {name: to_numpy(value[:, kept.to(value.device)]) for name, value in stats.items()}
     if "diverging" in values:
         values["diverging"] = values["diverging"].astype(bool)
-    lead = {"chain": np.arange(posterior.num_chains), "draw": np.arange(len(kept))}
+    lead = {"chain": np.arange(num_chains), "draw": np.arange(len(kept))}
     return {
         "sample_stats": xr.Dataset({n: (["chain", "draw"], v) for n, v in values.items()}, coords=lead, attrs=attrs)
     }

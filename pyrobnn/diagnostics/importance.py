@@ -28,7 +28,7 @@ from pyrobnn._pyro import full_name
 from pyrobnn.bayesianize import bayesian_modules
 from pyrobnn.diagnostics._arviz import pareto_k
 from pyrobnn.diagnostics._batches import Batch, batches
-from pyrobnn.diagnostics._draws import Chains, log_prob_sum, undisturbed
+from pyrobnn.diagnostics._draws import DrawsByChain, log_prob_sum, undisturbed
 from pyrobnn.diagnostics._layout import matching
 from pyrobnn.guides.base import Guide
 from pyrobnn.substitution import Substitution
@@ -115,7 +115,7 @@ def log_ratios(model: Any, guide: Guide, pieces: list[Batch], chosen: list[str],
         return {n: held[n].expand(stop - start, *held[n].shape) if n in held else v for n, v in drawn.items()}
 
     ratios = torch.empty(num_samples, dtype=torch.float64)
-    for _, draw, values in Chains([source], num_samples):
+    for _, draw, values in DrawsByChain([source], num_samples):
         ratios[draw] = log_joint(model, values, pieces) - _log_density(guide, values, chosen)
     return ratios
 

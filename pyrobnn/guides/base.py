@@ -186,6 +186,18 @@ class Guide(PyroModule, metaclass=GuideMeta):  # type: ignore[metaclass]
         """
         raise NotImplementedError(f"{type(self).__name__} is no mixture of finitely many points.")
 
+    def chain_draws(self, chain: int, places: Tensor | None = None) -> Draws:
+        """Draws of one Markov chain at ``places [k]`` (None: all), where ``facts.chain_shape`` says there are chains.
+
+        Raises:
+            NotImplementedError: If draws are no chains.
+        """
+        raise NotImplementedError(f"{type(self).__name__} keeps no Markov chains.")
+
+    def sample_stats(self) -> dict[str, Tensor]:
+        """What a sampler noted of each draw of its chains, ``{name: [C, S]}``; nothing for other posteriors."""
+        return {}
+
     @classmethod
     def family(cls, config: Mapping[str, Any], nested: Callable[[Mapping[str, Any]], Any]) -> Callable[..., Guide]:
         """What builds a guide of :meth:`config` from a model.

@@ -9,6 +9,7 @@ at.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import accumulate
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from pyrobnn.arguments import check_positive_int
 from pyrobnn.draws import Draws
 from pyrobnn.estimators.base import Estimator
+from pyrobnn.facts import Facts
 from pyrobnn.guides.ensemble import Ensemble
 from pyrobnn.initialization import initial_values
 from pyrobnn.steps.base import Step
@@ -143,6 +145,15 @@ class Chains(Ensemble):
     def stats(self) -> dict[str, Tensor]:
         """What the sampler noted of each draw, ``{name: [C, S]}``."""
         return {name: self.get_buffer(f"stat_{name}") for name in self.stat_names}
+
+    def sample_stats(self) -> dict[str, Tensor]:
+        """What the sampler noted of each draw, ``{name: [C, S]}``."""
+        return self.stats
+
+    @property
+    def facts(self) -> Facts:
+        """Equally likely points in chains."""
+        return replace(super().facts, chain_shape=(self.num_chains, self.num_draws))
 
     def step(
         self,

@@ -186,7 +186,10 @@ class Run:
         if self.previous is None:
             return True
         with pyro.validation_enabled(False), random_state.kept(self.previous[1].device):
-            return math.isfinite(self.elbo.loss(self.model, self.guide, *self.previous))
+            try:
+                return math.isfinite(self.elbo.loss(self.model, self.guide, *self.previous))
+            except NonFiniteLossError:
+                return False
 
     def _validate(self, batches: Iterable[Any]) -> float:
         value = log_predictive(self.model, self.guide, batches, self.device)

@@ -40,6 +40,7 @@ from tests.conformance.comparisons import (
     seeded,
     step,
 )
+from tests.conformance.consumer_suite import ConsumerConformance
 from tests.conformance.guide_models import BATCH_NORM, CASES, SMOOTH, Case
 from tests.conformance.monte_carlo import Z, z_of_means, z_of_variances
 
@@ -55,7 +56,8 @@ def held_to(cases: list[Case], smooth: list[Case]) -> Callable[[Suite], Suite]:
     """
 
     def decorate(suite: Suite) -> Suite:
-        for name, test in list(vars(GuideConformance).items()):
+        inherited = vars(ConsumerConformance) | vars(GuideConformance)
+        for name, test in list(inherited.items()):
             marks = getattr(test, "pytestmark", [])
             if name in vars(suite) or not any(mark.args and mark.args[0] == "case" for mark in marks):
                 continue
@@ -79,7 +81,7 @@ each_case = pytest.mark.parametrize("case", CASES, ids=str)
 each_smooth_case = pytest.mark.parametrize("case", SMOOTH, ids=str)
 
 
-class GuideConformance:
+class GuideConformance(ConsumerConformance):
     """The suite; subclasses implement :meth:`make_guide` and set what is true of their family.
 
     Attributes:

@@ -18,7 +18,8 @@ from pyrobnn import likelihoods
 from pyrobnn.checkpoint import load, save
 from pyrobnn.description import describe
 from pyrobnn.diagnostics import to_arviz
-from pyrobnn.guides import Chains, Guide, GuideMap, MeanField
+from pyrobnn.guides import Chains, GuideMap, MeanField
+from pyrobnn.layout import Layout
 from pyrobnn.prediction import PinnedDraws, predict
 from pyrobnn.supervised import SupervisedModel
 from tests.conformance.comparisons import assert_same
@@ -29,8 +30,10 @@ from tests.guides.test_base import Sites
 class TestChainsConformance(EnsembleConformance):
     """What every guide must do."""
 
+    trains = False
+
     def make_guide(self, model: nn.Module, **options: Any) -> Chains:
-        size = Guide(model, example=options.get("example")).num_latents
+        size = Layout.of(model, example=options.get("example"), sites=options.get("only")).size
         return Chains(model, 2, 2, [0.1 * torch.randn(2, 2, size)], **options)
 
 

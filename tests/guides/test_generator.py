@@ -42,6 +42,7 @@ class TestGeneratorConformance(GuideConformance):
     """What every guide must do; what needs an objective is refused (below), and steps are those of a critic."""
 
     has_density = False
+    trains = False
 
     def make_guide(self, model: nn.Module, **options: Any) -> Generator:
         return Generator(model, (6, 5), 3, **options)
