@@ -43,6 +43,7 @@ from pyrobnn.diagnostics._draws import (
     undisturbed,
 )
 from pyrobnn.diagnostics._layout import Layout, Variable, to_numpy
+from pyrobnn.guides.base import Guide
 from pyrobnn.substitution import Substitution
 
 if TYPE_CHECKING:

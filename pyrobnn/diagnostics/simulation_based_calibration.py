@@ -34,7 +34,6 @@ from pyrobnn.arguments import check_positive_int
 from pyrobnn.diagnostics._draws import at_draw, log_prob_sum, undisturbed
 from pyrobnn.draws import Draws
 from pyrobnn.guides.base import Guide
-from pyrobnn.guides.ensemble import Ensemble
 from pyrobnn.substitution import Substitution
 
 if TYPE_CHECKING:
@@ -228,7 +227,8 @@ def _simulate(model: Any, arguments: tuple[Any, ...], observed: str) -> tuple[di
 def _draws(posterior: Any, num_draws: int) -> Draws:
     """L draws, those of a longer run evenly thinned."""
     if isinstance(posterior, Guide):
-        available = posterior.num_members if isinstance(posterior, Ensemble) else num_draws
+        points = posterior.facts.num_points or 1
+        available = points if points > 1 else num_draws
         draws = Draws.of(posterior.sample(num_draws))
     elif isinstance(posterior, MCMC | Mapping):
         samples = posterior if isinstance(posterior, Mapping) else posterior.get_samples()
