@@ -113,14 +113,14 @@ def test_a_generator_lasts_one_epoch(argument: str) -> None:
     [
         (torch.zeros(20, 3), "Tensor"),
         ((torch.zeros(20, 3),), "tuple of length 1"),
-        ((*data(), torch.zeros(20)), "tuple of length 3"),
-        ({"x": data()[0], "y": data()[1]}, "dict of length 2"),
+        ((*data(), torch.zeros(20), 1), "tuple of length 4"),
+        ({"x": data()[0], "t": data()[1]}, "dict with 'x', 't'"),
         (None, "NoneType"),
         ("xy", "str"),
     ],
 )
-def test_a_batch_must_be_a_pair(batch: Any, kind: str) -> None:
-    refused(TypeError, rf"^loader: expected batches \(x, y\), got a {kind};", [batch])
+def test_a_batch_must_be_of_a_known_form(batch: Any, kind: str) -> None:
+    refused(TypeError, rf"^loader: expected batches \(x, y\), .* got a {kind}; pass batch=", [batch])
 
 
 def test_targets_must_be_tensors() -> None:
