@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from pyro.optim import PyroOptim
-from torch.utils.data import BatchSampler, DistributedSampler, RandomSampler, WeightedRandomSampler
+from torch.utils.data import DistributedSampler, RandomSampler, WeightedRandomSampler
 
 from pyrobnn import random_state
 from pyrobnn.batches import Batch, Reader
@@ -110,8 +110,8 @@ def _stated_rows(loader: Any) -> tuple[int, ...]:
     """
     data, sampler = _possible_rows(loader), getattr(loader, "sampler", None)
     batch_sampler = getattr(loader, "batch_sampler", None)
-    if batch_sampler is not None and type(batch_sampler) is not BatchSampler:
-        sampler = getattr(batch_sampler, "sampler", None)  # the loader's own is not used then
+    if batch_sampler is not None:  # then the loader's own may be one that it does not use
+        sampler = getattr(batch_sampler, "sampler", None)
         if sampler is None:
             return ()
     if not isinstance(sampler, Sized) or isinstance(sampler, RandomSampler | DistributedSampler):
