@@ -337,8 +337,8 @@ def adam(
             from narrowing to a point before they are trained.
         **options: Further options of :class:`torch.optim.Adam`.
     """
-    parts = guide.simple_parts()
-    structural = [part for part in parts if all(name.endswith("structure") for name in part.sites)]
+    parts = dict.fromkeys(guide.part(name) for name in guide.layout)
+    structural = [part for part in parts if all(name.endswith("structure") for name in part.layout)]
     own = [p for part in structural for p in part.parameters() if p.requires_grad]
     taken = {id(p) for p in own}
     others = [p for module in (guide, model) for p in module.parameters() if p.requires_grad and id(p) not in taken]

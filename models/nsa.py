@@ -18,7 +18,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
@@ -26,9 +25,12 @@ import pyrobnn as pb
 from models.dbsn import dbsn
 from pyrobnn import guides
 from pyrobnn.arguments import check_positive_int
-from pyrobnn.guides.base import Init, Site
+from pyrobnn.divergence import PriorTerm
+from pyrobnn.guides.base import Init
 from pyrobnn.guides.ensemble import Ensemble
-from pyrobnn.guides.member_buffers import MemberBuffers
+from pyrobnn.layout import Layout, Site
+from pyrobnn.steps.member_buffers import MemberBuffers
+from pyrobnn.steps.points import PointScore
 from pyrobnn.structure import Edges, structure_sites, structure_values
 from pyrobnn.structure.distribution import Structure
 
@@ -83,7 +85,7 @@ class StructureSet(Ensemble):
         self.structural = list(values[0])
         for index, name in enumerate(self.structural):
             self.register_buffer(f"structures_{index}", torch.stack([value[name] for value in values]))
-        weights = [name for name in self.sites if name not in values[0]]
+        weights = [name for name in self.layout if name not in values[0]]
         self.weights = guides.Map(model, init, only=weights)
 
     def config(self) -> dict[str, Any]:
@@ -96,18 +98,16 @@ class StructureSet(Ensemble):
 
     def member(self, index: int) -> dict[str, Tensor]:
         """One structure, and the weights with gradients."""
-        return self._joined({name: value[index] for name, value in self._structures().items()}, self._points.draw())
+        return self._joined({name: value[index] for name, value in self._structures().items()}, self._points.point())
 
     def stacked(self, members: Tensor) -> dict[str, Tensor]:
         """The structures of members ``[K]``, each with the same weights."""
         chosen = {name: value[members] for name, value in self._structures().items()}
         return self._joined(chosen, self._points.sample(len(members)))
 
-    def divergence(self, site: Site, value: Tensor, prior: dist.Distribution) -> tuple[Tensor, bool]:
+    def score(self) -> PointScore:
         """``-log p`` of the weights; nothing for the structure, which is not learned."""
-        if site.name in self.structural:
-            return value.new_zeros(()), True
-        return self._points.divergence(site, value, prior)
+        return _WeightScore(self.layout, frozenset(self.structural))
 
     @property
     def _points(self) -> Any:
@@ -119,7 +119,20 @@ class StructureSet(Ensemble):
 
     def _joined(self, chosen: dict[str, Tensor], weights: dict[str, Tensor]) -> dict[str, Tensor]:
         both = chosen | weights
-        return {name: both[name] for name in self.sites}
+        return {name: both[name] for name in self.layout}
+
+
+class _WeightScore(PointScore):
+    """``-log p`` of all sites but those of structure."""
+
+    def __init__(self, layout: Layout, structural: frozenset[str]) -> None:
+        super().__init__(layout)
+        self._structural = structural
+
+    def of_site(self, site: Site, value: Tensor, term: PriorTerm, component: Tensor | None) -> Tensor:
+        if site.name in self._structural:
+            return value.new_zeros(())
+        return super().of_site(site, value, term, component)
 
 
 def random_structures(model: pb.SupervisedModel, count: int) -> list[dict[str, dict[str, Any]]]:
@@ -134,7 +147,7 @@ def random_structures(model: pb.SupervisedModel, count: int) -> list[dict[str, d
     """
     check_positive_int("count", count)
     modules = structure_sites(model)
-    priors = {name: site.prior for name, site in guides.Guide(model, only=modules).sites.items()}
+    priors = {name: site.prior for name, site in Layout.of(model, sites=modules).items()}
     found: list[dict[str, dict[str, Any]]] = []
     for _ in range(100 * count):
         structure: dict[str, dict[str, Any]] = {}

@@ -13,7 +13,6 @@ short leaves the earlier checkpoint as it was.
 
 from __future__ import annotations
 
-import functools
 import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -26,8 +25,8 @@ from torch import Tensor, nn
 from pyrobnn import guides, likelihoods, priors
 from pyrobnn.bayesianize import BayesianModule, bayesian_modules, bayesianize
 from pyrobnn.description import family
-from pyrobnn.guides import Guide, GuideMap
-from pyrobnn.guides.guide_map import exactly
+from pyrobnn.guides import Guide
+from pyrobnn.layout import Layout
 from pyrobnn.storage import Document, load_state, read, save_state, write
 from pyrobnn.supervised import SupervisedModel
 
@@ -57,7 +56,7 @@ def save(path: _Path, model: nn.Module, guide: Guide) -> None:
     if not isinstance(guide, Guide):
         raise TypeError(f"guide: expected one of pyrobnn.guides, got {type(guide).__name__}.")
     if type(model) is SupervisedModel:
-        differences = _differences("site", _site_table(Guide(model)), _site_table(guide))
+        differences = _differences("site", _site_table(Layout.of(model)), _site_table(guide.layout))
         _refuse("guide", "it is not this model's", differences, "Save a model with the guide built from it.")
     content = {
         "model": _model_spec(model),
@@ -65,7 +64,7 @@ def save(path: _Path, model: nn.Module, guide: Guide) -> None:
             "class": _class_name(guide, guides),
             "config": guide.config(),
             "frozen": _frozen(guide),
-            "sites": _site_table(guide),
+            "sites": _site_table(guide.layout),
         },
     }
     tensors = {f"model.{name}": tensor for name, tensor in _state(model).items()}
@@ -181,7 +180,7 @@ def _shape_and_dtype(tensor: Tensor) -> dict[str, Any]:
     return {"shape": list(tensor.shape), "dtype": str(tensor.dtype).removeprefix("torch.")}
 
 
-def _site_table(guide: Guide) -> dict[str, dict[str, Any]]:
+def _site_table(layout: Layout) -> dict[str, dict[str, Any]]:
     return {
         site.name: {
             "shape": list(site.shape),
@@ -189,7 +188,7 @@ def _site_table(guide: Guide) -> dict[str, dict[str, Any]]:
             "offset": site.offset,
             "prior": family(site.prior),
         }
-        for site in guide.sites.values()
+        for site in layout.values()
     }
 
 
@@ -308,13 +307,11 @@ def _rebuild_guide(spec: dict[str, Any], model: nn.Module, tensors: Mapping[str,
 
 
 def _family(spec: dict[str, Any]) -> Callable[..., Guide]:
-    """The class of a saved guide with its options; a GuideMap's rules hold those of its parts."""
+    """The class of a saved guide with its options; a composite's rules hold those of its parts."""
     kind = _known_class(spec["class"], guides, Guide)
     if kind is None:
         raise ValueError(f"guide: {spec['class']!r} is not one of pyrobnn.guides; build it and pass it as guide=.")
-    if kind is not GuideMap:
-        return functools.partial(kind, **spec["config"])
-    return functools.partial(kind, rules=[(exactly(rule["sites"]), _family(rule)) for rule in spec["config"]["rules"]])
+    return kind.family(spec["config"], _family)
 
 
 def _adopt_dtype(module: Any, tensors: Mapping[str, Tensor]) -> Any:
@@ -352,7 +349,7 @@ def _check_output(spec: dict[str, Any], model: nn.Module) -> None:
 def _check_guide(spec: dict[str, Any], guide: Guide) -> None:
     if (given := _class_name(guide, guides)) != spec["class"]:
         raise ValueError(f"guide: it is a {given}, but the checkpoint holds a {spec['class']}.")
-    differences = _differences("site", spec["sites"], _site_table(guide))
+    differences = _differences("site", spec["sites"], _site_table(guide.layout))
     _refuse("guide", "its sites are not those saved", differences, "Build the model as it was built then.")
 
 

@@ -20,8 +20,10 @@ from torch import nn
 
 from pyrobnn._pyro import full_name
 from pyrobnn.bayesianize import BayesianModule, bayesian_modules
+from pyrobnn.divergence import PriorTerm
+from pyrobnn.draws import Draws
 from pyrobnn.estimators import EstimatorSpec, coverage
-from pyrobnn.guides import Guide, Site
+from pyrobnn.guides import Guide
 from pyrobnn.guides.ensemble import MixtureOfDeltas
 from pyrobnn.priors import FixedPrior, Prior
 from pyrobnn.stochastic import StochasticModule
@@ -117,7 +119,7 @@ def describe(model: nn.Module, guide: Guide | None = None, *, estimator: Estimat
         elif isinstance(module, StochasticModule):
             rows += [row for name in module.site_priors for row in _site_rows(module, name)]
     listed = {row["site"] for row in rows}
-    for site in guide.sites.values() if guide is not None else ():
+    for site in guide.layout.values() if guide is not None else ():
         if site.name not in listed:
             rows.append(_row(None, site.name, site.shape, family(site.prior), "random"))
     if estimator is not None:
@@ -223,16 +225,18 @@ def _factors(guide: Guide) -> dict[str, tuple[str, str | None]]:
     """Family of the guide's factor and kind of KL, by site."""
     devices = sorted({p.device.index for p in guide.parameters() if p.is_cuda})
     with torch.no_grad(), torch.random.fork_rng(devices=devices):
-        has_kl = guide.divergence_name == "KL"  # a point estimate's divergence is -log p
-        values = guide.draw() if has_kl else {}
-        return {
-            site.name: (family(guide.factor(site)), _kl(guide, site, values[site.name]) if has_kl else None)
-            for site in guide.sites.values()
-        }
+        facts = guide.facts
+        draws = guide.sample(1).at(0) if facts.density else Draws({})
+        return {name: (family(guide.marginal(name)), _kl(guide, name, draws)) for name in guide.layout}
 
 
-def _kl(guide: Guide, site: Site, value: torch.Tensor) -> str:
-    return "exact" if guide.divergence(site, value, site.prior)[1] else "Monte Carlo"
+def _kl(guide: Guide, name: str, draws: Draws) -> str | None:
+    """How the KL of a site is computed; None where there is none, as for a point."""
+    if name not in guide.facts.density:
+        return None
+    group = next(group for group in guide.facts.independent if name in group)
+    priors = {site: PriorTerm(guide.layout[site].prior) for site in guide.layout if site in group}
+    return "exact" if guide.part(name).divergence(Draws(draws), priors).exact else "Monte Carlo"
 
 
 # ------------------------------------------------------------------------------------------------------ notes

@@ -146,7 +146,7 @@ def finetune(
     lr, mean_share = slow if lr is None else lr, 1.0
     if options.keys().isdisjoint({"scheduler", "optimizer"}):
         options["scheduler"], mean_share = partial(_falling, epochs=epochs), 0.5
-    if scale_lr is None and any(isinstance(part, LowRankEnsemble) for part in guide.simple_parts()):
+    if scale_lr is None and not guide.facts.gaussian:  # factors of members, not log scales
         scale_lr = lr if auxiliary is None else FACTORS_TO_DISAGREE * lr
     elif scale_lr is None:
         scale_lr = _scale_lr(loader, epochs, rise) / mean_share
@@ -198,11 +198,12 @@ def _depth(net: nn.Module) -> int:
 
 def _estimator_to_disagree(guide: Guide, members_may_split: bool) -> EstimatorSpec:
     """How draws enter the layers by default, with auxiliary inputs."""
-    if (members := guide.num_particles(1)) > 1:
+    members = guide.facts.num_training_draws or 1
+    if members > 1:
         return PerGroup(members) if members_may_split else None
-    if not hasattr(guide, "write_gaussians"):
+    if not guide.facts.gaussian:
         return None
-    return "per_example" if guide.num_latents <= MOST_PER_EXAMPLE else "flipout"
+    return "per_example" if guide.layout.size <= MOST_PER_EXAMPLE else "flipout"
 
 
 def _scale_lr(loader: Iterable[Any], epochs: int, rise: float) -> float:

@@ -8,24 +8,21 @@ Izmailov et al. 2018). The members of an ensemble have statistics of their own, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pyrobnn.arguments import check_positive_int
+from pyrobnn.draws import Draws
 from pyrobnn.guides.base import Guide
-from pyrobnn.guides.draws import Draws
-from pyrobnn.guides.ensemble import Ensemble
-from pyrobnn.guides.member_buffers import MemberBuffers
 from pyrobnn.prediction.runners import model_outputs, to_device
-from pyrobnn.substitution import Substitution
 
 __all__ = ["BATCH_NORMS", "recalibrate_batch_norm"]
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
-"""Layers that normalise by the statistics of a batch."""
+"""Layers that normalize by the statistics of a batch."""
 
 
 @torch.no_grad()
@@ -40,7 +37,6 @@ def recalibrate_batch_norm(model: nn.Module, guide: Guide, loader: Iterable[Any]
         num_draws: Posterior draws per batch.
 
     Raises:
-        TypeError: If the guide is a composition one part of which is such an ensemble.
         ValueError: If the model has no BatchNorm layer with running statistics, or the loader is empty.
             Whatever goes wrong, the statistics are then as they were before.
     """
@@ -48,65 +44,20 @@ def recalibrate_batch_norm(model: nn.Module, guide: Guide, loader: Iterable[Any]
     if not layers:
         raise ValueError("model: it has no BatchNorm layer with running statistics, so nothing can be recalibrated.")
     check_positive_int("num_draws", num_draws)
-    if isinstance(guide, Ensemble) and len(guide.own_buffers):
-        _by_member(model, layers, guide, loader, num_draws)
-        return
-    if any(isinstance(module, MemberBuffers) and len(module) for module in guide.modules()):
-        raise TypeError(
-            f"guide: a part of this {type(guide).__name__} is an ensemble whose members have running statistics of "
-            "their own, which cannot be recalibrated together with other parts; train on for a few epochs instead."
-        )
-    _recalibrate(model, layers, lambda: Draws.of(guide.sample(1)).at(0), loader, num_draws)
-
-
-def _by_member(model: nn.Module, layers: list[Any], guide: Ensemble, loader: Iterable[Any], num_draws: int) -> None:
-    """Each member's own statistics; all of them as before if one fails."""
-    before = {name: buffer.clone() for name, buffer in guide.own_buffers.named_buffers()}
-    try:
-        for member in range(guide.num_members):
-            draw = Draws(guide.stacked(torch.tensor([member]))).at(0)
-            with guide.with_buffers(model, member, keep=True):
-                _recalibrate(model, layers, lambda draw=draw: draw, loader, num_draws)  # type: ignore[misc]
-    except BaseException:
-        guide.own_buffers.load_state_dict(before)
-        raise
-
-
-def _recalibrate(
-    model: nn.Module, layers: list[Any], draw: Callable[[], Mapping[str, Tensor]], loader: Iterable[Any], num_draws: int
-) -> None:
-    """The layers' statistics under the draws that ``draw`` makes; as before if something fails."""
-    before = [{name: buffer.clone() for name, buffer in layer.named_buffers()} for layer in layers]
-    try:
-        _average(model, layers, draw, loader, num_draws)
-    except BaseException:
-        for layer, buffers in zip(layers, before, strict=True):
-            layer.load_state_dict(buffers, strict=False)
-        raise
-    for layer, buffers in zip(layers, before, strict=True):
-        count = layer.num_batches_tracked
-        count.copy_(torch.maximum(count, buffers["num_batches_tracked"]))
-
-
-def _average(
-    model: nn.Module, layers: list[Any], draw: Callable[[], Mapping[str, Tensor]], loader: Iterable[Any], num_draws: int
-) -> None:
-    """The plain average over all passes, which is what ``momentum=None`` means."""
     device = next(model.parameters()).device
     modes = [(module, module.training) for module in model.modules()]
     momenta = [layer.momentum for layer in layers]
+    averages = _Averages(model, layers, guide)
     passes = 0
     try:
         model.eval()
         for layer in layers:
-            layer.reset_running_stats()
-            layer.momentum = None
+            layer.momentum = None  # the plain average over all passes
             layer.train()
         for batch in loader:
             x = to_device(batch[0] if isinstance(batch, tuple | list) else batch, device)
             for _ in range(num_draws):
-                with Substitution(draw()):
-                    model_outputs(model, x)
+                averages.add(x)
             passes += num_draws
         if passes == 0:
             raise ValueError("loader: it yielded no batch to take statistics of.")
@@ -115,3 +66,58 @@ def _average(
             layer.momentum = momentum
         for module, training in modes:
             module.training = training
+    averages.keep()
+
+
+class _Averages:
+    """Fresh statistics, which are kept when all of them are there: the model's, or each component's of a mixture."""
+
+    def __init__(self, model: nn.Module, layers: list[Any], guide: Guide) -> None:
+        self.model, self.guide = model, guide
+        owners = {id(layer) for layer in layers}
+        self._names = [
+            f"{prefix}.{local}" if prefix else local
+            for prefix, module in model.named_modules()
+            if id(module) in owners
+            for local, _ in module.named_buffers(recurse=False)
+        ]
+        example = guide.sample(1)
+        own = [name for name in self._names if name in example.buffers]
+        points = guide.facts.num_points if own else 1
+        assert points is not None, "components with buffers of their own are finitely many"
+        self._members, self._of_components = torch.arange(points), bool(own)
+        stored = [dict(model.named_buffers()) for _ in self._members]
+        if own:
+            stored = [all_buffers | draw for all_buffers, draw in zip(stored, self._stored_by_component(), strict=True)]
+        self._before = [{name: one[name].clone() for name in self._names} for one in stored]
+        self._fresh = [{name: _reset(name, value) for name, value in one.items()} for one in self._before]
+
+    def _stored_by_component(self) -> list[dict[str, Tensor]]:
+        draws = self.guide.atoms(self._members)
+        return [draws.at(index).buffers for index in range(len(self._members))]
+
+    def add(self, x: Any) -> None:
+        """One pass of a batch for each component, under fresh draws."""
+        draws = self.guide.atoms(self._members) if self._of_components else self.guide.sample(1)
+        for index, fresh in enumerate(self._fresh):
+            draw = draws.at(index)
+            with Draws(draw, {**draw.buffers, **fresh}, around=draw.around, live=True).running(self.model, update=True):
+                model_outputs(self.model, x)
+
+    def keep(self) -> None:
+        """Writes the statistics to where they belong."""
+        for index, (fresh, before) in enumerate(zip(self._fresh, self._before, strict=True)):
+            for name, value in fresh.items():
+                if name.endswith("num_batches_tracked"):
+                    value.copy_(torch.maximum(value, before[name]))
+            if self._of_components:
+                self.guide.write_buffers(torch.tensor(index), fresh)
+            else:
+                buffers = dict(self.model.named_buffers())
+                for name, value in fresh.items():
+                    buffers[name].copy_(value)
+
+
+def _reset(name: str, value: Tensor) -> Tensor:
+    """The statistic of no batch, in memory of its own."""
+    return torch.ones_like(value) if name.endswith("running_var") else torch.zeros_like(value)

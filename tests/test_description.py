@@ -61,8 +61,8 @@ def test_the_rows_with_a_site_are_exactly_the_latent_sites_of_the_guide() -> Non
     model = zoo()
     guide = MeanField(model)
     found = by("site", describe(model).rows)
-    assert sorted(found) == sorted(guide.sites)
-    assert {name: row["shape"] for name, row in found.items()} == {n: tuple(s.shape) for n, s in guide.sites.items()}
+    assert sorted(found) == sorted(guide.layout)
+    assert {name: row["shape"] for name, row in found.items()} == {n: tuple(s.shape) for n, s in guide.layout.items()}
 
 
 def test_status_prior_and_tied_names() -> None:
@@ -96,8 +96,8 @@ def test_posterior_family_and_kind_of_divergence() -> None:
     assert kinds["net.3.weight"] == ("Normal", "exact")
     assert kinds["net.4.weight"] == ("Normal", "Monte Carlo")
     assert kinds["net.0.weight.local_scale"] == ("exp(Normal)", "Monte Carlo")
-    draw = guide.draw()
-    for name, site in guide.sites.items():
+    draw = guide.rsample()
+    for name, site in guide.layout.items():
         is_exact = guide.divergence(site, draw[name], site.prior)[1]
         assert kinds[name][1] == ("exact" if is_exact else "Monte Carlo")
     assert all(row["posterior"] is None for row in describe(model, guide).rows if row["site"] is None)

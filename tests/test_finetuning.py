@@ -91,17 +91,17 @@ def test_a_seed_fixes_everything(posterior: Any) -> None:
 
 def test_last_layer_leaves_the_rest_deterministic() -> None:
     model, guide = pb.finetune(pretrained(), loader(), "last_layer", epochs=1, progress=False)
-    assert set(guide.sites) == {"net.3.weight", "net.3.bias"}
+    assert set(guide.layout) == {"net.3.weight", "net.3.bias"}
     assert {row["status"] for row in pb.describe(model).rows if row["parameter"].startswith("0")} == {"deterministic"}
 
 
 def test_default_prior_is_weight_decay_and_others_are_taken() -> None:
     _, guide = pb.finetune(pretrained(), loader(), epochs=1, progress=False)
-    prior: Any = guide.sites["net.0.weight"].prior
+    prior: Any = guide.layout["net.0.weight"].prior
     assert float(prior.base_dist.scale.flatten()[0]) == pytest.approx((2e-4 * 60) ** -0.5)
     net = pretrained()
     _, guide = pb.finetune(net, loader(), prior=priors.centred(0.1), epochs=1, progress=False)
-    prior = guide.sites["net.0.weight"].prior
+    prior = guide.layout["net.0.weight"].prior
     torch.testing.assert_close(prior.base_dist.loc, net.get_parameter("0.weight").detach())
 
 
@@ -305,7 +305,7 @@ def test_what_is_fine_tuned_is_what_predicts() -> None:
     net = pretrained()
     model, guide = pb.finetune(net, loader(), epochs=1, lr=0.0, scale_lr=0.0, seed=0, progress=False)
     x, _ = data()
-    values = guide.draw()
+    values = guide.rsample()
     with Substitution(values), torch.no_grad():
         expected = model.eval().predictive(x)
     model.train()

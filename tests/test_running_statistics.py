@@ -58,7 +58,7 @@ def test_statistics_are_averages_over_the_posterior() -> None:
     guide = MeanField(model, init_scale=0.4).double()
     x = torch.randn(30, 3).double()
     recalibrate_batch_norm(model, guide, [x], num_draws=2000)
-    loc = {name: value.detach() for name, value in guide.split(guide.flat_loc).items()}
+    loc = {name: value.detach() for name, value in guide.layout.split(guide.flat_loc).items()}
     weight, covariance = loc["net.0.weight"], torch.cov(x.T)
     mean = weight @ x.mean(0) + loc["net.0.bias"]
     variance = ((weight @ covariance) * weight).sum(1) + 0.16 * covariance.trace()

@@ -15,7 +15,7 @@ from pyrobnn.curvature.blocks import Block, DenseBlock, DiagonalBlock, Kronecker
 from pyrobnn.curvature.kronecker import kronecker_layers
 
 if TYPE_CHECKING:
-    from pyrobnn.guides.base import Site
+    from pyrobnn.layout import Site
 
 __all__ = ["Group", "Structure", "lay_out"]
 

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from pyrobnn.bayesianize import evaluating, frozen_buffers
 from pyrobnn.diagnostics._batches import Piece
+from pyrobnn.draws import Draws, installed_buffers
 from pyrobnn.guides import chains as markov
 from pyrobnn.guides.base import Guide
-from pyrobnn.guides.draws import Draws, installed_buffers
 from pyrobnn.substitution import Substitution, unscaled_score
 
 __all__ = [

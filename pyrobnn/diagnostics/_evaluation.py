@@ -15,6 +15,8 @@ from pyrobnn import random_state
 from pyrobnn.batches import Batch, Reader
 from pyrobnn.diagnostics._batches import Piece, batches
 from pyrobnn.diagnostics._draws import Chains, at_draw, data_sites
+from pyrobnn.divergence import prior_terms
+from pyrobnn.draws import Draws
 from pyrobnn.guides.base import Guide
 from pyrobnn.substitution import unscaled_score
 from pyrobnn.supervised import SupervisedModel
@@ -122,10 +124,9 @@ def evaluate(model: Any, guide: Guide, data: Rows, num_samples: int) -> Evaluati
                     predicted, targets = message["fn"].sample(), data.targets[rows]
                     below[index] = below[index] + (predicted < targets)
                     ties[index] = ties[index] + (predicted == targets)
-            if index == 0 and guide.has_density:
-                for message in run.latent:
-                    site = guide.sites[message["name"]]
-                    divergence[draw] += guide.divergence(site, message["value"], message["fn"])[0].double().sum().item()
+            if index == 0 and guide.facts.density:
+                found = guide.divergence(Draws.of(values), prior_terms(run.latent))
+                divergence[draw] += float(found.total.detach())
     rank = None
     if torch.is_tensor(below[0]):
         count = torch.cat(below) + torch.cat([t * torch.rand_like(t, dtype=torch.float64) for t in ties])

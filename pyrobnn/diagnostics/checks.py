@@ -25,7 +25,7 @@ from pyrobnn.calibration import expected_calibration_error
 from pyrobnn.diagnostics._arviz import pareto_k
 from pyrobnn.diagnostics._draws import undisturbed
 from pyrobnn.diagnostics._evaluation import Evaluation, Rows, evaluate, same_random_state
-from pyrobnn.diagnostics.importance import is_factorised, k_hat_threshold, last_layer_sites, log_ratios
+from pyrobnn.diagnostics.importance import default_sites, k_hat_threshold, log_ratios
 from pyrobnn.diagnostics.weights import WeightStatistics, weight_statistics
 from pyrobnn.guides.base import Guide
 
@@ -160,7 +160,7 @@ def _check_noise(model: Any, guide: Guide, run: Evaluation) -> Check:
     num_data = getattr(model, "num_data", None)
     if not isinstance(num_data, int):
         return Check(name, "not applicable", None, "the model does not state num_data, the size of its data set")
-    if not guide.has_density:
+    if not guide.facts.density:
         return Check(name, "not applicable", None, f"{type(guide).__name__} is a point estimate or has no density")
     elbo = run.log_likelihood / len(run.by_datum) - run.divergence / num_data
     noise, spread = elbo.std().item(), run.by_datum.std(correction=0).item()
@@ -197,7 +197,7 @@ def _check_signal(guide: Guide, weights: dict[str, WeightStatistics]) -> Check:
     if not known:
         return Check(name, "not applicable", None, f"the draws of {type(guide).__name__} do not differ")
     # Biases and scales are few; a layer is judged by its weights.
-    judged = {site: share for site, share in known.items() if len(guide.sites[site].shape) >= 2} or known
+    judged = {site: share for site, share in known.items() if len(guide.layout[site].shape) >= 2} or known
     worst = min(judged, key=judged.__getitem__)
     found = f"in {worst}, the noisiest of {len(judged)}, {judged[worst]:.1%} of the weights have |mean| > sd"
     if judged[worst] >= ABOVE_NOISE_SHARE:
@@ -239,13 +239,15 @@ def _error_by_chance(probs: Tensor, repetitions: int = 100) -> float:
 def _check_importance(model: Any, guide: Guide, data: Rows, num_samples: int) -> Check:
     name = "k-hat"
     num_data = getattr(model, "num_data", None)
-    if not guide.has_density:
-        return Check(name, "not applicable", None, f"{type(guide).__name__} has no density, so no importance ratios")
+    chosen = default_sites(model, guide)
+    if not guide.facts.can_marginalize(chosen):
+        lacking = next((site for site in chosen if site not in guide.facts.density), chosen[0])
+        reason = f"{type(guide.part(lacking)).__name__} has no density of {lacking!r}, so no importance ratios"
+        return Check(name, "not applicable", None, reason)
     if num_data != data.num_rows or not data.complete:
         more = "raise max_rows" if not data.complete else "pass a loader of all of them, without drop_last"
         reason = f"the ratios need all {num_data} training data, {data.num_rows:,} were read; {more}"
         return Check(name, "not applicable", None, reason)
-    chosen = last_layer_sites(model, guide) if is_factorised(guide) else list(guide.sites)
     k_hat, threshold = (
         pareto_k(log_ratios(model, guide, data.batches, chosen, num_samples).numpy()),
         k_hat_threshold(num_samples),

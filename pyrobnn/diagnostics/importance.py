@@ -33,7 +33,7 @@ from pyrobnn.diagnostics._layout import matching
 from pyrobnn.guides.base import Guide
 from pyrobnn.substitution import Substitution
 
-__all__ = ["importance_k_hat", "is_factorised", "k_hat_threshold", "last_layer_sites", "log_ratios"]
+__all__ = ["default_sites", "importance_k_hat", "k_hat_threshold", "last_layer_sites", "log_ratios"]
 
 
 def importance_k_hat(
@@ -68,7 +68,7 @@ def importance_k_hat(
     """
     if not isinstance(guide, Guide):
         raise TypeError(f"guide: expected one of pyrobnn.guides, got {type(guide).__name__}.")
-    if not guide.has_density:
+    if not guide.facts.density:
         raise ValueError(f"guide: {type(guide).__name__} has no density, so it has no importance ratios.")
     if num_samples < 25:
         raise ValueError(f"num_samples: the tail of the ratios needs at least 25 draws, got {num_samples}.")
@@ -89,7 +89,7 @@ def k_hat_threshold(num_samples: int) -> float:
 def last_layer_sites(model: Any, guide: Guide) -> list[str]:
     """The sites of the layer with the last parameter of the model's last network, else the last site."""
     converted = bayesian_modules(model) if isinstance(model, torch.nn.Module) else []
-    names = list(guide.sites)
+    names = list(guide.layout)
     if not converted or not converted[-1].parameter_names:
         return names[-1:]
     last = full_name(converted[-1], list(converted[-1].parameter_names)[-1])
@@ -97,9 +97,13 @@ def last_layer_sites(model: Any, guide: Guide) -> list[str]:
     return [name for name in names if name.startswith(f"{layer}.")] if layer else names
 
 
-def is_factorised(guide: Guide) -> bool:
-    """Whether the guide's density is the product of its sites' factors, as :meth:`Guide.log_prob` has it."""
-    return type(guide).log_prob is Guide.log_prob
+def default_sites(model: Any, guide: Guide) -> list[str]:
+    """The last layer, with the sites of the guide that it is correlated with."""
+    chosen = set(last_layer_sites(model, guide))
+    for group in guide.facts.independent:
+        if group & chosen:
+            chosen |= group
+    return [name for name in guide.layout if name in chosen]
 
 
 def log_ratios(model: Any, guide: Guide, pieces: list[Piece], chosen: list[str], num_samples: int) -> Tensor:
@@ -131,17 +135,19 @@ def log_joint(model: Any, values: dict[str, Tensor], pieces: list[Piece]) -> flo
 
 
 def _log_density(guide: Guide, values: dict[str, Tensor], chosen: list[str]) -> float:
-    if not is_factorised(guide):
-        return guide.log_prob({name: value[None] for name, value in values.items()}).double().item()
-    return sum(guide.factor(guide.sites[name]).log_prob(values[name]).double().sum().item() for name in chosen)
+    return guide.log_prob({name: values[name][None] for name in chosen}).double().item()
 
 
 def _choose_sites(model: Any, guide: Guide, sites: Sequence[str] | None) -> list[str]:
-    if not is_factorised(guide):
-        if sites is not None:
-            raise ValueError(
-                f"sites: those of {type(guide).__name__} are correlated, so a subset's density given the "
-                "others is not known; leave sites at None for all of them."
-            )
-        return list(guide.sites)
-    return last_layer_sites(model, guide) if sites is None else matching(list(guide.sites), sites)
+    chosen = default_sites(model, guide) if sites is None else matching(list(guide.layout), sites)
+    if guide.facts.can_marginalize(chosen):
+        return chosen
+    if lacking := [name for name in chosen if name not in guide.facts.density]:
+        raise ValueError(
+            f"sites: {type(guide.part(lacking[0])).__name__} has no density of the site {lacking[0]!r}; choose among "
+            f"{', '.join(sorted(guide.facts.density)[:8])}."
+        )
+    raise ValueError(
+        f"sites: those of {type(guide.part(chosen[0])).__name__} are correlated, so a subset's density given the "
+        "others is not known; choose all that belong together, or leave sites at None."
+    )

@@ -32,8 +32,8 @@ from tqdm.auto import tqdm
 from pyrobnn import random_state
 from pyrobnn.arguments import check_positive_int
 from pyrobnn.diagnostics._draws import at_draw, log_prob_sum, undisturbed
+from pyrobnn.draws import Draws
 from pyrobnn.guides.base import Guide
-from pyrobnn.guides.draws import Draws
 from pyrobnn.guides.ensemble import Ensemble
 from pyrobnn.substitution import Substitution
 

@@ -21,7 +21,8 @@ from torch import Tensor
 from torch.distributions import kl_divergence
 
 from pyrobnn.diagnostics._draws import undisturbed
-from pyrobnn.guides.base import Guide, Site
+from pyrobnn.guides.base import Guide
+from pyrobnn.layout import Site
 from pyrobnn.substitution import Substitution
 
 __all__ = ["AT_PRIOR", "WeightStatistics", "weight_statistics"]
@@ -70,7 +71,7 @@ def weight_statistics(model: Any, guide: Guide, *args: Any, num_samples: int = 2
         draws = guide.sample(num_samples)
         return {
             site.name: _statistics(site, divergence.get(site.name), *_moments(guide, site, draws[site.name]))
-            for site in guide.sites.values()
+            for site in guide.layout.values()
         }
 
 
@@ -88,14 +89,14 @@ def _statistics(site: Site, divergence: Tensor | None, mean: Tensor, std: Tensor
 
 def _moments(guide: Guide, site: Site, draws: Tensor) -> tuple[Tensor, Tensor]:
     with contextlib.suppress(NotImplementedError):
-        factor: Any = guide.marginals(site)
+        factor: Any = guide.elementwise_marginal(site.name)
         return factor.mean, factor.variance.sqrt()
     return draws.mean(0), draws.std(0) if len(draws) > 1 else torch.zeros_like(draws[0])
 
 
 def _kl_by_element(model: Any, guide: Guide, args: tuple[Any, ...], num_samples: int) -> dict[str, Tensor]:
     """``KL(q(w_i) ‖ p(w_i | other sites))`` by element, averaged over draws; sites without one left out."""
-    if not guide.has_density:
+    if not guide.facts.density:
         return {}
     totals: dict[str, Tensor] = {}
     reader = getattr(model, "sample_latents", None)
@@ -109,8 +110,8 @@ def _kl_by_element(model: Any, guide: Guide, args: tuple[Any, ...], num_samples:
             model(*args) if reader is None else reader()
         is_exact = True
         for message in run.latent:
-            site = guide.sites.get(message["name"])
-            if site is None:
+            site = guide.layout.get(message["name"])
+            if site is None or site.name not in guide.facts.density:
                 continue
             with contextlib.suppress(NotImplementedError):
                 terms, closed = _terms(guide, site, message["value"], message["fn"])
@@ -122,7 +123,7 @@ def _kl_by_element(model: Any, guide: Guide, args: tuple[Any, ...], num_samples:
 
 def _terms(guide: Guide, site: Site, value: Tensor, prior: Any) -> tuple[Tensor, bool]:
     """The KL by element and whether it is exact; else its one-draw estimate, which is zero where q is p."""
-    factor, prior = _by_element(guide.marginals(site)), _by_element(prior)
+    factor, prior = _by_element(guide.elementwise_marginal(site.name)), _by_element(prior)
     with contextlib.suppress(NotImplementedError):
         return kl_divergence(factor, prior).expand(value.shape), True
     return factor.log_prob(value) - prior.log_prob(value), False

@@ -1,19 +1,29 @@
-"""Objectives."""
+"""Objectives: sums of named terms over draws of a guide."""
 
-from pyrobnn.elbo.adversarial import AdversarialELBO
+from pyrobnn.elbo.adversarial import AdversarialELBO, AdversarialTerm
 from pyrobnn.elbo.mean_field import MeanFieldELBO
-from pyrobnn.elbo.parts import ELBOParts, NonFiniteLossError
-from pyrobnn.elbo.regularized import RegularizedELBO, perturbed
+from pyrobnn.elbo.objective import Objective
+from pyrobnn.elbo.parts import NonFiniteLossError, Parts
+from pyrobnn.elbo.regularized import DisagreementTerm, RegularizedELBO, perturbed
 from pyrobnn.elbo.tempering import Temperature, Tempered, linear_annealing
+from pyrobnn.elbo.terms import DivergenceTerm, Evaluation, LogLikelihoodTerm, Run, Term
 
 __all__ = [
     "AdversarialELBO",
-    "ELBOParts",
+    "AdversarialTerm",
+    "DisagreementTerm",
+    "DivergenceTerm",
+    "Evaluation",
+    "LogLikelihoodTerm",
     "MeanFieldELBO",
     "NonFiniteLossError",
+    "Objective",
+    "Parts",
     "RegularizedELBO",
+    "Run",
     "Temperature",
     "Tempered",
+    "Term",
     "linear_annealing",
     "perturbed",
 ]

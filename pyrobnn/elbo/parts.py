@@ -1,12 +1,11 @@
-"""The parts of an objective's value, and who is to blame when it is not finite."""
+"""The parts of an objective's value, and which of them is not finite."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,13 +14,10 @@ from torch import Tensor, nn
 from pyrobnn.substitution import Substitution
 
 __all__ = [
-    "ELBOParts",
     "NonFiniteLossError",
-    "Particle",
-    "blaming_draws",
+    "Parts",
     "check_finite",
-    "culprit",
-    "detach",
+    "explaining_non_finite_draws",
     "gradients_restored",
     "mean_parts",
 ]
@@ -35,84 +31,109 @@ class NonFiniteLossError(ArithmeticError):
 
 
 @dataclass
-class ELBOParts:
-    """The parts of one evaluation of the objective, in sum units (nats for the whole data set).
+class Parts:
+    """The terms of one evaluation of an objective by name, in sum units (nats for the whole data set).
 
     Attributes:
-        log_likelihood: Expected log likelihood, scaled to the data set.
-        divergence: KL of the guide to the prior (``-log p(w)`` for a point estimate), not tempered.
-        temperature: The weight λ that the objective gave the divergence.
+        values: Values by term: ``"log_likelihood"``, the expected log likelihood, scaled to the data set;
+            ``"divergence"``, the KL of the guide to the prior (``-log p(w)`` for a point estimate), not tempered; and
+            those of further terms.
+        weights: Their factors in the loss; that of the log likelihood is negative.
         num_data: Size N of the data set, by which :meth:`per_datum` divides.
+        share: Weight of this evaluation in the mean over the draws of a training step.
+        divergence_name: What the divergence is: ``"KL"``, or ``"-log prior"`` for points.
     """
 
-    log_likelihood: Tensor
-    divergence: Tensor
-    temperature: float
+    values: dict[str, Tensor]
+    weights: Mapping[str, float]
     num_data: int
-
-    @property
-    def elbo(self) -> Tensor:
-        """Log likelihood minus divergence, untempered."""
-        return self.log_likelihood - self.divergence
+    share: float = 1.0
+    divergence_name: str = "KL"
 
     @property
     def loss(self) -> Tensor:
-        """The (tempered) objective that is minimised."""
-        return self.temperature * self.divergence - self.log_likelihood
-
-    def per_datum(self) -> dict[str, float]:
-        """``elbo``, ``log_likelihood``, ``kl`` and ``loss`` in nats per datum."""
-        likelihood, kl = (float(part) / self.num_data for part in (self.log_likelihood, self.divergence))
-        loss = self.temperature * kl - likelihood
-        return {"elbo": likelihood - kl, "log_likelihood": likelihood, "kl": kl, "loss": loss}
-
-
-@dataclass
-class Particle:
-    """Parts of one particle: the divergence in the graph, and the part taken on flat vectors beside it."""
-
-    log_likelihood: Tensor | float
-    in_graph: Tensor | float
-    covered: Tensor | float
-    temperature: float
-    num_data: int
-    run: Substitution
-
-    @cached_property
-    def graph_loss(self) -> Tensor:
-        """The part of the objective that is differentiated through the model."""
-        return torch.as_tensor(self.temperature * self.in_graph - self.log_likelihood)
+        """The objective that is minimized: the weighted sum of the terms."""
+        total: Any = 0.0
+        for name, value in self.values.items():
+            weight = self.weights[name]
+            weighted = value if abs(weight) == 1.0 else abs(weight) * value
+            total = total + weighted if weight >= 0.0 else total - weighted
+        return torch.as_tensor(total)
 
     @property
-    def is_finite(self) -> bool:
-        """Whether the objective is."""
-        return math.isfinite(float(self.graph_loss.detach() + self.covered))
+    def log_likelihood(self) -> Tensor:
+        """Expected log likelihood."""
+        return self.values["log_likelihood"]
+
+    @property
+    def divergence(self) -> Tensor:
+        """Divergence from the prior."""
+        return self.values["divergence"]
+
+    @property
+    def temperature(self) -> float:
+        """Weight λ of the divergence in the loss."""
+        return self.weights["divergence"]
+
+    @property
+    def elbo(self) -> Tensor:
+        """Log likelihood minus divergence, untempered and without further terms."""
+        return self.log_likelihood - self.divergence
+
+    def per_datum(self) -> dict[str, float]:
+        """``elbo``, ``log_likelihood``, ``kl``, further terms and ``loss`` in nats per datum."""
+        found = {name: float(value) / self.num_data for name, value in self.values.items()}
+        loss = sum(self.weights[name] * value for name, value in found.items())
+        likelihood, kl = found.pop("log_likelihood"), found.pop("divergence")
+        return {"elbo": likelihood - kl, "log_likelihood": likelihood, "kl": kl, **found, "loss": loss}
+
+    def detached(self) -> Parts:
+        """The same numbers without their graphs."""
+        values = {name: value.detach() for name, value in self.values.items()}
+        return replace(self, values=values)
 
 
-def check_finite(particle: Particle) -> None:
-    """Refuses a particle whose objective is not finite.
+def mean_parts(parts: Sequence[Parts]) -> Parts:
+    """The average over evaluations by their shares, which sum to one for each term."""
+    if len(parts) == 1:
+        return parts[0]
+    values: dict[str, Any] = {}
+    weights: dict[str, float] = {}
+    for part in parts:
+        weights |= part.weights
+        for name, value in part.values.items():
+            values[name] = values.get(name, 0.0) + part.share * value
+    return Parts(values, weights, parts[0].num_data, divergence_name=parts[0].divergence_name)
+
+
+def check_finite(parts: Parts, run: Substitution | None = None) -> None:
+    """Refuses an evaluation that is not finite.
 
     Raises:
-        NonFiniteLossError: If it is NaN or infinite; the message names the part to blame.
+        NonFiniteLossError: If it is NaN or infinite; the message names the part that is.
     """
-    if not particle.is_finite:
-        raise NonFiniteLossError(culprit(particle))
+    if math.isfinite(float(parts.loss.detach())):
+        return
+    named = [
+        f"{_DESCRIPTIONS.get(name, name)} ({float(value.detach()):.4g})"
+        for name, value in parts.values.items()
+        if not (name == "log_likelihood" and run is not None) and not bool(value.isfinite())
+    ]
+    if run is not None:
+        if draws := [m["name"] for m in run.latent if not bool(m["value"].isfinite().all())]:
+            named.append(_of_draws(draws))
+        named += [
+            f"the log likelihood of the site {m['name']!r}"
+            for m in run.observed
+            if not bool(m["fn"].log_prob(m["value"]).isfinite().all())
+        ]
+    raise NonFiniteLossError(
+        f"the objective became non-finite: {', '.join(named)}; lower the learning rate or init_scale, or look at the "
+        "data."
+    )
 
 
-def mean_parts(particles: list[Particle], shares: list[float]) -> ELBOParts:
-    """The average over particles, whose weights ``shares`` sum to one."""
-    first = particles[0]
-    log_likelihood, divergence = first.log_likelihood, first.in_graph + first.covered
-    if len(particles) > 1:
-        weighted = list(zip(particles, shares, strict=True))
-        log_likelihood = sum((share * p.log_likelihood for p, share in weighted), start=0.0)
-        divergence = sum((share * (p.in_graph + p.covered) for p, share in weighted), start=0.0)
-    return ELBOParts(torch.as_tensor(log_likelihood), torch.as_tensor(divergence), first.temperature, first.num_data)
-
-
-def detach(parts: ELBOParts) -> ELBOParts:
-    """The same numbers without their graphs."""
-    return ELBOParts(parts.log_likelihood.detach(), parts.divergence.detach(), parts.temperature, parts.num_data)
+_DESCRIPTIONS = {"divergence": "the divergence of the latent sites", "log_likelihood": "the log likelihood"}
 
 
 @contextmanager
@@ -129,16 +150,16 @@ def gradients_restored(*modules: Any) -> Iterator[None]:
 
 
 @contextmanager
-def blaming_draws(values: dict[str, Tensor]) -> Iterator[None]:
+def explaining_non_finite_draws(values: Mapping[str, Tensor]) -> Iterator[None]:
     """Turns what Pyro's validation says of parameters that are NaN into the name of the draw that brought them."""
     try:
         yield
     except ValueError as error:
-        blamed = [name for name, value in values.items() if not bool(value.isfinite().all())]
-        if not blamed:
+        named = [name for name, value in values.items() if not bool(value.isfinite().all())]
+        if not named:
             raise
         raise NonFiniteLossError(
-            f"the objective became non-finite: {_of_draws(blamed)}; lower the learning rate or init_scale."
+            f"the objective became non-finite: {_of_draws(named)}; lower the learning rate or init_scale."
         ) from error
 
 
@@ -146,26 +167,3 @@ def _of_draws(sites: list[str]) -> str:
     """Names the draws of a few sites and counts the rest."""
     named = ", ".join(f"the draw of the site {name!r}" for name in sites[:_NAMED])
     return named if len(sites) <= _NAMED else f"{named} and of {len(sites) - _NAMED} more"
-
-
-def culprit(parts: Particle) -> str:
-    """Which part of a non-finite objective is to blame, and what to try."""
-    blamed = [
-        f"{name} ({float(torch.as_tensor(value).detach()):.4g})"
-        for name, value in (
-            ("the divergence of the latent sites", parts.in_graph),
-            ("the KL on flat vectors", parts.covered),
-        )
-        if not bool(torch.as_tensor(value).isfinite())
-    ]
-    if draws := [m["name"] for m in parts.run.latent if not bool(m["value"].isfinite().all())]:
-        blamed.append(_of_draws(draws))
-    blamed += [
-        f"the log likelihood of the site {m['name']!r}"
-        for m in parts.run.observed
-        if not bool(m["fn"].log_prob(m["value"]).isfinite().all())
-    ]
-    return (
-        f"the objective became non-finite: {', '.join(blamed)}; lower the learning rate or init_scale, or look at the "
-        "data."
-    )

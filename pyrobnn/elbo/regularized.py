@@ -1,4 +1,4 @@
-r"""The uncertainty regulariser of BayesAdapter: draws must disagree on inputs that are not data.
+r"""The uncertainty regularizer of BayesAdapter: draws must disagree on inputs that are not data.
 
 .. math::  L = -\frac1N \mathrm{ELBO} + \alpha\, E_{\tilde x} \max\big(0,\, \gamma - \mathrm{MI}_2(\tilde x)\big),
            \qquad \mathrm{MI}_2 = H\Big(\frac{p_a + p_b}{2}\Big) - \frac{H(p_a) + H(p_b)}{2},
@@ -11,29 +11,27 @@ The two draws are exchangeable, so the expected gradient is twice the one throug
 passes over the auxiliary inputs, one of them without gradients. Both run in evaluation mode, as predictions will be,
 and never touch running statistics. They enter the layers as the ELBO's own do: with one draw for all inputs, what the
 gradient tells of a Gaussian's scales is mostly noise, and mean field learns to disagree only with draws of their own
-for each example (``estimator="per_example"``), as in the paper.
+for each example (``estimator="per_example"``), as in the paper. Members of an ensemble run with their own statistics.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from pyrobnn.bayesianize import evaluating, frozen_buffers
-from pyrobnn.elbo.draw_plan import DrawPlan
+from pyrobnn.bayesianize import evaluating
+from pyrobnn.draws import Draws
 from pyrobnn.elbo.mean_field import MeanFieldELBO
-from pyrobnn.elbo.parts import ELBOParts
 from pyrobnn.elbo.tempering import Temperature
+from pyrobnn.elbo.terms import Evaluation, Run, Term
 from pyrobnn.estimators import EstimatorSpec
-from pyrobnn.guides.base import Guide
-from pyrobnn.substitution import Substitution
 from pyrobnn.supervised import SupervisedModel
 
-__all__ = ["RegularizedELBO", "perturbed"]
+__all__ = ["DisagreementTerm", "RegularizedELBO", "perturbed"]
 
 Auxiliary = Callable[[Any], Any] | Iterable[Any]
 
@@ -53,20 +51,72 @@ def perturbed(epsilon: float) -> Callable[[Tensor], Tensor]:
     return perturb
 
 
+class DisagreementTerm(Term):
+    """N times the mean hinge ``max(0, γ - MI₂)`` of two draws on auxiliary inputs.
+
+    Args:
+        auxiliary: A function of the batch's inputs, or an iterable of input batches.
+        threshold: The mutual information γ in nats that is enough.
+        weight: Weight α beside the objective per datum.
+
+    Attributes:
+        disagreement: Mean :math:`\\mathrm{MI}_2` on the last auxiliary inputs, in nats.
+    """
+
+    name: ClassVar[str] = "regularizer"
+    when: ClassVar[Literal["draw", "after", "across"]] = "after"
+
+    def __init__(self, auxiliary: Auxiliary, threshold: float, weight: float) -> None:
+        super().__init__(weight)
+        self.auxiliary, self.threshold = auxiliary, threshold
+        self.disagreement: Tensor | None = None
+        self._batches: Iterator[Any] | None = None
+
+    def __call__(self, runs: Sequence[Run], evaluation: Evaluation) -> Tensor:
+        """The value, whose gradient is twice that through the first of the two draws."""
+        model, step = evaluation.model, evaluation.step
+        if not isinstance(model, SupervisedModel) or not model.likelihood.is_discrete:
+            raise TypeError(
+                "model: the uncertainty regularizer compares class probabilities; it needs a SupervisedModel with a "
+                "likelihood of classes."
+            )
+        x = self._inputs(evaluation.args)
+        with evaluating(model):
+            with torch.no_grad():
+                draws = step.draw(None)
+                second, component = _probabilities(model, draws, x), draws.component
+                del draws  # its memory is for the draw with gradients
+            first = _probabilities(model, step.draw(None, avoid=component), x)
+        mean = 0.5 * (first + second)
+        information = _entropy(mean) - 0.5 * (_entropy(first) + _entropy(second))
+        self.disagreement = information.detach().mean()
+        hinge = (self.threshold - information).clamp_min(0.0).mean()
+        return model.num_data * (2.0 * hinge - hinge.detach())
+
+    def _inputs(self, args: tuple[Any, ...]) -> Any:
+        if callable(self.auxiliary):
+            return self.auxiliary(args[0])
+        for _ in range(2):
+            if self._batches is None:
+                self._batches = iter(self.auxiliary)
+            for batch in self._batches:
+                x = batch[0] if isinstance(batch, tuple | list) else batch
+                return x.to(args[0].device) if torch.is_tensor(x) and torch.is_tensor(args[0]) else x
+            self._batches = None
+        raise ValueError("auxiliary: it yields no batch of inputs.")
+
+
 class RegularizedELBO(MeanFieldELBO):
-    """The ELBO with the uncertainty regulariser, for models with a likelihood of classes.
+    """The ELBO with the uncertainty regularizer, for models with a likelihood of classes.
 
     Args:
         auxiliary: Inputs to be uncertain about: a function of the batch's inputs (:func:`perturbed`), or an
             iterable of input batches (a loader; pairs ``(x, y)`` lose their ``y``), begun again when it ends.
         threshold: The mutual information γ in nats that is enough, above 0 and at most ``ln 2``.
-        weight: Weight α of the regulariser beside the objective per datum.
+        weight: Weight α of the regularizer beside the objective per datum.
         num_particles: As for :class:`~pyrobnn.elbo.MeanFieldELBO`.
         temperature: Likewise.
-        estimator: Likewise, for the ELBO's draws and the regulariser's.
-
-    Attributes:
-        disagreement: Mean :math:`\\mathrm{MI}_2` on the last auxiliary inputs, in nats.
+        estimator: Likewise, for the ELBO's draws and the regularizer's.
 
     Raises:
         TypeError: If ``auxiliary`` is neither; at the first step, if the model has no likelihood of classes.
@@ -83,7 +133,6 @@ class RegularizedELBO(MeanFieldELBO):
         temperature: Temperature = 1.0,
         estimator: EstimatorSpec = None,
     ) -> None:
-        super().__init__(num_particles, temperature, estimator=estimator)
         if not callable(auxiliary) and not isinstance(auxiliary, Iterable):
             raise TypeError(
                 "auxiliary: expected a function of the inputs or an iterable of inputs, got "
@@ -96,78 +145,19 @@ class RegularizedELBO(MeanFieldELBO):
             )
         if not weight >= 0.0:
             raise ValueError(f"weight: expected a weight of at least 0, got {weight}.")
-        self.auxiliary = auxiliary
-        self.threshold = threshold
-        self.weight = weight
-        self.disagreement: Tensor | None = None
-        self._batches: Iterator[Any] | None = None
+        self.term = DisagreementTerm(auxiliary, threshold, weight)
+        super().__init__(num_particles, temperature, estimator=estimator, terms=[self.term])
 
-    def differentiable_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
-        """The objective in sum units as a tensor to call ``backward()`` on."""
-        loss = super().differentiable_loss(model, guide, *args, **kwargs)
-        assert self.parts is not None
-        plan = self._plan(guide)
-        penalty = self._penalty(model, plan.draw(guide), guide, plan, self._inputs(args))
-        return loss + 2.0 * self.weight * self.parts.num_data * (penalty - 0.5 * penalty.detach())
-
-    def backward(
-        self,
-        model: Any,
-        guide: Guide,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any] | None = None,
-        scale: float = 1.0,
-    ) -> ELBOParts:
-        """Adds the gradients of ``scale`` times the objective (sum units) to the parameters; the ELBO's parts."""
-        parts = super().backward(model, guide, args, kwargs, scale)
-        plan = self._plan(guide)
-        values, covered = plan.write(guide)
-        penalty = self._penalty(model, values, guide, plan, self._inputs(args))
-        (penalty * (2.0 * self.weight * parts.num_data * scale)).backward()
-        if covered is not None:
-            guide.discard_counted()
-            guide.pull_back(0.0)
-        return parts
-
-    def _penalty(self, model: Any, values: dict[str, Tensor], guide: Guide, plan: DrawPlan, x: Any) -> Tensor:
-        """Mean hinge on the auxiliary inputs, with gradients to ``values``."""
-        if not isinstance(model, SupervisedModel) or not model.likelihood.is_discrete:
-            raise TypeError(
-                "model: the uncertainty regulariser compares class probabilities; it needs a SupervisedModel with a "
-                "likelihood of classes."
-            )
-        likelihood = model.likelihood
-        with evaluating(model), frozen_buffers(model):
-            with torch.no_grad():
-                others = plan.draw(guide) if plan.layerwise else _other_draw(guide, values)
-                with Substitution(others):
-                    second = likelihood.probabilities(model.predictive(x))
-            with Substitution(values):
-                first = likelihood.probabilities(model.predictive(x))
-        mean = 0.5 * (first + second)
-        information = _entropy(mean) - 0.5 * (_entropy(first) + _entropy(second))
-        self.disagreement = information.detach().mean()
-        return (self.threshold - information).clamp_min(0.0).mean()
-
-    def _inputs(self, args: tuple[Any, ...]) -> Any:
-        if callable(self.auxiliary):
-            return self.auxiliary(args[0])
-        for _ in range(2):
-            if self._batches is None:
-                self._batches = iter(self.auxiliary)
-            for batch in self._batches:
-                x = batch[0] if isinstance(batch, tuple | list) else batch
-                return x.to(args[0].device) if torch.is_tensor(x) and torch.is_tensor(args[0]) else x
-            self._batches = None
-        raise ValueError("auxiliary: it yields no batch of inputs.")
+    @property
+    def disagreement(self) -> Tensor | None:
+        """Mean :math:`\\mathrm{MI}_2` on the last auxiliary inputs, in nats."""
+        return self.term.disagreement
 
 
-def _other_draw(guide: Guide, values: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A shared draw beside ``values``: of a few equally likely points, another point."""
-    draws = guide.sample(2)
-    name = next(iter(values))
-    same = bool((draws[name][0] == values[name]).all())
-    return {site: value[1 if same else 0] for site, value in draws.items()}
+def _probabilities(model: SupervisedModel, draws: Draws, x: Any) -> Tensor:
+    """Class probabilities under a draw, with its buffers; no statistics follow."""
+    with draws.running(model, update=False):
+        return model.likelihood.probabilities(model.predictive(x))
 
 
 def _entropy(probabilities: Tensor) -> Tensor:

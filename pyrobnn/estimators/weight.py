@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,19 +19,20 @@ from torch import Tensor
 if TYPE_CHECKING:
     from pyrobnn.estimators.base import Estimator
 
-__all__ = ["GaussianWeight", "Layer", "Places"]
+__all__ = ["GaussianWeight", "Layer", "WeightMemory"]
 
 
 @dataclass(frozen=True)
-class Places:
-    """Memory of a weight in training steps whose gradients are collected by hand; all of the weight's shape.
+class WeightMemory:
+    """Memory of a weight in a training step; all of the weight's shape.
 
     Attributes:
-        deviation: Room for the step's one deviation.
+        deviation: For the step's one deviation.
         by_loc: For the loss's gradient with respect to the means.
         by_variance: For that with respect to the variances.
-        variance: Gives the variances as a leaf of this step. They take the memory of the standard deviations.
+        variance: Gives the variances in the graph. They take the memory of the standard deviations.
         has_variance: Whether they have taken it in this step.
+        attach: Puts a tensor into the graph; its gradient is handed to the given function.
         noise: If given, gives the standard normals of the step's one deviation.
     """
 
@@ -39,6 +41,7 @@ class Places:
     by_variance: Tensor
     variance: Callable[[], Tensor]
     has_variance: Callable[[], bool]
+    attach: Callable[[Tensor, Callable[[Tensor], None]], Tensor]
     noise: Callable[[], Tensor] | None = None
 
 
@@ -48,38 +51,38 @@ class GaussianWeight(Tensor):
     Attributes:
         loc: Means, with gradients.
         estimator: How layers draw.
-        places: If given, :attr:`variance` and :meth:`deviations` are leaves whose gradients are collected by hand,
-            instead of functions of the standard deviations in the graph.
+        memory: If given, :attr:`variance` and :meth:`deviations` lie there, and their gradients are handed to it
+            instead of flowing through the standard deviations.
     """
 
     loc: Tensor
     estimator: Estimator
-    places: Places | None
+    memory: WeightMemory | None
     _scale: Tensor
     _deviations: dict[int, Tensor]
+    _gradients: dict[int, Tensor]
+    _variance: Tensor | None
     _is_used: bool
 
     @staticmethod
-    def of(loc: Tensor, scale: Tensor, estimator: Estimator, places: Places | None = None) -> GaussianWeight:
+    def of(loc: Tensor, scale: Tensor, estimator: Estimator, memory: WeightMemory | None = None) -> GaussianWeight:
         """Wraps a mean and a standard deviation of equal shape."""
         weight = loc.detach().as_subclass(GaussianWeight)
-        weight.loc, weight._scale, weight.estimator, weight.places = loc, scale, estimator, places
-        weight.renew()
+        weight.loc, weight._scale, weight.estimator, weight.memory = loc, scale, estimator, memory
+        weight._deviations, weight._gradients, weight._variance, weight._is_used = {}, {}, None, False
         return weight
-
-    def renew(self) -> None:
-        """Begins a step, without draws; the standard deviations are in their memory again."""
-        self._deviations, self._is_used = {}, False
 
     @property
     def scale(self) -> Tensor:
         """``σ``."""
-        return self._scale.sqrt() if self.places is not None and self.places.has_variance() else self._scale
+        return self._scale.sqrt() if self.memory is not None and self.memory.has_variance() else self._scale
 
     @property
     def variance(self) -> Tensor:
         """``σ²``."""
-        return self._scale.square() if self.places is None else self.places.variance()
+        if self._variance is None:
+            self._variance = self._scale.square() if self.memory is None else self.memory.variance()
+        return self._variance
 
     def deviations(self, count: int = 0, *, mirrored: bool = False) -> Tensor:
         """``σε``: one for the step (``count`` 0), or ``count`` of them on a new first dimension.
@@ -87,15 +90,15 @@ class GaussianWeight(Tensor):
         Those are independent, or if ``mirrored`` the second half is the first with the other sign.
         """
         if count not in self._deviations:
-            if self.places is None:
+            if self.memory is None:
                 self._deviations[count] = self._noise(count, mirrored) * self.scale
             else:
                 with torch.no_grad():
-                    if self.places.noise is not None and not count:
-                        value = torch.mul(self.places.noise(), self.scale, out=self._room())
+                    if self.memory.noise is not None and not count:
+                        value = torch.mul(self.memory.noise(), self.scale, out=self._empty())
                     else:
                         value = self._noise(count, mirrored).mul_(self.scale)
-                self._deviations[count] = value.requires_grad_()
+                self._deviations[count] = self.memory.attach(value, partial(self._gradients.__setitem__, count))
         return self._deviations[count]
 
     @property
@@ -104,42 +107,41 @@ class GaussianWeight(Tensor):
         return self.loc + self.deviations()
 
     def _noise(self, count: int, mirrored: bool) -> Tensor:
-        noise, half = self._room(count), count // 2
+        noise, half = self._empty(count), count // 2
         if not mirrored or not half:
             return noise.normal_()
         noise[half:].normal_()
         torch.neg(noise[-half:], out=noise[:half])
         return noise
 
-    def _room(self, count: int = 0) -> Tensor:
+    def _empty(self, count: int = 0) -> Tensor:
         """Memory for deviations."""
-        if self.places is not None and not count:
+        if self.memory is not None and not count:
             # Weights share storage, not values: `.data` has a version counter of its own.
-            return self.places.deviation.data
+            return self.memory.deviation.data
         shape = ((count,) if count else ()) + tuple(self._scale.shape)
         return torch.empty(shape, dtype=self._scale.dtype, device=self._scale.device)
 
-    # ----------------------------------------------------------------------------- gradients by hand
+    # ----------------------------------------------------------------------------- gradients in memory
 
     def take_slots(self) -> tuple[Tensor, Tensor] | None:
         """Where the gradients by :attr:`loc` and :attr:`variance` may be written, for the first layer that asks.
 
         Gradients of further layers are added to what those places hold.
         """
-        if self.places is None or self._is_used:
+        if self.memory is None or self._is_used:
             return None
         self._is_used = True
-        return self.places.by_loc, self.places.by_variance
+        return self.memory.by_loc, self.memory.by_variance
 
     def add_gradient_by_log_scale(self, total: Tensor) -> None:
         r"""Adds :math:`\sigma\varepsilon\, dL/d(\sigma\varepsilon)`, what deviations add to the gradient by log σ."""
-        for count, deviation in self._deviations.items():
-            if deviation.grad is None:
-                continue
+        for count, gradient in self._gradients.items():
+            deviation = self._deviations[count].detach()
             if count:
-                total.add_(deviation.grad.mul_(deviation.detach()).sum(0))
+                total.add_((gradient * deviation).sum(0))
             else:
-                total.addcmul_(deviation.grad, deviation.detach())
+                total.addcmul_(gradient, deviation)
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

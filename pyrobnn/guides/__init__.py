@@ -1,6 +1,6 @@
 """Posterior families, one file each."""
 
-from pyrobnn.guides.base import Guide, Site
+from pyrobnn.guides.base import Guide
 from pyrobnn.guides.chains import Chains
 from pyrobnn.guides.concrete_structure import ConcreteStructure
 from pyrobnn.guides.delta_mixture import DeltaMixture
@@ -13,6 +13,7 @@ from pyrobnn.guides.map import Map
 from pyrobnn.guides.mc_dropout import MCDropout
 from pyrobnn.guides.mean_field import MeanField
 from pyrobnn.guides.swag import SWAG
+from pyrobnn.layout import Layout, Site
 
 __all__ = [
     "SWAG",
@@ -23,6 +24,7 @@ __all__ = [
     "Guide",
     "GuideMap",
     "Laplace",
+    "Layout",
     "LowRankEnsemble",
     "LowRankNormal",
     "MCDropout",

@@ -16,9 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from pyrobnn.arguments import check_positive_int
-from pyrobnn.guides.base import initial_values
-from pyrobnn.guides.draws import Draws
+from pyrobnn.draws import Draws
+from pyrobnn.estimators.base import Estimator
 from pyrobnn.guides.ensemble import Ensemble
+from pyrobnn.initialization import initial_values
+from pyrobnn.steps.base import Step
 
 __all__ = ["Chains"]
 
@@ -32,7 +34,7 @@ class Chains(Ensemble):
         model: The Pyro model.
         num_chains: Number C of chains.
         num_draws: Draws S of each chain.
-        draws: Blocks ``[k, C, P]`` of unconstrained flat draws, S in all, in the order of ``flat_order``; None leaves
+        draws: Blocks ``[k, C, P]`` of unconstrained flat draws, S in all, in the order of the layout; None leaves
             all of them at zero, to be loaded into.
         stats: Figures of each draw by name, ``[C, S]``, kept in the draws' precision; names alone for figures that are
             to be loaded.
@@ -64,16 +66,16 @@ class Chains(Ensemble):
         check_positive_int("num_draws", num_draws)
         super().__init__(model, num_chains * num_draws, example=example, only=only)
         self.num_chains, self.num_draws = num_chains, num_draws
-        like = self.join(initial_values(model, self.sites, "prior_mean"))
+        like = self.layout.join(initial_values(model, self.layout, "prior_mean"))
         if draws is None:
             sizes = [num_draws] if block_sizes is None else list(block_sizes)
-            draws = [like.new_zeros(size, num_chains, self.num_latents) for size in sizes]
+            draws = [like.new_zeros(size, num_chains, self.layout.size) for size in sizes]
         self._ends = list(accumulate(len(block) for block in draws))
         for index, block in enumerate(draws):
-            if block.shape[1:] != (num_chains, self.num_latents):
+            if block.shape[1:] != (num_chains, self.layout.size):
                 raise ValueError(
                     f"draws: block {index} has shape {tuple(block.shape)}, expected (k, {num_chains}, "
-                    f"{self.num_latents}): draws, chains, and the flat vector of the model's sites."
+                    f"{self.layout.size}): draws, chains, and the flat vector of the model's sites."
                 )
             self.register_parameter(f"block_{index}", nn.Parameter(block))
         if not draws or self._ends[-1] != num_draws:
@@ -105,21 +107,20 @@ class Chains(Ensemble):
             )
         num_chains, num_draws = size
         guide = cls(model, num_chains, num_draws, **options)
-        if missing := [name for name in guide.sites if name not in draws]:
+        if missing := [name for name in guide.layout if name not in draws]:
             raise ValueError(f"draws: they lack the site {missing[0]!r}; name the sites you have with only=.")
-        if unknown := [name for name in draws if name not in guide.sites]:
-            raise ValueError(f"draws: there is no latent site {unknown[0]!r}; the model has {', '.join(guide.sites)}.")
+        if unknown := [name for name in draws if name not in guide.layout]:
+            raise ValueError(f"draws: there is no latent site {unknown[0]!r}; the model has {', '.join(guide.layout)}.")
         pieces = {}
-        for site in guide.sites.values():
+        for site in guide.layout.values():
             value = draws[site.name].detach()
             if value.shape[2:] != site.shape:
                 raise ValueError(
                     f"draws: those of the site {site.name!r} have shape {tuple(value.shape[2:])}, expected "
                     f"{tuple(site.shape)}."
                 )
-            free = value if site.is_real else site.transform.inv(value)
-            pieces[site.name] = free.reshape(*size, -1)
-        flat = torch.cat([pieces[site.name] for site in guide.flat_order], -1)
+            pieces[site.name] = site.unconstrain(value)
+        flat = guide.layout.join(pieces)
         guide.register_parameter("block_0", nn.Parameter(flat.transpose(0, 1).contiguous()))
         return guide
 
@@ -143,6 +144,24 @@ class Chains(Ensemble):
         """What the sampler noted of each draw, ``{name: [C, S]}``."""
         return {name: self.get_buffer(f"stat_{name}") for name in self.stat_names}
 
+    def step(
+        self,
+        model: Callable[..., Any] | None,
+        estimators: Mapping[str, Estimator] | None = None,
+        *,
+        sequential: bool = True,
+        vectorize: bool = True,
+    ) -> Step:
+        """Refused: draws of a chain are not trained.
+
+        Raises:
+            TypeError: Always.
+        """
+        raise TypeError(
+            "guide: Chains are draws of a finished run, which training would move; make new ones with pyrobnn.sample, "
+            "or start an ensemble there with DeltaMixture.from_draws."
+        )
+
     # --------------------------------------------------------------------------------------------------- draws
 
     def flat_draws(self, members: Tensor) -> Tensor:
@@ -152,7 +171,7 @@ class Chains(Ensemble):
         blocks = [block.detach() for block in self.blocks]
         if len(blocks) == 1:
             return blocks[0][places.to(blocks[0].device), chains.to(blocks[0].device)]
-        rows = blocks[0].new_empty(len(members), self.num_latents)
+        rows = blocks[0].new_empty(len(members), self.layout.size)
         for block, end in zip(blocks, self._ends, strict=True):
             inside = ((places >= end - len(block)) & (places < end)).nonzero().squeeze(-1)
             local = places[inside] - (end - len(block))
@@ -161,14 +180,14 @@ class Chains(Ensemble):
 
     def stacked(self, members: Tensor) -> dict[str, Tensor]:
         """Copies of members ``[K]``."""
-        return self.constrain(self.split(self.flat_draws(members)))
+        return self.layout.constrain(self.layout.split(self.flat_draws(members)))
 
     def member(self, index: int) -> dict[str, Tensor]:
         """The sites' values in one draw, with gradients."""
         chain, place = divmod(index, self.num_draws)
         block = next(number for number, end in enumerate(self._ends) if place < end)
         own = self.blocks[block]
-        return self.constrain(self.split(self.scaled(own[place - self._ends[block] + len(own), chain])))
+        return self.layout.constrain(self.layout.split(self.scaled(own[place - self._ends[block] + len(own), chain])))
 
     def by_chain(self, sites: Sequence[str] | None = None) -> dict[str, Tensor]:
         """All draws ``{site: [C, S, *site shape]}``, of the named sites.
@@ -177,19 +196,18 @@ class Chains(Ensemble):
             KeyError: If there is no such site.
         """
         pieces = {}
-        for name in self.sites if sites is None else sites:
-            site = self.sites[name]
-            end = site.offset + site.numel
-            flat = torch.cat([block.detach()[..., site.offset : end] for block in self.blocks])
+        for name in self.layout if sites is None else sites:
+            site = self.layout[name]
+            flat = torch.cat([block.detach()[..., site.window] for block in self.blocks])
             lead = (self.num_chains, self.num_draws)
             pieces[name] = flat.transpose(0, 1).reshape(lead + site.unconstrained_shape)
-        return self.constrain(pieces)
+        return self.layout.constrain(pieces)
 
     @torch.no_grad()
     def chain_draws(self, chain: int, places: Tensor | None = None) -> Draws:
         """Draws of one chain, ``{site: [k, *site shape]}`` with their buffers, at ``places [k]`` (None: all)."""
         members = chain * self.num_draws + (torch.arange(self.num_draws) if places is None else places)
-        return Draws(self.stacked(members), self.own_buffers.stacked(members))
+        return self.atoms(members)
 
     def sample(self, num_samples: int) -> Draws:
         """Draws spread evenly over chains and over each chain, none twice as long as there are enough.
@@ -198,7 +216,7 @@ class Chains(Ensemble):
             ``{site: [num_samples, *site shape]}``, chain after chain. Each draw by itself is uniform over all; with
             ``num_samples = C * S`` it is each of them once.
         """
-        return next(self.sample_blocks([num_samples]))
+        return next(iter(self.sample_blocks([num_samples])))
 
     def sample_blocks(self, sizes: Iterable[int]) -> Iterator[Draws]:
         """:meth:`sample` in pieces, which together are as evenly spread as one call."""
@@ -209,9 +227,8 @@ class Chains(Ensemble):
         )
         chosen.clamp_(max=self.num_members - 1)  # rounding
         for members in chosen.split(sizes):
-            self._drawn = int(members[-1])
             with torch.no_grad():  # left before the caller goes on
-                block = Draws(self.stacked(members), self.own_buffers.stacked(members))
+                block = self.atoms(members)
             yield block
 
     def extra_repr(self) -> str:

@@ -21,7 +21,7 @@ from pyro.distributions import constraints
 from torch import Tensor
 
 from pyrobnn.concrete import BinaryConcrete, Concrete, gumbel, logistic, to_interval, to_simplex
-from pyrobnn.guides.base import Site
+from pyrobnn.layout import Site
 from pyrobnn.priors.base import elementwise_support
 
 __all__ = ["Block", "find_blocks", "relaxed_prior", "starting_logits"]

@@ -28,7 +28,7 @@ sites' logits are one flat vector, and one block of noise serves a draw.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import pyro.distributions as dist
 import torch
@@ -43,8 +43,15 @@ from pyrobnn.concrete import (
     concrete_log_density,
     relaxed_of,
 )
-from pyrobnn.guides.base import Guide, Site
+from pyrobnn.divergence import Divergence, PriorTerm
+from pyrobnn.draws import Draws
+from pyrobnn.estimators.base import Estimator
+from pyrobnn.facts import Facts
+from pyrobnn.guides.base import Guide
 from pyrobnn.guides.concrete_blocks import find_blocks, relaxed_prior, starting_logits
+from pyrobnn.layout import Site
+from pyrobnn.steps.autograd import AutogradStep
+from pyrobnn.steps.base import Step
 
 __all__ = ["ConcreteStructure"]
 
@@ -58,7 +65,7 @@ class ConcreteStructure(Guide):
 
     Each draw of a training step is one structure for its batch; ``MeanFieldELBO(num_particles=G)`` takes G of them on
     the whole batch, ``estimator=PerGroup(G)`` G on its G parts. Schedules count the gradient steps of this library's
-    objectives; under another objective call :meth:`begin_step` before each step.
+    objectives; under another objective call :meth:`count_step` before each step.
 
     Args:
         model: The Pyro model.
@@ -85,8 +92,6 @@ class ConcreteStructure(Guide):
             a starting value does not fit.
     """
 
-    transient: ClassVar[frozenset[str]] = Guide.transient | {"_drawn"}
-
     def __init__(
         self,
         model: Callable[..., Any],
@@ -107,10 +112,10 @@ class ConcreteStructure(Guide):
             raise ValueError(f"init_scale: expected a standard deviation of at least 0, got {init_scale!r}.")
         if kl not in ("relaxed", "discrete"):
             raise ValueError(f"kl: expected 'relaxed' or 'discrete', got {kl!r}.")
-        self._blocks = find_blocks(list(self.sites.values()))
+        self._blocks = find_blocks(list(self.layout.values()))
         self._block_of = {site.name: block for block in self._blocks for site in block.sites}
         if temperature is None:
-            prior: Any = relaxed_prior(next(iter(self.sites.values())).prior)
+            prior: Any = relaxed_prior(next(iter(self.layout.values())).prior)
             temperature = 1.0 if prior is None else float(prior.temperature)
         self._temperature, self._beta = schedules.resolve("temperature", temperature), schedules.resolve("beta", beta)
         start = starting_logits(self._blocks, init)
@@ -118,8 +123,6 @@ class ConcreteStructure(Guide):
         self.register_buffer("num_steps", torch.tensor(0))
         self.straight_through, self.anneal_prior, self.learned = straight_through, anneal_prior, learned
         self.kl = kl
-        self.has_density = not straight_through  # type: ignore[misc]
-        self._drawn: dict[str, tuple[Tensor, Tensor]] | None = None
 
     @property
     def flat_logits(self) -> nn.Parameter:
@@ -156,21 +159,33 @@ class ConcreteStructure(Guide):
             "learned": self.learned,
         }
 
-    def begin_step(self) -> None:
-        """Counts a gradient step, for the schedules.
+    def count_step(self) -> None:
+        """Counts a gradient step, for the schedules; steps of this library's objectives do that at their first draw.
 
         Raises:
             ValueError: If a schedule has ended.
         """
         self._buffers["num_steps"] += 1  # type: ignore[operator, assignment]
 
-    def check_num_steps(self, num_steps: int) -> None:
-        """Refuses a training of ``num_steps`` more steps if a schedule ends before it does.
+    def step(
+        self,
+        model: Callable[..., Any] | None,
+        estimators: Mapping[str, Estimator] | None = None,
+        *,
+        sequential: bool = True,
+        vectorize: bool = True,
+    ) -> Step:
+        """Draws whose first one in a training step moves the schedules on."""
 
-        Raises:
-            ValueError: If so.
-        """
-        total = int(self._buffers["num_steps"]) + num_steps  # type: ignore[arg-type]
+        def begin() -> None:
+            if torch.is_grad_enabled():  # an evaluation is no step
+                self.count_step()
+
+        return AutogradStep(self.layout, self.rsample, self.divergence, begin=begin, restart=self._check_schedules)
+
+    def _check_schedules(self, remaining: int | None) -> None:
+        """Refuses a training of ``remaining`` more steps if a schedule ends before it does."""
+        total = int(self._buffers["num_steps"]) + (remaining or 0)  # type: ignore[arg-type]
         for name, schedule in (("temperature", self._temperature), ("beta", self._beta)):
             end = schedules.length(schedule)
             if end is not None and end < total:
@@ -187,34 +202,41 @@ class ConcreteStructure(Guide):
 
     # ------------------------------------------------------------------------------------------ distribution
 
-    def site_logits(self, site: Site) -> Tensor:
+    @property
+    def facts(self) -> Facts:
+        """Independent sites, with densities unless draws are one-hot."""
+        names = frozenset(self.layout)
+        independent = tuple(frozenset({name}) for name in self.layout)
+        return Facts(sites=names, density=frozenset() if self.straight_through else names, independent=independent)
+
+    def site_logits(self, name: str) -> Tensor:
         """The logits θ of a site, of its shape."""
-        block = self._block_of[site.name]
+        block, site = self._block_of[name], self.layout[name]
         return block.piece(self.flat_logits, site).view(site.shape)
 
-    def probabilities(self, site: Site) -> Tensor:
+    def probabilities(self, name: str) -> Tensor:
         """Probability of each choice to be the largest, ``softmax(θ / β)``, or of each gate to be open."""
-        scaled = self.site_logits(site) / self.beta
-        return scaled.softmax(-1) if self._block_of[site.name].num_choices else scaled.sigmoid()
+        scaled = self.site_logits(name) / self.beta
+        return scaled.softmax(-1) if self._block_of[name].num_choices else scaled.sigmoid()
 
-    def factor(self, site: Site) -> dist.Distribution:
+    def marginal(self, name: str) -> dist.Distribution:
         """The site's concrete distribution, with logits θ/β and temperature τ/β."""
-        beta, block = self.beta, self._block_of[site.name]
+        beta, block = self.beta, self._block_of[name]
         family = Concrete if block.num_choices else BinaryConcrete
-        found = family(self.temperature / beta, self.site_logits(site) / beta, self.straight_through)
-        return found.to_event(site.event_dim - len(found.event_shape))
+        found = family(self.temperature / beta, self.site_logits(name) / beta, self.straight_through)
+        return found.to_event(self.layout[name].event_dim - len(found.event_shape))
 
-    def draw(self) -> dict[str, Tensor]:
-        """One draw, with gradients to the logits."""
+    def rsample(self, noise: Tensor | None = None) -> Draws:
+        """One draw, with gradients to the logits; its record holds the log densities of its noise."""
         values: dict[str, Tensor] = {}
-        self._drawn = {}
+        log_densities: dict[str, Tensor] = {}
         tau, beta, logits = self.temperature, self.beta, self.flat_logits
         for block in self._blocks:
             window = logits[block.start : block.stop] if len(self._blocks) > 1 else logits
-            noise = block.noise(logits, ())
-            value = block.squash((window.view(block.shape) + beta * noise) / tau, self.straight_through)
+            gumbel = block.noise(logits, ())
+            value = block.squash((window.view(block.shape) + beta * gumbel) / tau, self.straight_through)
             with torch.no_grad():
-                log_density = block.log_density_of_noise(noise, tau / beta)
+                log_density = block.log_density_of_noise(gumbel, tau / beta)
             relaxed = relaxed_of(value)
             for site, rows in block.rows:
                 drawn = value
@@ -222,11 +244,11 @@ class ConcreteStructure(Guide):
                     drawn = value[rows].view(site.shape)
                     drawn.relaxed = relaxed[rows].view(site.shape)
                 values[site.name] = drawn
-                self._drawn[site.name] = (drawn, log_density[rows])
-        return {name: values[name] for name in self.sites}
+                log_densities[site.name] = log_density[rows]
+        return Draws({name: values[name] for name in self.layout}, record=log_densities)
 
     @torch.no_grad()
-    def sample(self, num_samples: int) -> dict[str, Tensor]:
+    def sample(self, num_samples: int) -> Draws:
         """Draws ``{site: [num_samples, *site shape]}``: relaxed, or one-hot with ``straight_through``."""
         values = {}
         tau, beta, logits = self.temperature, self.beta, self.flat_logits
@@ -236,7 +258,7 @@ class ConcreteStructure(Guide):
             value = block.squash(scores, self.straight_through)
             for site, rows in block.rows:
                 values[site.name] = value[:, rows].reshape(num_samples, *site.shape)
-        return {name: values[name] for name in self.sites}
+        return Draws({name: values[name] for name in self.layout})
 
     def log_prob(self, draws: Mapping[str, Tensor]) -> Tensor:
         """Log density of relaxed draws ``{site: [K, *site shape]}``, shape ``[K]``.
@@ -250,41 +272,46 @@ class ConcreteStructure(Guide):
             )
         return super().log_prob(draws)
 
-    def divergence(self, site: Site, value: Tensor, prior: dist.Distribution) -> tuple[Tensor, bool]:
+    def divergence(self, draws: Draws, priors: Mapping[str, PriorTerm]) -> Divergence:
         """``log q - log p`` of the draw, in log space (see above), or the KL of the discrete choices.
 
-        Returns:
-            The prior's batch shape, and whether it is exact.
-
         Raises:
-            ValueError: If the KL of discrete choices is asked for, but the prior is no relaxed one.
+            ValueError: If the KL of discrete choices is asked for, but a prior is no relaxed one.
         """
-        block, beta = self._block_of[site.name], self.beta
         if self.kl == "discrete":
-            return self._discrete_divergence(site, prior), True
+            exact = {n: t.sum(self._discrete_divergence(self.layout[n], t.distribution)) for n, t in priors.items()}
+            return Divergence.of_sites(exact, 0.0, exact=True)
+        known = draws.record or {}
+        terms = {
+            name: term.sum(self._relaxed_divergence(self.layout[name], draws[name], term.distribution, known.get(name)))
+            for name, term in priors.items()
+        }
+        return Divergence.of_sites(terms, 0.0, exact=False)
+
+    def _relaxed_divergence(self, site: Site, value: Tensor, prior: Any, log_q: Tensor | None) -> Tensor:
+        """``log q - log p`` of the prior's batch shape; ``log_q`` is that of the draw's noise where it is known."""
+        block, beta = self._block_of[site.name], self.beta
         log_density = binary_log_density if not block.num_choices else concrete_log_density
         relaxed = relaxed_of(value, binary=not block.num_choices)
-        drawn = (self._drawn or {}).get(site.name)
         batch = site.shape[: len(site.shape) - bool(block.num_choices)]
-        if drawn is not None and drawn[0] is value:
-            log_q = drawn[1].view(batch)
-        else:
-            log_q = log_density(relaxed, self.site_logits(site) / beta, self.temperature / beta)
+        if log_q is None:
+            log_q = log_density(relaxed, self.site_logits(site.name) / beta, self.temperature / beta)
+        log_q = log_q.view(batch)
         base: Any = relaxed_prior(prior)
         if base is not None:
             scores = log_q - log_density(
                 relaxed, base.logits, self.temperature if self.anneal_prior else base.temperature
             )
-            return scores.reshape(*prior.batch_shape, -1).sum(-1), False
+            return scores.reshape(*prior.batch_shape, -1).sum(-1)
         # A prior of another family, such as a Dirichlet, knows values only: q's density becomes that of values.
         slope = -relaxed.sum(-1) if block.num_choices else F.softplus(relaxed) + F.softplus(-relaxed)
-        return (log_q + slope).reshape(*prior.batch_shape, -1).sum(-1) - prior.log_prob(value), False
+        return (log_q + slope).reshape(*prior.batch_shape, -1).sum(-1) - prior.log_prob(value)
 
     def _discrete_divergence(self, site: Site, prior: dist.Distribution) -> Tensor:
         base: Any = relaxed_prior(prior)
         if base is None:
             raise ValueError(f"kl: the prior of the site {site.name!r} is no relaxed choice; use kl='relaxed'.")
-        ours, theirs = self.site_logits(site) / self.beta, base.logits
+        ours, theirs = self.site_logits(site.name) / self.beta, base.logits
         if not self._block_of[site.name].num_choices:  # an open gate and a closed one
             ours, theirs = (torch.stack([logits, torch.zeros_like(logits)], -1) for logits in (ours, theirs))
         log_q, log_p = ours.log_softmax(-1), theirs.log_softmax(-1)

@@ -20,13 +20,16 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from pyrobnn.guides.base import Site
-from pyrobnn.guides.draws import Draws
+from pyrobnn.divergence import PriorTerm
+from pyrobnn.draws import Draws
+from pyrobnn.estimators.base import Estimator
 from pyrobnn.guides.ensemble import Ensemble
-from pyrobnn.guides.flat import FlatNormalPrior, flat_normal_prior
 from pyrobnn.guides.member_starts import MemberInit, check_shared, member_starts
-from pyrobnn.guides.point import PointMass
-from pyrobnn.guides.together import MemberLeaves, evaluate_together, pays_off
+from pyrobnn.guides.point import point_mass
+from pyrobnn.layout import Site
+from pyrobnn.steps.base import Step
+from pyrobnn.steps.normal_prior import is_fixed_normal
+from pyrobnn.steps.points import PointScore, PointStep
 
 __all__ = ["DeltaMixture"]
 
@@ -56,7 +59,7 @@ class DeltaMixture(Ensemble):
         members_per_step: Members that a step visits, at random; all if None. Those chosen count M / k times, which
             keeps gradients unbiased.
         vmap: Whether a step runs all members in one vectorised pass; ``"auto"`` does where that is faster and
-            possible (:mod:`pyrobnn.guides.together`).
+            possible (:mod:`pyrobnn.steps.vectorized`).
         jacobian: Score the density in unconstrained space, as :class:`~pyrobnn.guides.Map` does.
         example: Arguments of one run, for models whose sites are not known without data.
         only: Names of the sites that the guide is for; all of them if None.
@@ -91,17 +94,13 @@ class DeltaMixture(Ensemble):
             raise ValueError(f"vmap: a vectorised step visits all members and cannot have {what}; use vmap='auto'.")
         self.strategy = strategy
         self.jacobian = jacobian
-        loc, buffers = member_starts(self, model, init, num_members, spread)
+        loc, buffers = member_starts(self.layout, model, init, num_members, spread)
         self.loc = nn.Parameter(loc)
         for index, own in enumerate(buffers):
             self.own_buffers.write(index, own)
         if strategy == "anchored":
             self.register_buffer("anchors", torch.stack([self._anchor() for _ in range(num_members)]).to(loc))
-        self.flat_prior = flat_normal_prior(self.flat_order, loc)
         self.vmap = vmap
-        self._runs_together: bool | None = None  # found out at the first step
-        self._step: MemberLeaves | None = None
-        self._counted: FlatNormalPrior | None = None
 
     @classmethod
     def from_draws(cls, model: Callable[..., Any], draws: Mapping[str, Tensor], **options: Any) -> DeltaMixture:
@@ -120,7 +119,7 @@ class DeltaMixture(Ensemble):
             raise ValueError(f"draws: expected as many draws of each site, at least one, got {counts}.")
         draws, num_members = Draws.of(draws), next(iter(counts.values()))
         guide = cls(model, num_members, init=[draws.at(index) for index in range(num_members)], **options)
-        if missing := [name for name in guide.sites if name not in draws]:
+        if missing := [name for name in guide.layout if name not in draws]:
             raise ValueError(f"draws: they lack the site {missing[0]!r}; name the sites you have with only=.")
         for index in range(num_members):
             guide.own_buffers.write(index, draws.at(index).buffers)
@@ -165,141 +164,58 @@ class DeltaMixture(Ensemble):
 
     def member(self, index: int) -> dict[str, Tensor]:
         """The sites' values in one member."""
-        return self.constrain(self.split(self.scaled(self.flat_loc[index])))
+        return self.layout.constrain(self.layout.split(self.scaled(self.flat_loc[index])))
 
     def stacked(self, members: Tensor) -> dict[str, Tensor]:
         """Copies of members ``[K]``."""
-        return self.constrain(self.split(self.flat_loc.detach()[members.to(self.flat_loc.device)]))
+        return self.layout.constrain(self.layout.split(self.flat_loc.detach()[members.to(self.flat_loc.device)]))
 
-    # ------------------------------------------------------------------------------------------ the prior term
+    # ------------------------------------------------------------------------------------------ training
 
-    def divergence(self, site: Site, value: Tensor, prior: dist.Distribution) -> tuple[Tensor, bool]:
-        """``-log p_m(v)`` for the member drawn last: a term of the average over members."""
-        if self.strategy == "free":
-            return value.new_zeros(()), True
-        if self.strategy == "anchored":
-            anchor = self.split(self.anchors[self._drawn])[site.name]
-            return -dist.Normal(anchor, _normal(site, prior).scale).log_prob(value).sum(), True
-        return super().divergence(site, value, prior)
+    def score(self) -> PointScore:
+        """``-log p_m``."""
+        return PointScore(
+            self.layout,
+            jacobian=self.jacobian,
+            centers=(lambda: self.anchors) if self.strategy == "anchored" else None,
+            counts_prior=self.strategy != "free",
+        )
 
-    def point_mass(self, site: Site, value: Tensor) -> dist.Distribution:
+    def step(
+        self,
+        model: Callable[..., Any] | None,
+        estimators: Mapping[str, Estimator] | None = None,
+        *,
+        sequential: bool = True,
+        vectorize: bool = True,
+    ) -> Step:
+        """Rows of one matrix, one after another or all in one vectorized pass."""
+        if not sequential:
+            return super().step(model, estimators, sequential=False)
+        return PointStep(
+            self.layout,
+            self.flat_loc,
+            self.score(),
+            model=model,
+            buffers=self.own_buffers,
+            members_per_step=self.members_per_step,
+            vmap=self.vmap if vectorize else False,
+        )
+
+    def point_mass(self, site: Site, value: Tensor, component: Tensor | None) -> dist.Distribution:
         """The point mass of one member; its log density turns the prior's into that of the strategy."""
         if self.strategy == "regularised":
-            return super().point_mass(site, value)
+            return super().point_mass(site, value, component)
         log_prior = site.prior.log_prob(value)
-        return PointMass(value, log_prior + self.divergence(site, value, site.prior)[0], event_dim=site.event_dim)
+        score = self.score().of_site(site, value, PriorTerm(site.prior), component)
+        return point_mass(site, value, log_prior + score)
 
     def _anchor(self) -> Tensor:
-        for site in self.flat_order:
-            if not site.is_flat_normal:
+        for site in self.layout.values():
+            if not is_fixed_normal(site, PriorTerm(site.prior)):
                 raise ValueError(
                     f"strategy: anchors need fixed Normal priors, but site {site.name!r} has the prior "
                     f"{type(site.prior).__name__} (or one that changes); use another strategy, or leave the site to a "
                     "guide of its own."
                 )
-        return torch.cat([site.prior.sample().reshape(-1) for site in self.flat_order])
-
-    # ------------------------------------------------------------------------------ training steps
-
-    def begin_step(self) -> None:
-        """Forgets what a step that was broken off has left."""
-        if self._step is not None:
-            self._step.forget()
-
-    def write_draw(self) -> tuple[dict[str, Tensor], Tensor | float]:
-        """The member of this particle as leaf tensors, and its ``-log p_m`` of what ``flat_prior`` covers."""
-        member = self.pick()
-        leaves, prior = self._prepare()
-        score: Tensor | float = 0.0
-        if prior is not None and self.scores_prior:
-            score = prior.half_squares(self._from_centre(prior, member)) + prior.log_normaliser
-        return self.constrain(leaves.values(member)), score
-
-    def pull_back(self, weight: float) -> None:
-        """Adds M times the gradients of the loss, and of ``weight`` times the flat ``-log p_m``, to the member."""
-        self._pull(self._drawn, weight * self.num_members, self._visited)
-
-    def discard_counted(self) -> None:
-        """Takes the flat score of the last draw out of the coming :meth:`pull_back`: the model has other priors now."""
-        self._counted = None
-
-    def backward_together(
-        self, model: Callable[..., Any], evaluate: Callable[[dict[str, Tensor]], Any], scale: float, temperature: float
-    ) -> Any:
-        """A whole step in one vectorised pass, with the loss and the gradients of the loop over members.
-
-        Args:
-            model: The model.
-            evaluate: Runs the model under one member's values and gives its :class:`~pyrobnn.elbo.parts.Particle`.
-            scale: Factor of the objective.
-            temperature: Weight of the divergence.
-
-        Returns:
-            The members' average, or None if nothing was done and the loop is to do it: where it is faster, where
-            vmap cannot run the network, or where the loss is not finite (the loop knows who is to blame).
-
-        Raises:
-            ValueError: If vmap was demanded and cannot run the network.
-        """
-        if self._runs_together is None:
-            can = self.members_per_step is None and not len(self.own_buffers) and self.vmap is not False
-            self._runs_together = can and (self.vmap is True or pays_off(model, self.flat_loc))
-        if not self._runs_together:
-            return None
-        leaves, prior = self._prepare()
-        if prior is None and self.strategy == "anchored":
-            return None
-        try:
-            found = evaluate_together(leaves.values(None), self.constrain, evaluate)
-        except ValueError:  # it is for the loop to complain of the data
-            return None
-        except RuntimeError as error:
-            if self.vmap is True:
-                raise ValueError(f"vmap: this model cannot be run vectorised ({error}); use vmap=False.") from error
-            self._runs_together = False
-            return None
-        if self._counted is not prior:  # the model has other priors now, which the next step will know
-            return None
-        if prior is not None and self.scores_prior:
-            rows = self._from_centre(prior, slice(None))
-            squares = torch.stack([prior.half_squares(row) for row in rows])
-            found.covered = squares.mean() + prior.log_normaliser
-        if not found.is_finite:
-            return None
-        if (loss := found.graph_loss).requires_grad:
-            (loss * scale).backward()
-        self._pull(None, scale * temperature, range(self.num_members))
-        return found
-
-    def _prepare(self) -> tuple[MemberLeaves, FlatNormalPrior | None]:
-        """The leaves, and the flat prior that this step counts."""
-        loc = self.flat_loc
-        if self._step is None or not self._step.fit(loc):
-            self._step, self._runs_together = MemberLeaves(loc, self.flat_order), None
-        if self.flat_prior is not None and self.flat_prior.kind != (loc.dtype, loc.device):
-            self.flat_prior = None  # the objective rebuilds it from the moved model
-        self._counted = None if self.strategy == "free" else self.flat_prior
-        return self._step, self._counted
-
-    def _pull(self, member: int | None, weight: float, visited: Collection[int]) -> None:
-        assert self._step is not None, "write_draw comes before pull_back"
-        index = slice(None) if member is None else member
-        with torch.no_grad():
-            gradient, added_to = self._step.collect(self.flat_loc, member, self.num_members, visited)
-            if (prior := self._counted) is not None:
-                prior.add_pull(gradient[..., : prior.size], self._from_centre(prior, index), weight)
-            if added_to is not None:
-                added_to.add_(gradient)
-
-    def _from_centre(self, prior: FlatNormalPrior, index: int | slice) -> Tensor:
-        """The covered part of members, moved by what stands between their anchors and the prior's mean."""
-        point = self.flat_loc.detach()[index, : prior.size]
-        return point - self.anchors[index, : prior.size] + prior.loc if self.strategy == "anchored" else point
-
-
-def _normal(site: Site, prior: Any) -> dist.Normal:
-    while isinstance(prior, dist.Independent):
-        prior = prior.base_dist
-    if not isinstance(prior, dist.Normal):
-        raise ValueError(f"site {site.name!r}: anchors need a Normal prior, but it is a {type(prior).__name__} now.")
-    return prior
+        return self.layout.join({name: site.prior.sample() for name, site in self.layout.items()})

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pyrobnn._pyro import full_name
 from pyrobnn.bayesianize import BayesianModule, bayesian_modules
-from pyrobnn.guides.base import Site
+from pyrobnn.layout import Site
 from pyrobnn.priors import HorseshoePrior
 
 __all__ = ["DROPOUTS", "Maskable", "Rates", "maskable_sites", "resolve_rates"]

@@ -8,8 +8,8 @@ what they mean for one network, whatever M. Parameters that members share receiv
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from abc import abstractmethod
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any, ClassVar
 
 import pyro.distributions as dist
@@ -18,15 +18,23 @@ from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor
 
 from pyrobnn.arguments import check_positive_int
-from pyrobnn.guides.base import Site
-from pyrobnn.guides.draws import Draws
-from pyrobnn.guides.member_buffers import MemberBuffers
-from pyrobnn.guides.point import Point, PointMass
+from pyrobnn.divergence import Divergence, PriorTerm
+from pyrobnn.draws import Draws
+from pyrobnn.estimators.base import Estimator
+from pyrobnn.facts import Facts
+from pyrobnn.guides.base import Guide, sample_site
+from pyrobnn.guides.point import point_mass
+from pyrobnn.layout import Site
+from pyrobnn.steps.base import Step
+from pyrobnn.steps.member_buffers import MemberBuffers
+from pyrobnn.steps.member_order import MemberOrder
+from pyrobnn.steps.members import MemberStep
+from pyrobnn.steps.points import PointScore
 
 __all__ = ["Ensemble", "MixtureOfDeltas"]
 
 
-class Ensemble(Point):
+class Ensemble(Guide):
     """Base of mixtures of points; subclasses implement :meth:`member` and :meth:`stacked`.
 
     Args:
@@ -41,7 +49,7 @@ class Ensemble(Point):
         ValueError: If ``num_members`` is not positive or ``members_per_step`` not between 1 and it.
     """
 
-    transient: ClassVar[frozenset[str]] = Point.transient | {"_member"}
+    jacobian: bool = False
 
     def __init__(
         self,
@@ -60,10 +68,6 @@ class Ensemble(Point):
         self.num_members = num_members
         self.members_per_step = members_per_step
         self.buffers_by_member = MemberBuffers(model, num_members)
-        self._order: list[int] = list(range(num_members))  # the members of this step
-        self._member: int | None = None  # the member of this particle
-        self._drawn = 0  # the member drawn last
-        self._visited: Sequence[int] = ()  # the members of the step that it was drawn in, if it was in one
 
     def extra_repr(self) -> str:
         """Sizes."""
@@ -76,45 +80,31 @@ class Ensemble(Point):
 
     # ------------------------------------------------------------------ what a family of ensembles implements
 
+    @abstractmethod
     def member(self, index: int) -> dict[str, Tensor]:
         """The sites' values in one member, with gradients."""
-        raise NotImplementedError
 
+    @abstractmethod
     def stacked(self, members: Tensor) -> dict[str, Tensor]:
         """Copies of the sites' values, ``{site: [K, *site shape]}``, for members ``[K]``; no gradients."""
-        raise NotImplementedError
 
-    # ---------------------------------------------------------------------------------------- training steps
+    # ---------------------------------------------------------------------------------------- training
 
-    def num_particles(self, asked: int) -> int:
-        """One for each member of a step, whatever the objective asks for."""
-        return self.members_per_step or self.num_members
+    def score(self) -> PointScore:
+        """The divergence of a member, ``-log p``."""
+        return PointScore(self.layout, jacobian=self.jacobian)
 
-    @contextlib.contextmanager
-    def particle(self, model: Callable[..., Any], index: int) -> Iterator[None]:
-        """Surrounds one member's run: its own buffers are in the model, and keep what a run with gradients writes."""
-        if index == 0 and self.members_per_step is not None:
-            self._order = torch.randperm(self.num_members)[: self.members_per_step].tolist()
-        self._member = self._order[index % len(self._order)]
-        try:
-            with self.with_buffers(model, self._member, keep=torch.is_grad_enabled(), freeze_others=index > 0):
-                yield
-        finally:
-            self._member = None
-
-    def with_buffers(
-        self, model: Callable[..., Any], member: int, *, keep: bool, freeze_others: bool = False
-    ) -> contextlib.AbstractContextManager[None]:
-        """Surrounds a run of the model by the buffers of one member, which keep what the run writes if asked."""
-        return self.own_buffers.installed(model, member, keep=keep, freeze_others=freeze_others)
-
-    def pick(self) -> int:
-        """The member of the particle under way, outside of particles a random one."""
-        if self._member is None:
-            self._drawn, self._visited = int(torch.randint(self.num_members, ())), ()
-        else:
-            self._drawn, self._visited = self._member, self._order
-        return self._drawn
+    def step(
+        self,
+        model: Callable[..., Any] | None,
+        estimators: Mapping[str, Estimator] | None = None,
+        *,
+        sequential: bool = True,
+        vectorize: bool = True,
+    ) -> Step:
+        """Member by member."""
+        order = MemberOrder(self.num_members, self.members_per_step, self.own_buffers)
+        return MemberStep(self.layout, self.member, self.score(), order)
 
     def scaled(self, own: Tensor) -> Tensor:
         """A member's own parameters in this draw: the gradient that arrives counts M times."""
@@ -124,9 +114,21 @@ class Ensemble(Point):
 
     # ------------------------------------------------------------------------------------------------- draws
 
-    def draw(self) -> dict[str, Tensor]:
-        """The member of this particle (else a random one), with gradients."""
-        return self.member(self.pick())
+    @property
+    def facts(self) -> Facts:
+        """Equally likely points; the sites of a point belong together."""
+        names = frozenset(self.layout)
+        return Facts(
+            sites=names,
+            independent=(names,),
+            num_points=self.num_members,
+            num_training_draws=self.members_per_step or self.num_members,
+        )
+
+    def rsample(self, noise: Tensor | None = None) -> Draws:
+        """A random member with its buffers, with gradients."""
+        member = int(torch.randint(self.num_members, ()))
+        return Draws(self.member(member), self.own_buffers.copies(member), component=torch.tensor(member))
 
     def sample(self, num_samples: int) -> Draws:
         """Members in order from a random one on, over and over: with K = M each of them once.
@@ -135,7 +137,7 @@ class Ensemble(Point):
             ``{site: [num_samples, *site shape]}`` with the members' own buffers; each draw by itself is uniform over
             the members.
         """
-        return next(self.sample_blocks([num_samples]))
+        return next(iter(self.sample_blocks([num_samples])))
 
     def sample_blocks(self, sizes: Iterable[int]) -> Iterator[Draws]:
         """:meth:`sample` in pieces, which together are as balanced as one call."""
@@ -143,32 +145,44 @@ class Ensemble(Point):
         for size in sizes:
             members = (start + torch.arange(size)) % self.num_members
             start = (start + size) % self.num_members
-            self._drawn = int(members[-1])
             with torch.no_grad():  # left before the caller goes on
-                block = Draws(self.stacked(members), self.own_buffers.stacked(members))
+                block = self.atoms(members)
             yield block
 
-    def divergence(self, site: Site, value: Tensor, prior: dist.Distribution) -> tuple[Tensor, bool]:
-        """``-log p(v)`` of one member: a term of the average over members, exact where there is but one."""
-        return super().divergence(site, value, prior)[0], self.num_members == 1
+    def atoms(self, members: Tensor) -> Draws:
+        """Members ``[K]`` as draws."""
+        return Draws(self.stacked(members), self.own_buffers.stacked(members), component=members)
 
-    def factor(self, site: Site) -> dist.Distribution:
+    def divergence(self, draws: Draws, priors: Mapping[str, PriorTerm]) -> Divergence:
+        """``-log p`` of one member: a term of the average over members."""
+        found = self.score().divergence(draws, priors)
+        return Divergence(found.total, found.joint, self.num_members == 1, found.name, lambda: found.by_site)
+
+    def write_buffers(self, component: Tensor | None, buffers: Mapping[str, Tensor]) -> None:
+        """Sets the buffers that a member has of its own, by their name in the model."""
+        assert component is not None
+        self.own_buffers.write(int(component), buffers)
+
+    def marginal(self, name: str) -> dist.Distribution:
         """The mixture of point masses, which can be sampled and has moments but no density."""
         with torch.no_grad():
-            return MixtureOfDeltas(self.stacked(torch.arange(self.num_members))[site.name])
+            return MixtureOfDeltas(self.stacked(torch.arange(self.num_members))[name])
 
-    def point_mass(self, site: Site, value: Tensor) -> dist.Distribution:
+    def point_mass(self, site: Site, value: Tensor, component: Tensor | None) -> dist.Distribution:
         """The point mass of one member, as Pyro's objectives see it."""
-        if site.is_real:
-            return dist.Delta(value, event_dim=site.event_dim)
-        log_jacobian = self.log_jacobian(site, site.transform.inv(value), value)
-        return PointMass(value, -log_jacobian, event_dim=site.event_dim)
+        if site.is_real or not self.jacobian:
+            return point_mass(site, value)
+        log_jacobian = site.log_jacobian(site.unconstrain(value), value, value.dim() - site.event_dim)
+        return point_mass(site, value, -log_jacobian)
 
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Pyro's view: the sites of one random member."""
         self.announce_parameters()
-        values = self.draw()
-        return {name: self._sample_site(site, self.point_mass(site, values[name])) for name, site in self.sites.items()}
+        draw = self.rsample()
+        return {
+            name: sample_site(site, self.point_mass(site, draw[name], draw.component))
+            for name, site in self.layout.items()
+        }
 
 
 class MixtureOfDeltas(TorchDistribution):

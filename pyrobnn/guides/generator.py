@@ -30,7 +30,14 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
 from pyrobnn.arguments import check_positive_int
-from pyrobnn.guides.base import Guide, Site, initial_values
+from pyrobnn.divergence import Divergence, PriorTerm
+from pyrobnn.draws import Draws
+from pyrobnn.estimators.base import Estimator
+from pyrobnn.facts import Facts
+from pyrobnn.guides.base import Guide, sample_site
+from pyrobnn.initialization import initial_values
+from pyrobnn.layout import Layout, Site
+from pyrobnn.steps.base import Step
 
 __all__ = ["Generated", "Generator", "Storage", "perceptron"]
 
@@ -52,7 +59,7 @@ class Storage:
     @property
     def replaced(self) -> int | None:
         """Numbers in the draws that it replaces."""
-        return None if self.num_draws is None else self.num_draws * self.num_latents
+        return None if self.num_draws is None else self.num_draws * self.layout.size
 
     @property
     def ratio(self) -> float | None:
@@ -84,7 +91,7 @@ class Generator(Guide):
         only: Names of the sites that the guide is for; all of them if None.
 
     Attributes:
-        loc, scale: Mean and standard deviation ``[P]`` of the draws it learnt from, in the order of ``flat_order``;
+        loc, scale: Mean and standard deviation ``[P]`` of the draws it learnt from, in the order of the layout;
             where the scale is zero, all draws are alike.
         basis: The axes ``[C, P]``, in standardised weights; None without components.
         history: What :func:`pyrobnn.distill` noted; None else. It is no part of the state.
@@ -93,15 +100,13 @@ class Generator(Guide):
         ValueError: If a size is not positive.
     """
 
-    divergence_name: ClassVar[str] = "none"
-    has_density: ClassVar[bool] = False
     loc: Tensor
     scale: Tensor
     basis: Tensor | None
 
     def __init__(
         self,
-        model: Callable[..., Any],
+        model: Callable[..., Any] | Layout,
         hidden: Sequence[int] = (100, 100, 100),
         latent_dim: int = 32,
         *,
@@ -115,14 +120,14 @@ class Generator(Guide):
             if count is not None:
                 check_positive_int(name, count)
         super().__init__(model, example=example, only=only)
-        centre = self.join(initial_values(model, self.sites, "prior_mean"))
+        centre = self.layout.join(initial_values(model, self.layout, "prior_mean"))
         self.hidden, self.latent_dim, self.num_draws = check_hidden("hidden", hidden), latent_dim, num_draws
         self.components = components
-        self.num_coordinates = self.num_latents if components is None else components
+        self.num_coordinates = self.layout.size if components is None else components
         self.network = perceptron([latent_dim, *self.hidden, self.num_coordinates]).to(centre)
         self.register_buffer("loc", centre)
         self.register_buffer("scale", torch.ones_like(centre))
-        axes = None if components is None else torch.randn(components, self.num_latents).to(centre) / components**0.5
+        axes = None if components is None else torch.randn(components, self.layout.size).to(centre) / components**0.5
         self.register_buffer("basis", axes)
         self.history: Any = None
 
@@ -140,7 +145,7 @@ class Generator(Guide):
 
     def storage(self, num_draws: int | None = None) -> Storage:
         """What it takes, against ``num_draws`` stored draws (None: those that it was distilled from)."""
-        return Storage(self.num_parameters, self.num_draws if num_draws is None else num_draws, self.num_latents)
+        return Storage(self.num_parameters, self.num_draws if num_draws is None else num_draws, self.layout.size)
 
     @property
     def storage_ratio(self) -> float | None:
@@ -175,26 +180,30 @@ class Generator(Guide):
             self.basis.mul_(factor.unsqueeze(1))
             self.loc.sub_(self.scale * (mean @ self.basis))
 
-    def draw(self) -> dict[str, Tensor]:
+    @property
+    def facts(self) -> Facts:
+        """Draws without a density; all sites depend on each other."""
+        names = frozenset(self.layout)
+        return Facts(sites=names, independent=(names,))
+
+    def rsample(self, noise: Tensor | None = None) -> Draws:
         """One draw with gradients."""
-        return self.constrain(self.split(self.flat(1)[0]))
+        return Draws(self.layout.constrain(self.layout.split(self.flat(1)[0])))
 
     @torch.no_grad()
-    def sample(self, num_samples: int) -> dict[str, Tensor]:
+    def sample(self, num_samples: int) -> Draws:
         """Draws ``{site: [num_samples, *site shape]}``, independent of each other."""
-        return self.constrain(self.split(self.flat(num_samples)))
+        return Draws(self.layout.constrain(self.layout.split(self.flat(num_samples))))
 
-    def factor(self, site: Site) -> dist.Distribution:
+    def marginal(self, name: str) -> dist.Distribution:
         """The site's distribution, which can be drawn from and nothing else."""
-        return Generated(site, draw=lambda count: self.sample(count)[site.name])
+        return Generated(self.layout[name], draw=lambda count: self.sample(count)[name])
 
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Pyro's view: the sites of one draw, whose densities are refused."""
         self.announce_parameters()
-        values = self.draw()
-        return {
-            site.name: self._sample_site(site, Generated(site, value=values[site.name])) for site in self.sites.values()
-        }
+        values = self.rsample()
+        return {name: sample_site(site, Generated(site, value=values[name])) for name, site in self.layout.items()}
 
     # ------------------------------------------------------------------------------------------------- refusals
 
@@ -206,8 +215,23 @@ class Generator(Guide):
         """
         _refuse()
 
-    def divergence(self, site: Site, value: Tensor, prior: dist.Distribution) -> tuple[Tensor, bool]:
+    def divergence(self, draws: Draws, priors: Mapping[str, PriorTerm]) -> Divergence:
         """Refused: without a density there is no KL, and so no ELBO.
+
+        Raises:
+            NotImplementedError: Always.
+        """
+        _refuse()
+
+    def step(
+        self,
+        model: Callable[..., Any] | None,
+        estimators: Mapping[str, Estimator] | None = None,
+        *,
+        sequential: bool = True,
+        vectorize: bool = True,
+    ) -> Step:
+        """Refused: without a density there is no ELBO to train it by.
 
         Raises:
             NotImplementedError: Always.

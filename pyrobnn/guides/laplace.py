@@ -27,14 +27,19 @@ from torch import Tensor, nn
 
 from pyrobnn.bayesianize import evaluating, frozen_buffers
 from pyrobnn.curvature import Block, BlockGaussian, Group, Structure, best_multiplier, fill, lay_out
-from pyrobnn.guides.base import Guide, Init, Site
-from pyrobnn.guides.map import Map
+from pyrobnn.divergence import Divergence, PriorTerm
+from pyrobnn.draws import Draws
+from pyrobnn.facts import Facts
+from pyrobnn.guides.base import Guide, Init, sample_site
+from pyrobnn.guides.low_rank import joint_divergence
+from pyrobnn.guides.point import TrainedAsPoint
+from pyrobnn.initialization import initial_values
 from pyrobnn.supervised import SupervisedModel
 
 __all__ = ["Laplace"]
 
 
-class Laplace(Map):
+class Laplace(TrainedAsPoint):
     """A point while it is trained, the Gaussian around it after :meth:`fit`.
 
     Training is that of :class:`~pyrobnn.guides.Map`; a point that is fitted already is taken as the start::
@@ -56,7 +61,6 @@ class Laplace(Map):
         only: Names of the sites that the guide is for; all of them if None.
 
     Attributes:
-        has_density: Whether every site is covered.
         mean: The mode at the time of :meth:`fit`, ``[d]``.
         log_likelihood: Log likelihood of all data there, in nats.
         fitted: Whether there is a Gaussian.
@@ -76,13 +80,13 @@ class Laplace(Map):
         example: tuple[Any, ...] | None = None,
         only: Collection[str] | None = None,
     ) -> None:
-        super().__init__(model, _point(init), example=example, only=only)
+        super().__init__(model, example=example, only=only)
+        self.loc = nn.Parameter(self.layout.join(initial_values(model, self.layout, _point(init))))
         self.structure, self.last_layer = structure, last_layer
         like = self.flat_loc.detach()
-        groups = lay_out(model, self.sites, structure, last_layer, like)
+        groups = lay_out(model, self.layout, structure, last_layer, like)
         self.group_names = [group.name for group in groups]
         self._block_of = {site.name: index for index, group in enumerate(groups) for site in group.sites}
-        self.has_density = len(self._block_of) == len(self.sites)  # type: ignore[misc]
         self.add_module("blocks", nn.ModuleList(group.block for group in groups))
         self.register_buffer("mean", torch.zeros_like(like))
         self.register_buffer("log_likelihood", like.new_zeros(()))
@@ -143,7 +147,7 @@ class Laplace(Map):
             )
         with torch.no_grad():
             self.fitted.fill_(False)  # until all of it is
-            values = self.constrain(self.split(self.flat_loc.detach().clone())) | dict(given or {})
+            values = self.layout.constrain(self.layout.split(self.flat_loc.detach().clone())) | dict(given or {})
             with evaluating(model), frozen_buffers(model):
                 log_likelihood, is_normal = fill(
                     model, values, self._groups(model), loader, max_bytes=max_bytes, progress=progress
@@ -156,7 +160,7 @@ class Laplace(Map):
 
     def _groups(self, model: SupervisedModel) -> list[Group]:
         """The layout again, for this model's own layers, with the guide's blocks."""
-        groups = lay_out(model, self.sites, self.structure, self.last_layer, self.flat_loc.detach())
+        groups = lay_out(model, self.layout, self.structure, self.last_layer, self.flat_loc.detach())
         return [replace(group, block=block) for group, block in zip(groups, self.flat_blocks, strict=True)]
 
     def log_evidence(self) -> float:
@@ -165,7 +169,7 @@ class Laplace(Map):
         Raises:
             RuntimeError: Before :meth:`fit`.
         """
-        self.gaussian()  # refuses before the fit
+        self.joint()  # refuses before the fit
         gains = [block.log_evidence_gain(block.multiplier.double()) for block in self.flat_blocks]
         return float(self.log_likelihood) + sum(float(gain) for gain in gains)
 
@@ -183,7 +187,7 @@ class Laplace(Map):
             RuntimeError: Before :meth:`fit`.
             ValueError: If a prior is not Normal, so that it has no precision to multiply, or layers are correlated.
         """
-        self.gaussian()  # refuses before the fit
+        self.joint()  # refuses before the fit
         if not self.has_normal_priors:
             raise ValueError("structure: some covered sites have priors that are not Normal; they cannot be tuned.")
         if per_layer and self.structure == "full":
@@ -199,7 +203,7 @@ class Laplace(Map):
 
     # -------------------------------------------------------------------------------------- distribution
 
-    def gaussian(self) -> BlockGaussian:
+    def joint(self) -> BlockGaussian:
         """The distribution of the flat vector.
 
         Raises:
@@ -209,69 +213,118 @@ class Laplace(Map):
             raise RuntimeError("Laplace: it has no curvature yet; call laplace.fit(model, loader) first.")
         return BlockGaussian(self.mean, self.flat_blocks)
 
+    @property
+    def facts(self) -> Facts:
+        """A point before :meth:`fit`; then independent groups of Gaussians, and points where there is no curvature."""
+        if not self.fitted:
+            return replace(super().facts, is_ready=False)
+        groups: dict[int, set[str]] = {}
+        for name, index in self._block_of.items():
+            groups.setdefault(index, set()).add(name)
+        points = [frozenset({name}) for name in self.layout if name not in self._block_of]
+        return Facts(
+            sites=frozenset(self.layout),
+            density=frozenset(self._block_of),
+            independent=(*map(frozenset, groups.values()), *points),
+            predictor="weights" if self.structure == "last_layer" else "linearized",
+        )
+
     def mode(self) -> dict[str, Tensor]:
         """The Gaussian's mean: the values of all sites when the curvature was computed."""
-        return self.constrain(self.split(self.gaussian().mean))
+        return self.layout.constrain(self.layout.split(self.joint().mean))
+
+    def rsample(self, noise: Tensor | None = None) -> Draws:
+        """One draw of the Gaussian, whose parameters are not trained.
+
+        Raises:
+            RuntimeError: Before :meth:`fit`.
+        """
+        return self.sample(1).at(0)
 
     @torch.no_grad()
-    def sample(self, num_samples: int) -> dict[str, Tensor]:
+    def sample(self, num_samples: int) -> Draws:
         """Draws ``{site: [num_samples, *site shape]}`` of the Gaussian.
 
         Raises:
             RuntimeError: Before :meth:`fit`.
         """
-        return self.constrain(self.split(self.gaussian().rsample((num_samples,))))
+        return Draws(self.layout.constrain(self.layout.split(self.joint().rsample((num_samples,)))))
 
-    def factor(self, site: Site) -> dist.Distribution:
+    def marginal(self, name: str) -> dist.Distribution:
         """The site's Gaussian by element (correlations are left out); a point where it is one, and before the fit."""
         if not self.fitted:
-            return super().factor(site)
-        if site.name not in self._block_of:
-            return dist.Delta(self.mode()[site.name], event_dim=site.event_dim)
-        gaussian = BlockGaussian(self.mean, [self.flat_blocks[self._block_of[site.name]]])
-        scale = self.split(gaussian.variance)[site.name].sqrt()
-        return dist.Normal(self.mode()[site.name], scale).to_event(site.event_dim)
+            return self.point_marginal(name)
+        event_dim = self.layout[name].event_dim
+        if name not in self._block_of:
+            return dist.Delta(self.mode()[name], event_dim=event_dim)
+        gaussian = BlockGaussian(self.mean, [self.flat_blocks[self._block_of[name]]])
+        scale = self.layout.split(gaussian.variance)[name].sqrt()
+        return dist.Normal(self.mode()[name], scale).to_event(event_dim)
 
     def log_prob(self, draws: Mapping[str, Tensor]) -> Tensor:
-        """Joint log density of draws ``{site: [K, *site shape]}``, shape ``[K]``.
+        """Log density ``[K]`` of draws ``{site: [K, *site shape]}`` of whole groups of sites that have one.
 
         Raises:
-            NotImplementedError: If some sites are points.
+            NotImplementedError: If some sites are points, or sites that they are correlated with are missing.
             RuntimeError: Before :meth:`fit`.
         """
-        if not self.has_density:
-            point = next(name for name in self.sites if name not in self._block_of)
-            raise NotImplementedError(f"Laplace: the site {point!r} is a point mass, so there is no joint density.")
-        return self.gaussian().log_prob(torch.cat([draws[site.name].flatten(1) for site in self.flat_order], 1))
+        gaussian = self.joint()
+        if not self.facts.can_marginalize(list(draws)):
+            named = next((name for name in draws if name not in self._block_of), next(iter(draws)))
+            reason = "correlated with others that are missing" if named in self._block_of else "a point mass"
+            raise NotImplementedError(f"Laplace: the site {named!r} is {reason}, so there is no joint density.")
+        count = len(next(iter(draws.values())))
+        flat = gaussian.mean.repeat(count, 1)
+        for name, value in draws.items():
+            flat[:, self.layout[name].window] = value.flatten(1)
+        blocks = [self.flat_blocks[index] for index in sorted({self._block_of[name] for name in draws})]
+        return BlockGaussian(gaussian.mean, blocks).log_prob(flat)
+
+    def divergence(self, draws: Draws, priors: Mapping[str, PriorTerm]) -> Divergence:
+        """The KL of the Gaussian, plus ``-log p`` of sites that are points; before :meth:`fit` of all of them."""
+        if not self.fitted:
+            return self.point_divergence(draws, priors)
+        gaussian, covered = self.joint(), self.layout.select(self.covered)
+        means, variances = (self.layout.split(flat) for flat in (gaussian.mean, gaussian.variance))
+        entropy = torch.stack([block.entropy() for block in self.flat_blocks]).sum()
+        found = joint_divergence(
+            covered,
+            lambda name: (means[name], variances[name]),
+            entropy,
+            draws,
+            {n: t for n, t in priors.items() if n in covered},
+        )
+        points = {name: term for name, term in priors.items() if name not in covered}
+        return found + self.point_divergence(draws, points) if points else found
 
     def output_covariance(self, jacobians: Tensor) -> Tensor:
         """``J Σ Jᵀ [..., O, O]`` of Jacobians ``[..., O, n]`` by the sites :attr:`covered`, in their order."""
-        sites = [self.sites[name] for name in self.covered]
-        columns = torch.cat([torch.arange(site.offset, site.offset + site.numel) for site in sites])
-        return self.gaussian().image_covariance(jacobians, columns.to(jacobians.device))
+        windows = [self.layout[name].window for name in self.covered]
+        columns = torch.cat([torch.arange(window.start, window.stop) for window in windows])
+        return self.joint().image_covariance(jacobians, columns.to(jacobians.device))
 
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Pyro's view: the point in training mode, else a joint draw through an auxiliary site."""
         self.announce_parameters()
         if self.training:
-            factors = {name: super(Laplace, self).factor(site) for name, site in self.sites.items()}
+            found = {name: self.point_marginal(name) for name in self.layout}
         else:
-            flat = pyro.sample(f"_joint:{self.covered[0]}", self.gaussian(), infer={"is_auxiliary": True})
-            values = self.constrain(self.split(flat))
-            factors = {n: dist.Delta(values[n], event_dim=site.event_dim) for n, site in self.sites.items()}
-        return {name: self._sample_site(self.sites[name], factor) for name, factor in factors.items()}
+            flat = pyro.sample(f"_joint:{self.covered[0]}", self.joint(), infer={"is_auxiliary": True})
+            values = self.layout.constrain(self.layout.split(flat))
+            found = {n: dist.Delta(values[n], event_dim=site.event_dim) for n, site in self.layout.items()}
+        return {name: sample_site(self.layout[name], distribution) for name, distribution in found.items()}
 
 
 def _point(init: Init) -> Init:
     """The values of a point estimate, if ``init`` is one."""
     if not isinstance(init, Guide):
         return init
-    if not isinstance(init, Map):
+    if not isinstance(init, TrainedAsPoint):
         raise TypeError(
             f"init: expected a point estimate (a fitted Map), a network or values, got a {type(init).__name__}; pass "
             "the values {site: value} of the mode."
         )
-    values = {name: value.detach().clone() for name, value in init.draw().items()}
+    values = {name: value.detach().clone() for name, value in init.point().items()}
 
     def value_of(name: str, prior: dist.Distribution) -> Tensor:
         if name not in values:

@@ -16,19 +16,30 @@ flat unconstrained vector of a guide into that of a site, a density on the sites
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import ClassVar
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
 
 import pyro
 import pyro.distributions as dist
 import torch
 from pyro.distributions import constraints
 from torch import Tensor
+from torch.distributions import kl_divergence
 
-from pyrobnn.guides.base import Guide, Site
+from pyrobnn.divergence import Divergence, PriorTerm
+from pyrobnn.draws import Draws
+from pyrobnn.guides.base import sample_site
 from pyrobnn.guides.point import PointMass
+from pyrobnn.layout import Layout, Site
 
-__all__ = ["LowRankGaussian", "joint_log_prob", "on_support", "sample_jointly"]
+__all__ = [
+    "LowRankGaussian",
+    "independent_normal",
+    "joint_divergence",
+    "joint_log_prob",
+    "on_support",
+    "sample_jointly",
+]
 
 
 class LowRankGaussian(dist.TorchDistribution):
@@ -73,12 +84,18 @@ class LowRankGaussian(dist.TorchDistribution):
         """The diagonal of the covariance, ``[*shape]``."""
         return self.scale.square() + self.cov_factor.square().sum(-1)
 
-    def rsample(self, sample_shape: torch.Size | list[int] | tuple[int, ...] = ()) -> Tensor:
-        """``μ + σ ε + F z``, shape ``[*sample_shape, *shape]``."""
+    def rsample(
+        self, sample_shape: torch.Size | list[int] | tuple[int, ...] = (), noise: Tensor | None = None
+    ) -> Tensor:
+        """``μ + σ ε + F z``, shape ``[*sample_shape, *shape]``; ``noise`` holds one ε, then one z, ``[d + r]``."""
         lead = torch.Size(sample_shape)
         rank = self.cov_factor.shape[-1]
-        noise = torch.randn(lead + self.event_shape, dtype=self.loc.dtype, device=self.loc.device)
-        weights = torch.randn((*lead, rank), dtype=self.loc.dtype, device=self.loc.device)
+        if noise is None:
+            noise = torch.randn(lead + self.event_shape, dtype=self.loc.dtype, device=self.loc.device)
+            weights = torch.randn((*lead, rank), dtype=self.loc.dtype, device=self.loc.device)
+        else:
+            noise, weights = noise.split([self.loc.numel(), rank])
+            noise = noise.view(self.event_shape)
         coupled = weights @ self.cov_factor.reshape(-1, rank).T
         return torch.addcmul(coupled.reshape(lead + self.event_shape), self.scale, noise) + self.loc
 
@@ -126,35 +143,88 @@ def on_support(site: Site, gaussian: LowRankGaussian) -> dist.Distribution:
     return gaussian if site.is_real else dist.TransformedDistribution(gaussian, [site.transform])
 
 
-def joint_log_prob(guide: Guide, gaussian: LowRankGaussian, draws: Mapping[str, Tensor]) -> Tensor:
+def independent_normal(site: Site, loc: Tensor, scale: Tensor) -> Any:
+    """Independent Gaussians over a site's unconstrained elements, pushed to the site's support."""
+    base = dist.Normal(loc, scale)
+    if site.is_real:
+        return base.to_event(site.event_dim)
+    transformed = dist.TransformedDistribution(base, [site.transform])
+    return transformed.to_event(site.event_dim - site.transform.codomain.event_dim)
+
+
+def joint_log_prob(layout: Layout, gaussian: Any, draws: Mapping[str, Tensor]) -> Tensor:
     """Log density ``[K]`` of draws ``{site: [K, *site shape]}`` on the sites' supports.
 
     Args:
-        guide: The guide that has the sites.
-        gaussian: Its distribution of the flat unconstrained vector.
+        layout: The sites.
+        gaussian: The distribution of the flat unconstrained vector.
         draws: A value of every site.
     """
-    pieces, log_det = [], torch.zeros(())
-    for site in guide.flat_order:
-        value = draws[site.name]
-        unconstrained = value if site.is_real else site.transform.inv(value)
-        pieces.append(unconstrained.reshape(len(value), -1))
-        log_det = log_det + site.log_jacobian(unconstrained, value, 1)
-    return gaussian.log_prob(torch.cat(pieces, -1)) - log_det
+    values = {name: draws[name] for name in layout}
+    pieces = layout.unconstrain(values)
+    return gaussian.log_prob(layout.join(pieces)) - layout.log_jacobian(pieces, values, lead=1)
 
 
-def sample_jointly(guide: Guide, gaussian: LowRankGaussian) -> dict[str, Tensor]:
+def joint_divergence(
+    layout: Layout,
+    moments: Callable[[str], tuple[Tensor, Tensor]],
+    entropy: Tensor,
+    draws: Draws,
+    priors: Mapping[str, PriorTerm],
+) -> Divergence:
+    r"""``KL(q ‖ p)`` of a Gaussian over the flat vector: ``-H(q)`` plus a cross-entropy ``E[-log p(u)]`` by site.
+
+    A prior that factorizes over elements sees no more than the marginals :math:`N(\mu_i, v_i)`, so that the
+    cross-entropy is exact wherever torch or Pyro registers a KL between independent Gaussians on the site's support and
+    the prior; else it is ``-log p(v) - log |dv/du|`` of the draw. Scales and masks of the model weigh the
+    cross-entropies; the joint entropy has none of its own.
+
+    Args:
+        layout: The sites, all of which must have a prior in ``priors``.
+        moments: Mean and variance of the elements of a site, of its unconstrained shape.
+        entropy: Entropy of the flat unconstrained vector.
+        draws: A draw.
+        priors: Priors as the run of the model under this draw applied them.
+
+    Raises:
+        ValueError: If a site is missing: coupled sites have no divergence without each other.
+    """
+    if missing := [name for name in layout if name not in priors]:
+        raise ValueError(f"site {missing[0]!r}: the model did not sample it, but the guide couples it with others.")
+    terms, exact = {}, True
+    for name, site in layout.items():
+        term, (loc, variance) = priors[name], moments(name)
+        marginals = independent_normal(site, loc, variance.sqrt())
+        try:
+            kl = kl_divergence(marginals, term.distribution)
+            score = kl + _entropy(marginals).reshape(*kl.shape, -1).sum(-1)
+        except NotImplementedError:
+            value, exact = draws[name], False
+            log_jacobian = site.log_jacobian(site.unconstrain(value), value, value.dim() - site.event_dim)
+            score = -term.distribution.log_prob(value) - log_jacobian
+        terms[name] = term.sum(score)
+    return Divergence.of_sites(terms, -entropy, exact)
+
+
+def sample_jointly(layout: Layout, gaussian: Any) -> dict[str, Tensor]:
     """Pyro's view of a joint Gaussian: one auxiliary site, and the model's sites as functions of it.
 
     The sites are point masses given the auxiliary one; their log densities hold the Jacobians of constrained
     sites, so that those of all sites together add up to the guide's.
     """
-    name = f"_joint:{guide.flat_order[0].name}"  # unlike that of another guide for other sites of the model
+    name = f"_joint:{next(iter(layout))}"  # unlike that of another guide for other sites of the model
     flat = pyro.sample(name, gaussian, infer={"is_auxiliary": True})
     values = {}
-    for name, unconstrained in guide.split(flat).items():
-        site = guide.sites[name]
-        value = unconstrained if site.is_real else site.transform(unconstrained)
+    for name, unconstrained in layout.split(flat).items():
+        site = layout[name]
+        value = site.constrain(unconstrained)
         log_det = site.log_jacobian(unconstrained, value, value.dim() - site.event_dim)
-        values[name] = guide._sample_site(site, PointMass(value, -log_det, event_dim=site.event_dim))
+        values[name] = sample_site(site, PointMass(value, -log_det, event_dim=site.event_dim))
     return values
+
+
+def _entropy(marginals: Any) -> Tensor:
+    """Entropies of the unconstrained elements."""
+    while not isinstance(marginals, dist.Normal):
+        marginals = marginals.base_dist
+    return marginals.entropy()

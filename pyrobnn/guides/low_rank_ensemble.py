@@ -23,8 +23,10 @@ import torch
 from torch import Tensor, nn
 
 from pyrobnn.arguments import check_positive_int
-from pyrobnn.guides.base import Init, Site, by_site, initial_values
+from pyrobnn.guides.base import Init
 from pyrobnn.guides.ensemble import Ensemble
+from pyrobnn.initialization import initial_values
+from pyrobnn.layout import Layout, Site
 
 __all__ = ["LowRankEnsemble"]
 
@@ -73,23 +75,23 @@ class LowRankEnsemble(Ensemble):
             raise ValueError(f"spread: expected a positive standard deviation, got {spread}.")
         self.rank = rank
         self.jacobian = jacobian
-        self._matrices = [site for site in self.flat_order if _is_matrix(site)]
-        self._vectors = [site for site in self.flat_order if not _is_matrix(site)]
+        self._matrices = Layout(site for site in self.layout.values() if _is_matrix(site))
+        self._vectors = Layout(site for site in self.layout.values() if not _is_matrix(site))
         if not self._matrices:
             raise ValueError(
-                f"model: none of its sites ({', '.join(list(self.sites)[:8])}) is a weight matrix, so members have "
+                f"model: none of its sites ({', '.join(list(self.layout)[:8])}) is a weight matrix, so members have "
                 "nothing to share; use DeltaMixture."
             )
         if spread is None:
             spread = min(WIDEST, SPREAD / len(self._matrices))
-        start = initial_values(model, self.sites, init)
-        self.shared = nn.Parameter(torch.cat([start[site.name].reshape(-1) for site in self._matrices]))
+        start = initial_values(model, self.layout, init)
+        self.shared = nn.Parameter(self._matrices.join(start))
         scale = math.sqrt((math.sqrt(1.0 + rank * spread**2) - 1.0) / rank)
-        num_factors = sum(sum(self._factor_sizes(site)) for site in self._matrices)
+        num_factors = sum(sum(self._factor_sizes(site)) for site in self._matrices.values())
         noise = torch.randn(num_members, num_factors).to(self.flat_shared)
         self.factors = nn.Parameter(rank**-0.5 + scale * noise)
         if self._vectors:
-            own = torch.cat([start[site.name].reshape(-1) for site in self._vectors])
+            own = self._vectors.join(start)
             self.own = nn.Parameter(own * (1.0 + spread * torch.randn(num_members, len(own)).to(own)))
 
     @property
@@ -123,26 +125,26 @@ class LowRankEnsemble(Ensemble):
     def member(self, index: int) -> dict[str, Tensor]:
         """The sites' values in one member."""
         own = None if self.flat_own is None else self.scaled(self.flat_own[index])
-        return self.constrain(self._values(self.scaled(self.flat_factors[index]), own))
+        return self.layout.constrain(self._values(self.scaled(self.flat_factors[index]), own))
 
     def stacked(self, members: Tensor) -> dict[str, Tensor]:
         """Copies of members ``[K]``."""
         with torch.no_grad():
             chosen = members.to(self.flat_factors.device)
             own = None if self.flat_own is None else self.flat_own[chosen]
-            return self.constrain(self._values(self.flat_factors[chosen], own))
+            return self.layout.constrain(self._values(self.flat_factors[chosen], own))
 
     def _values(self, factors: Tensor, own: Tensor | None) -> dict[str, Tensor]:
         """Unconstrained values from the parameters of one member or of several, ``[..., *]``."""
         lead = factors.shape[:-1]
-        found = {} if own is None else by_site(own, self._vectors)
-        sizes = [size for site in self._matrices for size in self._factor_sizes(site)]
-        pieces, shared = iter(factors.split(sizes, -1)), by_site(self.flat_shared, self._matrices)
-        for site in self._matrices:
+        found = {} if own is None else self._vectors.split(own)
+        sizes = [size for site in self._matrices.values() for size in self._factor_sizes(site)]
+        pieces, shared = iter(factors.split(sizes, -1)), self._matrices.split(self.flat_shared)
+        for name, site in self._matrices.items():
             left, right = next(pieces), next(pieces)
             product = left.reshape(*lead, -1, self.rank) @ right.reshape(*lead, self.rank, -1)
-            found[site.name] = shared[site.name] * product.reshape(lead + site.unconstrained_shape)
-        return {name: found[name] for name in self.sites}
+            found[name] = shared[name] * product.reshape(lead + site.unconstrained_shape)
+        return {name: found[name] for name in self.layout}
 
     def _factor_sizes(self, site: Site) -> tuple[int, int]:
         """Numbers in A and in B."""

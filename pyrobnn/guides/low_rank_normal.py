@@ -19,20 +19,28 @@ Ong, Nott & Smith, *Gaussian variational approximation with a factor covariance 
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Callable, Collection, Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
-from torch.distributions import kl_divergence
 
 from pyrobnn.arguments import check_positive_int
-from pyrobnn.guides.base import Guide, Init, Site, initial_values
-from pyrobnn.guides.flat import independent_normal
-from pyrobnn.guides.low_rank import LowRankGaussian, joint_log_prob, on_support, sample_jointly
+from pyrobnn.divergence import Divergence, PriorTerm
+from pyrobnn.draws import Draws
+from pyrobnn.facts import Facts
+from pyrobnn.guides.base import Guide, Init
+from pyrobnn.guides.low_rank import (
+    LowRankGaussian,
+    independent_normal,
+    joint_divergence,
+    joint_log_prob,
+    on_support,
+    sample_jointly,
+)
+from pyrobnn.initialization import initial_values
 
 __all__ = ["LowRankNormal"]
 
@@ -58,8 +66,6 @@ class LowRankNormal(Guide):
             positive, or a starting value does not fit.
     """
 
-    transient: ClassVar[frozenset[str]] = Guide.transient | {"_drawn"}
-
     def __init__(
         self,
         model: Callable[..., Any],
@@ -75,20 +81,19 @@ class LowRankNormal(Guide):
         check_positive_int("rank", rank)
         if not init_scale > 0:
             raise ValueError(f"init_scale: expected a positive standard deviation, got {init_scale}.")
-        loc = self.join(initial_values(model, self.sites, init))
-        self.rank, self.max_bytes = min(rank, self.num_latents), max_bytes
+        loc = self.layout.join(initial_values(model, self.layout, init))
+        self.rank, self.max_bytes = min(rank, self.layout.size), max_bytes
         self._check_budget(loc.element_size())
         self.loc = nn.Parameter(loc)
         self.log_scale = nn.Parameter(torch.full_like(loc, math.log(init_scale * 0.5**0.5)))
-        factor = torch.randn(self.num_latents, self.rank, dtype=loc.dtype, device=loc.device)
+        factor = torch.randn(self.layout.size, self.rank, dtype=loc.dtype, device=loc.device)
         self.cov_factor = nn.Parameter(factor.mul_(init_scale * (0.5 / self.rank) ** 0.5))
-        self._drawn: _Drawn | None = None
 
     def _check_budget(self, element_size: int) -> None:
-        per_column = _COPIES * self.num_latents * element_size
+        per_column = _COPIES * self.layout.size * element_size
         if self.rank * per_column > self.max_bytes:
             raise ValueError(
-                f"rank: a factor of rank {self.rank} over {self.num_latents:,} latent elements, with its gradient and "
+                f"rank: a factor of rank {self.rank} over {self.layout.size:,} latent elements, with its gradient and "
                 f"Adam's two moments, takes {self.rank * per_column:,} bytes, more than max_bytes={self.max_bytes:,}; "
                 f"ask for a rank of at most {self.max_bytes // per_column}, raise max_bytes, or keep to some of the "
                 "sites (GuideMap)."
@@ -121,95 +126,65 @@ class LowRankNormal(Guide):
 
     # -------------------------------------------------------------------------------------- distribution
 
-    def gaussian(self) -> LowRankGaussian:
+    def joint(self) -> LowRankGaussian:
         """The distribution of the flat unconstrained vector (gradients attached)."""
         return LowRankGaussian(self.flat_loc, self.flat_log_scale.exp(), self.flat_cov_factor)
 
-    def factor(self, site: Site) -> dist.Distribution:
+    @property
+    def facts(self) -> Facts:
+        """One joint density of all sites."""
+        names = frozenset(self.layout)
+        return Facts(sites=names, density=names, independent=(names,), noise_size=self.layout.size + self.rank)
+
+    def marginal(self, name: str) -> dist.Distribution:
         """The site's own marginal, which couples its elements with each other."""
-        window, shape = slice(site.offset, site.offset + site.numel), site.unconstrained_shape
-        marginal = LowRankGaussian(
+        site = self.layout[name]
+        window, shape = site.window, site.unconstrained_shape
+        gaussian = LowRankGaussian(
             self.flat_loc[window].view(shape),
             self.flat_log_scale[window].view(shape).exp(),
             self.flat_cov_factor[window].view(*shape, self.rank),
         )
-        return on_support(site, marginal)
+        return on_support(site, gaussian)
 
-    def marginals(self, site: Site) -> dist.Distribution:
+    def elementwise_marginal(self, name: str) -> dist.Distribution:
         """Each element of the site by itself: independent Gaussians of the right means and variances."""
-        window, shape = slice(site.offset, site.offset + site.numel), site.unconstrained_shape
+        site = self.layout[name]
+        window, shape = site.window, site.unconstrained_shape
         scale, factor = self.flat_log_scale[window].exp(), self.flat_cov_factor[window]
         variance = scale.square() + factor.square().sum(-1)
         return independent_normal(site, self.flat_loc[window].view(shape), variance.sqrt().view(shape))
 
-    def draw(self) -> dict[str, Tensor]:
-        """One reparameterised draw, ``μ + σε + Fz``."""
-        gaussian = self.gaussian()
-        values = self.constrain(self.split(gaussian.rsample()))
-        self._drawn = _Drawn(values, self.split(gaussian.loc), self.split(gaussian.variance))
-        return values
+    def rsample(self, noise: Tensor | None = None) -> Draws:
+        """One reparameterized draw, ``μ + σε + Fz``; ``noise`` holds ε, then z."""
+        gaussian = self.joint()
+        draw = self.layout.constrain(self.layout.split(gaussian.rsample(noise=noise)))
+        # One window of the factor per site would make the backward pass write the whole factor's gradient once per
+        # site, so the divergence of this draw uses moments that were computed together.
+        moments = (self.layout.split(gaussian.loc), self.layout.split(gaussian.variance), gaussian)
+        return Draws(draw, record=moments)
 
     @torch.no_grad()
-    def sample(self, num_samples: int) -> dict[str, Tensor]:
+    def sample(self, num_samples: int) -> Draws:
         """Draws ``{site: [num_samples, *site shape]}``, all sites in one product."""
-        return self.constrain(self.split(self.gaussian().rsample(torch.Size([num_samples]))))
+        return Draws(self.layout.constrain(self.layout.split(self.joint().rsample(torch.Size([num_samples])))))
 
     def log_prob(self, draws: Mapping[str, Tensor]) -> Tensor:
         """Joint log density of draws ``{site: [K, *site shape]}`` on the sites' own supports, shape ``[K]``."""
-        return joint_log_prob(self, self.gaussian(), draws)
+        return joint_log_prob(self.layout, self.joint(), draws)
+
+    def divergence(self, draws: Draws, priors: Mapping[str, PriorTerm]) -> Divergence:
+        """The KL: minus the joint entropy plus a cross-entropy by site (:func:`~pyrobnn.guides.low_rank`)."""
+        record = draws.record
+        if record is None:
+            gaussian = self.joint()
+            record = (self.layout.split(gaussian.loc), self.layout.split(gaussian.variance), gaussian)
+        locs, variances, gaussian = record
+        return joint_divergence(
+            self.layout, lambda name: (locs[name], variances[name]), gaussian.entropy(), draws, priors
+        )
 
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Pyro's view: an auxiliary site for the flat vector, from which each latent site follows."""
         self.announce_parameters()
-        return sample_jointly(self, self.gaussian())
-
-    # ---------------------------------------------------------------------------------------- divergence
-
-    def shared_divergence(self) -> Tensor:
-        """Minus the entropy of the flat vector; exact."""
-        return -self.gaussian().entropy()
-
-    def divergence(self, site: Site, value: Tensor, prior: dist.Distribution) -> tuple[Tensor, bool]:
-        r"""The site's cross-entropy in unconstrained space, ``E_q[-log p(u)]``.
-
-        With :meth:`shared_divergence` it adds up to KL(q ‖ p). Exact where torch or Pyro registers a KL between
-        independent Gaussians on the site's support and the prior, else ``-log p(v) - log |dv/du|`` of the draw.
-
-        Args:
-            site: The site.
-            value: Its value in this draw.
-            prior: Its prior in this run of the model (which may depend on other sites of the draw).
-
-        Returns:
-            The prior's batch shape, and whether it is exact.
-        """
-        drawn = self._drawn
-        if drawn is not None and drawn.values[site.name] is value:
-            marginals = independent_normal(site, drawn.locs[site.name], drawn.variances[site.name].sqrt())
-        else:
-            marginals = self.marginals(site)
-        with contextlib.suppress(NotImplementedError):
-            kl = kl_divergence(marginals, prior)  # type: ignore[arg-type]
-            return kl + _entropy(marginals).reshape(*kl.shape, -1).sum(-1), True
-        score = prior.log_prob(value)
-        if not site.is_real:
-            score = score + site.log_jacobian(site.transform.inv(value), value, value.dim() - site.event_dim)
-        return -score, False
-
-
-class _Drawn:
-    """The last draw and the marginal moments computed with it.
-
-    One window of the factor per site would make the backward pass write the whole factor's gradient once per site.
-    Moments are only used with the very values that they were drawn with, so they belong to the same graph.
-    """
-
-    def __init__(self, values: dict[str, Tensor], locs: dict[str, Tensor], variances: dict[str, Tensor]) -> None:
-        self.values, self.locs, self.variances = values, locs, variances
-
-
-def _entropy(marginals: Any) -> Tensor:
-    """Entropies of the unconstrained elements."""
-    while not isinstance(marginals, dist.Normal):
-        marginals = marginals.base_dist
-    return marginals.entropy()
+        return sample_jointly(self.layout, self.joint())

@@ -29,8 +29,16 @@ from pyro.distributions import constraints
 from torch import Tensor, nn
 
 from pyrobnn.bayesianize import bayesian_modules
-from pyrobnn.guides.base import Guide, Init, Site, initial_values
+from pyrobnn.divergence import Divergence, PriorTerm
+from pyrobnn.draws import Draws
+from pyrobnn.estimators.base import Estimator
+from pyrobnn.facts import Facts
+from pyrobnn.guides.base import Guide, Init, sample_site
 from pyrobnn.guides.dropout_rates import DROPOUTS, Maskable, Rates, maskable_sites, resolve_rates
+from pyrobnn.initialization import initial_values
+from pyrobnn.priors.base import base_distribution
+from pyrobnn.steps.autograd import AutogradStep
+from pyrobnn.steps.base import Step
 
 __all__ = ["DroppedColumns", "MCDropout"]
 
@@ -66,9 +74,6 @@ class MCDropout(Guide):
             a mask of columns.
     """
 
-    divergence_name: ClassVar[str] = "-log prior"
-    has_density: ClassVar[bool] = False
-
     def __init__(
         self,
         model: Callable[..., Any],
@@ -81,19 +86,18 @@ class MCDropout(Guide):
         only: Collection[str] | None = None,
     ) -> None:
         super().__init__(model, example=example, only=only)
-        maskable = maskable_sites(model, self.sites)
+        maskable = maskable_sites(model, self.layout)
         self.rates = resolve_rates(maskable, p, where)
         self.per_example = per_example
         self._parameter_of = {name: maskable[name].parameter for name in self.rates}
         if per_example:
             for name in self.rates:
                 _check_per_example(maskable[name])
-        self.loc = nn.Parameter(self.join(initial_values(model, self.sites, init)))
+        self.loc = nn.Parameter(self.layout.join(initial_values(model, self.layout, init)))
         columns, keep = _layout(self, maskable)
         # Neither is state: both follow from the configuration.
         self.register_buffer("columns", columns.to(self.flat_loc.device), persistent=False)
         self.register_buffer("keep", keep.to(self.flat_loc.detach()), persistent=False)
-        self._masks_inputs = False
 
     columns: Tensor
     keep: Tensor
@@ -115,82 +119,89 @@ class MCDropout(Guide):
         factors = torch.bernoulli(keep) / keep
         return factors[:, self.columns]
 
-    def draw(self) -> dict[str, Tensor]:
-        """One draw, ``M diag(z)``; M itself while masks are drawn for each example."""
-        flat = self.flat_loc if self._masks_inputs else self.flat_loc * self._masks(1)[0]
-        return self.constrain(self.split(flat))
+    @property
+    def facts(self) -> Facts:
+        """Mixtures of point masses: nothing has a density."""
+        names = frozenset(self.layout)
+        return Facts(sites=names, independent=tuple(frozenset({name}) for name in self.layout))
+
+    def rsample(self, noise: Tensor | None = None) -> Draws:
+        """One draw, ``M diag(z)``."""
+        return Draws(self.layout.constrain(self.layout.split(self.flat_loc * self._masks(1)[0])))
 
     @torch.no_grad()
-    def sample(self, num_samples: int) -> dict[str, Tensor]:
+    def sample(self, num_samples: int) -> Draws:
         """Draws ``{site: [num_samples, *site shape]}``: weights with columns dropped, one mask each."""
-        return self.constrain(self.split(self.flat_loc * self._masks(num_samples)))
+        return Draws(self.layout.constrain(self.layout.split(self.flat_loc * self._masks(num_samples))))
 
-    def factor(self, site: Site) -> dist.Distribution:
+    def marginal(self, name: str) -> dist.Distribution:
         """The site's distribution, which has moments and draws but no density, or a point."""
-        window = slice(site.offset, site.offset + site.numel)
-        value = self.flat_loc[window].view(site.unconstrained_shape)
-        if site.name in self.rates:
-            return DroppedColumns(value, self.columns[window].view(site.shape), self.keep)
-        return dist.Delta(value if site.is_real else site.transform(value), event_dim=site.event_dim)
+        site = self.layout[name]
+        value = self.flat_loc[site.window].view(site.unconstrained_shape)
+        if name in self.rates:
+            return DroppedColumns(value, self.columns[site.window].view(site.shape), self.keep)
+        return dist.Delta(site.constrain(value), event_dim=site.event_dim)
 
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Pyro's view: each site a point mass at the value of one draw; the masks, being discrete, are no sites."""
         self.announce_parameters()
-        values = self.draw()
+        values = self.rsample()
         return {
-            site.name: self._sample_site(site, dist.Delta(values[site.name], event_dim=site.event_dim))
-            for site in self.sites.values()
+            name: sample_site(site, dist.Delta(values[name], event_dim=site.event_dim))
+            for name, site in self.layout.items()
         }
 
-    # ----------------------------------------------------------------------------------------- objective
+    # ----------------------------------------------------------------------------------------- training
 
-    def divergence(self, site: Site, value: Tensor, prior: dist.Distribution) -> tuple[Tensor, bool]:
-        r""":math:`E_q[-\log p]` of one site: closed for Normal priors and points, else ``-log p(v)`` of the draw."""
-        base: Any = prior
-        while isinstance(base, dist.Independent):
-            base = base.base_dist
-        if site.name not in self.rates or not isinstance(base, dist.Normal):
-            return -prior.log_prob(value), site.name not in self.rates
-        factor: Any = self.factor(site)
-        return (0.5 * factor.variance / base.scale.square() - base.log_prob(factor.mean)).sum(), True
+    def divergence(self, draws: Draws, priors: Mapping[str, PriorTerm]) -> Divergence:
+        r""":math:`E_q[-\log p]` by site: closed for Normal priors and points, else ``-log p(v)`` of the draw."""
+        terms, exact = {}, True
+        for name, term in priors.items():
+            base = base_distribution(term.distribution)
+            if name in self.rates and isinstance(base, dist.Normal):
+                found: Any = self.marginal(name)
+                score = 0.5 * found.variance / base.scale.square() - base.log_prob(found.mean)
+                terms[name] = term.sum(score.reshape(*term.distribution.batch_shape, -1).sum(-1))
+            else:
+                terms[name] = term.sum(-term.distribution.log_prob(draws[name]))
+                exact = exact and name not in self.rates
+        return Divergence.of_sites(terms, 0.0, exact, "-log prior")
 
-    def log_prob(self, draws: Mapping[str, Tensor]) -> Tensor:
-        """Refused: dropped columns have no density.
+    def step(
+        self,
+        model: Callable[..., Any] | None,
+        estimators: Mapping[str, Estimator] | None = None,
+        *,
+        sequential: bool = True,
+        vectorize: bool = True,
+    ) -> Step:
+        """Draws under which the network's own dropout is silent; with ``per_example`` masks are on layers' inputs."""
+        return AutogradStep(self.layout, self._training_draw, self.divergence)
 
-        Raises:
-            NotImplementedError: Always.
-        """
-        raise NotImplementedError("MCDropout is a mixture of point masses: it has no density; use MeanField for one.")
+    def _training_draw(self, noise: Tensor | None = None) -> Draws:
+        if not self.per_example:
+            draw = self.rsample()
+            draw.around = (_silent_dropout,)
+            return draw
+        values = self.layout.constrain(self.layout.split(self.flat_loc))
+        return Draws(values, around=(_silent_dropout, self._input_masks))
 
     @contextlib.contextmanager
-    def particle(self, model: Callable[..., Any], index: int) -> Iterator[None]:
-        """Surrounds the run of the model for draw ``index``: the network's own dropout is silent.
+    def _input_masks(self, model: nn.Module) -> Iterator[None]:
+        """Masks the inputs of the layers, ``M (z ∘ x) = (M diag(z)) x``, example by example.
 
         Raises:
-            ValueError: If masks are for each example and a masked layer was not called as a module.
+            ValueError: If a masked layer was not called as a module.
         """
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(super().particle(model, index))
-            if isinstance(model, nn.Module):
-                stack.enter_context(_silent_dropout(model))
-            if self.per_example:
-                stack.enter_context(self._input_masks(model))
-            yield
-
-    @contextlib.contextmanager
-    def _input_masks(self, model: Any) -> Iterator[None]:
-        """Masks the inputs of the layers, ``M (z ∘ x) = (M diag(z)) x``, example by example."""
         masks: dict[str, Tensor] = {}
-        maskable = maskable_sites(model, self.sites)
+        maskable = maskable_sites(model, self.layout)
         handles = [
             maskable[name].module.register_forward_pre_hook(_mask_inputs(masks, name, rate))
             for name, rate in self.rates.items()
         ]
-        self._masks_inputs = True
         try:
             yield
         finally:
-            self._masks_inputs = False
             for handle in handles:
                 handle.remove()
         if missed := [name for name in self.rates if name not in masks]:
@@ -254,10 +265,10 @@ def _layout(guide: MCDropout, maskable: Mapping[str, Maskable]) -> tuple[Tensor,
     Elements that are never dropped share a last column that is always kept.
     """
     total = sum(maskable[name].num_columns for name in guide.rates)
-    columns, keep, start = torch.full((guide.num_latents,), total), torch.ones(total + 1, dtype=torch.float64), 0
+    columns, keep, start = torch.full((guide.layout.size,), total), torch.ones(total + 1, dtype=torch.float64), 0
     for name, rate in guide.rates.items():
-        weight, site = maskable[name], guide.sites[name]
-        columns[site.offset : site.offset + site.numel] = start + weight.columns.flatten()
+        weight, site = maskable[name], guide.layout[name]
+        columns[site.window] = start + weight.columns.flatten()
         keep[start : start + weight.num_columns] = 1.0 - rate
         start += weight.num_columns
     return columns, keep

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from pyrobnn._pyro import full_name
 from pyrobnn.bayesianize import BayesianModule, bayesian_modules
-from pyrobnn.guides.base import Guide, Init, initial_values
-from pyrobnn.guides.member_buffers import network_buffers
+from pyrobnn.initialization import Init, initial_values, network_values
+from pyrobnn.layout import Layout
+from pyrobnn.steps.member_buffers import network_buffers
 
 __all__ = ["MemberInit", "check_shared", "member_starts"]
 
@@ -21,12 +22,12 @@ _Start: TypeAlias = tuple[Init, Mapping[str, Tensor]]
 
 
 def member_starts(
-    guide: Guide, model: Any, init: MemberInit, num_members: int, spread: float
+    layout: Layout, model: Any, init: MemberInit, num_members: int, spread: float
 ) -> tuple[Tensor, list[Mapping[str, Tensor]]]:
     """Starting points of all members.
 
     Args:
-        guide: The guide whose flat order counts.
+        layout: The sites, and their order in the flat vector.
         model: The model.
         init: None (the first member is the network as it was converted, the others are copies of it whose modules'
             ``reset_parameters()`` were called anew), ``"prior"`` (a draw for each member), a function ``(site name,
@@ -43,18 +44,18 @@ def member_starts(
         TypeError: If ``init`` is of another kind.
         ValueError: If it does not fit the model, or all members would start at the same point.
     """
-    starts, together = _listed(guide, model, init, num_members)
+    starts, together = _listed(layout, model, init, num_members)
     rows, buffers = [], []
     for values, own in starts:
         if isinstance(values, Mapping):  # sites that others cover are left to them
-            values = {name: value for name, value in values.items() if name in guide.sites}
-        rows.append(guide.join(initial_values(model, guide.sites, values)))
+            values = {name: value for name, value in values.items() if name in layout}
+        rows.append(layout.join(initial_values(model, layout, values)))
         buffers.append(own)
     flat = torch.stack(rows)
     if together and num_members > 1:
         if not spread > 0:
             raise ValueError(f"spread: expected a positive number to tell {num_members} members apart, got {spread}.")
-        scale = guide.join({n: v.square().mean().sqrt().expand_as(v) for n, v in guide.split(flat[0]).items()})
+        scale = layout.join({n: v.square().mean().sqrt().expand_as(v) for n, v in layout.split(flat[0]).items()})
         flat = flat + spread * scale * torch.randn_like(flat)
     if num_members > 1 and bool((flat == flat[0]).all()):
         raise ValueError(
@@ -88,7 +89,7 @@ def _sites_and_buffers(model: Any, start: nn.Module | Mapping[str, Tensor], site
             network.load_state_dict(start)
         except RuntimeError as error:
             raise ValueError(f"init: the state dict is not one of the model's network: {error}") from error
-    values, buffers = _by_site(converted[0], network), dict(network.named_buffers())
+    values, buffers = network_values(converted[0], network), dict(network.named_buffers())
     names = network_buffers(model)
     prefix = next(name for name, module in model.named_modules() if module is converted[0].network)
     return values, {n: buffers[local] for n in names if (local := n.removeprefix(f"{prefix}.")) in buffers}
@@ -112,23 +113,23 @@ def check_shared(model: Any, start: nn.Module | Mapping[str, Tensor]) -> None:
             )
 
 
-def _listed(guide: Guide, model: Any, init: MemberInit, num_members: int) -> tuple[Sequence[_Start], bool]:
+def _listed(layout: Layout, model: Any, init: MemberInit, num_members: int) -> tuple[Sequence[_Start], bool]:
     """One start for each member, and whether they are all the same."""
     if isinstance(init, Sequence) and not isinstance(init, str):
         if len(init) != num_members:
             raise ValueError(f"init: {len(init)} starting points for num_members={num_members}; give one for each.")
-        return [_sites_and_buffers(model, start, guide.sites) for start in init], False
+        return [_sites_and_buffers(model, start, layout) for start in init], False
     if init is None:
         first: _Start = (None, {})
-        return [first, *(_reinitialised(guide, model) for _ in range(num_members - 1))], False
+        return [first, *(_reinitialised(layout, model) for _ in range(num_members - 1))], False
     if init == "prior" or (callable(init) and not isinstance(init, nn.Module)):
         return [(init, {})] * num_members, False
     if isinstance(init, nn.Module | Mapping):
-        return [_sites_and_buffers(model, init, guide.sites)] * num_members, True
+        return [_sites_and_buffers(model, init, layout)] * num_members, True
     return [(init, {})] * num_members, True
 
 
-def _reinitialised(guide: Guide, model: Any) -> _Start:
+def _reinitialised(layout: Layout, model: Any) -> _Start:
     """The model's networks with fresh weights; sites that are none start where every guide has them start."""
     values: dict[str, Tensor] = {}
     buffers: dict[str, Tensor] = {}
@@ -138,12 +139,12 @@ def _reinitialised(guide: Guide, model: Any) -> _Start:
             used = {
                 alias
                 for name, aliases in module.parameter_names.items()
-                if any(s == (full := full_name(module, name)) or s.startswith(f"{full}.") for s in guide.sites)
+                if any(s == (full := full_name(module, name)) or s.startswith(f"{full}.") for s in layout)
                 for alias in aliases
             }
             for name, layer in network.named_modules():
                 _reset(name, layer, used)
-            values |= _by_site(module, network)
+            values |= network_values(module, network)
             path = f"{prefix}.net." if prefix else "net."
             buffers |= {path + name: buffer for name, buffer in network.named_buffers()}
     return values, buffers
@@ -162,14 +163,3 @@ def _reset(name: str, layer: nn.Module, used: Collection[str]) -> None:
             "reset_parameters() that would start it anew for each member; pass a list of freshly built networks, "
             "init='prior', or a function (site name, prior) -> value."
         )
-
-
-def _by_site(module: BayesianModule, network: nn.Module) -> dict[str, Tensor]:
-    weights = dict(network.named_parameters())
-    values = {}
-    for name, prior in module.site_priors.items():
-        if name not in weights:
-            raise ValueError(f"init: the network has no parameter {name!r}; pass one of the model's own architecture.")
-        for suffix, value in prior.initial(weights[name].detach()).items():
-            values[full_name(module, f"{name}.{suffix}" if suffix else name)] = value
-    return values

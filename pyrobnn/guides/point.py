@@ -1,54 +1,79 @@
-"""What guides made of points share: they have no entropy to speak of, so the objective scores ``-log p``."""
+"""What guides that are trained as points share: they have no entropy, so what is trained is ``-log p``."""
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import pyro.distributions as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import register_kl
 
-from pyrobnn.guides.base import Guide, Site
+from pyrobnn.divergence import Divergence, PriorTerm
+from pyrobnn.draws import Draws
+from pyrobnn.estimators.base import Estimator
+from pyrobnn.facts import Facts
+from pyrobnn.guides.base import Guide
+from pyrobnn.layout import Site
+from pyrobnn.steps.autograd import AutogradStep
+from pyrobnn.steps.base import Step
+from pyrobnn.steps.points import PointScore, PointStep
 
-__all__ = ["Point", "PointMass"]
+__all__ = ["PointMass", "TrainedAsPoint"]
 
 
-class Point(Guide):
-    """Base of guides whose draws are points (:class:`~pyrobnn.guides.Map`, ensembles).
+class TrainedAsPoint(Guide):
+    """Base of guides that are trained as one flat point ``loc [d]``, whatever they become afterwards.
 
     Attributes:
-        jacobian: Whether the density in unconstrained space is maximised instead of the sites' own.
-        scores_prior: Whether training steps compute the prior's log density beside its gradient. A sampler sets it
-            False: nothing reads the value, and the pass over the weights is two per cent of a perceptron's step.
+        jacobian: Whether the density in unconstrained space is maximized instead of the sites' own.
     """
 
-    divergence_name: ClassVar[str] = "-log prior"
-    has_density: ClassVar[bool] = False
     jacobian: bool = False
-    scores_prior: bool = True
 
-    def divergence(self, site: Site, value: Tensor, prior: dist.Distribution) -> tuple[Tensor, bool]:
-        """``-log p(v)``, minus the log Jacobian if asked; no KL exists for a point mass."""
-        score = prior.log_prob(value)
-        if self.jacobian and not site.is_real:
-            score = score + self.log_jacobian(site, site.transform.inv(value), value)
-        return -score, True
+    @property
+    def flat_loc(self) -> nn.Parameter:
+        """The flat vector, read past Pyro's attribute hooks."""
+        return self._parameters["loc"]  # type: ignore[return-value]
 
-    def log_jacobian(self, site: Site, unconstrained: Tensor, value: Tensor) -> Tensor:
-        """The log Jacobian that ``-log p(v)`` lacks, of the prior's batch shape; zero unless it is asked for."""
-        num_batch_dims = value.dim() - site.event_dim
-        if not self.jacobian:
-            return value.new_zeros(value.shape[:num_batch_dims])
-        return site.log_jacobian(unconstrained, value, num_batch_dims)
+    @property
+    def facts(self) -> Facts:
+        """A point: nothing has a density."""
+        names = frozenset(self.layout)
+        return Facts(sites=names, independent=tuple(frozenset({name}) for name in self.layout), num_points=1)
 
-    def log_prob(self, draws: Any) -> Tensor:
-        """Refused: a point mass has no density.
+    def point(self) -> Draws:
+        """The point, with gradients."""
+        return Draws(self.layout.constrain(self.layout.split(self.flat_loc)))
 
-        Raises:
-            NotImplementedError: Always.
-        """
-        kind = type(self).__name__
-        raise NotImplementedError(f"{kind} is a point mass: it has no density; use MeanField or MCMC for one.")
+    def point_marginal(self, name: str) -> dist.Distribution:
+        """A point mass at the site's value."""
+        site = self.layout[name]
+        unconstrained = self.flat_loc[site.window].view(site.unconstrained_shape)
+        if site.is_real:
+            return dist.Delta(unconstrained).to_event(site.event_dim)
+        value = site.transform(unconstrained)
+        log_jacobian = value.new_zeros(value.shape[: value.dim() - site.event_dim])
+        if self.jacobian:
+            log_jacobian = site.log_jacobian(unconstrained, value, value.dim() - site.event_dim)
+        return PointMass(value, -log_jacobian, event_dim=site.event_dim)
+
+    def point_divergence(self, draws: Mapping[str, Tensor], priors: Mapping[str, PriorTerm]) -> Divergence:
+        """``-log p`` of the point, minus the log Jacobian if it is asked for."""
+        return PointScore(self.layout, jacobian=self.jacobian).divergence(Draws.of(draws), priors)
+
+    def step(
+        self,
+        model: Callable[..., Any] | None,
+        estimators: Mapping[str, Estimator] | None = None,
+        *,
+        sequential: bool = True,
+        vectorize: bool = True,
+    ) -> Step:
+        """That of a point."""
+        if not sequential:
+            return AutogradStep(self.layout, lambda _: self.point(), self.point_divergence)
+        return PointStep(self.layout, self.flat_loc, PointScore(self.layout, jacobian=self.jacobian))
 
 
 class PointMass(dist.Delta):
@@ -58,3 +83,10 @@ class PointMass(dist.Delta):
 @register_kl(PointMass, dist.Distribution)
 def _kl_point_mass(point: PointMass, prior: Any) -> Tensor:
     return point.log_density - prior.log_prob(point.v)
+
+
+def point_mass(site: Site, value: Tensor, log_density: Tensor | None = None) -> dist.Distribution:
+    """A site's point mass, with a log density that is not zero if it is given."""
+    if log_density is None:
+        return dist.Delta(value, event_dim=site.event_dim)
+    return PointMass(value, log_density, event_dim=site.event_dim)

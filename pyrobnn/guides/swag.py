@@ -19,22 +19,34 @@ implementation's floor of 1e-30.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from typing import Any, ClassVar
+from dataclasses import replace
+from typing import Any
 
 import pyro.distributions as dist
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from pyrobnn.guides.base import Init, Site
-from pyrobnn.guides.low_rank import LowRankGaussian, joint_log_prob, on_support, sample_jointly
-from pyrobnn.guides.map import Map
+from pyrobnn.divergence import Divergence, PriorTerm
+from pyrobnn.draws import Draws
+from pyrobnn.facts import Facts
+from pyrobnn.guides.base import Init, sample_site
+from pyrobnn.guides.low_rank import (
+    LowRankGaussian,
+    independent_normal,
+    joint_divergence,
+    joint_log_prob,
+    on_support,
+    sample_jointly,
+)
+from pyrobnn.guides.point import TrainedAsPoint
+from pyrobnn.initialization import initial_values
 
 __all__ = ["SWAG"]
 
 _SMALLEST_VARIANCE = 1e-30
 
 
-class SWAG(Map):
+class SWAG(TrainedAsPoint):
     """A point while it is trained, the Gaussian of its collected iterates afterwards.
 
     Training is that of :class:`~pyrobnn.guides.Map` (with the density of unconstrained values, of which the Gaussian
@@ -68,7 +80,7 @@ class SWAG(Map):
         ValueError: If ``rank`` is no int of at least 2 or ``scale`` is not positive.
     """
 
-    has_density: ClassVar[bool] = True
+    jacobian = True
 
     def __init__(
         self,
@@ -80,7 +92,8 @@ class SWAG(Map):
         example: tuple[Any, ...] | None = None,
         only: Collection[str] | None = None,
     ) -> None:
-        super().__init__(model, init, jacobian=True, example=example, only=only)
+        super().__init__(model, example=example, only=only)
+        self.loc = nn.Parameter(self.layout.join(initial_values(model, self.layout, init)))
         if isinstance(rank, bool) or not isinstance(rank, int) or rank < 2:
             raise ValueError(f"rank: expected an int of at least 2, a covariance's least, got {rank!r}.")
         if not scale > 0:
@@ -90,7 +103,7 @@ class SWAG(Map):
         self.register_buffer("num_collected", torch.zeros((), dtype=torch.long, device=like.device))
         self.register_buffer("mean", torch.zeros_like(like))
         self.register_buffer("variance", torch.zeros_like(like))
-        self.register_buffer("deviations", like.new_zeros(rank, self.num_latents))
+        self.register_buffer("deviations", like.new_zeros(rank, self.layout.size))
 
     def config(self) -> dict[str, Any]:
         """Constructor arguments."""
@@ -132,41 +145,70 @@ class SWAG(Map):
 
     # -------------------------------------------------------------------------------------- distribution
 
-    def gaussian(self, site: Site | None = None) -> LowRankGaussian:
+    @property
+    def is_ready(self) -> bool:
+        """Whether there are two iterates, the least that a Gaussian takes."""
+        return int(self.num_collected) >= 2
+
+    @property
+    def facts(self) -> Facts:
+        """A point before there are two iterates, then one joint Gaussian."""
+        if not self.is_ready:
+            return replace(super().facts, is_ready=False)
+        names = frozenset(self.layout)
+        size = self.layout.size + min(int(self.num_collected), self.rank)
+        return Facts(sites=names, density=names, independent=(names,), noise_size=size)
+
+    def joint(self, name: str | None = None) -> LowRankGaussian:
         """The distribution of the flat unconstrained vector, or of one site's part of it.
 
         Raises:
             ValueError: If fewer than two iterates have been collected.
         """
         count = int(self.num_collected)
-        if count < 2:
+        if not self.is_ready:
             raise ValueError(
                 f"guide: SWAG has collected {count} of the 2 iterates that a Gaussian takes at least; pass "
                 "callbacks=[guide.collector(start=...)] to fit, or call guide.collect() in a training loop of your own."
             )
-        window = slice(None) if site is None else slice(site.offset, site.offset + site.numel)
-        shape = (self.num_latents,) if site is None else site.unconstrained_shape
-        kept = min(count, self.rank)
+        window = slice(None) if name is None else self.layout[name].window
+        shape = (self.layout.size,) if name is None else self.layout[name].unconstrained_shape
+        used = min(count, self.rank)
         diagonal = (0.5 * self.variance[window]).clamp(min=_SMALLEST_VARIANCE)
-        factor = self.deviations[:kept, window] * (self.scale * (0.5 / (kept - 1)) ** 0.5)
+        factor = self.deviations[:used, window] * (self.scale * (0.5 / (used - 1)) ** 0.5)
         return LowRankGaussian(
             self.mean[window].reshape(shape),
             diagonal.sqrt().mul(self.scale).reshape(shape),
-            factor.T.reshape(*shape, kept),
+            factor.T.reshape(*shape, used),
         )
 
-    def factor(self, site: Site) -> dist.Distribution:
+    def marginal(self, name: str) -> dist.Distribution:
         """The site's marginal, which couples its elements; the point while there are fewer than two iterates."""
-        return on_support(site, self.gaussian(site)) if int(self.num_collected) >= 2 else super().factor(site)
+        return on_support(self.layout[name], self.joint(name)) if self.is_ready else self.point_marginal(name)
+
+    def elementwise_marginal(self, name: str) -> dist.Distribution:
+        """Each element of the site by itself; the point while there are fewer than two iterates."""
+        if not self.is_ready:
+            return self.point_marginal(name)
+        gaussian = self.joint(name)
+        return independent_normal(self.layout[name], gaussian.mean, gaussian.variance.sqrt())
+
+    def rsample(self, noise: Tensor | None = None) -> Draws:
+        """One draw of the Gaussian, whose parameters are not trained.
+
+        Raises:
+            ValueError: If fewer than two iterates have been collected.
+        """
+        return Draws(self.layout.constrain(self.layout.split(self.joint().rsample(noise=noise))))
 
     @torch.no_grad()
-    def sample(self, num_samples: int) -> dict[str, Tensor]:
+    def sample(self, num_samples: int) -> Draws:
         """Draws ``{site: [num_samples, *site shape]}`` of the Gaussian.
 
         Raises:
             ValueError: If fewer than two iterates have been collected.
         """
-        return self.constrain(self.split(self.gaussian().rsample((num_samples,))))
+        return Draws(self.layout.constrain(self.layout.split(self.joint().rsample((num_samples,)))))
 
     def log_prob(self, draws: Mapping[str, Tensor]) -> Tensor:
         """Joint log density of draws on the sites' own supports, shape ``[K]``.
@@ -174,11 +216,21 @@ class SWAG(Map):
         Raises:
             ValueError: If fewer than two iterates have been collected.
         """
-        return joint_log_prob(self, self.gaussian(), draws)
+        return joint_log_prob(self.layout, self.joint(), draws)
+
+    def divergence(self, draws: Draws, priors: Mapping[str, PriorTerm]) -> Divergence:
+        """The KL of the Gaussian; ``-log p`` of the point while there are fewer than two iterates."""
+        if not self.is_ready:
+            return self.point_divergence(draws, priors)
+        gaussian = self.joint()
+        means, variances = (self.layout.split(flat) for flat in (gaussian.mean, gaussian.variance))
+        return joint_divergence(
+            self.layout, lambda name: (means[name], variances[name]), gaussian.entropy(), draws, priors
+        )
 
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Pyro's view: the point in training mode, else a draw of the Gaussian through an auxiliary site."""
         self.announce_parameters()
         if self.training:
-            return {site.name: self._sample_site(site, super(SWAG, self).factor(site)) for site in self.sites.values()}
-        return sample_jointly(self, self.gaussian())
+            return {name: sample_site(site, self.point_marginal(name)) for name, site in self.layout.items()}
+        return sample_jointly(self.layout, self.joint())

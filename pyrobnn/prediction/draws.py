@@ -10,8 +10,8 @@ from torch import Tensor
 
 from pyrobnn import random_state
 from pyrobnn.arguments import check_positive_int
+from pyrobnn.draws import Draws
 from pyrobnn.guides.base import Guide
-from pyrobnn.guides.draws import Draws
 
 __all__ = ["PinnedDraws"]
 
@@ -54,7 +54,7 @@ class PinnedDraws:
         if isinstance(posterior, Guide):
             self.posterior = posterior
             element = next(posterior.parameters()).element_size()
-            bytes_per_draw = max(1, posterior.num_latents * element)
+            bytes_per_draw = max(1, posterior.layout.size * element)
             self._chunk = min(num_samples, max(1, min(max_bytes, _CACHE_BYTES) // bytes_per_draw))
             if replayed and num_samples * bytes_per_draw <= max_bytes:
                 self._kept = list(self._make())

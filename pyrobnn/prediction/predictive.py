@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from pyrobnn.bayesianize import frozen_buffers
+from pyrobnn.draws import Draws, installed_buffers
 from pyrobnn.guides.base import Guide
-from pyrobnn.guides.draws import Draws, installed_buffers
 from pyrobnn.substitution import Substitution
 
 __all__ = ["Predictive"]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pyrobnn import random_state
 from pyrobnn.bayesianize import BayesianModule, evaluating, frozen_buffers
-from pyrobnn.guides.draws import Draws, installed_buffers
+from pyrobnn.draws import Draws, installed_buffers
 from pyrobnn.likelihoods import Likelihood
 from pyrobnn.substitution import Substitution
 from pyrobnn.supervised import SupervisedModel, run_network
@@ -94,7 +94,7 @@ class Runner:
     def summaries(self, draws: dict[str, Tensor], x: Any) -> Iterator[tuple[Tensor, Tensor | None]]:
         """What draws ``{site: [k, …]}`` predict: probabilities, or means and variances, ``[k', N, …]``.
 
-        Draws that bring buffers (:class:`~pyrobnn.guides.draws.Draws`) are each run with their own.
+        Draws that bring buffers (:class:`~pyrobnn.draws.Draws`) are each run with their own.
         """
         x, own = to_device(x, self.device), Draws.of(draws).buffers
         draws = Draws(to_device(dict(draws), self.device), to_device(own, self.device))

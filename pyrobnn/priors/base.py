@@ -19,7 +19,7 @@ import torch
 from pyro.distributions import constraints
 from torch import Tensor, nn
 
-__all__ = ["FixedPrior", "Prior", "elementwise_support", "is_real"]
+__all__ = ["FixedPrior", "Prior", "base_distribution", "elementwise_support", "is_real"]
 
 
 class Prior(nn.Module):
@@ -85,7 +85,7 @@ class FixedPrior(Prior):
                 f"prior of {name!r}: {type(distribution).__name__} has a discrete support, but a network "
                 f"parameter is continuous; choose a continuous prior such as Normal, Laplace or StudentT."
             )
-        flat = _without_event(distribution)
+        flat = base_distribution(distribution)
         full = flat.batch_shape + flat.event_shape
         try:
             broadcast = torch.broadcast_shapes(full, self.shape)
@@ -144,7 +144,8 @@ def _forget_built(prior: Any, _: Any) -> None:
     prior._built = None
 
 
-def _without_event(distribution: dist.Distribution) -> dist.Distribution:
+def base_distribution(distribution: Any) -> Any:
+    """The distribution without the wrappers that declare event dimensions."""
     while isinstance(distribution, dist.Independent):
         distribution = distribution.base_dist
     return distribution
@@ -161,7 +162,7 @@ def _parameter_names(distribution: dist.Distribution) -> list[str]:
 
 def _take_apart(distribution: dist.Distribution, owner: nn.Module, path: str, name: str) -> dict[str, Any]:
     """Registers the distribution's tensors as buffers of ``owner``; returns the JSON-able rest."""
-    distribution = _without_event(distribution)
+    distribution = base_distribution(distribution)
     family = type(distribution).__name__
     if isinstance(distribution, dist.MixtureSameFamily):
         mixture, component = distribution.mixture_distribution, distribution.component_distribution

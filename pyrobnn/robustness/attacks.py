@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from pyrobnn import random_state
 from pyrobnn.arguments import check_positive_int
-from pyrobnn.guides.draws import Draws, installed_buffers
+from pyrobnn.draws import Draws, installed_buffers
 from pyrobnn.likelihoods import Likelihood
 from pyrobnn.prediction.draws import PinnedDraws
 from pyrobnn.prediction.runners import Runner, model_outputs

@@ -9,9 +9,8 @@ import torch
 
 from pyrobnn import random_state
 from pyrobnn.batches import Batch, Reader, check_inputs
-from pyrobnn.guides.base import Guide
 from pyrobnn.supervised import SupervisedModel
-from pyrobnn.training.checks import check_arguments, check_rows, check_targets
+from pyrobnn.training.checks import check_loader, check_rows, check_targets
 from pyrobnn.training.state import generators
 from pyrobnn.trees import to_device
 
@@ -50,7 +49,7 @@ class Batches:
     def _is_one(self) -> bool:
         return isinstance(self.data, tuple)
 
-    def check(self, layout: Guide) -> None:
+    def check(self) -> None:
         """What can be told before the first batch.
 
         Raises:
@@ -58,7 +57,7 @@ class Batches:
             ValueError: If their number is not the model's.
         """
         if not self._is_one:
-            check_arguments(self.model, layout, self.data, 2, None, None, None, None, False, self.reader)
+            check_loader(self.model, self.data, 2, self.reader)
 
     def peek(self) -> tuple[Any, ...]:
         """The coming batch, without moving on."""

@@ -116,14 +116,14 @@ def distill(
             f"batch_size: the guide has {draws.count} draws, fewer than the {batch_size} of a batch, which the critic "
             "would learn by heart; keep more draws, or lower batch_size."
         )
-    standards = Standards.of(draws.blocks(), guide)
+    standards = Standards.of(draws.blocks(), guide.layout)
     home = standards.loc.device
     place = home if device is None else torch.device(device)
     axes = spread = None
     if components is None:
         batch = draws.reader(batch_size, place, max_bytes, standards)
     else:
-        axes = principal_axes(draws.blocks, standards, components, max_bytes // (4 * guide.num_latents))
+        axes = principal_axes(draws.blocks, standards, components, max_bytes // (4 * guide.layout.size))
         if axes.explained < _ENOUGH:
             warnings.warn(
                 f"components: the draws' {len(axes.basis)} principal axes hold {axes.explained:.0%} of their variance; "

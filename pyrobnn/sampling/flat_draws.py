@@ -9,9 +9,6 @@ from torch import Tensor
 
 from pyrobnn import random_state
 from pyrobnn.guides.base import Guide
-from pyrobnn.guides.chains import Chains
-from pyrobnn.guides.draws import Draws
-from pyrobnn.guides.ensemble import Ensemble
 
 __all__ = ["FlatDraws", "random_rows"]
 
@@ -34,10 +31,10 @@ class FlatDraws:
 
     def __init__(self, guide: Guide) -> None:
         self.guide = guide
-        self.count = guide.num_members if isinstance(guide, Ensemble) else None
-        self.sites = sorted(guide.sites.values(), key=lambda site: not site.is_flat_normal)
+        points = guide.facts.num_points
+        self.count = points if points is not None and points > 1 else None
         self._seed = int(torch.randint(2**62, ()))
-        some = Draws.of(guide.sample(16))
+        some = guide.sample(16)
         self._device = next(iter(some.values())).device
         for name, buffer in some.buffers.items():
             if bool((buffer != buffer[:1]).any()):
@@ -49,7 +46,7 @@ class FlatDraws:
     def blocks(self) -> Iterator[Tensor]:
         """All draws ``[S, P]`` in blocks, the same at each call: all there are, or 2000."""
         total = _ENDLESS_DRAWS if self.count is None else self.count
-        size = max(1, _BLOCK_BYTES // (4 * self.guide.num_latents))
+        size = max(1, _BLOCK_BYTES // (4 * self.guide.layout.size))
         for start in range(0, total, size):
             stop = min(start + size, total)
             if self.count is None:
@@ -66,7 +63,7 @@ class FlatDraws:
         count = self.count
         if count is None:
             return lambda: change(self._fresh(batch_size)).to(device)
-        if count * self.guide.num_latents * 4 > max_bytes:
+        if count * self.guide.layout.size * 4 > max_bytes:
             return lambda: change(self._members(torch.randint(count, (batch_size,)))).to(device)
         rows = torch.cat([change(block).to(device) for block in self.blocks()])
         return lambda: random_rows(rows, batch_size)
@@ -75,18 +72,11 @@ class FlatDraws:
         return self._flatten(self.guide.sample(count))
 
     def _members(self, members: Tensor) -> Tensor:
-        if isinstance(self.guide, Chains):  # they are kept unconstrained
-            pieces = self.guide.split(self.guide.flat_draws(members))
-            return torch.cat([pieces[site.name].reshape(len(members), -1) for site in self.sites], 1)
-        assert isinstance(self.guide, Ensemble)
-        return self._flatten(self.guide.stacked(members))
+        return self._flatten(self.guide.atoms(members))
 
     def _flatten(self, draws: Mapping[str, Tensor]) -> Tensor:
-        pieces = []
-        for site in self.sites:
-            value = draws[site.name].detach()
-            pieces.append((value if site.is_real else site.transform.inv(value)).reshape(len(value), -1))
-        return torch.cat(pieces, 1)
+        layout = self.guide.layout
+        return layout.join(layout.unconstrain({name: draws[name].detach() for name in layout}))
 
 
 def random_rows(rows: Tensor, count: int) -> Tensor:

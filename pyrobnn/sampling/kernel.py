@@ -1,10 +1,9 @@
 r"""What :func:`pyrobnn.sample` asks of a sampler: the two kinds of kernels, and what a run of one gives.
 
 A kernel is a frozen set of settings, nothing of a run is kept in it. All of them work on flat vectors ``[C, P]`` of
-unconstrained values, one row for each of C chains, in the order of :attr:`Guide.flat_order
-<pyrobnn.guides.Guide>`: ``split`` and ``constrain`` of any guide of the model turn them into site values. The
-density that is sampled is that of the unconstrained values, so it has the Jacobians of constrained sites. With the
-potential
+unconstrained values, one row for each of C chains, in the order of the model's
+:class:`~pyrobnn.layout.Layout`, whose ``split`` and ``constrain`` turn them into site values. The density that is
+sampled is that of the unconstrained values, so it has the Jacobians of constrained sites. With the potential
 
 .. math::  U(\theta) = -\log p(D, w(\theta)) - \log\left|\det \partial w / \partial\theta\right|
 
@@ -81,7 +80,7 @@ class FullBatchKernel(Kernel):
             burn_in: Transitions before the first of them (adaptation takes place in these).
             thinning: Transitions for each kept draw.
             chains: Number C of chains.
-            init: Where they start, unconstrained ``[C, P]``, in the order of ``Guide(model, example=args).flat_order``;
+            init: Where they start, unconstrained ``[C, P]``, in the order of ``Layout.of(model, example=args)``;
                 the potential is finite there.
             seed: For generators of the kernel's own; torch's global random state has been seeded with it already.
             progress: Show a progress bar.

@@ -154,7 +154,7 @@ class _Buffer(MemoryStore):
         rows = self.draws.flatten(0, 1)
         with torch.enable_grad():  # the sampler keeps draws without
             if self.game is None or self.standards is None:
-                self.standards = Standards.of(iter([rows]), self.generator)
+                self.standards = Standards.of(iter([rows]), self.generator.layout)
                 self.generator.loc.copy_(self.standards.loc)
                 self.generator.scale.copy_(self.standards.scale)
                 self.game = Game(self.generator, self.settings)

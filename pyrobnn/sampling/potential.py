@@ -18,14 +18,16 @@ from torch import Tensor, nn
 
 from pyrobnn._pyro import unvalidated
 from pyrobnn.bayesianize import buffers, frozen_buffers
+from pyrobnn.divergence import prior_terms
 from pyrobnn.elbo.parts import NonFiniteLossError
-from pyrobnn.guides.base import Guide, Init, initial_values
-from pyrobnn.guides.flat import FlatNormalPrior, flat_normal_prior
+from pyrobnn.initialization import Init, initial_values
+from pyrobnn.layout import Layout
 from pyrobnn.priors.base import elementwise_support
 from pyrobnn.running_statistics import BATCH_NORMS
 from pyrobnn.sampling.starts import check_start
 from pyrobnn.sampling.tracing import trace
-from pyrobnn.substitution import Substitution, plain_priors, summed_score
+from pyrobnn.steps.normal_prior import FlatNormalPrior
+from pyrobnn.substitution import Substitution, summed_score
 
 __all__ = ["Potential", "ValueAndGrad"]
 
@@ -59,8 +61,8 @@ class Potential:
                     f"model: the BatchNorm layer {name!r} is in training mode, where the data of a batch depend on "
                     "each other and there is no posterior to sample; call model.eval() to use its running statistics."
                 )
-        self.layout = Guide(model, example=None if hasattr(model, "sample_latents") else args)
-        self.num_latents = self.layout.num_latents
+        self.layout = Layout.of(model, example=None if hasattr(model, "sample_latents") else args)
+        self.num_latents = self.layout.size
         self._flat_prior: FlatNormalPrior | None = None
         self._recorded: dict[Any, ValueAndGrad] = {}
         self._check()
@@ -87,7 +89,7 @@ class Potential:
             TypeError: If ``init`` is of another kind.
             ValueError: If a value has the wrong shape or lies outside its site's support.
         """
-        return self.layout.join(initial_values(self.model, self.layout.sites, init))
+        return self.layout.join(initial_values(self.model, self.layout, init))
 
     def check_start(self, flat: Tensor) -> None:
         """Refuses a start from which no sampler can move.
@@ -170,7 +172,7 @@ class Potential:
         # Validation asks for the values of tensors, which transforms and graphs do not tell.
         with pyro.validation_enabled(False), Substitution(values) as run:
             self.model(*self.args)
-        covered = () if prior is None else {site.name for site in prior.sites}
+        covered = frozenset() if prior is None else prior.names
         with pyro.validation_enabled(False):
             for message in (*run.latent, *run.observed):
                 name = message["name"]
@@ -178,10 +180,10 @@ class Potential:
                     continue
                 term = summed_score(unvalidated(message["fn"]).log_prob(message["value"]), message)
                 if not message["is_observed"]:
-                    term = term + self.layout.sites[name].log_jacobian(unconstrained[name], values[name], 0)
+                    term = term + self.layout[name].log_jacobian(unconstrained[name], values[name], 0)
                 yield term
-        if prior is not None:
-            yield -prior.half_squares(flat[: prior.size]) - prior.log_normaliser
+        for normal in () if prior is None else prior.windows:
+            yield -normal.half_squares(flat[normal.window]) - normal.log_normalizer
 
     # ------------------------------------------------------------------------------------------------- checks
 
@@ -203,9 +205,9 @@ class Potential:
                 "call model.eval(), or make the noise a sample site."
             )
         # A fixed prior seen as the very object the layout found needs no run of the model to be scored.
-        prior = flat_normal_prior(self.layout.flat_order, start)
-        if prior is not None and prior.matches(plain_priors(first.latent)):
-            self._flat_prior = prior
+        shown = prior_terms(first.latent)
+        same = {name: term for name, term in shown.items() if term.distribution is self.layout[name].prior}
+        self._flat_prior = FlatNormalPrior(self.layout, same, start)
 
     def _run(self, flat: Tensor) -> Substitution:
         before = [(module, name, buffer) for module, name, buffer in buffers(self._module)]
@@ -231,7 +233,7 @@ class Potential:
 
     def _check_latent(self, message: Any, other: Any) -> None:
         name = message["name"]
-        if name not in self.layout.sites:
+        if name not in self.layout:
             raise ValueError(f"site {name!r}: it appears only in some runs of the model; sites must be fixed.")
         here, there = (elementwise_support(node["fn"]) for node in (message, other))
         for bound in ("lower_bound", "upper_bound"):

@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 from pyrobnn import random_state
 from pyrobnn.batches import Reader
 from pyrobnn.elbo.parts import NonFiniteLossError
-from pyrobnn.guides.base import Guide
+from pyrobnn.layout import Layout
 from pyrobnn.sampling.batches import Batches
 from pyrobnn.sampling.gradients import PotentialGradient
 from pyrobnn.sampling.kernel import StochasticGradientKernel
@@ -51,11 +51,11 @@ def start_run(
     batches = Batches(model, data, device, reader)
     args = batches.peek()
     example = None if hasattr(model, "sample_latents") else args
-    layout = Guide(model, example=example)
-    batches.check(layout)
+    layout = Layout.of(model, example=example)
+    batches.check()
     start = starting_points(layout, model, init, chains)
     check_start(model, layout, start, args)
-    run = Run(model, kernel, batches, PotentialGradient(model, start, args, vmap), burn_in, thinning)
+    run = Run(model, kernel, batches, PotentialGradient(model, layout, start, vmap), burn_in, thinning)
     run.layout, run.example = layout, example
     return run
 
@@ -64,7 +64,7 @@ class Run:
     """Steps of a stochastic gradient kernel, and where they have got to."""
 
     store: MemoryStore | DiskStore
-    layout: Guide
+    layout: Layout
     example: tuple[Any, ...] | None
 
     def __init__(
@@ -142,7 +142,7 @@ class Run:
             "burn_in": self.burn_in,
             "thinning": self.thinning,
             "chains": len(self.flat),
-            "sites": {site.name: list(site.shape) for site in self.gradient.guide.flat_order},
+            "sites": {site.name: list(site.shape) for site in self.gradient.layout.values()},
             "dtype": str(self.flat.dtype),
         }
 

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from pyrobnn.arguments import check_positive_int
 from pyrobnn.batches import Reader
-from pyrobnn.guides.base import Guide
 from pyrobnn.guides.chains import Chains
+from pyrobnn.layout import Layout
 from pyrobnn.sampling.batches import all_data
 from pyrobnn.sampling.kernel import FullBatchKernel, Kernel, StochasticGradientKernel
 from pyrobnn.sampling.run import Run, SamplingDivergedWarning, start_run
@@ -102,7 +102,7 @@ def sample(
         if isinstance(kernel, FullBatchKernel):
             args = all_data(model, data, device, batch)
             example = None if hasattr(model, "sample_latents") else args
-            start = starting_points(Guide(model, example=example), model, init, chains)
+            start = starting_points(Layout.of(model, example=example), model, init, chains)
             _check_memory(num_samples, start, max_bytes, None)
             result = kernel.run(
                 model,

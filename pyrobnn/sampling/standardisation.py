@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pyrobnn.guides.base import Guide
+from pyrobnn.layout import Layout
 
 __all__ = ["Moments", "PrincipalAxes", "Standards", "principal_axes"]
 
@@ -71,7 +71,7 @@ class Standards:
 
     @classmethod
     @torch.no_grad()
-    def of(cls, blocks: Iterator[Tensor], layout: Guide) -> Standards:
+    def of(cls, blocks: Iterator[Tensor], layout: Layout) -> Standards:
         """Those of all draws in ``blocks``, which ``layout`` can split into sites.
 
         Raises:
@@ -96,7 +96,7 @@ class Standards:
         return torch.where(self.scale > 0, (flat - self.loc) / self.scale, 0.0)
 
 
-def _blamed(block: Tensor, layout: Guide) -> str:
+def _blamed(block: Tensor, layout: Layout) -> str:
     return next(name for name, values in layout.split(block).items() if not bool(values.isfinite().all()))
 
 

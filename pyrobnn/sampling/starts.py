@@ -13,9 +13,10 @@ from pyrobnn import random_state
 from pyrobnn._pyro import unvalidated
 from pyrobnn.bayesianize import frozen_buffers
 from pyrobnn.elbo.parts import NonFiniteLossError
-from pyrobnn.guides.base import Guide, initial_values
-from pyrobnn.guides.draws import Draws
+from pyrobnn.guides.base import Guide
 from pyrobnn.guides.member_starts import MemberInit, member_starts
+from pyrobnn.initialization import initial_values
+from pyrobnn.layout import Layout
 from pyrobnn.substitution import Substitution
 
 __all__ = ["ChainInit", "check_start", "seed_chains", "starting_points"]
@@ -31,7 +32,7 @@ def seed_chains(seed: int | None) -> None:
         torch.manual_seed(int(torch.randint(2**62, ())))
 
 
-def starting_points(layout: Guide, model: Any, init: ChainInit, chains: int) -> Tensor:
+def starting_points(layout: Layout, model: Any, init: ChainInit, chains: int) -> Tensor:
     """Unconstrained starting points ``[C, P]``.
 
     Args:
@@ -48,18 +49,18 @@ def starting_points(layout: Guide, model: Any, init: ChainInit, chains: int) -> 
         ValueError: If it does not fit the model.
     """
     if isinstance(init, Guide):
-        draws = Draws.of(init.sample(chains))
-        if missing := [name for name in layout.sites if name not in draws]:
+        draws = init.sample(chains)
+        if missing := [name for name in layout if name not in draws]:
             raise ValueError(f"init: the guide has no site {missing[0]!r} of the model.")
         rows = [draws.at(chain) for chain in range(chains)]
-        return torch.stack([layout.join(initial_values(model, layout.sites, dict(row))) for row in rows])
+        return torch.stack([layout.join(initial_values(model, layout, dict(row))) for row in rows])
     if isinstance(init, nn.Module | Mapping) or init == "prior_mean":
         row = member_starts(layout, model, [init] if not isinstance(init, str) else init, 1, 0.0)[0]
         return row.repeat(chains, 1)
     return member_starts(layout, model, init, chains, 0.0)[0]
 
 
-def check_start(model: Callable[..., Any], layout: Guide, flat: Tensor, args: tuple[Any, ...]) -> None:
+def check_start(model: Callable[..., Any], layout: Layout, flat: Tensor, args: tuple[Any, ...]) -> None:
     """Refuses a start from which no chain can move.
 
     Args:

@@ -17,9 +17,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from pyrobnn.bayesianize import BayesianModule, bayesian_modules
-from pyrobnn.guides import ConcreteStructure, Guide, GuideMap
-from pyrobnn.guides.draws import Draws
-from pyrobnn.guides.ensemble import Ensemble
+from pyrobnn.draws import Draws
+from pyrobnn.guides import ConcreteStructure, Guide
 from pyrobnn.structure.distribution import Structure, distribution, structure_values
 from pyrobnn.structure.modules import Choice, Depth, Gate, Zero
 from pyrobnn.structure.sites import StructureSite
@@ -65,8 +64,8 @@ def collapse(
 
 
 def _check_fitted(guide: Guide) -> None:
-    for part in guide.modules():
-        if isinstance(part, ConcreteStructure) and not part.is_fitted:
+    for part in guide.parts_of(ConcreteStructure):
+        if not part.is_fitted:
             raise ValueError(
                 "guide: its structure has not been fitted, so none is more probable than another; run pyrobnn.fit "
                 "first, or say which by structure=."
@@ -91,23 +90,21 @@ def _weights(
     guide: Guide, chosen: Mapping[str, Tensor], draw: Mapping[str, Tensor] | None
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Values of the sites of weights, and the buffers that belong to them."""
-    others = [site for site in guide.sites.values() if site.name not in chosen]
+    others = [site for site in guide.layout.values() if site.name not in chosen]
     if draw is not None:
         if missing := [site.name for site in others if site.name not in draw]:
             raise ValueError(f"draw: it has no value for the site {missing[0]!r}; pass one draw of this guide.")
         return {site.name: draw[site.name].detach() for site in others}, Draws.of(draw).buffers
     values = {}
     for site in others:
-        part = guide
-        while isinstance(part, GuideMap):
-            part = part.part(site.name)
-        if isinstance(part, Ensemble):
+        part = guide.part(site.name)
+        if (part.facts.num_points or 0) > 1:
             raise ValueError(
                 f"guide: the weights {site.name!r} belong to a {type(part).__name__}, whose members have no single "
                 "mean; pass one draw, draw=guide.sample(1).at(0)."
             )
         try:
-            values[site.name] = part.factor(part.sites[site.name]).mean.detach()  # type: ignore[attr-defined]
+            values[site.name] = part.marginal(site.name).mean.detach()  # type: ignore[attr-defined]
         except NotImplementedError:
             raise ValueError(
                 f"guide: the posterior of {site.name!r} has no closed mean; pass one draw, draw={{site: value}}."

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from pyrobnn._pyro import full_name
 from pyrobnn.arguments import check_positive_int
 from pyrobnn.bayesianize import bayesian_modules
-from pyrobnn.guides import ConcreteStructure, Guide, GuideMap
+from pyrobnn.guides import ConcreteStructure, Guide
 from pyrobnn.structure.plot import draw_bars, draw_cell
 from pyrobnn.structure.sites import Edges, Gates, StructureSite
 
@@ -132,14 +132,14 @@ def distribution(model: nn.Module, guide: Guide, *, num_samples: int = 1000) -> 
     """
     check_positive_int("num_samples", num_samples)
     modules = structure_sites(model)
-    if missing := [name for name in modules if name not in guide.sites]:
+    if missing := [name for name in modules if name not in guide.layout]:
         raise ValueError(f"guide: it lacks the model's site {missing[0]!r}; pass the guide built from this model.")
+    exact = {name: part for part in guide.parts_of(ConcreteStructure) for name in part.layout}
     found: dict[str, Tensor] = {}
     draws: Mapping[str, Tensor] | None = None
     for name, module in modules.items():
-        part = _part(guide, name)
-        if isinstance(part, ConcreteStructure):
-            found[name] = part.probabilities(part.sites[name]).detach()
+        if name in exact:
+            found[name] = exact[name].probabilities(name).detach()
             continue
         draws = guide.sample(num_samples) if draws is None else draws
         value = draws[name]
@@ -212,12 +212,6 @@ def structure_sites(model: nn.Module) -> dict[str, StructureSite]:
             "model: it has no site of structure; put a Choice, Gate or Depth of pyrobnn.structure into the network."
         )
     return found
-
-
-def _part(guide: Guide, site: str) -> Guide:
-    while isinstance(guide, GuideMap):
-        guide = guide.part(site)
-    return guide
 
 
 def _check_names(kind: str, given: Any, known: Any) -> None:

@@ -14,7 +14,7 @@ from pyrobnn.batches import Batch, Reader
 from pyrobnn.bayesianize import evaluating, frozen_buffers
 from pyrobnn.guides.base import Guide
 
-__all__ = ["check_arguments", "check_optimizer", "check_rows", "check_targets"]
+__all__ = ["check_arguments", "check_loader", "check_optimizer", "check_rows", "check_targets"]
 
 
 def check_arguments(
@@ -47,16 +47,30 @@ def check_arguments(
         raise ValueError("patience: early stopping needs validation batches; pass validation=.")
     if resume and checkpoint is None:
         raise ValueError("resume: nothing to resume from; pass checkpoint= the directory of the earlier run.")
-    for name, batches in (("loader", loader), ("validation", validation)):
-        if isinstance(batches, Iterator) and epochs > 1:
-            raise TypeError(
-                f"{name}: a {type(batches).__name__} is used up after one epoch; pass a DataLoader or a list "
-                "of batches."
-            )
+    check_loader(model, loader, epochs, reader)
+    if validation is not None:
+        _check_repeatable("validation", validation, epochs)
+
+
+def check_loader(model: Any, loader: Any, epochs: int, reader: Reader | None = None) -> None:
+    """What can be told of a loader before the first batch.
+
+    Raises:
+        TypeError: If it is an iterator, which is used up after one pass, or its reader is no function.
+        ValueError: If its data set or sampler is not of the model's size.
+    """
+    _check_repeatable("loader", loader, epochs)
     if reader is not None and not callable(reader):
         raise TypeError(f"batch: expected a function from a batch to (inputs, targets), got {reader!r}.")
     if reader is None:  # which may make other rows of what the data set has
         _check_stated_rows(getattr(model, "num_data", None), loader)
+
+
+def _check_repeatable(name: str, batches: Any, epochs: int) -> None:
+    if isinstance(batches, Iterator) and epochs > 1:
+        raise TypeError(
+            f"{name}: a {type(batches).__name__} is used up after one epoch; pass a DataLoader or a list of batches."
+        )
 
 
 def check_optimizer(optimizer: Any, scheduler: Any, checkpoint: Any) -> None:

@@ -8,7 +8,7 @@ What is reported is per datum too, in nats.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Sequence, Sized
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 from pyrobnn.batches import Reader
 from pyrobnn.checkpoint import load_state, save_state
 from pyrobnn.denormals import denormals_as_zero
-from pyrobnn.elbo import MeanFieldELBO
+from pyrobnn.elbo import MeanFieldELBO, Objective
 from pyrobnn.guides.base import Guide
 from pyrobnn.training.checks import check_arguments, check_optimizer
 from pyrobnn.training.history import Callback, History
@@ -44,7 +44,7 @@ def fit(
     scale_lr: float | None = None,
     optimizer: OptimizerSpec = None,
     scheduler: Callable[[Optimizer], LRScheduler] | None = None,
-    elbo: MeanFieldELBO | None = None,
+    elbo: Objective | None = None,
     clip_norm: float | None = None,
     validation: Iterable[Any] | None = None,
     patience: int | None = None,
@@ -115,15 +115,12 @@ def fit(
         clip_norm=clip_norm,
         device=device,
         reader=batch,
-        history=History(divergence_name=guide.divergence_name),
+        epochs=epochs,
     )
     run.scheduler = None if scheduler is None else scheduler(run.torch_optimizer)
     if resume and checkpoint is not None:
         with contextlib.suppress(FileNotFoundError):
             write_run(run, load_state(checkpoint))
-    if isinstance(loader, Sized):
-        with contextlib.suppress(TypeError):  # a DataLoader over a stream has no length after all
-            guide.check_num_steps(max(0, epochs - run.history.epochs) * len(loader))
     with denormals_as_zero():
         _train(run, epochs, patience, callbacks, checkpoint, progress)
     if patience is not None and run.best is not None:

@@ -18,10 +18,11 @@ class History:
             whose entropy is no number, it is the log joint density, and :meth:`summary` calls it that.
         log_likelihood: Its expected log likelihood.
         kl: Its divergence: KL to the prior, or ``-log p(w)`` for a point estimate (``divergence_name``).
-        loss: The tempered objective that was minimised.
+        loss: The tempered objective that was minimized.
         validation: Log predictive density of the validation data, if there are any.
         learning_rate: Learning rate of the first parameter group (torch optimizers only).
         seconds: Wall time.
+        terms: Further terms of the objective by name, such as ``"regularizer"``.
         steps: Gradient steps in all.
         stopped: Why training ended: ``"epochs"``, ``"patience"``, ``"callback"`` or ``"interrupted"``.
         divergence_name: What ``kl`` holds.
@@ -34,6 +35,7 @@ class History:
     validation: list[float] = field(default_factory=list)
     learning_rate: list[float] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
+    terms: dict[str, list[float]] = field(default_factory=dict)
     steps: int = 0
     stopped: str = ""
     divergence_name: str = "KL"
@@ -46,7 +48,10 @@ class History:
     def append(self, entries: dict[str, float]) -> None:
         """Adds a finished epoch's entries, by attribute."""
         for name, value in entries.items():
-            getattr(self, name).append(value)
+            if name in _NAMED:
+                getattr(self, name).append(value)
+            else:
+                self.terms.setdefault(name, []).append(value)
 
     def summary(self) -> str:
         """The last epoch in one line."""
@@ -58,5 +63,7 @@ class History:
         """Plain lists and numbers, for JSON."""
         return asdict(self)
 
+
+_NAMED = ("elbo", "log_likelihood", "kl", "loss", "validation", "learning_rate", "seconds")
 
 Callback = Callable[[History], bool | None]

@@ -50,7 +50,7 @@ def make_optimizer(
             f"of pyro.optim, got {type(optimizer).__name__}."
         )
     parameters = trainable_parameters(model, guide)
-    owned = guide.scale_parameters() if scale_lr is not None and hasattr(guide, "scale_parameters") else []
+    owned = guide.scale_parameters() if scale_lr is not None else []
     scales = {id(p) for p in owned}
     groups = [{"params": [p for p in parameters if id(p) not in scales], "lr": lr}]
     if scales:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sized
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
@@ -19,7 +19,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from pyrobnn import random_state
 from pyrobnn.batches import Batch, Reader
 from pyrobnn.bayesianize import frozen_buffers
-from pyrobnn.elbo import ELBOParts, MeanFieldELBO, NonFiniteLossError
+from pyrobnn.elbo import NonFiniteLossError, Objective, Parts
 from pyrobnn.guides.base import Guide
 from pyrobnn.training.checks import check_rows, check_targets
 from pyrobnn.training.history import History
@@ -33,13 +33,12 @@ __all__ = ["Run", "train_step"]
 def train_step(
     model: nn.Module,
     guide: Guide,
-    elbo: MeanFieldELBO,
+    elbo: Objective,
     optimizer: Optimizer | PyroOptim,
     args: tuple[Any, ...],
     clip_norm: float | None = None,
-    num_data: int | None = None,
     kwargs: dict[str, Any] | None = None,
-) -> ELBOParts:
+) -> Parts:
     """One gradient step on the objective per datum; what :func:`pyrobnn.fit` does with each batch.
 
     Args:
@@ -49,7 +48,6 @@ def train_step(
         optimizer: The optimizer (:func:`make_optimizer`).
         args: Arguments of the model, ``(x, y)``.
         clip_norm: Largest norm of the gradient of the objective per datum.
-        num_data: Size N of the data set; what the model states if None.
         kwargs: Keyword arguments of the model.
 
     Returns:
@@ -64,8 +62,7 @@ def train_step(
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for parameter in parameters:
         parameter.grad = None
-    size = getattr(model, "num_data", 1) if num_data is None else num_data
-    parts = elbo.backward(model, guide, args, kwargs, scale=1.0 / size)
+    parts = elbo.backward(model, guide, args, kwargs, scale=None)
     if clip_norm is not None:
         nn.utils.clip_grad_norm_(parameters, clip_norm)
     if isinstance(optimizer, PyroOptim):
@@ -80,7 +77,7 @@ class Run:
     """One call of :func:`pyrobnn.fit`.
 
     Attributes:
-        num_data: Size N of the data set, once it is known.
+        epochs: Number of epochs that the run is to have.
         best: Parameters and buffers after the best epoch (by validation), and its value.
         epochs_since_best: Epochs after that one.
         previous: The last batch that a step was taken on.
@@ -89,7 +86,7 @@ class Run:
 
     model: nn.Module
     guide: Guide
-    elbo: MeanFieldELBO
+    elbo: Objective
     optimizer: Optimizer | PyroOptim
     loader: Iterable[Any]
     validation: Iterable[Any] | None = None
@@ -97,7 +94,7 @@ class Run:
     clip_norm: float | None = None
     device: torch.device | str | None = None
     history: History = field(default_factory=History)
-    num_data: int | None = None
+    epochs: int = 1
     best: Tensors | None = None
     best_value: float = -float("inf")
     epochs_since_best: int = 0
@@ -114,9 +111,9 @@ class Run:
         """One pass over the loader; the history is written when all of it is done."""
         started, first = time.perf_counter(), self.history.epochs == 0
         good = read_tensors(self.model, self.guide)
-        if hasattr(self.guide, "reset_noise"):
-            self.guide.reset_noise()
-        totals, rows = dict.fromkeys(("elbo", "log_likelihood", "kl", "loss"), 0.0), 0
+        self.elbo.step(self.model, self.guide)[0].restart(self._remaining())
+        totals: dict[str, float] = {}
+        rows = 0
         index = -1
         for index, raw in enumerate(self.loader):
             batch = Batch.read(raw, self.device, self.reader)
@@ -126,7 +123,8 @@ class Run:
             parts = self._step(batch, index, good)
             rows += batch.rows
             for name, value in parts.per_datum().items():
-                totals[name] += batch.rows * value
+                totals[name] = totals.get(name, 0.0) + batch.rows * value
+            self.history.divergence_name = parts.divergence_name
         if rows == 0:
             raise ValueError("loader: it yielded no batch; the data set is empty or drop_last left nothing.")
         if first:
@@ -145,18 +143,10 @@ class Run:
         self._advance_schedule(entries.get("validation", entries["elbo"]))
         self.history.append(entries | {"seconds": time.perf_counter() - started})
 
-    def _step(self, batch: Batch, index: int, good: Tensors) -> ELBOParts:
+    def _step(self, batch: Batch, index: int, good: Tensors) -> Parts:
         try:
-            num_data = self.num_data or self._meet(batch)
             parts = train_step(
-                self.model,
-                self.guide,
-                self.elbo,
-                self.optimizer,
-                batch.args,
-                self.clip_norm,
-                num_data,
-                batch.kwargs,
+                self.model, self.guide, self.elbo, self.optimizer, batch.args, self.clip_norm, batch.kwargs
             )
         except NonFiniteLossError as error:
             self._fail(error, index, good)
@@ -164,21 +154,18 @@ class Run:
             if (hidden := self._hidden_failure(batch)) is None:
                 raise
             self._fail(hidden, index, good, cause=error)
-        self.num_data = num_data
         self.history.steps += 1
         self.previous = batch
         return parts
 
-    def _meet(self, batch: Batch) -> int:
-        """Evaluates the objective once, which tells N (as the model states it, or else its plates).
-
-        It also lets the guide meet the model's priors, which are new objects after a state has been loaded: the
-        first step of a resumed run must take the same path, to the last bit, as if there had been no break.
-        """
-        with random_state.kept(batch.device):
-            self.elbo.loss(self.model, self.guide, *batch.args, **batch.kwargs)
-        assert self.elbo.parts is not None
-        return self.elbo.parts.num_data
+    def _remaining(self) -> int | None:
+        """How many training steps are to come, None if the loader does not know its length."""
+        if not isinstance(self.loader, Sized):
+            return None
+        try:
+            return (self.epochs - self.history.epochs) * len(self.loader)
+        except TypeError:  # a DataLoader over a stream has no length after all
+            return None
 
     def _hidden_failure(self, batch: Batch) -> NonFiniteLossError | None:
         """Pyro's validation refuses NaN in a distribution before the objective can be found non-finite."""

@@ -16,9 +16,9 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingWarmRestarts, LRScheduler
 
 from pyrobnn.bayesianize import bayesian_modules
+from pyrobnn.draws import Draws
 from pyrobnn.guides import DeltaMixture, Map
-from pyrobnn.guides.draws import Draws
-from pyrobnn.guides.member_buffers import network_buffers
+from pyrobnn.steps.member_buffers import network_buffers
 from pyrobnn.training.history import History
 
 __all__ = ["Snapshots"]
@@ -95,7 +95,7 @@ class Snapshots:
             )
         taken = self._taken[-wanted:]
         draws = Draws(_stacked(taken), _stacked([snapshot.buffers for snapshot in taken]))
-        return DeltaMixture.from_draws(self.model, draws, only=list(self.guide.sites), **options)
+        return DeltaMixture.from_draws(self.model, draws, only=list(self.guide.layout), **options)
 
 
 def _stacked(members: Any) -> dict[str, Tensor]:

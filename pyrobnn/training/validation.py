@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from pyrobnn import random_state
 from pyrobnn.batches import Batch, Reader
 from pyrobnn.bayesianize import evaluating, frozen_buffers
+from pyrobnn.draws import Draws, installed_buffers
 from pyrobnn.guides.base import Guide
-from pyrobnn.guides.draws import Draws, installed_buffers
 from pyrobnn.substitution import Substitution, unscaled_score
 from pyrobnn.supervised import SupervisedModel
 

@@ -23,9 +23,12 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 
 from pyrobnn import likelihoods
+from pyrobnn.divergence import PriorTerm
+from pyrobnn.draws import Draws
 from pyrobnn.elbo import MeanFieldELBO
 from pyrobnn.guides import Guide
 from pyrobnn.guides.ensemble import Ensemble
+from pyrobnn.steps.normal_prior import is_fixed_normal
 from pyrobnn.supervised import SupervisedModel
 from tests.conformance.comparisons import (
     assert_in_place_matches_autograd,
@@ -97,9 +100,13 @@ class GuideConformance:
         """Builds the guide; ``options`` may hold ``example``."""
         raise NotImplementedError
 
-    def two_draws(self, guide: Guide) -> list[dict[str, Tensor]]:
+    def two_draws(self, guide: Guide) -> list[Draws]:
         """Two draws that differ unless the guide is a point."""
-        return [guide.draw() for _ in range(2)]
+        return [guide.rsample() for _ in range(2)]
+
+    def draw(self, guide: Guide) -> Draws:
+        """One draw with gradients, of what is trained."""
+        return guide.step(None, sequential=False).draw(None) if self.trains_as_point else guide.rsample()
 
     def running_statistics(self, model: nn.Module, guide: Guide) -> list[dict[str, Tensor]]:
         """The buffers of the first BatchNorm layer; one set, or one for each member that has its own."""
@@ -131,7 +138,7 @@ class GuideConformance:
     @each_case
     def test_printed_it_says_how_large_it_is(self, case: Case) -> None:
         _model, guide, _batch = self.build(case)
-        assert f"num_sites={len(guide.sites)}, num_latents={guide.num_latents}" in str(guide)
+        assert f"num_sites={len(guide.layout)}, num_latents={guide.layout.size}" in str(guide)
 
     @each_case
     def test_state_dict_round_trip(self, case: Case) -> None:
@@ -139,7 +146,7 @@ class GuideConformance:
         other = self.make_guide(case.model(), **({"example": batch} if case.needs_example else {}))
         other.load_state_dict(guide.state_dict())
         assert_same(seeded(lambda: other.sample(3)), seeded(lambda: guide.sample(3)))
-        assert_same(seeded(other.draw), seeded(guide.draw))
+        assert_same(seeded(lambda: self.draw(other)), seeded(lambda: self.draw(guide)))
 
     @each_case
     @pytest.mark.parametrize(
@@ -206,7 +213,7 @@ class GuideConformance:
         }
         for count in (1, 4):
             draws = guide.sample(count)
-            assert list(guide.sites) == list(latent)
+            assert list(guide.layout) == list(latent)
             assert set(draws) == set(latent)
             for name, node in latent.items():
                 assert draws[name].shape == (count, *node["value"].shape)
@@ -236,7 +243,7 @@ class GuideConformance:
         pyro.set_rng_seed(2)
         bulk = guide.sample(500)
         with torch.no_grad():
-            for single in (guide.eval(),) if self.trains_as_point else (guide, guide.draw):
+            for single in (guide.eval(), guide.rsample) if self.trains_as_point else (guide, guide.rsample):
                 draws = [single() for _ in range(500)]
                 for name, value in bulk.items():
                     stacked = torch.stack([draw[name] for draw in draws])
@@ -250,7 +257,7 @@ class GuideConformance:
         for act in (
             lambda m, g: g.sample(2),
             lambda m, g: g(),
-            lambda m, g: g.draw(),
+            lambda m, g: self.draw(g),
             lambda m, g: gradients(m, g, batch),
         ):
             assert_same(seeded(lambda act=act: act(model, guide)), seeded(lambda act=act: act(twin_model, twin)))
@@ -260,7 +267,7 @@ class GuideConformance:
     @each_case
     def test_log_prob(self, case: Case) -> None:
         _, guide, _ = self.build(case)
-        assert guide.has_density == self.has_density
+        assert guide.facts.has_density == self.has_density
         draws = guide.sample(3)
         if not self.has_density:
             with pytest.raises(NotImplementedError):
@@ -281,13 +288,16 @@ class GuideConformance:
     @each_case
     def test_divergence_is_exact_where_promised(self, case: Case) -> None:
         _model, guide, _ = self.build(case)
-        for site in guide.sites.values():
-            if not site.is_flat_normal:
-                continue
-            values = [draw[site.name] for draw in self.two_draws(guide)]
-            (first, exact), (second, _) = (guide.divergence(site, value, site.prior) for value in values)
-            assert exact == self.exact
-            assert bool((first == second).all()) == (self.exact or self.is_point)
+        priors = {name: PriorTerm(site.prior) for name, site in guide.layout.items()}
+        if not all(is_fixed_normal(guide.layout[name], term) for name, term in priors.items()):
+            return
+        first, second = (guide.divergence(draw, priors) for draw in self.two_draws(guide))
+        assert first.exact == self.exact
+        assert bool((first.total == second.total).all()) == (self.exact or self.is_point)
+        for found in (first, second):
+            assert set(found.by_site) == set(guide.layout)
+            parts = torch.stack(list(found.by_site.values())).sum() + found.joint
+            torch.testing.assert_close(parts, found.total, rtol=1e-5, atol=1e-4)
 
     # ------------------------------------------------------------------------------------ Pyro's inference
 
@@ -395,13 +405,10 @@ class EnsembleConformance(GuideConformance):
     has_density = False
     exact = False
 
-    def two_draws(self, guide: Guide) -> list[dict[str, Tensor]]:
+    def two_draws(self, guide: Guide) -> list[Draws]:
         """Two members; at random it might be one of them twice."""
-        draws = []
-        for index in range(2):
-            with guide.particle(lambda: None, index):
-                draws.append(guide.draw())
-        return draws
+        step = guide.step(None, sequential=False)
+        return [step.draw(index) for index in range(2)]
 
     def running_statistics(self, model: nn.Module, guide: Guide) -> list[dict[str, Tensor]]:
         """Each member has its own."""

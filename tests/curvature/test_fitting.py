@@ -24,8 +24,8 @@ def filled(structure: Any, batches: list[tuple[Tensor, Tensor]], prior: Any = No
     net = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 3))
     model = SupervisedModel(net, likelihoods.Categorical(), prior, num_data=10).double().eval()
     guide = Map(model).double()
-    groups = lay_out(model, guide.sites, structure, None, guide.flat_loc.detach())
-    values = {name: value.detach() for name, value in guide.draw().items()}
+    groups = lay_out(model, guide.layout, structure, None, guide.flat_loc.detach())
+    values = {name: value.detach() for name, value in guide.rsample().items()}
     log_likelihood, is_normal = fill(model, values, groups, batches, max_bytes=2**20)
     expected = dist.Categorical(logits=model.net.network(X)).log_prob(Y).sum()
     assert log_likelihood == pytest.approx(float(expected))

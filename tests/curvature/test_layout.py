@@ -23,7 +23,7 @@ def groups(structure: Any, net: nn.Module | None = None, prior: Any = None, **op
     prior = dist.Normal(0.0, 1.0) if prior is None else prior
     model = SupervisedModel(net or network(), likelihoods.Categorical(), prior, num_data=8)
     guide = Map(model)
-    return lay_out(model, guide.sites, structure, options.pop("last_layer", None), guide.flat_loc.detach())
+    return lay_out(model, guide.layout, structure, options.pop("last_layer", None), guide.flat_loc.detach())
 
 
 def names(found: list[Group]) -> dict[str, list[str]]:

@@ -159,7 +159,7 @@ def test_several_guides_are_chains() -> None:
     weight = values(data, "posterior", "net.0.weight")
     assert weight.shape[:2] == (2, 5)
     for chain, guide in enumerate((first, second)):  # sd 0.01: the draws tell whose they are
-        centre = guide.factor(guide.sites["net.0.weight"]).mean.detach().numpy()
+        centre = guide.marginal("net.0.weight").mean.detach().numpy()
         assert np.abs(weight[chain] - centre).max() < 0.1
     assert values(data, "log_likelihood", "y").shape == (2, 5, 20)
     assert values(data, "prior", "net.0.weight").shape[:2] == (1, 5)

@@ -67,14 +67,14 @@ def test_wrong_noise_warns_of_coverage() -> None:
 def test_shares_of_a_guide_at_its_prior() -> None:
     model, x, y = small_network(hidden=30)
     guide = MeanField(model)
-    at_prior = set_parameters(guide, torch.zeros(guide.num_latents), torch.ones(guide.num_latents))
+    at_prior = set_parameters(guide, torch.zeros(guide.layout.size), torch.ones(guide.layout.size))
     report = check(model, at_prior, [(x, y)], num_samples=25)
     assert report["weights at the prior"].status == "warn"
     assert report["weights at the prior"].value == 1.0
     assert report["signal-to-noise"].status == "warn"
     assert report["signal-to-noise"].value == 0.0
     assert not report.ok
-    sharp = set_parameters(guide, torch.ones(guide.num_latents), torch.full((guide.num_latents,), 0.1))
+    sharp = set_parameters(guide, torch.ones(guide.layout.size), torch.full((guide.layout.size,), 0.1))
     report = check(model, sharp, [(x, y)], num_samples=25)
     assert report["weights at the prior"].value == 0.0
     assert report["signal-to-noise"].value == 1.0

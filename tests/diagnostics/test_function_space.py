@@ -19,7 +19,7 @@ pytestmark = pytest.mark.arviz
 
 def permuted(model: SupervisedModel, guide: MeanField, order: list[int]) -> MeanField:
     """The same functions with the hidden units in another order."""
-    loc, scale = (guide.split(flat.detach()) for flat in (guide.flat_loc, guide.flat_log_scale.exp()))
+    loc, scale = (guide.layout.split(flat.detach()) for flat in (guide.flat_loc, guide.flat_log_scale.exp()))
     moved = [
         {
             "net.0.weight": values["net.0.weight"][order],
@@ -30,7 +30,7 @@ def permuted(model: SupervisedModel, guide: MeanField, order: list[int]) -> Mean
         for values in (loc, scale)
     ]
     other = MeanField(model)
-    return set_parameters(other, other.join(moved[0]), other.join(moved[1]))
+    return set_parameters(other, other.layout.join(moved[0]), other.layout.join(moved[1]))
 
 
 def test_permuted_units_agree_in_functions_and_not_in_weights() -> None:
@@ -71,7 +71,7 @@ def test_probabilities_are_compared_not_logits() -> None:
     first, second = (MeanField(model, init_scale=0.1) for _ in range(2))
     with torch.no_grad():
         second.flat_loc.copy_(first.flat_loc)
-        site = second.sites["net.bias"]
+        site = second.layout["net.bias"]
         second.flat_loc[site.offset : site.offset + site.numel] += 50.0
     result = function_space_diagnostics(model, [first, second], torch.zeros(4, 1), num_samples=400)
     assert result.max_rhat is not None

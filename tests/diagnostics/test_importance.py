@@ -82,7 +82,7 @@ def test_latent_noise_scale_is_part_of_the_joint() -> None:
     guide = MeanField(model, init_scale=0.3)
     x, y = torch.randn(3, 1), torch.randn(3, 1)
     torch.manual_seed(5)
-    ratios = log_ratios(model, guide, batches(model, (x, y), {}, 2), list(guide.sites), 4)
+    ratios = log_ratios(model, guide, batches(model, (x, y), {}, 2), list(guide.layout), 4)
     torch.manual_seed(5)
     guide.sample(1)  # the held draw comes first
     first, rest = guide.sample(1), guide.sample(3)

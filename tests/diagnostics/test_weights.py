@@ -42,7 +42,7 @@ def test_share_at_the_prior(prior: dist.Distribution) -> None:
 def test_sites_on_the_positive_reals() -> None:
     model = linear(dist.Normal(0.0, 1.0), likelihoods.Normal(dist.LogNormal(0.0, 0.5)))
     guide = MeanField(model)
-    site = guide.sites["likelihood.scale"]
+    site = guide.layout["likelihood.scale"]
     with torch.no_grad():  # log-normal factor: equal to the prior
         guide.flat_loc[site.offset] = 0.0
         guide.flat_log_scale[site.offset] = torch.tensor(0.5).log()
@@ -56,12 +56,12 @@ def test_sites_on_the_positive_reals() -> None:
 def test_prior_that_depends_on_other_sites() -> None:
     model = linear(priors.latent_scale(dist.LogNormal(0.0, 1.0)))
     guide = MeanField(model)
-    values = guide.split(guide.flat_loc.detach().clone())
+    values = guide.layout.split(guide.flat_loc.detach().clone())
     values["net.weight"].zero_()
     values["net.weight.scale"].fill_(torch.tensor(3.0).log())
     scales = {name: torch.full_like(value, 1e-4) for name, value in values.items()}
     scales["net.weight"].fill_(3.0)  # the prior's conditional scale, known almost surely
-    set_parameters(guide, guide.join(values), guide.join(scales))
+    set_parameters(guide, guide.layout.join(values), guide.layout.join(scales))
     result = weight_statistics(model, guide, num_samples=20)
     assert result["net.weight"].at_prior == 1.0
     assert result["net.weight.scale"].at_prior == 0.0

@@ -88,7 +88,7 @@ def test_the_ascent_raises_the_loss_within_its_box() -> None:
     assert float((noise - start).abs().mean()) > 0.1, "most elements move the same way in each step"
 
     def negative_log_likelihood(epsilon: Tensor) -> float:
-        weights = {name.removeprefix("net."): value for name, value in guide.draw(epsilon).items()}
+        weights = {name.removeprefix("net."): value for name, value in guide.rsample(epsilon).items()}
         outputs = torch.func.functional_call(model.net.network, weights, (batch[0],))
         return float(nn.functional.cross_entropy(outputs, batch[1]).detach())
 

@@ -254,7 +254,7 @@ def test_a_parameter_that_became_nan_is_named(site: str) -> None:
     model, x, y = regression()
     guide = MeanField(model)
     with torch.no_grad():
-        guide.split(guide.flat_loc)[site].fill_(float("nan"))
+        guide.layout.split(guide.flat_loc)[site].fill_(float("nan"))
     with pytest.raises(NonFiniteLossError, match=f"the draw of the site '{site}'"):
         MeanFieldELBO().loss_and_grads(model, guide, x, y)
 

@@ -71,7 +71,7 @@ def test_gradient_is_that_of_both_draws(estimator: str | None) -> None:
         model.zero_grad()
         outputs = []
         for _ in range(2):
-            weights = {n.removeprefix("net."): v for n, v in guide.draw().items()}
+            weights = {n.removeprefix("net."): v for n, v in guide.rsample().items()}
             outputs.append(torch.func.functional_call(model.net.network, weights, (x,)).softmax(-1))
         mean = (outputs[0] + outputs[1]) / 2
         entropies = [-(p * p.log()).sum(-1) for p in (mean, *outputs)]

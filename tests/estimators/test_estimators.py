@@ -152,7 +152,7 @@ def test_what_no_layer_takes_has_the_gradients_of_its_draw(spec: EstimatorSpec) 
     """``dL/dμ - μ = dL/dw`` and ``dL/dψ - σ² + 1 = (w - μ) dL/dw`` under a standard normal prior."""
     model, guide, batch = problem(Shifted(), (3,))
     MeanFieldELBO(estimator=spec).loss_and_grads(model, guide, *batch)
-    drawn, site = model.net.network.seen, guide.sites["net.shift"]
+    drawn, site = model.net.network.seen, guide.layout["net.shift"]
     of_site = slice(site.offset, site.offset + site.numel)
     loc, scale = guide.flat_loc.detach()[of_site], guide.flat_log_scale.detach()[of_site].exp()
     slope = guide.flat_loc.grad[of_site] - loc

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from pyrobnn import likelihoods, priors
 from pyrobnn.bayesianize import bayesianize
 from pyrobnn.guides import Guide, MeanField
-from pyrobnn.guides.base import initial_values
+from pyrobnn.initialization import initial_values
 from pyrobnn.supervised import SupervisedModel
 
 
@@ -51,11 +51,11 @@ def test_sites_are_described() -> None:
 
 def test_flat_order_puts_fixed_normals_first_and_covers_every_element_once() -> None:
     guide = Guide(Sites(a=dist.Gamma(2.0, 1.0), b=dist.Normal(0.0, 1.0), c=dist.Dirichlet(torch.ones(4))), example=())
-    assert list(guide.sites) == ["a", "b", "c"]
+    assert list(guide.layout) == ["a", "b", "c"]
     assert [site.name for site in guide.flat_order] == ["b", "a", "c"]
     assert [site.offset for site in guide.flat_order] == [0, 1, 2]
-    assert guide.num_latents == 1 + 1 + 3  # a simplex of 4 has 3 unconstrained values
-    assert guide.sites["c"].shape == (4,) and guide.sites["c"].unconstrained_shape == (3,)
+    assert guide.layout.size == 1 + 1 + 3  # a simplex of 4 has 3 unconstrained values
+    assert guide.layout["c"].shape == (4,) and guide.layout["c"].unconstrained_shape == (3,)
 
 
 def test_priors_that_vary_between_runs_are_not_static() -> None:
@@ -70,7 +70,7 @@ def test_plates_are_kept() -> None:
             pyro.sample("effect", dist.Normal(0.0, 1.0))
 
     guide = MeanField(model, example=())
-    site = guide.sites["effect"]
+    site = guide.layout["effect"]
     assert site.plates == (("groups", 3, -1),) and site.shape == (3,) and site.event_dim == 0
     assert not site.is_flat_normal
     assert guide.log_prob(guide.sample(5)).shape == (5,)
@@ -152,7 +152,7 @@ def test_a_latent_site_in_a_subsampled_or_sequential_plate(plate: dict[str, int]
 def start(model: object, init: object, **options: object) -> dict[str, Tensor]:
     """Starting values of a guide, constrained."""
     guide = MeanField(model, init, **options)  # type: ignore[arg-type]
-    return guide.constrain(guide.split(guide.flat_loc.detach()))
+    return guide.layout.constrain(guide.layout.split(guide.flat_loc.detach()))
 
 
 def test_default_start_is_the_converted_network() -> None:
@@ -249,7 +249,7 @@ def test_start_at_a_network_needs_one_converted_network() -> None:
 def test_initial_values_are_unconstrained() -> None:
     model = Sites(s=dist.LogNormal(0.0, 1.0))
     guide = Guide(model, example=())
-    values = initial_values(model, guide.sites, {"s": torch.tensor(2.0)})
+    values = initial_values(model, guide.layout, {"s": torch.tensor(2.0)})
     torch.testing.assert_close(values["s"], torch.tensor(2.0).log())
 
 
@@ -266,19 +266,19 @@ def test_join_undoes_split(shapes: list[list[int]], normal: list[bool]) -> None:
         for index, (shape, is_normal) in enumerate(zip(shapes, normal, strict=False))
     }
     guide = Guide(Sites(**families), example=())
-    flat = torch.arange(float(guide.num_latents))
-    pieces = guide.split(flat)
+    flat = torch.arange(float(guide.layout.size))
+    pieces = guide.layout.split(flat)
     assert {name: list(piece.shape) for name, piece in pieces.items()} == {
         f"site{index}": shape for index, shape in enumerate(shapes)
     }
-    assert torch.equal(guide.join(pieces), flat)
-    batched = guide.split(flat.expand(2, 5, -1))
+    assert torch.equal(guide.layout.join(pieces), flat)
+    batched = guide.layout.split(flat.expand(2, 5, -1))
     assert all(batched[name].shape == (2, 5, *piece.shape) for name, piece in pieces.items())
 
 
 def test_what_a_family_must_implement() -> None:
     guide = Guide(supervised())
-    site = guide.sites["net.weight"]
-    for act in (guide.draw, lambda: guide.factor(site), lambda: guide.sample(1), lambda: guide()):
+    site = guide.layout["net.weight"]
+    for act in (guide.rsample, lambda: guide.marginal(site.name), lambda: guide.sample(1), lambda: guide()):
         with pytest.raises(NotImplementedError):
             act()

@@ -156,7 +156,7 @@ def test_it_may_have_some_of_the_sites(tmp_path: Path) -> None:
         for parameter in guide.parameters():
             parameter.add_(torch.randn_like(parameter))
     draws = guide.sample(6)
-    assert set(draws) == set(guide.sites)
+    assert set(draws) == set(guide.layout)
     assert len({float(value) for value in draws["net.bias"]}) == 6
     save(tmp_path / "saved", model, guide)
     _, loaded = load(tmp_path / "saved", nn.Linear(2, 1))

@@ -37,7 +37,7 @@ def loader(*tensors: Tensor, batch_size: int = 12) -> DataLoader[tuple[Tensor, .
 
 
 def site_of(guide: Guide) -> Any:
-    return next(iter(guide.sites.values()))
+    return next(iter(guide.layout.values()))
 
 
 # -------------------------------------------------------------------------------------------- the conformance suite
@@ -113,7 +113,7 @@ def exact_kl(theta: Tensor, tau: float, beta: float, logits: Tensor, temperature
 
 def kl_of(model: SupervisedModel, guide: ConcreteStructure) -> Tensor:
     site = site_of(guide)
-    return guide.divergence(site, guide.draw()[site.name], site.prior)[0]
+    return guide.divergence(site, guide.rsample()[site.name], site.prior)[0]
 
 
 @pytest.mark.statistical
@@ -127,14 +127,14 @@ def test_kl_estimate_and_its_gradient_against_quadrature(temperature: float) -> 
     site = "net.edges.structure"
     guide = ConcreteStructure(model, {site: theta.expand(rows, 2)}, temperature=tau, beta=beta, init_scale=0.0).double()
     torch.manual_seed(1)
-    value = guide.draw()[site]
-    prior: Any = guide.sites[site].prior
+    value = guide.rsample()[site]
+    prior: Any = guide.layout[site].prior
     log_p = concrete_log_density(relaxed_of(value), prior.base_dist.logits, prior.base_dist.temperature)
-    (slopes,) = torch.autograd.grad(guide.divergence(guide.sites[site], value, prior)[0], guide.flat_logits)
+    (slopes,) = torch.autograd.grad(guide.divergence(guide.layout[site], value, prior)[0], guide.flat_logits)
     arguments = (tau, beta, logits.double(), temperature)
     log_q = concrete_log_density(relaxed_of(value), theta / beta, tau / beta)
     assert z_of_mean((log_q - log_p).detach().unsqueeze(-1), exact_kl(theta, *arguments)) < Z
-    total = guide.divergence(guide.sites[site], value, prior)[0].detach()
+    total = guide.divergence(guide.layout[site], value, prior)[0].detach()
     torch.testing.assert_close(total, (log_q - log_p).sum().detach())
     for k in range(2):
         shift = torch.zeros(2, dtype=torch.float64)
@@ -147,12 +147,12 @@ def test_the_density_of_a_draw_is_that_of_its_noise() -> None:
     """The shortcut (no dependence on logits) against the density itself, for choices and gates."""
     model = mixed_model().double()
     guide = ConcreteStructure(model, temperature=0.6, beta=0.7, init_scale=1.0).double()
-    values = guide.draw()
-    for site in guide.sites.values():
+    values = guide.rsample()
+    for site in guide.layout.values():
         shortcut = guide.divergence(site, values[site.name], site.prior)[0]
         copied = values[site.name].detach()  # one that is not known to be a draw of the guide's
         general = guide.divergence(site, copied, site.prior)[0]
-        reference = guide.factor(site).log_prob(copied) - site.prior.log_prob(copied)
+        reference = guide.marginal(site.name).log_prob(copied) - site.prior.log_prob(copied)
         torch.testing.assert_close(shortcut, general)
         torch.testing.assert_close(shortcut, reference)
 
@@ -176,8 +176,8 @@ def test_at_one_temperature_the_relaxed_kl_does_not_depend_on_it() -> None:
 def test_discrete_kl_of_gates() -> None:
     model = mixed_model().double()
     guide = ConcreteStructure(model, kl="discrete", init_scale=1.0).double()
-    site = guide.sites["net.gate.gates.structure"]
-    value, exact = guide.divergence(site, guide.draw()[site.name], site.prior)
+    site = guide.layout["net.gate.gates.structure"]
+    value, exact = guide.divergence(site, guide.rsample()[site.name], site.prior)
     open_ = dist.Bernoulli(guide.probabilities(site))
     expected = torch.distributions.kl_divergence(open_, dist.Bernoulli(torch.full((3,), 0.5).double())).sum()
     assert exact
@@ -193,7 +193,7 @@ def test_a_prior_of_another_family_on_the_simplex() -> None:
 
     model, batch = Composition(), (torch.randn(5, 3), torch.randn(5))
     guide = ConcreteStructure(model, example=batch, temperature=0.8)
-    site, value = guide.sites["weights"], guide.draw()["weights"]
+    site, value = guide.layout["weights"], guide.rsample()["weights"]
     expected = Concrete(0.8, guide.flat_logits).log_prob(value) - site.prior.log_prob(value)
     torch.testing.assert_close(guide.divergence(site, value, site.prior)[0], expected)
     step(model, guide, batch)
@@ -281,7 +281,7 @@ def test_probabilities_are_the_frequencies_of_the_largest() -> None:
     guide = ConcreteStructure(mixed_model(), temperature=0.5, beta=0.6, init_scale=1.0)
     torch.manual_seed(3)
     draws = guide.sample(20_000)
-    for name, site in guide.sites.items():
+    for name, site in guide.layout.items():
         value = draws[name]
         hits = (
             (value > 0.5).float() if "gate" in name else torch.nn.functional.one_hot(value.argmax(-1), value.shape[-1])
@@ -292,7 +292,7 @@ def test_probabilities_are_the_frequencies_of_the_largest() -> None:
 def test_straight_through_draws_are_one_hot_and_trained() -> None:
     model = mixed_model()
     guide = ConcreteStructure(model, straight_through=True)
-    for draws in (guide.draw(), guide.sample(5), guide()):
+    for draws in (guide.rsample(), guide.sample(5), guide()):
         for value in draws.values():
             assert bool(((value == 0) | (value == 1)).all())
     assert not guide.has_density
@@ -476,7 +476,7 @@ def test_a_prior_without_discrete_choices_is_refused_a_discrete_kl() -> None:
     model = Composition()
     guide = ConcreteStructure(model, example=(), kl="discrete")
     with pytest.raises(ValueError, match="kl: the prior of the site 'weights' is no relaxed choice"):
-        guide.divergence(guide.sites["weights"], guide.draw()["weights"], guide.sites["weights"].prior)
+        guide.divergence(guide.layout["weights"], guide.rsample()["weights"], guide.layout["weights"].prior)
 
 
 def test_one_draw_serves_all_cells_that_share_a_site() -> None:
@@ -485,7 +485,7 @@ def test_one_draw_serves_all_cells_that_share_a_site() -> None:
     seen = []
     cells = (model.net.network.first, model.net.network.second)  # type: ignore[union-attr]
     handles = [c.choices[0].register_forward_pre_hook(lambda m, _: seen.append(m.edges.structure)) for c in cells]  # type: ignore[union-attr,index]
-    with Substitution(guide.draw()):
+    with Substitution(guide.rsample()):
         model(images(4)[0])
     for handle in handles:
         handle.remove()

@@ -19,7 +19,7 @@ from pyrobnn.description import describe
 from pyrobnn.diagnostics import to_arviz
 from pyrobnn.elbo import MeanFieldELBO
 from pyrobnn.guides import DeltaMixture, GuideMap, Map, MeanField
-from pyrobnn.guides.draws import Draws
+from pyrobnn.draws import Draws
 from pyrobnn.prediction import PinnedDraws, predict
 from pyrobnn.running_statistics import recalibrate_batch_norm
 from pyrobnn.supervised import SupervisedModel
@@ -128,11 +128,11 @@ def test_shared_parameters_get_the_mean_gradient() -> None:
     for index in range(3):
         point = Map(model, {name: value[index] for name, value in ensemble.stacked(torch.arange(3)).items()})
         MeanFieldELBO().backward(model, point, tuple(batch))
-        gradient = point.split(point.flat_loc.grad)
-        own = ensemble.split(ensemble.flat_loc.grad[index])
+        gradient = point.layout.split(point.flat_loc.grad)
+        own = ensemble.layout.split(ensemble.flat_loc.grad[index])
         torch.testing.assert_close(own["net.2.weight"], gradient["net.2.weight"])
         by_member.append(gradient["net.0.weight"])
-    torch.testing.assert_close(trunk.split(trunk.flat_loc.grad)["net.0.weight"], torch.stack(by_member).mean(0))
+    torch.testing.assert_close(trunk.layout.split(trunk.flat_loc.grad)["net.0.weight"], torch.stack(by_member).mean(0))
 
 
 # ------------------------------------------------------------------------------------------ starting points
@@ -222,7 +222,7 @@ def test_draws_are_stratified(chunk_draws: int) -> None:
     rows = guide.stacked(torch.arange(4))["net.0.bias"]
     extra = set()
     for seed in range(20):
-        pinned = PinnedDraws(guide, 9, chunk_draws * guide.num_latents * 4, replayed=False, seed=seed)
+        pinned = PinnedDraws(guide, 9, chunk_draws * guide.layout.size * 4, replayed=False, seed=seed)
         draws = torch.cat([chunk["net.0.bias"] for chunk in pinned])
         counts = [int((draws == row).all(1).sum()) for row in rows]
         assert sorted(counts) == [2, 2, 2, 3]
@@ -235,7 +235,7 @@ def test_forward_and_draw_take_all_sites_from_one_member() -> None:
     guide = DeltaMixture(model, 3, "prior")
     rows = guide.stacked(torch.arange(3))
     seen = set()
-    for draw in [*(guide() for _ in range(20)), *(guide.draw() for _ in range(20))]:
+    for draw in [*(guide() for _ in range(20)), *(guide.rsample() for _ in range(20))]:
         members = {tuple(i for i in range(3) if torch.equal(value, rows[name][i])) for name, value in draw.items()}
         assert len(members) == 1
         seen |= members
@@ -245,8 +245,8 @@ def test_forward_and_draw_take_all_sites_from_one_member() -> None:
 def test_factor_and_description() -> None:
     model = classifier()
     guide = DeltaMixture(model, 4, "prior")
-    site = guide.sites["net.0.weight"]
-    factor, rows = guide.factor(site), guide.stacked(torch.arange(4))[site.name]
+    site = guide.layout["net.0.weight"]
+    factor, rows = guide.marginal(site.name), guide.stacked(torch.arange(4))[site.name]
     torch.testing.assert_close(factor.mean, rows.mean(0))
     torch.testing.assert_close(factor.variance, rows.var(0, correction=0))
     assert factor.sample((2,)).shape == (2, 4, 3)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from pyrobnn.guides.draws import Draws, installed_buffers
+from pyrobnn.draws import Draws, installed_buffers
 from pyrobnn.prediction import PinnedDraws
 
 

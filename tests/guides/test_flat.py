@@ -28,7 +28,7 @@ def normals(*parameters: tuple[float | Tensor, float | Tensor], shape: tuple[int
 def log_prior(guide: Guide, flat: Tensor) -> Tensor:
     """The sum of the sites' log densities."""
     return sum(
-        (guide.sites[name].prior.log_prob(value) for name, value in guide.split(flat).items()),
+        (guide.layout[name].prior.log_prob(value) for name, value in guide.layout.split(flat).items()),
         start=LIKE.sum(),
     )
 
@@ -47,8 +47,8 @@ PRIORS = {
 def test_flat_prior_is_the_sum_of_the_sites_priors(parameters: list) -> None:
     guide = normals(*parameters)
     prior = FlatNormalPrior(guide.flat_order, LIKE)
-    flat = torch.randn(guide.num_latents, dtype=torch.float64, requires_grad=True)
-    assert prior.size == guide.num_latents
+    flat = torch.randn(guide.layout.size, dtype=torch.float64, requires_grad=True)
+    assert prior.size == guide.layout.size
     log_density = log_prior(guide, flat)
     torch.testing.assert_close(prior.half_squares(flat) + prior.log_normaliser, -log_density)
     expected = torch.autograd.grad(-log_density, flat)[0]
@@ -65,7 +65,7 @@ def test_flat_prior_is_the_sum_of_the_sites_priors(parameters: list) -> None:
 def test_flat_prior_for_any_shapes(locs: list[float], scale: float, shape: tuple[int, ...]) -> None:
     guide = normals(*((loc, scale) for loc in locs), shape=shape)
     prior = FlatNormalPrior(guide.flat_order, LIKE)
-    flat = torch.linspace(-2.0, 2.0, guide.num_latents, dtype=torch.float64)
+    flat = torch.linspace(-2.0, 2.0, guide.layout.size, dtype=torch.float64)
     torch.testing.assert_close(prior.half_squares(flat) + prior.log_normaliser, -log_prior(guide, flat))
 
 
@@ -73,7 +73,7 @@ def test_only_fixed_normals_are_covered() -> None:
     guide = Guide(Sites(a=dist.Laplace(0.0, 1.0), b=dist.Normal(0.0, 2.0), c=dist.Gamma(1.0, 1.0)), example=())
     prior = flat_normal_prior(guide.flat_order, LIKE)
     assert prior is not None and prior.size == 1 and [site.name for site in prior.sites] == ["b"]
-    assert flat_normal_prior([guide.sites["a"]], LIKE) is None
+    assert flat_normal_prior([guide.layout["a"]], LIKE) is None
 
 
 def test_matches_knows_the_very_priors() -> None:

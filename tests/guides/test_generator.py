@@ -130,7 +130,7 @@ class TestGeneratorConformance(GuideConformance):
         _, guide, _ = self.build(case)
         twin = Generator(guide, (6, 5), 3)
         assert twin.flat_order == guide.flat_order
-        assert list(twin.sites) == list(guide.sites)
+        assert list(twin.layout) == list(guide.layout)
 
 
 class TestGeneratorAlongAxes(TestGeneratorConformance):
@@ -187,7 +187,7 @@ def test_coordinates_that_are_moved(components: int | None) -> None:
     """Flat draws afterwards are those that coordinates ``(c - mean) factor`` would have made before."""
     _, guide = make(nn.Linear(4, 1), components=components)
     guide.double()
-    guide.scale.copy_(torch.linspace(0.5, 2.0, guide.num_latents))
+    guide.scale.copy_(torch.linspace(0.5, 2.0, guide.layout.size))
     mean, factor = torch.randn(2, guide.num_coordinates).double()
     made = seeded(lambda: guide.coordinates(5)).detach()
     moved = (made - mean) * factor
@@ -203,10 +203,10 @@ def test_coordinates_that_are_moved(components: int | None) -> None:
 @given(st.lists(st.integers(1, 9), max_size=3), st.integers(1, 9), st.integers(1, 5))
 def test_storage(hidden: list[int], latent_dim: int, inputs: int) -> None:
     _, guide = make(nn.Linear(inputs, 1), hidden=hidden, latent_dim=latent_dim, num_draws=40)
-    sizes = [latent_dim, *hidden, guide.num_latents]
-    expected = sum((a + 1) * b for a, b in itertools.pairwise(sizes)) + 2 * guide.num_latents
+    sizes = [latent_dim, *hidden, guide.layout.size]
+    expected = sum((a + 1) * b for a, b in itertools.pairwise(sizes)) + 2 * guide.layout.size
     assert guide.num_parameters == expected
-    assert guide.storage_ratio == expected / (40 * guide.num_latents)
+    assert guide.storage_ratio == expected / (40 * guide.layout.size)
     assert guide.storage(80).ratio == guide.storage_ratio / 2
     assert guide.sample(3)["net.weight"].shape == (3, 1, inputs)
 
@@ -272,7 +272,7 @@ def test_refusals() -> None:
     model, guide = make()
     with pytest.raises(NotImplementedError, match="Generator is an implicit distribution"):
         guide.log_prob(guide.sample(2))
-    factor = guide.factor(guide.sites["net.0.weight"])
+    factor = guide.marginal("net.0.weight")
     assert factor.sample((2, 3)).shape == (2, 3, 3, 2)
     with pytest.raises(NotImplementedError, match="Generator is an implicit distribution"):
         factor.log_prob(torch.zeros(3, 2))
@@ -288,5 +288,5 @@ def test_refusals() -> None:
 @pytest.mark.parametrize("components", [None, 3])
 def test_gradients_reach_all_parameters(components: int | None) -> None:
     _, guide = make(components=components)
-    sum(value.sum() for value in guide.draw().values()).backward()
+    sum(value.sum() for value in guide.rsample().values()).backward()
     assert all(isinstance(p.grad, Tensor) and bool(p.grad.abs().sum() > 0) for p in guide.parameters())

@@ -50,7 +50,7 @@ def batch() -> tuple[Tensor, Tensor]:
 
 
 def sites_by_part(guide: GuideMap) -> list[tuple[str, list[str]]]:
-    return [(type(part).__name__, list(part.sites)) for part in guide.parts]
+    return [(type(part).__name__, list(part.layout)) for part in guide.parts]
 
 
 # --------------------------------------------------------------------------- against the families themselves
@@ -65,7 +65,7 @@ def test_one_family_on_everything_is_that_family(family: Any) -> None:
     torch.manual_seed(0)
     guide = GuideMap(model, [("*", family)])
     assert_same(seeded(lambda: guide.sample(3)), seeded(lambda: alone.sample(3)))
-    assert_same(seeded(guide.draw), seeded(alone.draw))
+    assert_same(seeded(guide.rsample), seeded(alone.draw))
     if alone.has_density:
         draws = alone.sample(3)
         torch.testing.assert_close(guide.log_prob(draws), alone.log_prob(draws))
@@ -103,14 +103,14 @@ def test_pyros_objectives_agree_with_ours_with_a_point_among_the_parts(objective
 def test_divergence_adds_up_over_parts() -> None:
     model = supervised()
     guide = GuideMap(model, THREE)
-    values = guide.draw()
+    values = guide.rsample()
     total = guide.shared_divergence() + sum(
-        guide.divergence(site, values[name], site.prior)[0].sum() for name, site in guide.sites.items()
+        guide.divergence(site, values[name], site.prior)[0].sum() for name, site in guide.layout.items()
     )
     expected = torch.zeros(())
     for part in guide.parts:
         expected = expected + part.shared_divergence()
-        for name, site in part.sites.items():
+        for name, site in part.layout.items():
             expected = expected + part.divergence(site, values[name], site.prior)[0].sum()
     torch.testing.assert_close(total, expected)
 
@@ -186,7 +186,7 @@ class Cubature(GuideMap):
         self.turn += 1
         joint, single = self.parts
         flat = torch.cat([joint.flat_loc, single.flat_loc]) + sign * axes.shape[1] ** 0.5 * axes[:, axis]
-        return joint.split(flat[: joint.num_latents]) | single.split(flat[joint.num_latents :]), 0.0
+        return joint.layout.split(flat[: joint.layout.size]) | single.layout.split(flat[joint.layout.size :]), 0.0
 
     def pull_back(self, weight: float) -> None:
         pass
@@ -230,7 +230,7 @@ def test_the_first_rule_that_matches_decides() -> None:
         ("Map", ["net.0.bias"]),
         ("MeanField", ["likelihood.scale"]),
     ]
-    assert list(guide.sites) == ["net.0.weight", "net.0.bias", "net.2.weight", "net.2.bias", "likelihood.scale"]
+    assert list(guide.layout) == ["net.0.weight", "net.0.bias", "net.2.weight", "net.2.bias", "likelihood.scale"]
     assert guide.part("net.0.bias") is guide.parts[2]
 
 
@@ -240,7 +240,7 @@ def test_parameters_are_also_known_by_their_names_in_the_network() -> None:
     )
     assert sites_by_part(guide)[:2] == [
         ("MeanField", ["net.0.weight.scale", "net.0.weight"]),
-        ("Map", [n for n in guide.sites if n.startswith("net.2.") or n.startswith("net.0.bias")]),
+        ("Map", [n for n in guide.layout if n.startswith("net.2.") or n.startswith("net.0.bias")]),
     ]
 
 
@@ -327,7 +327,7 @@ def test_a_point_among_the_parts_leaves_no_density() -> None:
 def test_density_is_the_product_of_the_parts() -> None:
     guide = GuideMap(supervised(), [("net.0*", MeanField), ("*", LowRankNormal)])
     draws = guide.sample(4)
-    expected = sum(part.log_prob({name: draws[name] for name in part.sites}) for part in guide.parts)
+    expected = sum(part.log_prob({name: draws[name] for name in part.layout}) for part in guide.parts)
     torch.testing.assert_close(guide.log_prob(draws), expected)
 
 
@@ -336,14 +336,14 @@ def test_two_joint_parts_keep_their_auxiliary_sites_apart() -> None:
     nodes = poutine.trace(guide).get_trace().nodes
     auxiliary = [name for name, node in nodes.items() if node["type"] == "sample" and node["infer"].get("is_auxiliary")]
     assert len(auxiliary) == 2
-    assert [name for name in nodes if name in guide.sites] == list(guide.sites)
+    assert [name for name in nodes if name in guide.layout] == list(guide.layout)
 
 
 def test_nested_maps() -> None:
     inner = functools.partial(GuideMap, rules=[("*.bias", Map), ("*", MeanField)])
     model, data = supervised(), batch()
     guide = GuideMap(model, [("net.*", inner), ("*", LowRankNormal)])
-    assert sites_by_part(guide) == [("GuideMap", list(guide.sites)[:4]), ("LowRankNormal", ["likelihood.scale"])]
+    assert sites_by_part(guide) == [("GuideMap", list(guide.layout)[:4]), ("LowRankNormal", ["likelihood.scale"])]
     flat = GuideMap(model, [("net.*.bias", Map), ("net.*", MeanField), ("*", LowRankNormal)])
     with torch.no_grad():
         for parameter, value in zip(flat.parameters(), guide.parameters(), strict=True):
@@ -383,9 +383,9 @@ def test_an_ensembles_head_sets_the_number_of_draws() -> None:
     by_member = []
     for member in range(3):
         values = guide.parts[0].constrain(guide.parts[0].split(heads[member]))
-        single = Map(model, values | trunk.draw())
+        single = Map(model, values | trunk.rsample())
         by_member.append(gradients(model, single, data))
-        joined = single.split(by_member[-1]["guide.loc"])
+        joined = single.layout.split(by_member[-1]["guide.loc"])
         own = guide.parts[0].join({name: joined[name] for name in guide.parts[0].sites})
         torch.testing.assert_close(found["guide.0.loc"][member], own, rtol=1e-4, atol=1e-4)
     losses = torch.stack([each["loss"] for each in by_member])
@@ -456,8 +456,8 @@ def test_the_parts_flat_priors_act_as_one() -> None:
     model = supervised()
     guide = GuideMap(model, [("*bias*", MeanField), ("*weight*", Map), ("*", MeanField)])
     assert guide.flat_prior is not None
-    assert guide.flat_prior.names == {name for name, site in guide.sites.items() if site.is_flat_normal}
-    priors_now = {name: site.prior for name, site in guide.sites.items()}
+    assert guide.flat_prior.names == {name for name, site in guide.layout.items() if site.is_flat_normal}
+    priors_now = {name: site.prior for name, site in guide.layout.items()}
     assert guide.flat_prior.matches(priors_now)
     assert not guide.flat_prior.matches(priors_now | {"net.0.bias": dist.Normal(0.0, 1.0)})
     assert GuideMap(supervised(), [("*", functools.partial(LowRankNormal, rank=2))]).flat_prior is None

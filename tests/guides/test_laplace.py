@@ -58,7 +58,7 @@ class TestLaplaceConformance(GuideConformance):
     @each_case
     def test_log_prob(self, case: Case) -> None:
         guide = self.build(case)[1]
-        self.has_density = set(guide.covered) == set(guide.sites)
+        self.has_density = set(guide.covered) == set(guide.layout)
         super().test_log_prob(case)
 
 
@@ -94,7 +94,7 @@ def test_linear_regression_is_exact(structure: str) -> None:
 def test_diagonal_linear_regression_keeps_the_diagonal() -> None:
     data, _, guide = conjugate("diagonal")
     torch.testing.assert_close(
-        guide.factor(guide.sites["net.weight"]).variance.flatten(), data.mean_field_variance[:-1], rtol=1e-6, atol=0.0
+        guide.marginal("net.weight").variance.flatten(), data.mean_field_variance[:-1], rtol=1e-6, atol=0.0
     )
     assert guide.log_evidence() == pytest.approx(data.log_evidence - data.gap, rel=1e-6)
 
@@ -109,9 +109,9 @@ def test_curvature_does_not_depend_on_the_batches(structure: str) -> None:
         Laplace(model, structure=structure).fit(model, loader(x, y, batch_size=size)).double() for size in (20, 7, 1)
     ]
     for other in found[1:]:
-        for name, site in other.sites.items():
+        for name, site in other.layout.items():
             expected = found[0].factor(found[0].sites[name])
-            torch.testing.assert_close(other.factor(site).variance, expected.variance, rtol=1e-3, atol=1e-7)
+            torch.testing.assert_close(other.marginal(site.name).variance, expected.variance, rtol=1e-3, atol=1e-7)
         assert other.log_evidence() == pytest.approx(found[0].log_evidence(), rel=1e-5)
 
 
@@ -140,7 +140,7 @@ def test_logistic_regression_against_the_grid() -> None:
 
     optimizer.step(closure)
     guide = Laplace(model, point, structure="full").double().fit(model, loader(x, y))
-    factor = guide.factor(guide.sites["net.weight"])
+    factor = guide.marginal("net.weight")
     torch.testing.assert_close(factor.mean.flatten(), mean, rtol=0.05, atol=0.0)
     torch.testing.assert_close(factor.variance.sqrt().flatten(), std, rtol=0.05, atol=0.0)
     # The evidence, by the same grid; Laplace's own error is of the order 1 / N.
@@ -242,7 +242,7 @@ def test_part_of_a_guide_map() -> None:
     laplace.fit(model, loader(x, y), given={name: value[0] for name, value in rest.sample(1).items()})
     alone = Laplace(model).fit(model, loader(x, y))
     expected = alone.factor(alone.sites["net.2.weight"]).variance
-    torch.testing.assert_close(laplace.factor(laplace.sites["net.2.weight"]).variance, expected)
+    torch.testing.assert_close(laplace.marginal("net.2.weight").variance, expected)
     draws = guide.sample(2)
     assert not torch.equal(draws["net.2.weight"][0], draws["net.2.weight"][1])
 
@@ -253,7 +253,7 @@ def test_conditional_priors_are_read_at_the_mode() -> None:
     model = SupervisedModel(nn.Linear(2, 1), likelihoods.Normal(1e4), prior, num_data=4)
     guide = Laplace(model, {"net.weight.scale": torch.tensor(2.0)})
     guide.fit(model, loader(torch.randn(4, 2), torch.randn(4, 1)))
-    torch.testing.assert_close(guide.factor(guide.sites["net.weight"]).variance, torch.full((1, 2), 4.0))
+    torch.testing.assert_close(guide.marginal("net.weight").variance, torch.full((1, 2), 4.0))
     assert "net.weight.scale" not in guide.covered
 
 
@@ -263,7 +263,7 @@ def test_other_priors_by_their_second_derivative() -> None:
     model = SupervisedModel(nn.Linear(2, 1), likelihoods.Normal(1e4), dist.StudentT(3.0, 0.0, 0.5), num_data=4)
     zeros = {"net.weight": torch.zeros(1, 2), "net.bias": torch.zeros(1)}
     guide = Laplace(model, zeros).fit(model, data)
-    torch.testing.assert_close(guide.factor(guide.sites["net.weight"]).variance, torch.full((1, 2), 0.25 * 3 / 4))
+    torch.testing.assert_close(guide.marginal("net.weight").variance, torch.full((1, 2), 0.25 * 3 / 4))
     with pytest.raises(ValueError, match="some covered sites have priors that are not Normal"):
         guide.optimize_prior_precision()
     far = Laplace(model, zeros | {"net.bias": torch.full((1,), 5.0)})

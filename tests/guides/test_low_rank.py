@@ -125,30 +125,30 @@ MIXED = {
 def mixed() -> tuple[Guide, LowRankGaussian]:
     """Sites on the reals, the positive reals and the simplex, and a Gaussian over their flat vector."""
     guide = Guide(Sites(**MIXED), example=())
-    return guide, gaussian(guide.num_latents)
+    return guide, gaussian(guide.layout.size)
 
 
 def test_joint_density_on_mixed_supports() -> None:
     """Flat vectors pushed through the transforms: dense density minus the log determinants of the Jacobians."""
     guide, found = mixed()
     flat = found.rsample((4,))
-    pieces = guide.split(flat)
+    pieces = guide.layout.split(flat)
     expected = dense(found).log_prob(flat) - pieces["s"].sum(-1)  # exp is its own derivative
-    simplex = guide.sites["p"].transform
+    simplex = guide.layout["p"].transform
     for index in range(4):
         jacobian = torch.autograd.functional.jacobian(lambda u: simplex(u)[:-1], pieces["p"][index])
         expected[index] -= jacobian.det().abs().log()
-    torch.testing.assert_close(joint_log_prob(guide, found, guide.constrain(pieces)), expected)
+    torch.testing.assert_close(joint_log_prob(guide, found, guide.layout.constrain(pieces)), expected)
 
 
 def test_log_jacobian_keeps_leading_dimensions() -> None:
     guide, _ = mixed()
-    site = guide.sites["s"]
+    site = guide.layout["s"]
     unconstrained = torch.randn(5, 2)
     for num_dims, expected in ((1, unconstrained.sum(-1)), (2, unconstrained), (0, unconstrained.sum())):
         torch.testing.assert_close(site.log_jacobian(unconstrained, unconstrained.exp(), num_dims), expected)
     real = torch.randn(5, 2, 3)
-    assert torch.equal(guide.sites["w"].log_jacobian(real, real, 1), torch.zeros(5))
+    assert torch.equal(guide.layout["w"].log_jacobian(real, real, 1), torch.zeros(5))
 
 
 def test_on_support_is_a_density_of_the_sites_value() -> None:
@@ -156,8 +156,8 @@ def test_on_support_is_a_density_of_the_sites_value() -> None:
     own = gaussian(2)
     value = torch.rand(3, 2).double() + 0.1
     expected = own.log_prob(value.log()) - value.log().sum(-1)
-    torch.testing.assert_close(on_support(guide.sites["s"], own).log_prob(value), expected)
-    assert on_support(guide.sites["w"], gaussian(2, 3)).event_shape == (2, 3)
+    torch.testing.assert_close(on_support(guide.layout["s"], own).log_prob(value), expected)
+    assert on_support(guide.layout["w"], gaussian(2, 3)).event_shape == (2, 3)
 
 
 def test_pyros_view_has_one_random_site() -> None:

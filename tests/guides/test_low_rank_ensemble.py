@@ -89,12 +89,12 @@ def test_shared_weights_follow_the_mean_and_factors_their_own_member() -> None:
         values = {name: value.detach() for name, value in guide.member(index).items()}
         point = Map(model, values)
         MeanFieldELBO().backward(model, point, (x, y))
-        gradient = point.split(point.flat_loc.grad)["net.weight"]
+        gradient = point.layout.split(point.flat_loc.grad)["net.weight"]
         left, right = guide.flat_factors[index, :4].view(4, 1), guide.flat_factors[index, 4:].view(1, 3)
         shared += (gradient * (left @ right).detach()).flatten() / 3
         by_left = (gradient * guide.flat_shared.view(4, 3)) @ right.T
         torch.testing.assert_close(guide.flat_factors.grad[index, :4], by_left.flatten().detach())
-        bias = point.split(point.flat_loc.grad)["net.bias"]
+        bias = point.layout.split(point.flat_loc.grad)["net.bias"]
         torch.testing.assert_close(guide.flat_own.grad[index], bias)
     torch.testing.assert_close(guide.flat_shared.grad, shared)
 

@@ -58,8 +58,8 @@ def dense(guide: LowRankNormal) -> dist.MultivariateNormal:
 
 def kl_to_prior(guide: Guide, values: dict[str, Tensor] | None = None) -> tuple[Tensor, bool]:
     """The guide's divergence of one draw, and whether all of it is exact."""
-    values = guide.draw() if values is None else values
-    terms = [guide.divergence(site, values[site.name], site.prior) for site in guide.sites.values()]
+    values = guide.rsample() if values is None else values
+    terms = [guide.divergence(site, values[site.name], site.prior) for site in guide.layout.values()]
     return guide.shared_divergence() + sum(term.sum() for term, _ in terms), all(exact for _, exact in terms)
 
 
@@ -72,13 +72,13 @@ class Cubature(LowRankNormal):
     turn = 0
 
     def num_particles(self, asked: int) -> int:
-        return 2 * (self.num_latents + self.rank)
+        return 2 * (self.layout.size + self.rank)
 
     def draw(self) -> dict[str, Tensor]:
         axes = torch.cat([torch.diag(self.flat_log_scale.exp()), self.flat_cov_factor], 1)
         axis, sign = self.turn % axes.shape[1], 1.0 - 2.0 * (self.turn // axes.shape[1] % 2)
         self.turn += 1
-        return self.constrain(self.split(self.flat_loc + sign * axes.shape[1] ** 0.5 * axes[:, axis]))
+        return self.layout.constrain(self.layout.split(self.flat_loc + sign * axes.shape[1] ** 0.5 * axes[:, axis]))
 
 
 def fitted(data: ConjugateRegression, rank: int) -> tuple[LowRankNormal, float]:
@@ -122,7 +122,7 @@ def test_draws_have_the_mean_and_the_covariance() -> None:
     """20 000 draws in bulk, 4000 one by one; z-scores of the mean and of all covariances below 5."""
     guide = of(**TWO_SITES)
     with torch.no_grad():
-        single = torch.stack([guide.join(guide.draw()) for _ in range(4000)])
+        single = torch.stack([guide.layout.join(guide.rsample()) for _ in range(4000)])
     bulk = guide.sample(20_000)
     for draws in (torch.cat([bulk["w"].reshape(-1, 6), bulk["b"]], -1), single):
         centred = draws - guide.flat_loc.detach()
@@ -133,18 +133,18 @@ def test_draws_have_the_mean_and_the_covariance() -> None:
 def test_factor_is_the_sites_marginal() -> None:
     guide = of(s=dist.LogNormal(0.0, 1.0).expand([2]).to_event(1), **TWO_SITES)
     for name in ("w", "b"):
-        site = guide.sites[name]
+        site = guide.layout[name]
         window = slice(site.offset, site.offset + site.numel)
         block = dist.MultivariateNormal(guide.flat_loc[window], covariance(guide)[window, window])
         value = torch.randn(4, *site.shape).double()
-        factor = guide.factor(site)
+        factor = guide.marginal(site.name)
         torch.testing.assert_close(factor.log_prob(value), block.log_prob(value.reshape(4, -1)))
-        torch.testing.assert_close(guide.marginals(site).variance.reshape(-1), block.variance)
+        torch.testing.assert_close(guide.elementwise_marginal(site.name).variance.reshape(-1), block.variance)
         assert factor.event_shape == site.shape
-    site = guide.sites["s"]
+    site = guide.layout["s"]
     block = dist.MultivariateNormal(guide.flat_loc[8:], covariance(guide)[8:, 8:])
     value = torch.rand(4, 2).double() + 0.1
-    torch.testing.assert_close(guide.factor(site).log_prob(value), block.log_prob(value.log()) - value.log().sum(-1))
+    torch.testing.assert_close(guide.marginal(site.name).log_prob(value), block.log_prob(value.log()) - value.log().sum(-1))
 
 
 def test_describe_names_family_and_exactness() -> None:
@@ -174,9 +174,9 @@ def test_divergence_is_torchs_kl_between_dense_normals(rank: int) -> None:
 
 def test_divergence_has_the_priors_batch_shape() -> None:
     guide = of(w=dist.Normal(0.0, 1.0).expand([2, 3]).to_event(1), g=dist.Gamma(2.0, 1.0).expand([2, 3]).to_event(1))
-    values = guide.draw()
+    values = guide.rsample()
     for name in ("w", "g"):
-        assert guide.divergence(guide.sites[name], values[name], guide.sites[name].prior)[0].shape == (2,)
+        assert guide.divergence(guide.layout[name], values[name], guide.layout[name].prior)[0].shape == (2,)
 
 
 @pytest.mark.statistical
@@ -187,7 +187,7 @@ def test_registered_cross_entropy_is_the_expected_log_ratio(prior: dist.Distribu
     """Correlated elements, 20 000 draws; z-score below 5."""
     guide = of(w=prior.expand([3]).to_event(1), v=prior)
     draws = guide.sample(20_000)
-    log_ratio = guide.log_prob(draws) - sum(site.prior.log_prob(draws[site.name]) for site in guide.sites.values())
+    log_ratio = guide.log_prob(draws) - sum(site.prior.log_prob(draws[site.name]) for site in guide.layout.values())
     kl, exact = kl_to_prior(guide)
     assert exact
     assert z_of_mean(log_ratio.detach(), kl.detach()) < Z
@@ -202,7 +202,7 @@ def test_sampled_divergence_is_the_integral(prior: dist.Distribution) -> None:
     assert not any(exact for _, exact in found)
     u = torch.linspace(-12.0, 12.0, 20_001, dtype=torch.float64) + guide.flat_loc.detach()
     log_q = dense(guide).log_prob(u.unsqueeze(-1))
-    value = guide.constrain({"w": u})["w"]
+    value = guide.layout.constrain({"w": u})["w"]
     log_density = guide.log_prob({"w": value}).detach()
     integral = torch.trapezoid(log_q.exp() * (log_density - prior.log_prob(value)), u)
     assert z_of_mean(torch.stack([kl for kl, _ in found]).detach(), integral) < Z
@@ -212,7 +212,7 @@ def test_divergence_and_its_gradient_do_not_depend_on_which_draw_is_asked_about(
     """The moments kept with the last draw, against moments computed anew."""
     guide = of(s=dist.LogNormal(0.0, 1.0), **TWO_SITES)
     found = []
-    for values in (guide.draw(), {name: value[0] for name, value in guide.sample(1).items()}):
+    for values in (guide.rsample(), {name: value[0] for name, value in guide.sample(1).items()}):
         kl, _ = kl_to_prior(guide, values)
         found.append([kl, *torch.autograd.grad(kl, list(guide.parameters()))])
     for kept, anew in zip(*found, strict=True):
@@ -284,10 +284,10 @@ def wide(num: int) -> Sites:
 def test_a_big_layer_needs_no_dense_matrix() -> None:
     """Its covariance would take 160 GB; marginal, density, divergence and draws do without."""
     guide = LowRankNormal(wide(200_000), rank=2, example=())
-    site = guide.sites["w"]
+    site = guide.layout["w"]
     draws = guide.sample(2)
     assert guide.log_prob(draws).shape == (2,)
-    torch.testing.assert_close(guide.factor(site).log_prob(draws["w"]), guide.log_prob(draws))
+    torch.testing.assert_close(guide.marginal(site.name).log_prob(draws["w"]), guide.log_prob(draws))
     kl, exact = kl_to_prior(guide)
     kl.backward()
     assert exact and all(p.grad is not None and bool(p.grad.isfinite().all()) for p in guide.parameters())
@@ -338,7 +338,7 @@ def test_scale_must_be_positive(scale: float) -> None:
 
 def test_only_some_sites() -> None:
     guide = LowRankNormal(Sites(**TWO_SITES), example=(), only=["b"])
-    assert list(guide.sites) == ["b"] and guide.num_latents == 2
+    assert list(guide.layout) == ["b"] and guide.layout.size == 2
     assert guide.log_prob(guide.sample(3)).shape == (3,)
 
 

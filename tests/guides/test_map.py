@@ -55,7 +55,7 @@ def test_gradient_is_weight_decay(batch_size: int) -> None:
     x, y = torch.randn(batch_size, 4).double(), torch.randint(3, (batch_size,))
     MeanFieldELBO().backward(model, guide, (x, y), scale=1.0 / num_data)
     F.cross_entropy(net(x), y).backward()
-    found = guide.split(guide.flat_loc.grad)
+    found = guide.layout.split(guide.flat_loc.grad)
     for name, weight in net.named_parameters():
         # The prior's scale is a single-precision number; 1e-6 is its rounding.
         torch.testing.assert_close(found[f"net.{name}"], weight.grad + decay * weight.detach(), rtol=1e-6, atol=1e-7)

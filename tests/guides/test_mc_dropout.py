@@ -76,7 +76,7 @@ def test_a_dropped_channel_is_a_zeroed_input(groups: int) -> None:
     """Through the layer itself: a draw's output is that of inputs with channels zeroed or doubled."""
     layer = nn.Conv1d(4, 8, 3, groups=groups, bias=False)
     _, guide = make(layer, p=0.5)
-    (masked,) = maskable_sites(make(layer, p=0.5)[0], guide.sites).values()
+    (masked,) = maskable_sites(make(layer, p=0.5)[0], guide.layout).values()
     x = torch.randn(2, 4, 9)
     for draw in guide.sample(10)["net.weight"]:
         by_weight = torch.where(layer.weight == 0, 0.0, draw / layer.weight).round()
@@ -94,7 +94,7 @@ def test_moments() -> None:
     pyro.set_rng_seed(1)
     draws = guide.sample(20_000)
     for name, rate in (("net.0.weight", 0.2), ("net.2.weight", 0.6)):
-        factor = guide.factor(guide.sites[name])
+        factor = guide.marginal(name)
         weight = net.get_parameter(name.removeprefix("net.")).detach()
         torch.testing.assert_close(factor.variance, weight.square() * rate / (1 - rate), rtol=1e-6, atol=0.0)
         assert z_of_mean(draws[name], weight) < Z
@@ -144,7 +144,7 @@ def test_recurrent_weights_drop_units_at_all_steps() -> None:
     assert sorted(guide.rates) == ["net.rnn.weight_hh_l0", "net.rnn.weight_ih_l0"]
     for name in guide.rates:
         for draw in guide.sample(5)[name]:
-            columns = (draw / guide.split(guide.flat_loc.detach())[name]).round()
+            columns = (draw / guide.layout.split(guide.flat_loc.detach())[name]).round()
             assert torch.equal(columns, columns[:1].expand_as(columns))
     with pytest.raises(ValueError, match="no weight is masked"):
         make(net)  # recurrent weights are masked only if named
@@ -165,10 +165,10 @@ def test_embeddings_drop_word_types() -> None:
 def test_penalty_is_the_expected_negative_log_prior(prior: Any) -> None:
     """4000 draws; z-score below 5."""
     _, guide = make(nn.Linear(5, 4), prior, p=0.4)
-    site = guide.sites["net.weight"]
+    site = guide.layout["net.weight"]
     pyro.set_rng_seed(5)
     sampled = -site.prior.log_prob(guide.sample(4000)["net.weight"])
-    penalties = [guide.divergence(site, guide.draw()["net.weight"], site.prior) for _ in range(200)]
+    penalties = [guide.divergence(site, guide.rsample()["net.weight"], site.prior) for _ in range(200)]
     if isinstance(prior, dist.StudentT):
         assert not any(exact for _, exact in penalties)
         assert z_of_means(torch.stack([penalty for penalty, _ in penalties]).detach(), sampled) < Z
@@ -181,11 +181,11 @@ def test_penalty_is_gals() -> None:
     """For N(0, s²) the gradient by the unscaled M' = M / (1 - p) is that of ``(1 - p) / (2 s²) ‖M'‖²``."""
     p, s = 0.3, 0.5
     _, guide = make(nn.Linear(5, 4), dist.Normal(0.0, s), p=p)
-    site = guide.sites["net.weight"]
-    penalty, _ = guide.divergence(site, guide.draw()["net.weight"], site.prior)
+    site = guide.layout["net.weight"]
+    penalty, _ = guide.divergence(site, guide.rsample()["net.weight"], site.prior)
     (gradient,) = torch.autograd.grad(penalty, guide.flat_loc)
-    unscaled = guide.split(guide.flat_loc.detach())["net.weight"] / (1 - p)
-    torch.testing.assert_close(guide.split(gradient)["net.weight"] * (1 - p), (1 - p) / s**2 * unscaled)
+    unscaled = guide.layout.split(guide.flat_loc.detach())["net.weight"] / (1 - p)
+    torch.testing.assert_close(guide.layout.split(gradient)["net.weight"] * (1 - p), (1 - p) / s**2 * unscaled)
 
 
 def step_gradients(model: SupervisedModel, guide: MCDropout, data: tuple[Tensor, Tensor], count: int) -> Tensor:
@@ -226,7 +226,7 @@ def test_at_one_input_both_kinds_of_masks_are_one_distribution() -> None:
         runs = []
         for _ in range(1500):
             with torch.no_grad(), guide.particle(model, 0):
-                runs.append(pyro.poutine.condition(model, guide.draw())(x))
+                runs.append(pyro.poutine.condition(model, guide.rsample())(x))
         found.append(torch.stack(runs))
     assert z_of_means(*found) < Z
     assert z_of_means(found[0].square(), found[1].square()) < Z
@@ -236,7 +236,7 @@ def test_examples_have_their_own_masks_only_in_training() -> None:
     model, guide = make(nn.Sequential(nn.Linear(3, 16), nn.ReLU(), nn.Linear(16, 1)), p=0.5, per_example=True)
     x = torch.randn(1, 3).expand(8, 3)
     with torch.no_grad(), guide.particle(model, 0):
-        outputs = pyro.poutine.condition(model, guide.draw())(x)
+        outputs = pyro.poutine.condition(model, guide.rsample())(x)
     assert len(outputs.unique()) > 1
     draws = pb.predict(model, guide, x, 5, return_draws=True, seed=8).draws
     assert bool((draws == draws[:, :1]).all())

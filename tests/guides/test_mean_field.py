@@ -74,7 +74,7 @@ def test_scale_must_be_positive(scale: float) -> None:
 def test_log_prob_is_the_product_of_normal_and_log_normal_densities() -> None:
     model = Sites(s=dist.HalfCauchy(1.0), w=dist.Normal(0.0, 1.0).expand([2, 3]).to_event(2))
     guide = scattered(MeanField(model, example=()))
-    loc, scale = guide.split(guide.flat_loc), guide.split(guide.flat_log_scale.exp())
+    loc, scale = guide.layout.split(guide.flat_loc), guide.layout.split(guide.flat_log_scale.exp())
     draws = {"w": torch.randn(5, 2, 3).double(), "s": torch.rand(5).double() + 0.1}
     expected = dist.Normal(loc["w"], scale["w"]).log_prob(draws["w"]).sum((1, 2))
     expected = expected + dist.LogNormal(loc["s"], scale["s"]).log_prob(draws["s"])
@@ -104,9 +104,9 @@ def counterpart(prior: dist.Distribution, loc: Tensor, scale: Tensor) -> dist.Di
 def test_kl_is_torchs_closed_form(prior: dist.Distribution, shape: tuple[int, ...]) -> None:
     full = prior.expand(shape)
     guide = scattered(MeanField(Sites(w=full.to_event()), example=()))
-    site = guide.sites["w"]
-    kl, exact = guide.divergence(site, guide.draw()["w"], site.prior)
-    loc, scale = (guide.split(flat)["w"] for flat in (guide.flat_loc, guide.flat_log_scale.exp()))
+    site = guide.layout["w"]
+    kl, exact = guide.divergence(site, guide.rsample()["w"], site.prior)
+    loc, scale = (guide.layout.split(flat)["w"] for flat in (guide.flat_loc, guide.flat_log_scale.exp()))
     assert exact
     torch.testing.assert_close(kl, kl_divergence(counterpart(full, loc, scale), full).sum())
 
@@ -118,7 +118,7 @@ def test_registered_kl_is_the_expected_log_ratio(prior: dist.Distribution) -> No
     guide = scattered(MeanField(Sites(w=prior), example=()))
     draws = guide.sample(20_000)
     log_ratio = guide.log_prob(draws) - prior.log_prob(draws["w"])
-    kl, exact = guide.divergence(guide.sites["w"], draws["w"][0], prior)
+    kl, exact = guide.divergence(guide.layout["w"], draws["w"][0], prior)
     assert exact
     assert z_of_mean(log_ratio.detach(), kl.detach()) < Z
 
@@ -128,13 +128,13 @@ def test_registered_kl_is_the_expected_log_ratio(prior: dist.Distribution) -> No
 def test_sampled_kl_is_the_integral(prior: dist.Distribution) -> None:
     """1500 draws where no closed form exists, against quadrature in unconstrained space; z-score below 5."""
     guide = scattered(MeanField(Sites(w=prior), example=()))
-    site = guide.sites["w"]
-    draws = [guide.divergence(site, guide.draw()["w"], prior) for _ in range(1500)]
+    site = guide.layout["w"]
+    draws = [guide.divergence(site, guide.rsample()["w"], prior) for _ in range(1500)]
     assert not any(exact for _, exact in draws)
     loc, scale = guide.flat_loc.detach(), guide.flat_log_scale.detach().exp()
     u = torch.linspace(-12.0, 12.0, 20_001, dtype=torch.float64)
     q = dist.Normal(0.0, 1.0).log_prob(u).exp() / scale
-    value = guide.constrain({"w": loc + scale * u})["w"]
+    value = guide.layout.constrain({"w": loc + scale * u})["w"]
     log_ratio = guide.log_prob({"w": value}) - prior.log_prob(value)
     integral = torch.trapezoid(q * log_ratio, loc + scale * u)
     assert z_of_mean(torch.stack([kl for kl, _ in draws]).detach(), integral.detach()) < Z
@@ -148,7 +148,7 @@ def training_draws(guide: MeanField, count: int) -> Tensor:
     draws = []
     for _ in range(count):
         values, _ = guide.write_draw()
-        draws.append(guide.join(values).detach().clone())
+        draws.append(guide.layout.join(values).detach().clone())
         guide.pull_back(1.0)
     guide.zero_grad()
     return torch.stack(draws)
@@ -236,7 +236,7 @@ def test_fit_reaches_the_best_factorised_posterior(antithetic: bool) -> None:
     model = SupervisedModel(net, Normal(data.noise), prior, num_data=data.num_data).double()
     guide = MeanField(model, antithetic=antithetic).double()
     fit(model, guide, (data.x, data.y.expand(-1, fits)), steps=600)
-    loc, scale = guide.split(guide.flat_loc.detach()), guide.split(guide.flat_log_scale.detach().exp())
+    loc, scale = guide.layout.split(guide.flat_loc.detach()), guide.layout.split(guide.flat_log_scale.detach().exp())
     mean = torch.cat([loc["net.weight"].mean(0), loc["net.bias"].mean(0, keepdim=True)])
     variance = torch.cat([scale["net.weight"].square().mean(0), scale["net.bias"].square().mean(0, keepdim=True)])
     torch.testing.assert_close(mean, data.mean, rtol=0.02, atol=0.0)

@@ -132,7 +132,7 @@ def test_log_prob_is_that_of_the_dense_normal_on_the_sites_supports() -> None:
     torch.testing.assert_close(guide.log_prob(draws), dense(guide).log_prob(flat) - draws["s"].log())
     window = dense(guide).covariance_matrix[:3, :3]
     marginal = dist.MultivariateNormal(guide.gaussian().loc[:3], window)
-    torch.testing.assert_close(guide.factor(guide.sites["w"]).log_prob(draws["w"]), marginal.log_prob(draws["w"]))
+    torch.testing.assert_close(guide.marginal("w").log_prob(draws["w"]), marginal.log_prob(draws["w"]))
 
 
 def test_a_weight_that_never_moved_stays_where_it_is() -> None:
@@ -220,7 +220,7 @@ def test_trains_as_the_point_estimate_of_unconstrained_values(collected: int) ->
     for _ in range(collected):
         guide.collect()
     assert_same(gradients(model, guide, batch), gradients(model, point, batch))
-    assert_same(guide.draw(), point.draw())
+    assert_same(guide.rsample(), point.rsample())
     assert guide.divergence_name == point.divergence_name
 
 
@@ -241,7 +241,7 @@ def test_batch_norm_is_recalibrated_under_the_posterior() -> None:
     net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
     model = SupervisedModel(net, likelihoods.Categorical(), dist.Normal(0.0, 1.0), num_data=16)
     guide = SWAG(model)
-    follow(guide, guide.flat_loc.detach() + 0.3 * torch.randn(5, guide.num_latents))
+    follow(guide, guide.flat_loc.detach() + 0.3 * torch.randn(5, guide.layout.size))
     x = torch.randn(16, 3)
     torch.manual_seed(0)
     recalibrate_batch_norm(model, guide, [x])
@@ -270,7 +270,7 @@ def test_a_gaussian_takes_two_iterates(collected: int) -> None:
 
 def test_factor_is_a_point_until_then() -> None:
     guide = weights()
-    assert isinstance(guide.factor(guide.sites["w"]).base_dist, dist.Delta)
+    assert isinstance(guide.marginal("w").base_dist, dist.Delta)
 
 
 def test_describe() -> None:
@@ -304,4 +304,4 @@ def test_bad_collectors(start: Any, every: Any, name: str) -> None:
 
 def test_only_some_sites() -> None:
     guide = SWAG(Sites(a=dist.Normal(0.0, 1.0), b=dist.Normal(0.0, 1.0)), example=(), only=["b"])
-    assert list(guide.sites) == ["b"] and guide.deviations.shape == (20, 1)
+    assert list(guide.layout) == ["b"] and guide.deviations.shape == (20, 1)

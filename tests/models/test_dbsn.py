@@ -85,8 +85,8 @@ def test_the_small_network_takes_images_of_both_sizes(size: int) -> None:
 def test_all_cells_share_one_site_and_the_prior_is_the_weight_decay() -> None:
     model = tiny(weight_decay=1e-3)
     guide = deep_bayesian_structure(model)
-    assert [name for name in guide.sites if name.endswith("structure")] == [SITE]
-    scales = {float(site.prior.base_dist.scale.max()) for site in guide.sites.values() if site.name != SITE}  # type: ignore[attr-defined]
+    assert [name for name in guide.layout if name.endswith("structure")] == [SITE]
+    scales = {float(site.prior.base_dist.scale.max()) for site in guide.layout.values() if site.name != SITE}  # type: ignore[attr-defined]
     assert max(scales) == pytest.approx((1e-3 * 32) ** -0.5) == min(scales)
 
 
@@ -142,7 +142,7 @@ def test_bad_arguments_are_named(options: dict[str, Any], message: str) -> None:
 @pytest.mark.parametrize("name", METHODS)
 def test_each_method_learns_and_predicts(name: str) -> None:
     model, guide = fitted(METHODS[name].guide, is_random=METHODS[name].is_random)
-    assert (SITE in guide.sites) == METHODS[name].is_random
+    assert (SITE in guide.layout) == METHODS[name].is_random
     x, y = images()
     prediction = pb.predict(model, guide, x, num_samples=6, seed=0, return_draws=True)
     torch.testing.assert_close(prediction.mean.sum(-1), torch.ones(32))
@@ -156,7 +156,7 @@ def test_only_what_is_to_be_learned_is() -> None:
     for name, moves in (("DBSN", True), ("MAP", True), ("random structure", False)):
         _, guide = fitted(METHODS[name].guide)
         part: Any = guide.part(SITE)  # type: ignore[attr-defined]
-        mean = part.probabilities(part.sites[SITE]) if name != "MAP" else guide.sample(1)[SITE][0]
+        mean = part.probabilities(part.layout[SITE]) if name != "MAP" else guide.sample(1)[SITE][0]
         assert bool(((mean - 1 / 3).abs() > 1e-3).any()) == moves, name
 
 

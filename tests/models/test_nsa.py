@@ -135,7 +135,7 @@ def test_the_objective_is_the_mean_over_the_set_and_has_no_term_for_the_structur
     with frozen_buffers(model):
         losses = [24 * F.cross_entropy(plain(model, guide, member, None).train()(x), y) for member in range(3)]
     weights = guide.stacked(torch.tensor([0]))
-    prior = sum(guide.sites[n].prior.log_prob(v[0]).sum() for n, v in weights.items() if n != SITE)
+    prior = sum(guide.layout[n].prior.log_prob(v[0]).sum() for n, v in weights.items() if n != SITE)
     elbo = pb.elbo.MeanFieldELBO()
     parts = elbo.backward(model, guide, (x, y))
     torch.testing.assert_close(parts.log_likelihood, -sum(losses) / 3, rtol=1e-4, atol=1e-3)  # type: ignore[arg-type]

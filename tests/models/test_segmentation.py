@@ -93,7 +93,7 @@ def test_labels_under_void_change_nothing() -> None:
     torch.manual_seed(2)
     model, (x, y) = small(4).eval(), scenes(4)
     guide = GuideMap(model, RULES)
-    values = seeded(guide.draw)
+    values = seeded(guide.rsample)
 
     def gradients(by_hand: Tensor | None) -> dict[str, Tensor]:
         leaves = {name: value.detach().clone().requires_grad_() for name, value in values.items()}

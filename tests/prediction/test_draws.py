@@ -73,8 +73,8 @@ def test_chunks_continue_one_another() -> None:
     guide = make_guide()
     draws = joined(PinnedDraws(guide, 2000, BYTES_PER_DRAW, seed=1))
     assert len({tuple(row.tolist()) for row in draws["net.bias"]}) == 2000
-    for site in guide.sites.values():
-        factor = guide.factor(site).base_dist
+    for site in guide.layout.values():
+        factor = guide.marginal(site.name).base_dist
         assert z_of_mean(draws[site.name], factor.mean.detach()) < Z
         assert z_of_mean((draws[site.name] - factor.mean.detach()).square(), 0.25) < Z
 

@@ -9,6 +9,7 @@ from torch import nn
 
 from pyrobnn import likelihoods
 from pyrobnn.guides import MeanField
+from pyrobnn.layout import Layout
 from pyrobnn.sampling.batches import Batches
 from pyrobnn.sampling.gradients import PotentialGradient
 from pyrobnn.supervised import SupervisedModel
@@ -76,5 +77,5 @@ def test_weights_of_data_are_in_the_gradient(chains: int) -> None:
     mean = (weight[:, None] * x * y).sum() / precision
     start = torch.randn(chains, 1, dtype=torch.float64)
     batches = Batches(model, (x, y, weight))
-    gradient = PotentialGradient(model, start, batches.peek())(batches.next())
+    gradient = PotentialGradient(model, Layout.of(model), start)(batches.next())
     torch.testing.assert_close(gradient, precision * (start - mean))

@@ -68,6 +68,6 @@ def test_a_prior_that_could_be_trained_is_a_constant(tmp_path: Path) -> None:
     before = network_state(model)
     guide = quick(model, loader(), chains=2)
     assert_same_state(network_state(model), before)
-    assert [site.offset for site in guide.sites.values()] == [site.offset for site in Guide(model).sites.values()]
+    assert [site.offset for site in guide.layout.values()] == [site.offset for site in Guide(model).sites.values()]
     save(tmp_path, model, guide)
     assert torch.equal(load(tmp_path, net)[1].state_dict()["block_0"], guide.blocks[0])

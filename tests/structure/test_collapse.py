@@ -125,7 +125,7 @@ def test_the_model_is_left_alone() -> None:
 def test_means_or_one_draw_of_random_weights() -> None:
     model, guide = fitted(functools.partial(MeanField, init_scale=0.1))
     x, part = torch.randn(3, 1, 5, 5), guide.parts[1]
-    means = {name: part.factor(site).mean.detach() for name, site in part.sites.items()}
+    means = {name: part.marginal(site.name).mean.detach() for name, site in part.layout.items()}
     chosen = structure_values(model, most_probable(model, guide))
     expected = outputs(model, means | chosen, x)
     torch.testing.assert_close(collapse(model, guide).eval()(x), expected, rtol=1e-6, atol=1e-6)
@@ -166,7 +166,7 @@ def test_nested_choices_zeros_and_layers_that_change_shape() -> None:
     guide = Map(model)
     x = torch.randn(2, 2, 5, 4)
     model_outputs(model, x)  # the gate sees that its layer changes the shape
-    sites = {name: name for name in guide.sites if "structure" in name}
+    sites = {name: name for name in guide.layout if "structure" in name}
     for first, second, is_open in itertools.product(("inner", "zero"), ("same", "tanh"), (True, False)):
         by_site: dict[str, Any] = {}
         for name in sites:

@@ -98,7 +98,7 @@ def test_history_is_in_nats_per_datum() -> None:
 def test_the_mean_field_kl_is_the_closed_form() -> None:
     built, guide = model_and_guide()
     exact = sum(
-        torch.distributions.kl_divergence(guide.factor(site), site.prior).item() for site in guide.sites.values()
+        torch.distributions.kl_divergence(guide.marginal(site.name), site.prior).item() for site in guide.layout.values()
     )
     history = quiet(built, guide, loader(), epochs=1, lr=1e-30, optimizer=frozen)
     assert history.kl[0] == pytest.approx(exact / 20, rel=1e-5)
@@ -133,7 +133,7 @@ def test_a_model_without_num_data_is_weighed_by_its_plates() -> None:
 
 def start_of(guide: Map, flat: torch.Tensor, name: str) -> torch.Tensor:
     """A site's value at the flat vector."""
-    return guide.constrain(guide.split(flat))[name]
+    return guide.layout.constrain(guide.layout.split(flat))[name]
 
 
 def test_train_step_is_what_fit_does() -> None:

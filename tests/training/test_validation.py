@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from pyrobnn import likelihoods
 from pyrobnn.bayesianize import bayesianize
+from pyrobnn.draws import Draws
 from pyrobnn.guides import Map, MeanField
-from pyrobnn.guides.draws import Draws
 from pyrobnn.random_state import seeded
 from pyrobnn.supervised import SupervisedModel
 from pyrobnn.training.validation import log_predictive

@@ -6,19 +6,15 @@ other parts of the model (a likelihood's constants, say) stay the model's and ar
 
 from __future__ import annotations
 
-import contextlib
-import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pyrobnn.bayesianize import BayesianModule, buffers, exchanged_buffers
+from pyrobnn.bayesianize import BayesianModule
 
 __all__ = ["MemberBuffers", "network_buffers"]
-
-_Slot = tuple[nn.Module, str]
 
 
 class MemberBuffers(nn.Module):
@@ -35,11 +31,6 @@ class MemberBuffers(nn.Module):
         for name, buffer in network_buffers(model).items():
             self.names.append(name)
             self.register_buffer(_key(name), buffer.detach().expand(num_members, *buffer.shape).clone())
-        self._seen: tuple[weakref.ref[nn.Module], list[tuple[str, _Slot]], list[_Slot]] | None = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Copies look for the buffers of their own model."""
-        return self.__dict__ | {"_seen": None}
 
     def __len__(self) -> int:
         return len(self.names)
@@ -47,6 +38,15 @@ class MemberBuffers(nn.Module):
     def extra_repr(self) -> str:
         """Their number."""
         return f"{len(self)} of each member"
+
+    def rows(self, member: int) -> dict[str, Tensor]:
+        """One member's buffers by their name in the model; what is written into them is kept."""
+        # Past the version counter: graphs of other members may have saved neighboring rows.
+        return {name: self.get_buffer(_key(name)).data[member] for name in self.names}
+
+    def copies(self, member: int) -> dict[str, Tensor]:
+        """Copies of :meth:`rows`."""
+        return {name: row.clone() for name, row in self.rows(member).items()}
 
     def stacked(self, members: Tensor) -> dict[str, Tensor]:
         """Copies ``{name in the model: [K, ...]}`` for members ``[K]``."""
@@ -58,35 +58,6 @@ class MemberBuffers(nn.Module):
         for name in self.names:
             if name in values:
                 self.get_buffer(_key(name))[member] = values[name]
-
-    @contextlib.contextmanager
-    def installed(self, model: Callable[..., Any], member: int, *, keep: bool, freeze_others: bool) -> Iterator[None]:
-        """Runs the block with the member's buffers in the model.
-
-        Args:
-            model: The model.
-            member: The member.
-            keep: Whether what the block writes into them is kept.
-            freeze_others: Whether what it writes into all other buffers is dropped.
-        """
-        own, others = self._slots(model) if isinstance(model, nn.Module) else ([], [])
-        # Past the version counter: graphs of other members may have saved neighbouring rows.
-        rows = [(module, name, self.get_buffer(key).data[member]) for key, (module, name) in own]
-        inside = rows if keep else [(module, name, row.clone()) for module, name, row in rows]
-        if freeze_others:
-            inside += [(module, name, module.get_buffer(name).clone()) for module, name in others]
-        with exchanged_buffers(inside):
-            yield
-
-    def _slots(self, model: nn.Module) -> tuple[list[tuple[str, _Slot]], list[_Slot]]:
-        """Where the members' buffers live in the model, and the model's other buffers; found once per model."""
-        if self._seen is None or self._seen[0]() is not model:
-            modules = dict(model.named_modules())
-            own = [(_key(name), (modules[(path := name.rpartition("."))[0]], path[2])) for name in self.names]
-            taken = {(id(module), name) for _, (module, name) in own}
-            others = [(module, name) for module, name, _ in buffers(model) if (id(module), name) not in taken]
-            self._seen = (weakref.ref(model), own, others)
-        return self._seen[1:]
 
 
 def network_buffers(model: Callable[..., Any]) -> dict[str, Tensor]:

@@ -1,0 +1,95 @@
+"""The divergence of a posterior from the prior, whole: every site and what couples them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.distributions import kl_divergence
+
+__all__ = ["Divergence", "PriorTerm", "kl_or_difference", "prior_terms"]
+
+
+class PriorTerm(NamedTuple):
+    """The prior of a site as one run of the model applied it.
+
+    Attributes:
+        distribution: The prior, given the other sites of the draw.
+        scale: Factor of its log density.
+        mask: Which of its log densities count; None for all.
+    """
+
+    distribution: Any
+    scale: float | Tensor = 1.0
+    mask: Tensor | bool | None = None
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the log density counts once and whole."""
+        return self.mask is None and not torch.is_tensor(self.scale) and self.scale == 1.0
+
+    def sum(self, score: Tensor) -> Tensor:
+        """The sum of a log density or divergence of the prior's batch shape, under mask and scale."""
+        mask, scale = self.mask, self.scale
+        if mask is not None and mask is not True:
+            score = score * 0.0 if mask is False else torch.where(mask, score, torch.zeros_like(score))
+        if torch.is_tensor(scale):
+            return (score * scale).sum()
+        total = score.sum()
+        return total if scale == 1.0 else total * scale
+
+
+def prior_terms(messages: list[Any]) -> dict[str, PriorTerm]:
+    """The priors in the messages of a run's latent sites."""
+    return {message["name"]: PriorTerm(message["fn"], message["scale"], message["mask"]) for message in messages}
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """A divergence from the prior in nats; ``total`` is the sum of ``by_site`` and ``joint``.
+
+    Attributes:
+        total: The whole.
+        joint: Minus the entropy of sites that are coupled, whose entries of ``by_site`` are cross-entropies
+            ``-E log p``; zero where all sites are independent.
+        exact: Whether it is the same for every draw (a closed form) rather than an estimate from one.
+        name: What it is: ``"KL"``, or ``"-log prior"`` of points.
+    """
+
+    total: Tensor
+    joint: Tensor | float = 0.0
+    exact: bool = True
+    name: str = "KL"
+    sites: Callable[[], Mapping[str, Tensor]] = field(default=dict, repr=False)
+
+    @cached_property
+    def by_site(self) -> Mapping[str, Tensor]:
+        """The terms of single sites, computed when first asked for."""
+        return self.sites()
+
+    @classmethod
+    def of_sites(cls, terms: Mapping[str, Tensor], joint: Tensor | float, exact: bool, name: str = "KL") -> Divergence:
+        """The sum of terms by site and a joint part."""
+        total = sum(terms.values(), start=joint) if terms else joint
+        return cls(torch.as_tensor(total), joint, exact, name, lambda: terms)
+
+    def __add__(self, other: Divergence) -> Divergence:
+        return Divergence(
+            self.total + other.total,
+            self.joint + other.joint,
+            self.exact and other.exact,
+            " and ".join(dict.fromkeys([*self.name.split(" and "), *other.name.split(" and ")])),
+            lambda: {**self.by_site, **other.by_site},
+        )
+
+
+def kl_or_difference(posterior: Any, prior: Any, value: Tensor) -> tuple[Tensor, bool]:
+    """``KL(posterior ‖ prior)`` where a closed form is registered, else ``log q(v) - log p(v)``; and whether exact."""
+    try:
+        return kl_divergence(posterior, prior), True
+    except NotImplementedError:
+        return posterior.log_prob(value) - prior.log_prob(value), False

@@ -1,0 +1,55 @@
+"""The step of a guide under the estimators that an objective was given."""
+
+from __future__ import annotations
+
+from fnmatch import fnmatchcase
+from typing import Any
+
+from pyrobnn.estimators import Estimator, by_site
+from pyrobnn.guides.base import Guide
+from pyrobnn.steps import PathDerivativeStep, Step
+
+__all__ = ["make_step"]
+
+Rules = list[tuple[str, Estimator]]
+
+
+def make_step(guide: Guide, model: Any, rules: Rules, *, sequential: bool) -> tuple[Step, int]:
+    """The step, and the number of parts that each batch is cut into, one draw for each.
+
+    Args:
+        guide: The guide.
+        model: The model.
+        rules: Ordered ``(pattern, estimator)``; none for the shared draw.
+        sequential: Whether draws are differentiated one after another.
+
+    Raises:
+        TypeError: If an estimator needs independent Gaussians, or densities by site, and the guide has none.
+        ValueError: If a pattern matches no site.
+    """
+    if not rules:
+        return guide.step(model, sequential=sequential), 1
+    first = rules[0][1]
+    if first.path_derivative:
+        return _without_score(guide, model, first), 1
+    facts = guide.facts
+    if first.groups > 1 and not facts.gaussian:
+        return guide.step(model, sequential=sequential), first.groups
+    chosen = {name: e for name, e in by_site(rules, list(guide.layout)).items() if e.handles}
+    for pattern, estimator in rules:
+        named = [name for name in guide.layout if fnmatchcase(name, pattern) and chosen.get(name) is estimator]
+        if named and not facts.gaussian.intersection(named):
+            raise TypeError(
+                f"estimator: {estimator.name!r} draws at the layers, which needs independent Gaussian weights "
+                f"(MeanField); {type(guide.part(named[0])).__name__} has none for {named[0]!r}. 'per_group' works with "
+                "every guide."
+            )
+    chosen = {name: estimator for name, estimator in chosen.items() if name in facts.gaussian}
+    return guide.step(model, chosen, sequential=sequential), 1
+
+
+def _without_score(guide: Guide, model: Any, estimator: Estimator) -> Step:
+    facts = guide.facts
+    if not facts.has_density or any(len(group) > 1 for group in facts.independent):
+        raise TypeError(f"estimator: {estimator.name!r} needs site by site densities; {type(guide).__name__} has none.")
+    return PathDerivativeStep(guide.step(model, sequential=False), guide.marginal)

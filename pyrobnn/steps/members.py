@@ -1,0 +1,46 @@
+"""A training step of an ensemble by plain automatic differentiation, member by member."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from torch import Tensor
+
+from pyrobnn.divergence import Divergence, PriorTerm
+from pyrobnn.draws import Draws
+from pyrobnn.layout import Layout
+from pyrobnn.steps.base import Step
+from pyrobnn.steps.member_order import MemberOrder
+from pyrobnn.steps.points import PointScore
+
+__all__ = ["MemberStep"]
+
+
+class MemberStep(Step):
+    """Draws of members that may share parameters.
+
+    Args:
+        layout: The sites.
+        member: The sites' values in a member, with gradients.
+        score: The divergence of a member.
+        order: Which members a training step visits.
+    """
+
+    def __init__(
+        self, layout: Layout, member: Callable[[int], Mapping[str, Tensor]], score: PointScore, order: MemberOrder
+    ) -> None:
+        self.layout, self._member, self._score, self._order = layout, member, score, order
+
+    def num_draws(self, asked: int) -> int:
+        """One for each member of a training step."""
+        return self._order.per_step
+
+    def draw(self, index: int | None, noise: Tensor | None = None, *, avoid: Tensor | None = None) -> Draws:
+        """A member, with buffers of its own."""
+        member = self._order.pick(index, avoid)
+        component, buffers, live = self._order.surroundings(member)
+        return Draws(self._member(member), buffers, component=component, live=live)
+
+    def divergence(self, draws: Draws, priors: Mapping[str, PriorTerm]) -> Divergence:
+        """``-log p`` of the member."""
+        return self._score.divergence(draws, priors)

@@ -1,0 +1,144 @@
+"""The fixed Normal priors of a layout as numbers over windows of the flat vector, for divergences in a few passes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+
+from pyrobnn.divergence import PriorTerm
+from pyrobnn.layout import Layout, Site, is_trained
+from pyrobnn.priors.base import base_distribution
+
+__all__ = ["FlatNormalPrior", "NormalWindow", "is_fixed_normal"]
+
+
+def is_fixed_normal(site: Site, term: PriorTerm) -> bool:
+    """Whether a prior is a Normal that no draw and no training changes, outside of plates, counted once and whole."""
+    return (
+        site.is_static
+        and not site.plates
+        and term.is_plain
+        and isinstance(base_distribution(term.distribution), dist.Normal)
+        and not is_trained(term.distribution)
+    )
+
+
+@dataclass(frozen=True)
+class NormalWindow:
+    """Neighboring sites with Normal priors: scalars where they are all one, else vectors.
+
+    Attributes:
+        window: Their elements of the flat vector.
+        loc, precision: Prior means and inverse variances, floats or vectors.
+        log_scale_sum: Sum of the log standard deviations.
+    """
+
+    window: slice
+    loc: float | Tensor
+    precision: float | Tensor
+    log_scale_sum: float
+
+    @classmethod
+    def of(cls, window: slice, bases: list[dist.Normal], like: Tensor) -> NormalWindow:
+        """The priors of neighboring sites."""
+        loc, scale = (_flat([getattr(base, name) for base in bases], like) for name in ("loc", "scale"))
+        if isinstance(scale, float):
+            log_scale_sum = (window.stop - window.start) * float(torch.tensor(scale, dtype=torch.float64).log())
+            return cls(window, loc, scale**-2, log_scale_sum)
+        return cls(window, loc, scale**-2, float(scale.double().log().sum()))
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return self.window.stop - self.window.start
+
+    @property
+    def log_normalizer(self) -> float:
+        """The part of ``-log p`` that does not depend on the value."""
+        return self.log_scale_sum + 0.5 * self.size * math.log(2.0 * math.pi)
+
+    def half_squares(self, loc: Tensor) -> Tensor:
+        r""":math:`\tfrac12 \sum_i (\mu_i - m_i)^2 / s_i^2` over the window's elements ``loc [size]``."""
+        centered = loc if isinstance(self.loc, float) and self.loc == 0.0 else loc - self.loc
+        if isinstance(self.precision, float):
+            return centered.dot(centered) * (0.5 * self.precision)
+        return (centered * centered).dot(self.precision) * 0.5
+
+    def add_gradient(self, gradient: Tensor, loc: Tensor, weight: float) -> None:
+        """Adds ``weight`` times the gradient of :meth:`half_squares` with respect to ``loc [..., size]``."""
+        if isinstance(self.precision, float):
+            gradient.add_(loc, alpha=weight * self.precision)
+            if not (isinstance(self.loc, float) and self.loc == 0.0):
+                gradient.sub_(self.loc * (weight * self.precision))
+            return
+        centered = loc if isinstance(self.loc, float) and self.loc == 0.0 else loc - self.loc
+        gradient.addcmul_(centered, self.precision, value=weight)
+
+
+class FlatNormalPrior:
+    """The fixed Normal priors that a run of the model showed.
+
+    Args:
+        layout: The sites.
+        priors: The priors of that run.
+        like: The flat vector, for dtype and device.
+
+    Attributes:
+        names: Sites with such priors.
+        windows: Their windows of the flat vector.
+        gaps: The other windows.
+    """
+
+    def __init__(self, layout: Layout, priors: Mapping[str, PriorTerm], like: Tensor) -> None:
+        self._kind = (like.dtype, like.device)
+        self._static = [name for name, site in layout.items() if site.is_static]
+        self._shown = {name: priors.get(name) for name in self._static}
+        self.names = frozenset(n for n, term in self._shown.items() if term and is_fixed_normal(layout[n], term))
+        self.windows: list[NormalWindow] = []
+        self.gaps: list[slice] = []
+        for window, names in _runs(layout, self.names):
+            if names[0] in self.names:
+                bases = [base_distribution(priors[name].distribution) for name in names]
+                self.windows.append(NormalWindow.of(window, bases, like))
+            else:
+                self.gaps.append(window)
+
+    def matches(self, priors: Mapping[str, PriorTerm], like: Tensor) -> bool:
+        """Whether a run of the model showed the same static priors."""
+        return self._kind == (like.dtype, like.device) and all(
+            _is_same(self._shown[name], priors.get(name)) for name in self._static
+        )
+
+
+def _is_same(first: PriorTerm | None, second: PriorTerm | None) -> bool:
+    if first is None or second is None:
+        return first is second
+    return first.distribution is second.distribution and first.is_plain == second.is_plain
+
+
+def _runs(layout: Layout, names: frozenset[str]) -> Iterator[tuple[slice, list[str]]]:
+    """Windows of neighboring sites that are all among ``names`` or all not."""
+    run: list[str] = []
+    for name in layout:
+        if run and (name in names) != (run[0] in names):
+            yield slice(layout[run[0]].offset, layout[run[-1]].window.stop), run
+            run = []
+        run = [*run, name]
+    if run:
+        yield slice(layout[run[0]].offset, layout[run[-1]].window.stop), run
+
+
+def _flat(tensors: list[Tensor], like: Tensor) -> float | Tensor:
+    """One float if all elements of all tensors are one number, else their concatenation."""
+    firsts = {float(t.reshape(-1)[0]) for t in tensors if t.numel()}
+    constant = all(all(s == 0 or n == 1 for s, n in zip(t.stride(), t.shape, strict=True)) for t in tensors)
+    if constant and len(firsts) == 1:
+        return firsts.pop()
+    if not tensors:
+        return 0.0
+    return torch.cat([t.reshape(-1) for t in tensors]).to(like).detach()

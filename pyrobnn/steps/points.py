@@ -1,0 +1,271 @@
+r"""A training step of points: one flat vector, or M of them as the members of an ensemble.
+
+A member's own parameters receive M times the gradient of the mean over members, which is the gradient of the member's
+own loss: learning rates then mean what they mean for one network, whatever M. Members run one after another, or all in
+one vectorized pass, with the same losses and gradients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from pyrobnn.divergence import Divergence, PriorTerm
+from pyrobnn.draws import Draws
+from pyrobnn.layout import Layout, Site
+from pyrobnn.priors.base import base_distribution
+from pyrobnn.steps.base import GradientBuffers, Lease, Pool, Step
+from pyrobnn.steps.member_buffers import MemberBuffers
+from pyrobnn.steps.member_order import MemberOrder
+from pyrobnn.steps.member_rows import MemberRows
+from pyrobnn.steps.normal_prior import FlatNormalPrior, NormalWindow
+from pyrobnn.steps.vectorized import pays_off
+
+__all__ = ["PointScore", "PointStep"]
+
+
+class PointScore:
+    """The divergence of a point: ``-log p``.
+
+    Args:
+        layout: The sites.
+        jacobian: Whether the density in unconstrained space counts instead of the sites' own.
+        centers: Rows ``[M, d]`` that members' fixed Normal priors are centered on in place of their means, if any.
+        counts_prior: Whether the prior counts at all.
+        reports_value: Whether the value is computed beside the gradient. A sampler reads none, and the pass over the
+            weights is two per cent of a perceptron's step.
+    """
+
+    def __init__(
+        self,
+        layout: Layout,
+        *,
+        jacobian: bool = False,
+        centers: Callable[[], Tensor] | None = None,
+        counts_prior: bool = True,
+        reports_value: bool = True,
+    ) -> None:
+        self.layout, self.jacobian, self.centers = layout, jacobian, centers
+        self.counts_prior, self.reports_value = counts_prior, reports_value
+
+    def of_site(self, site: Site, value: Tensor, term: PriorTerm, component: Tensor | None) -> Tensor:
+        """``-log p(v)``, minus the log Jacobian if asked; a scalar under the term's mask and scale."""
+        if not self.counts_prior:
+            return value.new_zeros(())
+        if self.centers is not None:
+            return -self._recentered(site, value, term, component)
+        score = term.distribution.log_prob(value)
+        if self.jacobian and not site.is_real:
+            score = score + site.log_jacobian(site.unconstrain(value), value, value.dim() - site.event_dim)
+        return term.sum(-score)
+
+    def _recentered(self, site: Site, value: Tensor, term: PriorTerm, component: Tensor | None) -> Tensor:
+        """The log density of a Normal prior around the member's own center."""
+        base = base_distribution(term.distribution)
+        if not isinstance(base, dist.Normal) or not term.is_plain:
+            raise ValueError(
+                f"site {site.name!r}: anchors need a fixed Normal prior, but it is a {type(base).__name__} now."
+            )
+        if component is None:
+            raise ValueError(f"site {site.name!r}: which member's value it is, is not known; pass a draw of the guide.")
+        assert self.centers is not None
+        center = self.centers()[component, site.window].view(*component.shape, *site.unconstrained_shape)
+        return dist.Normal(center, base.scale).log_prob(value).sum()
+
+    def divergence(self, draws: Draws, priors: Mapping[str, PriorTerm]) -> Divergence:
+        """The sum over sites, by automatic differentiation."""
+        terms = {n: self.of_site(self.layout[n], draws[n], t, draws.component) for n, t in priors.items()}
+        return Divergence.of_sites(terms, 0.0, exact=True, name="-log prior")
+
+    def offset(self, normal: NormalWindow, rows: Any) -> Tensor | float:
+        """What is added to points before they are compared with the prior's mean."""
+        return 0.0 if self.centers is None else normal.loc - self.centers()[rows, normal.window]
+
+
+class PointStep(Step):
+    """Draws of points that are trained.
+
+    Args:
+        layout: The sites.
+        loc: The unconstrained point ``[d]``, or members ``[M, d]``.
+        score: The divergence.
+        model: The model, by which ``vmap="auto"`` decides.
+        buffers: Buffers that each member has of its own.
+        members_per_step: Members that a training step visits, at random; all if None.
+        vmap: Whether a training step runs all members in one vectorized pass; ``"auto"`` does where that is faster and
+            possible (:mod:`pyrobnn.steps.vectorized`).
+
+    Attributes:
+        vectorized: Whether it does now.
+        must_vectorize: Whether it was told to, so that it may not fall back to a loop because vmap cannot.
+    """
+
+    def __init__(
+        self,
+        layout: Layout,
+        loc: nn.Parameter,
+        score: PointScore,
+        *,
+        model: Any = None,
+        buffers: MemberBuffers | None = None,
+        members_per_step: int | None = None,
+        vmap: bool | Literal["auto"] = "auto",
+    ) -> None:
+        self.layout, self.loc, self.score = layout, loc, score
+        self.must_vectorize = vmap is True
+        self._order = MemberOrder(len(loc), members_per_step, buffers) if loc.dim() == 2 else None
+        can = self._order is not None and members_per_step is None and not (buffers and len(buffers))
+        self.vectorized = can and (vmap is True or (vmap == "auto" and pays_off(model, loc)))
+        self._gradients: Pool[GradientBuffers] = Pool(lambda: GradientBuffers(loc))
+        self._rows: MemberRows | None = None
+        self._prior: FlatNormalPrior | None = None
+
+    def num_draws(self, asked: int) -> int:
+        """One for each member of a training step; one for all of them in a vectorized pass."""
+        return asked if self._order is None else 1 if self.vectorized else self._order.per_step
+
+    def draw(self, index: int | None, noise: Tensor | None = None, *, avoid: Tensor | None = None) -> Draws:
+        """The point; or a member, with buffers of its own; or all members."""
+        if self._rows is not None:
+            self._rows.forget() if index == 0 else self._rows.collect(self.add_prior)
+        if self._order is None or (self.vectorized and index is not None):
+            return self._whole(None if self._order is None else len(self.loc))
+        member = self._order.pick(index, avoid)
+        component, buffers, live = self._order.surroundings(member)
+        if not torch.is_grad_enabled():
+            values = self.layout.split(self.loc.detach()[member])
+            return Draws(self.layout.constrain(values), buffers, component=component, live=live)
+        if self._rows is None or not self._rows.fits(self.loc):
+            self._rows = MemberRows(self.layout, self.loc)
+        token, values = self._rows.leaves(member)
+        record = _Record(token, member, self._rows)
+        return Draws(self.layout.constrain(values), buffers, component=component, record=record, live=live)
+
+    def _whole(self, size: int | None) -> Draws:
+        record = _Record(None, slice(None) if size is not None else None, self._gradients.take())
+        token, *pieces = _Node.apply(self.loc, self, record)
+        record.token = token
+        values = self.layout.constrain(dict(zip(self.layout, pieces, strict=True)))
+        component = None if size is None else torch.arange(size)
+        return Draws(values, component=component, record=record, size=size)
+
+    def divergence(self, draws: Draws, priors: Mapping[str, PriorTerm]) -> Divergence:
+        """``-log p`` of the draw, of several their mean: of fixed Normal priors on flat vectors, else by site."""
+        record: _Record | None = draws.record
+        if record is None or not self.score.counts_prior:
+            return self.score.divergence(draws, priors)
+        prior = self._prior
+        if prior is None or not prior.matches(priors, self.loc):
+            prior = self._prior = FlatNormalPrior(self.layout, priors, self.loc)
+        record.normals = prior.windows
+        terms = {
+            name: self.score.of_site(self.layout[name], draws[name], term, draws.component)
+            for name, term in priors.items()
+            if name not in prior.names
+        }
+        total = sum(terms.values(), start=record.token + self._flat_score(record))
+
+        def by_site() -> Mapping[str, Tensor]:
+            return self.score.divergence(draws, priors).by_site
+
+        return Divergence(torch.as_tensor(total), 0.0, True, "-log prior", by_site)
+
+    @torch.no_grad()
+    def _flat_score(self, record: _Record) -> Tensor | float:
+        """The value for fixed Normal priors; its gradient is the node's or the rows'."""
+        total: Tensor | float = 0.0
+        if not self.score.reports_value:
+            return total
+        for normal in record.normals:
+            if record.member is None:
+                squares = normal.half_squares(self.loc[normal.window])
+            else:
+                points = self._points(normal, record.member)
+                rows = points if points.dim() == 2 else points.unsqueeze(0)
+                squares = torch.stack([normal.half_squares(row) for row in rows]).mean()
+            total = total + squares + normal.log_normalizer
+        return total
+
+    def _points(self, normal: NormalWindow, member: Any) -> Tensor:
+        point = self.loc.detach()[member, normal.window]
+        return point if self.score.centers is None else point + self.score.offset(normal, member)
+
+    def add_prior(self, gradient: Tensor, normals: Sequence[NormalWindow], member: Any, weight: float) -> None:
+        """Adds ``weight`` times the gradient of the flat score at a member, or at all of them, to ``gradient``."""
+        if not weight:
+            return
+        for normal in normals:
+            point = self.loc.detach()[normal.window] if member is None else self._points(normal, member)
+            normal.add_gradient(gradient[..., normal.window], point, weight)
+
+    def stop_vectorizing(self, error: Exception) -> None:
+        """Goes on member by member, unless it must not.
+
+        Raises:
+            ValueError: If vmap was demanded.
+        """
+        if self.must_vectorize:
+            raise ValueError(f"vmap: this model cannot be run vectorized ({error}); use vmap=False.") from error
+        self.vectorized = False
+
+    def finish(self) -> None:
+        """Delivers the gradients of members that ran one after another."""
+        if self._rows is not None:
+            self._rows.deliver(self.add_prior)
+
+    def restart(self, remaining: int | None = None) -> None:
+        """Nothing is left of an epoch."""
+
+
+class _Record:
+    """What a draw needs until its backward pass."""
+
+    def __init__(self, token: Tensor | None, member: Any, holder: Any) -> None:
+        self.token: Any = token
+        self.member, self.holder = member, holder
+        self._normals: Sequence[NormalWindow] = []
+
+    @property
+    def normals(self) -> Sequence[NormalWindow]:
+        """The fixed Normal priors that the divergence counted."""
+        return self._normals
+
+    @normals.setter
+    def normals(self, found: Sequence[NormalWindow]) -> None:
+        self._normals = found
+        if isinstance(self.holder, MemberRows):
+            self.holder.count(self.member, found)
+
+
+class _Node(torch.autograd.Function):
+    """From the parameter to a token (:mod:`pyrobnn.steps.mean_field`) and the sites' unconstrained values."""
+
+    @staticmethod
+    def forward(ctx: Any, loc: Tensor, step: PointStep, record: _Record) -> tuple[Tensor, ...]:
+        ctx.step, ctx.record = step, record
+        ctx.set_materialize_grads(False)
+        return (loc.new_zeros(()), *step.layout.split(loc.detach()).values())
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, weight: Tensor | None, *by_values: Tensor | None) -> tuple[Tensor, None, None]:
+        step, record = ctx.step, ctx.record
+        lease: Lease[GradientBuffers] = record.holder
+        gradient = lease.memory.free()
+        lead = gradient.shape[:-1]
+        parts = [
+            gradient.new_zeros(*lead, site.numel) if part is None else part.reshape(*lead, -1)
+            for site, part in zip(step.layout.values(), by_values, strict=True)
+        ]
+        torch.cat(parts, -1, out=gradient)
+        if record.member is not None:
+            gradient.mul_(len(gradient))
+        if weight is not None:
+            step.add_prior(gradient, record.normals, record.member, float(weight))
+        lease.release()
+        return gradient.detach(), None, None
