@@ -273,6 +273,46 @@ def test_a_packed_sequence_is_one_argument() -> None:
     assert values[0] == pytest.approx(values[1], rel=1e-5)
 
 
+class Graph:
+    """Nodes and the neighbor of each; it moves itself, and has as many targets as nodes."""
+
+    def __init__(self, nodes: Tensor, neighbors: Tensor, y: Tensor) -> None:
+        self.nodes, self.neighbors, self.y = nodes, neighbors, y
+
+    def to(self, device: Any) -> Graph:
+        return Graph(self.nodes.to(device), self.neighbors.to(device), self.y.to(device))
+
+
+class GraphNetwork(nn.Module):
+    """Averages each node with its neighbor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(4)
+        self.layer = nn.Linear(3, 3)
+
+    def forward(self, graph: Any, neighbors: Tensor | None = None) -> Tensor:
+        nodes, others = (graph.nodes, graph.neighbors) if neighbors is None else (graph, neighbors)
+        return self.layer(0.5 * (nodes + nodes[others]))
+
+
+def test_a_graph_is_one_argument_or_several() -> None:
+    neighbors = torch.tensor([3, 0, 5, 1, 2, 4])
+    states = []
+    for raw, options in (
+        (((X, neighbors), Y), {}),
+        (Graph(X, neighbors, Y), {"batch": lambda graph: (graph, graph.y), "device": "cpu"}),
+        ((0.5 * (X + X[neighbors]), Y), {}),
+    ):
+        net = nn.Linear(3, 3) if isinstance(raw, tuple) and isinstance(raw[0], Tensor) else GraphNetwork()
+        model = SupervisedModel(net, likelihoods.Categorical(), dist.Normal(0.0, 1.0), num_data=6)
+        guide = Map(model, "prior_mean")
+        states.append([torch.tensor(quiet(model, guide, [raw], epochs=3, **options).elbo), *tensors(guide)])
+    assert same(states[0], states[1])
+    for found, expected in zip(states[0], states[2], strict=True):
+        torch.testing.assert_close(found, expected)
+
+
 # -------------------------------------------------------------------------------------- ragged batches, N and rows
 
 

@@ -14,7 +14,7 @@ from pyrobnn.batches import Batch, Reader
 from pyrobnn.bayesianize import evaluating, frozen_buffers
 from pyrobnn.guides.base import Guide
 
-__all__ = ["check_arguments", "check_loader", "check_optimizer", "check_rows", "check_targets"]
+__all__ = ["check_arguments", "check_loader", "check_optimizer", "check_rows", "check_targets", "stated_rows"]
 
 
 def check_arguments(
@@ -90,7 +90,7 @@ def check_optimizer(optimizer: Any, scheduler: Any, checkpoint: Any) -> None:
 
 def check_rows(num_data: int | None, loader: Any, rows: int, reader: Reader | None = None) -> None:
     """A loader whose size is not known before shows it only once it has been read."""
-    if num_data is None or (reader is None and _stated_rows(loader)) or rows == num_data:
+    if num_data is None or (reader is None and stated_rows(loader)) or rows == num_data:
         return
     if num_data not in _possible_rows(loader):
         raise ValueError(
@@ -101,7 +101,7 @@ def check_rows(num_data: int | None, loader: Any, rows: int, reader: Reader | No
 
 
 def _check_stated_rows(num_data: int | None, loader: Any) -> None:
-    stated = _stated_rows(loader)
+    stated = stated_rows(loader)
     if num_data is None or not stated or num_data in stated:
         return
     owner = "sampler" if len(stated) == 1 and stated != _possible_rows(loader) else "data set"
@@ -116,7 +116,7 @@ def _possible_rows(loader: Any) -> tuple[int, ...]:
     return (len(data),) if isinstance(data, Sized) else ()
 
 
-def _stated_rows(loader: Any) -> tuple[int, ...]:
+def stated_rows(loader: Any) -> tuple[int, ...]:
     """Which N the loader's own account allows; none if it gives none.
 
     A sampler of a subset tells how many data there are. Of those that draw from all data with replacement, as many or
