@@ -115,7 +115,7 @@ class Batch:
                     "batch: expected the function to return a Batch, (inputs, targets) or (inputs, targets, weight), "
                     f"but it returned a {_described(raw)}."
                 )
-        if isinstance(raw, Batch):
+        if isinstance(raw, Batch):  # on the device already
             return raw
         return cls.of(*_split(raw, argument), argument=argument)
 
@@ -219,6 +219,8 @@ def _check_finite(value: Tensor, index: int) -> None:
 
 def _split(raw: Any, argument: str) -> tuple[Any, ...]:
     """Inputs and targets, and weights if there are some, of what a loader yielded."""
+    if type(raw) in (tuple, list) and len(raw) in (2, 3):
+        return tuple(raw)
     names = list(raw) if isinstance(raw, Mapping) else list(getattr(raw, "_fields", ())) if _is_tuple(raw) else []
     found = [name for name in TARGET_NAMES if name in names]
     if len(found) > 1:
@@ -264,8 +266,10 @@ def _refuse_arrays(values: Any, name: str, argument: str) -> None:
 
 
 def _target_rows(targets: Any, argument: str) -> int:
+    if isinstance(targets, Tensor) and targets.dim():
+        return len(targets)
     _refuse_arrays(targets, "targets", argument)
-    tensors = [targets] if isinstance(targets, Tensor) else list(leaves(targets))
+    tensors = list(leaves(targets))
     if not tensors or not all(isinstance(tensor, Tensor) for tensor in tensors):
         raise TypeError(f"{argument}: the targets y of a batch are a {type(targets).__name__}, expected a tensor.")
     if any(tensor.dim() == 0 for tensor in tensors):
