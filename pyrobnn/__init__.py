@@ -18,6 +18,7 @@ from pyrobnn import (
     uncertainty,
 )
 from pyrobnn._version import __version__
+from pyrobnn.batches import Batch
 from pyrobnn.bayesianize import BayesianModule, bayesianize
 from pyrobnn.checkpoint import load, save
 from pyrobnn.description import describe
@@ -30,6 +31,7 @@ from pyrobnn.supervised import SupervisedModel
 from pyrobnn.training import History, fit
 
 __all__ = [
+    "Batch",
     "BayesianModule",
     "History",
     "Prediction",

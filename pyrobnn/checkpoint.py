@@ -111,6 +111,7 @@ def load(
             model = _rebuild_model(spec["model"], net, tensors)
         assert model is not None
         _check_num_data(spec["model"], model)
+        _check_output(spec["model"], model)
         _fill("model", model, tensors)
         model.to(device)
         if guide is None:
@@ -132,6 +133,7 @@ def _model_spec(model: nn.Module) -> dict[str, Any]:
     if type(model) is SupervisedModel:
         likelihood = model.likelihood
         spec["class"] = "SupervisedModel"
+        spec["output"] = _output_spec(model)
         spec["network"] = _fingerprint(model.net.network)
         spec["priors"] = {name: _prior_spec(prior) for name, prior in model.net.site_priors.items()}
         spec["likelihood"] = {
@@ -140,6 +142,11 @@ def _model_spec(model: nn.Module) -> dict[str, Any]:
             "sites": {name: _prior_spec(prior) for name, prior in likelihood.site_priors.items()},
         }
     return spec
+
+
+def _output_spec(model: SupervisedModel) -> Any:
+    """A key, name or index as it is; a function cannot be written down, only that there is one."""
+    return {"function": True} if callable(model.output) else model.output
 
 
 def _prior_spec(prior: priors.Prior) -> dict[str, Any]:
@@ -222,6 +229,11 @@ def _rebuild_model(spec: dict[str, Any], net: nn.Module, tensors: Mapping[str, T
         raise TypeError(
             f"net: the checkpoint holds a {spec['class']}; build one and pass it as model= instead of net=."
         )
+    if isinstance(spec.get("output"), dict):
+        raise TypeError(
+            "net: the model was saved with a function as output=, which no file holds; build the model with that "
+            "function and pass it as model= instead of net=."
+        )
     if isinstance(net, BayesianModule):
         raise TypeError("net: it already is a Bayesian network; pass the plain torch network.")
     saved, given = spec["network"], _fingerprint(net)
@@ -234,7 +246,7 @@ def _rebuild_model(spec: dict[str, Any], net: nn.Module, tensors: Mapping[str, T
     rebuilt = {name: _rebuild_prior(name, prior) for name, prior in spec["priors"].items()}
     network = bayesianize(net, [(nn.Module, lambda name, parameter, module: rebuilt.get(name))])
     likelihood = _rebuild_likelihood(spec["likelihood"], tensors).to(next(net.parameters()).device)
-    model = SupervisedModel(network, likelihood, num_data=spec["num_data"])
+    model = SupervisedModel(network, likelihood, num_data=spec["num_data"], output=spec.get("output"))
     _freeze(model, spec["frozen"])
     return model
 
@@ -327,6 +339,11 @@ def _check_num_data(spec: dict[str, Any], model: nn.Module) -> None:
     given = getattr(model, "num_data", None)
     if "num_data" in spec and given is not None and given != spec["num_data"]:
         raise ValueError(f"model: it has num_data={given}, but was saved with num_data={spec['num_data']}.")
+
+
+def _check_output(spec: dict[str, Any], model: nn.Module) -> None:
+    if type(model) is SupervisedModel and "output" in spec and _output_spec(model) != spec["output"]:
+        raise ValueError(f"model: it has output={model.output!r}, but was saved with output={spec['output']!r}.")
 
 
 def _check_guide(spec: dict[str, Any], guide: Guide) -> None:

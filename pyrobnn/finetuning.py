@@ -29,7 +29,8 @@ from pyrobnn.guides import DeltaMixture, Guide, LowRankEnsemble, MeanField
 from pyrobnn.likelihoods import Categorical, Likelihood
 from pyrobnn.priors import PriorSpec, last_layer
 from pyrobnn.running_statistics import BATCH_NORMS
-from pyrobnn.supervised import SupervisedModel
+from pyrobnn.supervised import OutputSpec, SupervisedModel
+from pyrobnn.training.checks import stated_rows
 from pyrobnn.training.fit import fit
 
 __all__ = ["Posterior", "finetune"]
@@ -60,6 +61,7 @@ def finetune(
     posterior: Posterior = "mean_field",
     *,
     likelihood: Likelihood | None = None,
+    output: OutputSpec = None,
     prior: PriorSpec | None = None,
     num_data: int | None = None,
     num_members: int = 5,
@@ -79,14 +81,17 @@ def finetune(
     Args:
         net: The trained network, any module (such as one of torchvision with its pretrained weights). It is copied,
             and dropout in the copy switched off.
-        loader: The training data, batches ``(x, y)``.
+        loader: The training data, as for :func:`pyrobnn.fit`.
         posterior: ``"mean_field"``: a Gaussian over all ordinary weights; ``"last_layer"``: the same over the last
             layer only; ``"delta_mixture"``: ``num_members`` copies of the network; ``"low_rank_sharing"``: as many
             members that share the weights up to rank-1 factors. Or a function that builds a guide of the model.
         likelihood: What the outputs mean; classes if None.
+        output: What of the network's return value the likelihood sees, such as ``"logits"``, if it is not a tensor
+            (:class:`~pyrobnn.SupervisedModel`).
         prior: Prior of the weights. If None, ``Normal(0, 1 / sqrt(2e-4 N))``, weight decay 2e-4 in the
             mean loss. ``priors.centred(scale)`` centres it on the pretrained weights.
-        num_data: Number N of training data; that of the loader's data set if None.
+        num_data: Number N of training data; that of the loader's data set or of the
+            sampler of a subset if None.
         num_members: Members of the two mixtures.
         epochs: Passes over the data.
         lr: Learning rate of the means (of members), at its highest: rates fall along a cosine from epoch to epoch
@@ -133,7 +138,7 @@ def finetune(
         rule = last_layer(net, rule)  # type: ignore[arg-type]
     net = _without_dropout(net)
     own = Categorical() if likelihood is None else copy.deepcopy(likelihood)
-    model = SupervisedModel(net, own, rule, num_data=count)
+    model = SupervisedModel(net, own, rule, num_data=count, output=output)
     guide = _guide(model, posterior, num_members, members_per_step=1 if auxiliary is None else None)
     elbo: MeanFieldELBO
     if auxiliary is None:
@@ -227,7 +232,7 @@ def _without_dropout(net: nn.Module) -> nn.Module:
 
 
 def _num_data(loader: Iterable[Any]) -> int:
-    data = getattr(loader, "dataset", None)
-    if not isinstance(data, Sized):
+    stated = stated_rows(loader)
+    if not stated:
         raise TypeError("num_data: the loader has no data set of known length; state the number of training data.")
-    return len(data)
+    return stated[0]

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pyrobnn._pyro import sole_handler
 
-__all__ = ["Substitution", "listener", "plain_priors", "summed_score"]
+__all__ = ["Substitution", "listener", "plain_priors", "summed_score", "unscaled_score"]
 
 
 class Substitution(Messenger):
@@ -52,9 +52,16 @@ class Substitution(Messenger):
             self._answered.add(name)
         return value
 
-    def observe(self, name: str, distribution: dist.Distribution, value: Tensor, scale: float) -> None:
-        """Writes down an observation whose log density counts ``scale`` times."""
-        self.observed.append(_message(name, distribution, value, scale))
+    def observe(
+        self,
+        name: str,
+        distribution: dist.Distribution,
+        value: Tensor,
+        scale: float | Tensor,
+        mask: Tensor | None = None,
+    ) -> None:
+        """Writes down an observation whose log density counts ``scale`` times, and only where ``mask`` is true."""
+        self.observed.append(_message(name, distribution, value, scale, mask))
 
     def _pyro_sample(self, msg: Any) -> None:
         if not msg["is_observed"] and msg["name"] in self.values:
@@ -78,9 +85,11 @@ def listener() -> Substitution | None:
     return handler if isinstance(handler, Substitution) and handler.direct else None
 
 
-def _message(name: str, distribution: dist.Distribution, value: Tensor, scale: float) -> dict[str, Any]:
+def _message(
+    name: str, distribution: dist.Distribution, value: Tensor, scale: float | Tensor, mask: Tensor | None = None
+) -> dict[str, Any]:
     """What of Pyro's messages objectives read."""
-    return {"name": name, "fn": distribution, "value": value, "scale": scale, "mask": None, "cond_indep_stack": ()}
+    return {"name": name, "fn": distribution, "value": value, "scale": scale, "mask": mask, "cond_indep_stack": ()}
 
 
 def plain_priors(latent: list[Any]) -> dict[str, dist.Distribution]:
@@ -94,10 +103,21 @@ def _is_plain(message: Any) -> bool:
 
 def summed_score(score: Tensor, message: Any) -> Tensor:
     """The sum of a log density or divergence under the site's mask and scale."""
-    mask, scale = message["mask"], message["scale"]
-    if mask is not None and mask is not True:
-        score = score * 0.0 if mask is False else torch.where(mask, score, torch.zeros_like(score))
+    score, scale = _masked(score, message["mask"]), message["scale"]
     if torch.is_tensor(scale):
         return (score * scale).sum()
     total = score.sum()
     return total if scale == 1.0 else total * scale
+
+
+def unscaled_score(message: Any) -> Tensor:
+    """The log density of a site, of its batch shape, without its scale; what is masked counts nothing."""
+    return _masked(message["fn"].log_prob(message["value"]), message["mask"])
+
+
+def _masked(score: Tensor, mask: Any) -> Tensor:
+    if mask is None or mask is True:
+        return score
+    if mask is False:
+        return score * 0.0
+    return torch.where(mask, score, torch.zeros_like(score))

@@ -520,6 +520,47 @@ def test_another_model_of_ones_own_is_refused(tmp_path: Path, other: Callable[[]
         load(tmp_path, model=(fresh := other()), guide=MeanField(fresh, example=(X,)))
 
 
+class Named(nn.Module):
+    """Returns its logits by name and by place."""
+
+    def __init__(self, kind: type) -> None:
+        super().__init__()
+        self.layer, self.kind = nn.Linear(3, 2), kind
+
+    def forward(self, x: Tensor) -> Any:
+        logits = self.layer(x)
+        return {"logits": logits} if self.kind is dict else (logits.sum(-1), logits)
+
+
+@pytest.mark.parametrize(("kind", "output"), [(dict, "logits"), (tuple, 1), (tuple, -1)])
+def test_what_is_selected_of_the_outputs_comes_back(tmp_path: Path, kind: type, output: Any) -> None:
+    model = SupervisedModel(Named(kind), likelihoods.Categorical(), NORMAL, num_data=40, output=output)
+    trained(model, guide := MeanField(model))
+    save(tmp_path, model, guide)
+    loaded, other = load(tmp_path, Named(kind))
+    assert isinstance(loaded, SupervisedModel)
+    assert loaded.output == output
+    assert torch.equal(outputs(loaded, other), outputs(model, guide))
+    changed = SupervisedModel(Named(kind), likelihoods.Categorical(), NORMAL, num_data=40, output=0)
+    with pytest.raises(ValueError, match=rf"^model: it has output=0, but was saved with output={output!r}"):
+        load(tmp_path, model=changed)
+
+
+def test_a_function_of_the_outputs_needs_the_model(tmp_path: Path) -> None:
+    def build() -> SupervisedModel:
+        return SupervisedModel(
+            Named(tuple), likelihoods.Categorical(), NORMAL, num_data=40, output=lambda returned: returned[1]
+        )
+
+    model = build()
+    trained(model, guide := MeanField(model))
+    save(tmp_path, model, guide)
+    with pytest.raises(TypeError, match=r"^net: the model was saved with a function as output=.*pass it as model="):
+        load(tmp_path, Named(tuple))
+    loaded, other = load(tmp_path, model=build())
+    assert torch.equal(outputs(loaded, other), outputs(model, guide))
+
+
 def test_a_likelihood_of_ones_own_needs_the_model(tmp_path: Path) -> None:
     class Laplace(likelihoods.Normal):
         pass

@@ -10,7 +10,7 @@ import pytest
 import torch
 import torchvision
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, SubsetRandomSampler, TensorDataset
 
 import pyrobnn as pb
 from pyrobnn import priors
@@ -189,6 +189,35 @@ def test_a_function_builds_the_guide_and_regression_works() -> None:
     )
     assert isinstance(guide, LowRankNormal)
     assert model.likelihood is not likelihood
+
+
+class Named(nn.Module):
+    """Takes its input by name and returns its logits among other things."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = pretrained()
+
+    def forward(self, features: Tensor) -> dict[str, Tensor]:
+        logits = self.net(features)
+        return {"loss": logits.sum(), "logits": logits}
+
+
+def test_mappings_and_named_outputs_are_fine_tuned_as_pairs_are() -> None:
+    """And a sampler of a subset tells how many data there are."""
+    x, y = data()
+
+    def collate(rows: list[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
+        return {"features": torch.stack([x for x, _ in rows]), "labels": torch.stack([y for _, y in rows])}
+
+    states = []
+    for net, options, chosen in ((pretrained(), {}, {}), (Named(), {"collate_fn": collate}, {"output": "logits"})):
+        sampler = SubsetRandomSampler(range(10), generator=torch.Generator().manual_seed(1))
+        subset = DataLoader(TensorDataset(x, y), batch_size=4, sampler=sampler, **options)
+        model, guide = pb.finetune(net, subset, epochs=1, seed=0, progress=False, **chosen)
+        assert model.num_data == 10
+        states.append(guide.state_dict())
+    assert all(torch.equal(a, b) for a, b in zip(*(state.values() for state in states), strict=True))
 
 
 def test_dropout_falls_silent() -> None:

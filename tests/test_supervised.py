@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 import pickle
 from typing import Any
@@ -19,10 +20,15 @@ from pyro.infer import SVI, Trace_ELBO
 from torch import Tensor, nn
 
 from pyrobnn.bayesianize import bayesianize
+from pyrobnn.elbo import MeanFieldELBO
+from pyrobnn.estimators import PerGroup
+from pyrobnn.guides.delta_mixture import DeltaMixture
+from pyrobnn.guides.map import Map
 from pyrobnn.guides.mean_field import MeanField
 from pyrobnn.likelihoods import Bernoulli, Categorical, HeteroscedasticNormal, Likelihood, Normal, Poisson
+from pyrobnn.prediction import predict
 from pyrobnn.priors import learned_scale
-from pyrobnn.substitution import Substitution
+from pyrobnn.substitution import Substitution, summed_score
 from pyrobnn.supervised import SupervisedModel
 
 PRIOR = dist.Normal(0.0, 2.0)
@@ -322,3 +328,230 @@ def test_a_classifier_without_a_class_dimension_is_refused(y: Tensor | None) -> 
 def test_an_empty_batch_is_refused() -> None:
     with pytest.raises(ValueError, match=r"(empty|no rows)"):
         classifier()(torch.randn(0, 3), torch.zeros(0, dtype=torch.long))
+
+
+# --------------------------------------------------------------------------------------------- weights of data
+
+
+def log_likelihood(model: SupervisedModel, values: dict[str, Tensor], direct: bool, *args: Any) -> Tensor:
+    """The scaled and masked log likelihood of a run, written down directly or sent through Pyro."""
+    with pyro.validation_enabled(not direct), Substitution(values, direct=direct) as run:
+        model(*args)
+    (message,) = run.observed
+    return summed_score(message["fn"].log_prob(message["value"]), message)
+
+
+def regression(num_data: int) -> tuple[SupervisedModel, dict[str, Tensor], Tensor, Tensor]:
+    """A linear network of two outputs, a draw of its weights, and four rows."""
+    generator = torch.Generator().manual_seed(6)
+    model = SupervisedModel(nn.Linear(3, 2), Normal(0.5), PRIOR, num_data=num_data)
+    values = {"net.weight": torch.randn(2, 3, generator=generator), "net.bias": torch.randn(2, generator=generator)}
+    return model, values, torch.randn(4, 3, generator=generator), torch.randn(4, 2, generator=generator)
+
+
+def densities(values: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
+    """Log density of each row."""
+    mean = x @ values["net.weight"].T + values["net.bias"]
+    return (-2.0 * (y - mean).square() - math.log(0.5) - 0.5 * math.log(2 * math.pi)).sum(-1)
+
+
+DIRECT = pytest.mark.parametrize("direct", [True, False])
+
+
+@DIRECT
+@pytest.mark.parametrize("num_data", [4, 10])
+def test_weights_scale_the_log_density_of_each_row(direct: bool, num_data: int) -> None:
+    model, values, x, y = regression(num_data)
+    weight = torch.tensor([0.5, 2.0, 0.0, 1.0])
+    expected = num_data / 4 * (weight * densities(values, x, y)).sum()
+    torch.testing.assert_close(log_likelihood(model, values, direct, x, y, weight), expected)
+
+
+@DIRECT
+def test_a_weight_of_two_is_the_row_twice_and_a_weight_of_zero_its_absence(direct: bool) -> None:
+    model, values, x, y = regression(4)
+    twice = log_likelihood(model, values, direct, x, y, torch.tensor([2.0, 1.0, 1.0, 1.0]))
+    model.num_data = 5
+    torch.testing.assert_close(twice, log_likelihood(model, values, direct, x[[0, 0, 1, 2, 3]], y[[0, 0, 1, 2, 3]]))
+    model.num_data = 4
+    absent = log_likelihood(model, values, direct, x, y, torch.tensor([0.0, 1.0, 1.0, 1.0]))
+    model.num_data = 3
+    torch.testing.assert_close(absent, log_likelihood(model, values, direct, x[1:], y[1:]))
+
+
+@DIRECT
+def test_a_row_of_weight_zero_counts_among_the_rows(direct: bool) -> None:
+    """N / B stays 8 / 4, although three rows are left: the sum is twice that of the three."""
+    model, values, x, y = regression(8)
+    found = log_likelihood(model, values, direct, x, y, torch.tensor([0.0, 1.0, 1.0, 1.0]))
+    torch.testing.assert_close(found, 2.0 * densities(values, x[1:], y[1:]).sum())
+
+
+@DIRECT
+def test_a_weight_of_zero_silences_a_density_of_zero(direct: bool) -> None:
+    model, values, x, y = regression(4)
+    far = y.clone()
+    far[2] = 1e30
+    weight = torch.tensor([1.0, 1.0, 0.0, 1.0])
+    found = log_likelihood(model, values, direct, x, far, weight)
+    torch.testing.assert_close(found, log_likelihood(model, values, direct, x, y, weight))
+
+
+def test_pyros_own_objective_takes_the_weights() -> None:
+    model, values, x, y = regression(10)
+    weight = torch.tensor([0.5, 2.0, 0.0, 1.0])
+    trace = poutine.trace(poutine.condition(model, values)).get_trace(x, y, weight)
+    trace.compute_log_prob()
+    expected = 2.5 * (weight * densities(values, x, y)).sum()
+    torch.testing.assert_close(trace.nodes["y"]["log_prob_sum"], expected)
+
+
+def test_members_in_one_vectorized_pass_take_the_weights() -> None:
+    model, _, x, y = regression(10)
+    guide = DeltaMixture(model, 3)
+    weight = torch.tensor([0.5, 2.0, 0.0, 1.0])
+    losses = []
+    for vmap in (True, False):
+        guide.vmap = vmap
+        guide.zero_grad()
+        loss = MeanFieldELBO().loss_and_grads(model, guide, x, y, weight)
+        losses.append((loss, guide.flat_loc.grad.clone()))  # type: ignore[union-attr]
+    assert losses[0][0] == pytest.approx(losses[1][0], rel=1e-5)
+    torch.testing.assert_close(losses[0][1], losses[1][1])
+    each = guide.sample(3)
+    members = [{name: value[m] for name, value in each.items()} for m in range(3)]
+    expected = (
+        -sum(2.5 * (weight * densities(m, x, y)).sum() + sum(normal(v, 2.0) for v in m.values()) for m in members) / 3
+    )
+    assert losses[0][0] == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_groups_take_their_rows_weights() -> None:
+    """Each of two groups has two of the four rows: with one point estimate, the sum is that of the batch."""
+    model, _, x, y = regression(10)
+    guide, weight = Map(model), torch.tensor([0.5, 2.0, 0.0, 1.0])
+    whole = MeanFieldELBO().loss(model, guide, x, y, weight)
+    assert MeanFieldELBO(estimator=PerGroup(2)).loss(model, guide, x, y, weight) == pytest.approx(whole, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("weight", "match"),
+    [
+        (torch.ones(3), r"weight: expected a tensor with one weight for each row, \[4\], got \[3\]"),
+        (torch.ones(4, 2), r"weight: expected a tensor with one weight for each row, \[4\], got \[4, 2\]"),
+        ([1.0] * 4, r"weight: expected a tensor with one weight for each row, \[4\], got list"),
+        (
+            torch.tensor([1.0, -1.0, 1.0, 1.0]),
+            r"weight: expected finite weights .* row 1 is -1",
+        ),
+        (torch.tensor([1.0, 1.0, math.nan, 1.0]), r"weight: expected finite weights .* row 2 is nan"),
+    ],
+)
+def test_weights_that_are_none_are_refused(weight: Any, match: str) -> None:
+    model, _, x, y = regression(4)
+    with pytest.raises(ValueError, match=match):
+        model(x, y, weight)
+
+
+def test_weights_without_targets_are_refused() -> None:
+    model, _, x, _ = regression(4)
+    with pytest.raises(ValueError, match="weight: it weighs the targets; pass y as well"):
+        model(x, weight=torch.ones(4))
+
+
+# ------------------------------------------------------------------------------------- several outputs of a network
+
+
+class Heads(nn.Module):
+    """Returns its logits among other things."""
+
+    def __init__(self, pack: Any) -> None:
+        super().__init__()
+        self.layer, self.pack = nn.Linear(3, 5), pack
+
+    def forward(self, x: Tensor) -> Any:
+        logits = self.layer(x)
+        return self.pack(logits, logits.sum(-1))
+
+
+@dataclasses.dataclass
+class Outputs:
+    logits: Tensor
+    energy: Tensor
+
+
+OUTPUTS: list[Any] = [
+    (lambda logits, energy: {"logits": logits, "energy": energy}, "logits"),
+    (lambda logits, energy: (energy, logits), 1),
+    (lambda logits, energy: [energy, logits], -1),
+    (Outputs, "logits"),
+    (Outputs, lambda returned: returned.logits),
+    (lambda logits, energy: {0: logits}, 0),
+    (lambda logits, energy: logits, "logits"),
+    (lambda logits, energy: logits, 0),
+    (lambda logits, energy: logits, None),
+]
+
+
+@pytest.mark.parametrize(("pack", "output"), OUTPUTS)
+def test_the_likelihood_sees_the_selected_output(pack: Any, output: Any) -> None:
+    model = SupervisedModel(Heads(pack), Categorical(), PRIOR, num_data=4, output=output)
+    x, y = torch.randn(4, 3), torch.tensor([0, 4, 2, 2])
+    values = {"net.layer.weight": torch.randn(5, 3), "net.layer.bias": torch.randn(5)}
+    logits = x @ values["net.layer.weight"].T + values["net.layer.bias"]
+    with Substitution(values) as run:
+        torch.testing.assert_close(model(x, y), logits)
+        torch.testing.assert_close(model.predictive(x), logits)
+    expected = -F.cross_entropy(logits, y, reduction="none")
+    torch.testing.assert_close(run.observed[0]["fn"].log_prob(y), expected)
+    draws = {name: value[None] for name, value in values.items()}
+    for method in ("loop", "vmap"):
+        probabilities = predict(model, draws, x, 1, method=method).mean  # type: ignore[arg-type]
+        torch.testing.assert_close(probabilities, logits.softmax(-1))
+
+
+@pytest.mark.parametrize(
+    ("pack", "found"),
+    [
+        (lambda a, b: (a, b), "tuple of length 2"),
+        (lambda a, b: {"logits": a, "energy": b}, "dict with 'logits', 'energy'"),
+        (Outputs, "Outputs"),
+    ],
+)
+def test_several_outputs_must_be_selected_from(pack: Any, found: str) -> None:
+    model = SupervisedModel(Heads(pack), Categorical(), PRIOR, num_data=4)
+    with pytest.raises(TypeError, match=rf"^net: it returned a {found}, and not a tensor; pass output= a key, index"):
+        model(torch.randn(4, 3), torch.zeros(4).long())
+
+
+@pytest.mark.parametrize(
+    ("pack", "output", "match"),
+    [
+        (
+            lambda a, b: {"logits": a},
+            "scores",
+            r"^output: the network returned a dict with 'logits', which has",
+        ),
+        (lambda a, b: (a, b), 2, r"^output: the network returned a tuple of length 2, which has no 2"),
+        (Outputs, "scores", r"^output: the network returned a Outputs, which has no 'scores'"),
+        (Outputs, 0, r"^output: the network returned a Outputs, which has no 0"),
+        (lambda a, b: {"logits": (a, b)}, "logits", r"^output: 'logits' selects a tuple, not a tensor"),
+        (lambda a, b: (a, b), lambda returned: None, r"^output: <function .* selects a NoneType, not a tensor"),
+    ],
+)
+def test_a_selection_that_is_not_there_is_refused(pack: Any, output: Any, match: str) -> None:
+    model = SupervisedModel(Heads(pack), Categorical(), PRIOR, num_data=4, output=output)
+    with pytest.raises(TypeError, match=match):
+        model.predictive(torch.randn(4, 3))
+
+
+@pytest.mark.parametrize("output", [True, 1.5, ("a",)])
+def test_an_output_of_another_kind_is_refused(output: Any) -> None:
+    with pytest.raises(TypeError, match=r"^output: expected a key or attribute"):
+        SupervisedModel(nn.Linear(3, 2), Categorical(), PRIOR, num_data=4, output=output)
+
+
+def test_outputs_without_rows_are_refused() -> None:
+    model = SupervisedModel(Heads(lambda a, b: a.sum()), Normal(), PRIOR, num_data=4)
+    with pytest.raises(ValueError, match=r"^net: it returned one number for the whole batch"):
+        model(torch.randn(1, 3), torch.zeros(1))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from pyrobnn.batches import Batch
 from pyrobnn.curvature.blocks import DenseBlock, DiagonalBlock, KroneckerBlock
 from pyrobnn.curvature.gauss_newton import gauss_newton
 from pyrobnn.curvature.kronecker import KroneckerFactors, add_batch
@@ -35,7 +36,7 @@ def fill(
         model: The model, in evaluation mode.
         values: Values of all its sites: the mode.
         groups: The groups.
-        loader: Batches ``(x, y)`` of the whole data set.
+        loader: The whole data set in batches, as for :func:`pyrobnn.fit`, without weights.
         max_bytes: Budget for Jacobians.
         progress: Show a progress bar.
 
@@ -43,7 +44,7 @@ def fill(
         The log likelihood of all data at the mode, and whether all the groups' priors are Normal.
 
     Raises:
-        TypeError: If a batch is not a pair.
+        TypeError: If a batch is of no known form, or has weights.
         ValueError: If the loader does not hold the model's ``num_data`` rows, a site has no value, or a prior is not
             log-concave at the mode.
     """
@@ -51,10 +52,11 @@ def fill(
     device = next(iter(values.values())).device
     curvature = _Curvature(model, values, groups, max_bytes)
     log_likelihood, rows = 0.0, 0
-    for batch in tqdm(loader, disable=not progress, unit="batch"):
-        if not isinstance(batch, tuple | list) or len(batch) != 2:
-            raise TypeError(f"loader: expected batches (x, y), got a {type(batch).__name__}.")
-        x, y = _to(batch[0], device), batch[1].to(device)
+    for raw in tqdm(loader, disable=not progress, unit="batch"):
+        batch = Batch.read(raw, device)
+        if batch.weight is not None:
+            raise TypeError("loader: its batches bring weights, which the curvature does not take; pass (x, y).")
+        x, y = batch.inputs, batch.targets
         with torch.no_grad(), Substitution(values):
             outputs = model.predictive(x)
             model.likelihood.check_shape(outputs, y)
@@ -168,9 +170,3 @@ def _quadratic(name: str, prior: Any, value: Tensor) -> _Quadratic:
             "so there is no Gaussian approximation; give it a Normal prior, or use another guide for it."
         )
     return _Quadratic(log_density, precision.double(), 0.0, False)
-
-
-def _to(x: Any, device: torch.device) -> Any:
-    if isinstance(x, dict):
-        return {key: _to(value, device) for key, value in x.items()}
-    return type(x)(_to(value, device) for value in x) if isinstance(x, tuple | list) else x.to(device)

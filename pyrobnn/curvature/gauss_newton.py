@@ -17,6 +17,7 @@ from torch.func import jacrev, vmap
 from pyrobnn.curvature.fisher import fisher_roots
 from pyrobnn.substitution import Substitution
 from pyrobnn.supervised import SupervisedModel
+from pyrobnn.trees import leaves, map_leaves, num_rows
 
 __all__ = ["gauss_newton", "outputs_and_jacobians"]
 
@@ -77,7 +78,7 @@ def outputs_and_jacobians(
     # Twice: jacrev holds one gradient per output beside the assembled matrix.
     bytes_per_example = 2 * num_outputs * num_weights * next(iter(chosen.values())).element_size()
     chunk = max(1, max_bytes // max(1, bytes_per_example))
-    rows = _length(x)
+    rows = num_rows(x)
     differentiate = _looped if _is_recurrent(model) else _vmapped
     for start in range(0, rows, chunk):
         # Examples keep a batch dimension of one, as the network expects.
@@ -90,12 +91,17 @@ _OutputsOf = Callable[[dict[str, Tensor], Any], tuple[Tensor, Tensor]]
 
 
 def _vmapped(outputs_of: _OutputsOf, weights: dict[str, Tensor], part: Any) -> tuple[dict[str, Tensor], Tensor]:
-    return vmap(jacrev(outputs_of, has_aux=True), in_dims=(None, 0))(weights, part)
+    def of_tensors(weights: dict[str, Tensor], tensors: list[Tensor]) -> tuple[Tensor, Tensor]:
+        following = iter(tensors)
+        return outputs_of(weights, map_leaves(lambda _: next(following), part))
+
+    # vmap does not look into every container that a network may take.
+    return vmap(jacrev(of_tensors, has_aux=True), in_dims=(None, 0))(weights, list(leaves(part)))
 
 
 def _looped(outputs_of: _OutputsOf, weights: dict[str, Tensor], part: Any) -> tuple[dict[str, Tensor], Tensor]:
     names, jacobians, outputs = list(weights), [], []
-    for index in range(_length(part)):
+    for index in range(num_rows(part)):
         leaves = {name: value.clone().requires_grad_() for name, value in weights.items()}
         with torch.enable_grad():
             flat, shaped = outputs_of(leaves, _rows(part, index))
@@ -111,16 +117,5 @@ def _is_recurrent(model: nn.Module) -> bool:
 
 
 def _rows(x: Any, rows: slice | int, unsqueeze: bool = False) -> Any:
-    """Rows of each tensor of a batch: a tensor, or a tuple, list or dict of them."""
-    if isinstance(x, dict):
-        return {key: _rows(value, rows, unsqueeze) for key, value in x.items()}
-    if isinstance(x, tuple | list):
-        return type(x)(_rows(value, rows, unsqueeze) for value in x)
-    return x[rows].unsqueeze(1) if unsqueeze else x[rows]
-
-
-def _length(x: Any) -> int:
-    first = x
-    while not isinstance(first, Tensor):
-        first = next(iter(first.values() if isinstance(first, dict) else first))
-    return len(first)
+    """Rows of each tensor of a batch."""
+    return map_leaves(lambda leaf: leaf[rows].unsqueeze(1) if unsqueeze else leaf[rows], x)

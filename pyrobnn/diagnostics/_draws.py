@@ -17,10 +17,10 @@ from pyro.infer import MCMC
 from torch import Tensor, nn
 
 from pyrobnn.bayesianize import evaluating, frozen_buffers
-from pyrobnn.diagnostics._batches import Batch
+from pyrobnn.diagnostics._batches import Piece
 from pyrobnn.draws import Draws, installed_buffers
 from pyrobnn.guides.base import Guide
-from pyrobnn.substitution import Substitution
+from pyrobnn.substitution import Substitution, unscaled_score
 
 __all__ = [
     "DrawsByChain",
@@ -29,7 +29,6 @@ __all__ = [
     "check_sites",
     "data_sites",
     "evenly",
-    "log_prob_by_datum",
     "log_prob_sum",
     "prior_chain",
     "read_chains",
@@ -169,7 +168,7 @@ def evenly(available: int, num_samples: int | None) -> Tensor:
     return torch.linspace(0, available - 1, num_samples or available).round().long()
 
 
-def prior_chain(model: Any, names: set[str], num_draws: int, batch: Batch) -> DrawsByChain:
+def prior_chain(model: Any, names: set[str], num_draws: int, batch: Piece) -> DrawsByChain:
     """Draws of the sites ``names`` from the prior, as one chain."""
     reader = getattr(model, "sample_latents", None)
 
@@ -216,18 +215,12 @@ def check_sites(model: Any, values: Mapping[str, Tensor], run: Substitution) -> 
         )
 
 
-def log_prob_by_datum(message: Any) -> Tensor:
-    """Log density of an observed site, of its batch shape, unscaled; masked data count zero."""
-    score, mask = message["fn"].log_prob(message["value"]), message["mask"]
-    if mask is None or mask is True:
-        return score
-    return torch.where(torch.as_tensor(mask, device=score.device), score, torch.zeros_like(score))
-
-
-def log_prob_sum(message: Any, *, scaled: bool) -> float:
-    """Log density of a site in 64 bits, with the scale the model gave it or without."""
-    score = log_prob_by_datum(message).double()
-    return float((score * message["scale"] if scaled else score).sum())
+def log_prob_sum(message: Any, *, scaled: bool, weight: Tensor | None = None) -> float:
+    """Log density of a site in 64 bits, with the scale the model gave it, or without but with weights of rows."""
+    score = unscaled_score(message).double()
+    if scaled:
+        return float((score * message["scale"]).sum())
+    return float((score if weight is None else score.reshape(len(weight), -1).sum(-1) * weight).sum())
 
 
 def data_sites(observed: list[Any]) -> list[Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -11,12 +12,15 @@ import torch
 from torch import Tensor
 
 from pyrobnn import random_state
-from pyrobnn.diagnostics._batches import Batch, batches, concatenate, move
-from pyrobnn.diagnostics._draws import DrawsByChain, at_draw, data_sites, log_prob_by_datum
+from pyrobnn.batches import Batch, Reader
+from pyrobnn.diagnostics._batches import Piece, batches
+from pyrobnn.diagnostics._draws import DrawsByChain, at_draw, data_sites
 from pyrobnn.divergence import prior_terms
 from pyrobnn.draws import Draws
 from pyrobnn.guides.base import Guide
+from pyrobnn.substitution import unscaled_score
 from pyrobnn.supervised import SupervisedModel
+from pyrobnn.trees import join_rows
 
 __all__ = ["Evaluation", "Rows", "evaluate", "same_random_state"]
 
@@ -29,28 +33,50 @@ class Rows:
 
     Attributes:
         batches: The rows as arguments of the model; in larger batches than the loader's if they may.
-        targets: The last argument of all rows.
+        targets: The targets of all rows.
+        num_rows: How many there are.
         complete: Whether these are all the rows that the loader has.
     """
 
-    def __init__(self, model: Any, guide: Guide, loader: Iterable[Any], max_rows: int, name: str) -> None:
+    def __init__(
+        self,
+        model: Any,
+        guide: Guide,
+        loader: Iterable[Any],
+        max_rows: int,
+        name: str,
+        reader: Reader | None = None,
+    ) -> None:
         device = next((p.device for p in guide.parameters()), None)
         read: list[Batch] = []
         self.num_rows, self.complete = 0, True
-        for batch in loader:
-            if not isinstance(batch, tuple | list) or len(batch) < 2:
-                raise TypeError(f"{name}: expected batches (x, y), got {type(batch).__name__}.")
+        for raw in loader:
             if self.num_rows >= max_rows:
                 self.complete = False
                 break
-            rows = slice(self.num_rows, self.num_rows + len(batch[-1]))
-            read.append(Batch(rows, tuple(move(part, device) for part in batch), {}))
-            self.num_rows = rows.stop
+            read.append(Batch.read(raw, device, reader, argument=name))
+            self.num_rows += read[-1].rows
         if not self.num_rows:
             raise ValueError(f"{name}: it yielded no data; the data set is empty or drop_last left nothing.")
-        columns = [concatenate(list(column)) for column in zip(*(batch.args for batch in read), strict=True)]
-        self.targets: Tensor = columns[-1]
-        self.batches = batches(model, tuple(columns), {}, BATCH_SIZE) if isinstance(model, SupervisedModel) else read
+        self.targets: Any = join_rows([batch.targets for batch in read])
+        self.batches = _together(model, read) if isinstance(model, SupervisedModel) else _one_by_one(read)
+
+
+def _together(model: SupervisedModel, read: list[Batch]) -> list[Piece]:
+    """In batches of another size, unless they are of a kind that cannot be joined and cut."""
+    try:
+        joined = Batch.join(read)
+    except (TypeError, ValueError):
+        return _one_by_one(read)
+    return batches(model, joined.args, joined.kwargs, BATCH_SIZE)
+
+
+def _one_by_one(read: list[Batch]) -> list[Piece]:
+    ends = list(itertools.accumulate(batch.rows for batch in read))
+    return [
+        Piece(slice(end - batch.rows, end), batch.args, batch.kwargs, batch.weight)
+        for batch, end in zip(read, ends, strict=True)
+    ]
 
 
 @dataclass
@@ -58,8 +84,8 @@ class Evaluation:
     """What the draws gave on the data.
 
     Attributes:
-        log_likelihood: Sum over rows by draw, ``[S]``, unscaled.
-        by_datum: Mean over draws by row, ``[n]``.
+        log_likelihood: Weighted sum over rows by draw, ``[S]``, not scaled to the data set.
+        by_datum: Weighted mean over draws by row, ``[n]``.
         divergence: KL to the prior by draw, ``[S]``; constant where it is exact, zero where the guide has no density.
         probs: Predictive class probabilities ``[n, ..., C]``.
         rank: Rank of the target among the predictive draws, scaled to (0, 1): uniform if calibrated, ``[n,
@@ -72,7 +98,7 @@ class Evaluation:
     divergence: Tensor
     probs: Tensor | None
     rank: Tensor | None
-    targets: Tensor
+    targets: Any
 
 
 def evaluate(model: Any, guide: Guide, data: Rows, num_samples: int) -> Evaluation:
@@ -83,18 +109,19 @@ def evaluate(model: Any, guide: Guide, data: Rows, num_samples: int) -> Evaluati
     probs, below, ties = list(by_datum), list(by_datum), list(by_datum)
     likelihood = model.likelihood if isinstance(model, SupervisedModel) else None
     for _, draw, values in DrawsByChain([lambda start, stop: guide.sample(stop - start)], num_samples):
-        for index, (rows, args, kwargs) in enumerate(data.batches):
-            targets = data.targets[rows]
+        for index, (rows, args, kwargs, weight) in enumerate(data.batches):
+            assert isinstance(rows, slice)
             with at_draw(model, values) as run:
                 outputs = model(*args, **kwargs)
                 if likelihood is not None and likelihood.is_discrete:
                     probs[index] = probs[index] + likelihood.probabilities(outputs).double() / num_samples
             for message in data_sites(run.observed):
-                score = log_prob_by_datum(message).double()
+                score = unscaled_score(message).double().reshape(rows.stop - rows.start, -1).sum(-1)
+                score = score if weight is None else score * weight
                 log_likelihood[draw] += score.sum().item()
-                by_datum[index] = by_datum[index] + score.reshape(len(targets), -1).sum(-1) / num_samples
+                by_datum[index] = by_datum[index] + score / num_samples
                 if likelihood is not None and not likelihood.is_discrete:
-                    predicted = message["fn"].sample()
+                    predicted, targets = message["fn"].sample(), data.targets[rows]
                     below[index] = below[index] + (predicted < targets)
                     ties[index] = ties[index] + (predicted == targets)
             if index == 0 and guide.facts.density:

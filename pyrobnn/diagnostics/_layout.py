@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from pyrobnn._pyro import full_name
 from pyrobnn.bayesianize import bayesian_modules
-from pyrobnn.diagnostics._batches import Batch
-from pyrobnn.diagnostics._draws import check_sites, data_sites, log_prob_by_datum
-from pyrobnn.substitution import Substitution
+from pyrobnn.diagnostics._batches import Piece
+from pyrobnn.diagnostics._draws import check_sites, data_sites
+from pyrobnn.substitution import Substitution, unscaled_score
 
 __all__ = ["Layout", "Variable", "matching", "to_numpy"]
 
@@ -33,7 +33,7 @@ class Variable:
 class Layout:
     """Sites, shapes and dimension names, from one run of the model on the first batch."""
 
-    def __init__(self, model: Any, values: dict[str, Tensor], pieces: list[Batch]) -> None:
+    def __init__(self, model: Any, values: dict[str, Tensor], pieces: list[Piece]) -> None:
         self.values = values
         with Substitution(values) as run:
             model(*pieces[0].args, **pieces[0].kwargs)
@@ -59,7 +59,7 @@ class Layout:
 
     def _variable(self, message: Any, is_log_likelihood: bool = False) -> Variable:
         name, value, batch_dims = message["name"], message["value"], len(message["fn"].batch_shape)
-        array = log_prob_by_datum(message) if is_log_likelihood else value
+        array = unscaled_score(message) if is_log_likelihood else value
         shape = list(array.shape)
         if message["name"] in self.predicted and self._rows is not None:
             shape[0] = self._rows

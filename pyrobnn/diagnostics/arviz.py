@@ -30,21 +30,20 @@ from torch import Tensor
 
 from pyrobnn._version import __version__
 from pyrobnn.diagnostics._arviz import from_groups
-from pyrobnn.diagnostics._batches import Batch, batches
+from pyrobnn.diagnostics._batches import Piece, batches
 from pyrobnn.diagnostics._draws import (
     DrawsByChain,
     Posterior,
     at_draw,
     data_sites,
     evenly,
-    log_prob_by_datum,
     prior_chain,
     read_chains,
     undisturbed,
 )
 from pyrobnn.diagnostics._layout import Layout, Variable, to_numpy
 from pyrobnn.guides.base import Guide
-from pyrobnn.substitution import Substitution
+from pyrobnn.substitution import Substitution, unscaled_score
 
 if TYPE_CHECKING:
     from arviz import InferenceData
@@ -194,7 +193,7 @@ def _allocate(variables: Mapping[str, Variable], lead: tuple[int, ...], attrs: d
 def _fill(
     model: Any,
     chains: DrawsByChain,
-    pieces: list[Batch],
+    pieces: list[Piece],
     latent: xr.Dataset | None,
     predictive: xr.Dataset | None,
     log_likelihood: xr.Dataset | None,
@@ -207,12 +206,12 @@ def _fill(
         if latent is not None:
             for name in latent:
                 latent[name].values[chain, draw] = to_numpy(values[str(name)])
-        for rows, args, kwargs in pieces if needs_data else ():
+        for rows, args, kwargs, _ in pieces if needs_data else ():
             with at_draw(model, values) as run:
                 model(*args, **kwargs)
             if log_likelihood is not None:
                 for message in data_sites(run.observed):
-                    log_likelihood[message["name"]].values[chain, draw, rows] = to_numpy(log_prob_by_datum(message))
+                    log_likelihood[message["name"]].values[chain, draw, rows] = to_numpy(unscaled_score(message))
             if predictive is not None:
                 for name, value in _predict(model, values, run, args, kwargs).items():
                     predictive[name].values[chain, draw, rows] = to_numpy(value)
@@ -240,8 +239,8 @@ def _sample_stats(
     }
 
 
-def _fill_observed(model: Any, values: dict[str, Tensor], pieces: list[Batch], observed: xr.Dataset) -> None:
-    for rows, args, kwargs in pieces:
+def _fill_observed(model: Any, values: dict[str, Tensor], pieces: list[Piece], observed: xr.Dataset) -> None:
+    for rows, args, kwargs, _ in pieces:
         with Substitution(values) as run:
             model(*args, **kwargs)
         for message in data_sites(run.observed):

@@ -20,6 +20,7 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor
 
+from pyrobnn.batches import Reader
 from pyrobnn.calibration import expected_calibration_error
 from pyrobnn.diagnostics._arviz import pareto_k
 from pyrobnn.diagnostics._draws import undisturbed
@@ -104,6 +105,7 @@ def check(
     loader: Iterable[Any],
     *,
     held_out: Iterable[Any] | None = None,
+    batch: Reader | None = None,
     num_samples: int = 200,
     max_rows: int = 10_000,
 ) -> CheckReport:
@@ -112,8 +114,10 @@ def check(
     Args:
         model: The Pyro model, called with the batches of the loader.
         guide: A guide of this library.
-        loader: Training data, batches ``(x, y)``.
+        loader: Training data, as for :func:`pyrobnn.fit`.
         held_out: Other batches to judge calibration on, which training data flatter; ``loader`` if None.
+        batch: For loaders that yield something else than :func:`pyrobnn.fit` knows: a function from that to
+            ``(inputs, targets)``, ``(inputs, targets, weight)`` or a :class:`~pyrobnn.Batch`.
         num_samples: Draws, each of which sees all rows once or twice.
         max_rows: Rows read at most (whole batches). k-hat needs all training data, so it is not applicable to
             more.
@@ -122,7 +126,7 @@ def check(
         The report.
 
     Raises:
-        TypeError: If the guide is not of this library or a batch is not ``(x, y)``.
+        TypeError: If the guide is not of this library or a batch is of no known form.
         ValueError: If there are fewer than 25 draws or a loader yields nothing.
     """
     if not isinstance(guide, Guide):
@@ -130,12 +134,12 @@ def check(
     if num_samples < 25:
         raise ValueError(f"num_samples: the checks need at least 25 draws, got {num_samples}.")
     with same_random_state(loader, held_out), undisturbed(model):
-        data = Rows(model, guide, loader, max_rows, "loader")
+        data = Rows(model, guide, loader, max_rows, "loader", batch)
         run = evaluate(model, guide, data, num_samples)
         if held_out is None:
             other, source = run, "the training data"
         else:
-            other = evaluate(model, guide, Rows(model, guide, held_out, max_rows, "held_out"), num_samples)
+            other = evaluate(model, guide, Rows(model, guide, held_out, max_rows, "held_out", batch), num_samples)
             source = "held-out data"
         weights = weight_statistics(model, guide, *data.batches[0].args)
         results = [
@@ -202,7 +206,10 @@ def _check_signal(guide: Guide, weights: dict[str, WeightStatistics]) -> Check:
 
 
 def _check_calibration(run: Evaluation, source: str) -> Check:
-    name, rows = "calibration", len(run.targets)
+    name = "calibration"
+    if run.probs is None and run.rank is None:
+        return Check(name, "not applicable", None, "only a SupervisedModel says what its outputs mean")
+    rows = len(run.targets)
     if run.probs is not None:
         targets = run.targets.long()
         error = expected_calibration_error(run.probs, targets).item()
@@ -210,8 +217,7 @@ def _check_calibration(run: Evaluation, source: str) -> Check:
         found = f"ECE {error:.3f} on {rows:,} rows of {source}; perfect calibration would give up to {chance:.3f}"
         bad = error > max(chance, CALIBRATION_ERROR)
         return Check(name, "warn" if bad else "pass", error, found)
-    if run.rank is None:
-        return Check(name, "not applicable", None, "only a SupervisedModel says what its outputs mean")
+    assert run.rank is not None
     margin = (1.0 - COVERAGE) / 2.0
     coverage = ((run.rank > margin) & (run.rank < 1.0 - margin)).double().mean().item()
     chance = 3.0 * (COVERAGE * (1.0 - COVERAGE) / rows) ** 0.5

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from pyrobnn.diagnostics._arviz import effective_sample_size, split_rhat
-from pyrobnn.diagnostics._batches import Batch, batches
+from pyrobnn.diagnostics._batches import Piece, batches
 from pyrobnn.diagnostics._draws import Posterior, at_draw, check_sites, read_chains, undisturbed
 from pyrobnn.supervised import SupervisedModel
 
@@ -134,7 +134,7 @@ def function_values(
     return values
 
 
-def _function(model: Any, batch: Batch, sites: dict[str, Tensor], is_first: bool) -> Tensor:
+def _function(model: Any, batch: Piece, sites: dict[str, Tensor], is_first: bool) -> Tensor:
     """What is compared, ``[B, ...]``, at one draw."""
     with at_draw(model, sites) as run:
         outputs = model(*batch.args, **batch.kwargs)

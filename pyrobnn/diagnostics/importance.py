@@ -27,7 +27,7 @@ from torch import Tensor
 from pyrobnn._pyro import full_name
 from pyrobnn.bayesianize import bayesian_modules
 from pyrobnn.diagnostics._arviz import pareto_k
-from pyrobnn.diagnostics._batches import Batch, batches
+from pyrobnn.diagnostics._batches import Piece, batches
 from pyrobnn.diagnostics._draws import DrawsByChain, log_prob_sum, undisturbed
 from pyrobnn.diagnostics._layout import matching
 from pyrobnn.guides.base import Guide
@@ -106,7 +106,7 @@ def default_sites(model: Any, guide: Guide) -> list[str]:
     return [name for name in guide.layout if name in chosen]
 
 
-def log_ratios(model: Any, guide: Guide, pieces: list[Batch], chosen: list[str], num_samples: int) -> Tensor:
+def log_ratios(model: Any, guide: Guide, pieces: list[Piece], chosen: list[str], num_samples: int) -> Tensor:
     """Log importance ratios ``[S]`` up to a constant, in 64 bits."""
     held = {name: value[0] for name, value in guide.sample(1).items() if name not in chosen}
 
@@ -120,15 +120,15 @@ def log_ratios(model: Any, guide: Guide, pieces: list[Batch], chosen: list[str],
     return ratios
 
 
-def log_joint(model: Any, values: dict[str, Tensor], pieces: list[Batch]) -> float:
+def log_joint(model: Any, values: dict[str, Tensor], pieces: list[Piece]) -> float:
     """``log p(data, values)`` in 64 bits, with the densities of the sites' own values."""
     total = 0.0
-    for index, (rows, args, kwargs) in enumerate(pieces):
+    for index, (rows, args, kwargs, weight) in enumerate(pieces):
         with Substitution(values) as run:
             model(*args, **kwargs)
         # Batches add up to the data set, so their own scale N / B does not count; data seen at once keep
         # theirs.
-        total += sum(log_prob_sum(message, scaled=rows is ...) for message in run.observed)
+        total += sum(log_prob_sum(message, scaled=rows is ..., weight=weight) for message in run.observed)
         if index == 0:
             total += sum(log_prob_sum(message, scaled=True) for message in run.latent)
     return total

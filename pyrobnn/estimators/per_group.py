@@ -20,6 +20,7 @@ from pyrobnn.arguments import check_positive_int
 from pyrobnn.estimators.base import Estimator
 from pyrobnn.estimators.local_reparameterization import LocalReparameterization
 from pyrobnn.estimators.weight import GaussianWeight, Layer
+from pyrobnn.trees import num_rows, take_rows
 
 __all__ = ["PerGroup", "split_batch"]
 
@@ -86,32 +87,19 @@ def split_batch(
     """
     if groups == 1:
         return [(args, 1.0)]
-    lengths = {len(tensor) for tensor in _tensors(args)}
-    if len(lengths) != 1:
-        raise ValueError(f"estimator: per_group splits arguments of equal length, got lengths {sorted(lengths)}.")
-    rows = lengths.pop()
+    try:
+        rows = num_rows(args)
+    except ValueError as error:
+        raise ValueError(f"estimator: per_group splits arguments of equal length: {error}") from error
     if whole_if_few and rows < groups:
         return [(args, 1.0 / groups)] * groups
     _check_rows(groups, rows)
     bounds = [rows * index // groups for index in range(groups + 1)]
-    return [(_rows(args, start, stop), (stop - start) / rows) for start, stop in itertools.pairwise(bounds)]
+    return [
+        (take_rows(args, slice(start, stop), rows), (stop - start) / rows) for start, stop in itertools.pairwise(bounds)
+    ]
 
 
 def _check_rows(groups: int, rows: int) -> None:
     if rows < groups:
         raise ValueError(f"groups: {groups} draws need at least as many rows in a batch, got {rows}.")
-
-
-def _tensors(values: Any) -> list[Tensor]:
-    if torch.is_tensor(values):
-        return [values]
-    children = values.values() if isinstance(values, dict) else values if isinstance(values, tuple | list) else ()
-    return [tensor for child in children for tensor in _tensors(child)]
-
-
-def _rows(values: Any, start: int, stop: int) -> Any:
-    if torch.is_tensor(values):
-        return values[start:stop]
-    if isinstance(values, dict):
-        return {key: _rows(value, start, stop) for key, value in values.items()}
-    return type(values)(_rows(value, start, stop) for value in values) if isinstance(values, tuple | list) else values

@@ -127,7 +127,7 @@ class Runner:
                     weights = net.sample_weights()
                     parts = list(self._parts(x, 1))  # may run the model once: under this draw, not one from the prior
                 plain = stack.enter_context(net.written(weights))
-                outputs = torch.cat([run_network(plain, part) for part in parts])
+                outputs = torch.cat([self.model.select(run_network(plain, part)) for part in parts])
             else:
                 stack.enter_context(Substitution(draw))
                 outputs = torch.cat([model_outputs(self.model, part) for part in self._parts(x, 1)])

@@ -6,11 +6,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from pyrobnn import random_state
-from pyrobnn.training.checks import check_batch, check_loader, check_rows, check_targets, unpack
+from pyrobnn.batches import Batch, Reader, check_inputs
+from pyrobnn.supervised import SupervisedModel
+from pyrobnn.training.checks import check_loader, check_rows, check_targets
 from pyrobnn.training.state import generators
+from pyrobnn.trees import to_device
 
 __all__ = ["Batches", "all_data"]
 
@@ -20,17 +22,19 @@ class Batches:
 
     Args:
         model: The model.
-        data: A loader of batches ``(x, y)``, gone through over and over, or a tuple: the model's arguments, the same at
-            each step.
+        data: A loader, gone through over and over, or a tuple: the model's arguments, the same at each step.
         device: Where the batches go; None leaves them.
+        reader: How to read what the loader yields (:meth:`~pyrobnn.Batch.read`).
 
     Attributes:
         epoch: Passes over the loader that are complete.
         is_first: Whether the batch given last is of the first pass.
     """
 
-    def __init__(self, model: Any, data: Any, device: torch.device | str | None = None) -> None:
-        self.model, self.data, self.device = model, data, device
+    def __init__(
+        self, model: Any, data: Any, device: torch.device | str | None = None, reader: Reader | None = None
+    ) -> None:
+        self.model, self.data, self.device, self.reader = model, data, device, reader
         self.epoch = self.index = self.rows = 0
         self._iterator: Iterator[Any] | None = None
         self._random: dict[str, Any] | None = None
@@ -53,7 +57,7 @@ class Batches:
             ValueError: If their number is not the model's.
         """
         if not self._is_one:
-            check_loader(self.model, self.data, 2)
+            check_loader(self.model, self.data, 2, self.reader)
 
     def peek(self) -> tuple[Any, ...]:
         """The coming batch, without moving on."""
@@ -65,7 +69,7 @@ class Batches:
         """The coming batch.
 
         Raises:
-            TypeError: If a batch is not ``(x, y)``.
+            TypeError: If a batch is of no known form.
             ValueError: If the loader is empty, or a batch holds what the model cannot take.
         """
         args, self._pending = self.peek(), None
@@ -74,27 +78,25 @@ class Batches:
 
     def _fetch(self) -> tuple[Any, ...]:
         if self._is_one:
-            args = tuple(_to(value, self.device) for value in self.data)
-            if self.index == 0 and args:
-                check_batch(args[0], 0)
-                if len(args) == 2 and isinstance(args[1], Tensor):
-                    check_targets(self.model, *args)
+            args = to_device(self.data, self.device)
+            if self.index == 0:
+                _check_arguments(self.model, args)
             self.data, self.device = args, None
             return args
         if self._iterator is None:
             self._begin()
         assert self._iterator is not None
         try:
-            batch = next(self._iterator)
+            raw = next(self._iterator)
         except StopIteration:
             self._end()
             return self._fetch()
-        x, y = unpack(batch, self.device)
-        check_batch(x, self.index)
+        batch = _read(raw, self.device, self.reader)
+        batch.check(self.index)
         if self.epoch == 0:
-            check_targets(self.model, x, y)
-            self.rows += len(y)
-        return x, y
+            check_targets(self.model, batch)
+            self.rows += batch.rows
+        return batch.args
 
     def _begin(self) -> None:
         self._random = random_state.read_all(generators(self.data))
@@ -104,7 +106,7 @@ class Batches:
         if self.index == 0:
             raise ValueError("data: the loader yielded no batch; the data set is empty or drop_last left nothing.")
         if self.epoch == 0:
-            check_rows(getattr(self.model, "num_data", None), self.data, self.rows)
+            check_rows(getattr(self.model, "num_data", None), self.data, self.rows, self.reader)
         self.epoch, self.index, self._iterator = self.epoch + 1, 0, None
 
     # ------------------------------------------------------------------------------------- places in the stream
@@ -126,22 +128,51 @@ class Batches:
             next(self._iterator)
 
 
-def all_data(data: Any, device: torch.device | str | None) -> tuple[Any, ...]:
-    """All data as the model's arguments: a tuple as it is, a loader's batches ``(x, y)`` joined.
+def all_data(
+    model: Any, data: Any, device: torch.device | str | None = None, reader: Reader | None = None
+) -> tuple[Any, ...]:
+    """All data as the model's arguments: a tuple as it is, a loader's batches joined.
 
     Raises:
-        TypeError: If the inputs of a loader are no tensors.
-        ValueError: If it yields nothing.
+        TypeError: If a batch is of no known form, or batches are not made alike.
+        ValueError: If there is no batch, batches cannot be joined, or the rows are not the model's ``num_data``.
     """
     if isinstance(data, tuple):
-        return tuple(_to(value, device) for value in data)
-    pairs = [unpack(batch, device) for batch in data]
-    if not pairs:
+        args = to_device(data, device)
+        _check_arguments(model, args)
+        return args
+    batches = [_read(raw, device, reader) for raw in data]
+    if not batches:
         raise ValueError("data: the loader yielded no batch.")
-    if not all(isinstance(x, Tensor) for x, _ in pairs):
-        raise TypeError("data: batches whose inputs are no tensors cannot be joined; pass a tuple (x, y) of all data.")
-    return torch.cat([x for x, _ in pairs]), torch.cat([y for _, y in pairs])
+    for index, batch in enumerate(batches):
+        batch.check(index)
+        check_targets(model, batch)
+    joined = Batch.join(batches) if len(batches) > 1 else batches[0]
+    check_rows(getattr(model, "num_data", None), batches, joined.rows)
+    return joined.args
 
 
-def _to(value: Any, device: torch.device | str | None) -> Any:
-    return value.to(device) if isinstance(value, Tensor) and device is not None else value
+def _read(raw: Any, device: torch.device | str | None, reader: Reader | None) -> Batch:
+    batch = Batch.read(raw, device, reader, argument="data")
+    if batch.kwargs:
+        raise TypeError(
+            "batch: sampling passes positional arguments only, but the function returned a Batch with kwargs; put them "
+            "in args."
+        )
+    return batch
+
+
+def _check_arguments(model: Any, args: tuple[Any, ...]) -> None:
+    """What a loader's batches are looked at for, of arguments that a :class:`SupervisedModel` is given all at once."""
+    if not isinstance(model, SupervisedModel) or len(args) not in (2, 3):
+        check_inputs(args[:1], 0)
+        return
+    batch = Batch.of(*args, argument="data")
+    batch.check(0)
+    check_targets(model, batch)
+    if batch.rows != model.num_data:
+        raise ValueError(
+            f"num_data: the model was told of {model.num_data} data, but data has {batch.rows} rows, each of which "
+            f"would count {model.num_data / batch.rows:.4g} times; build the model with num_data={batch.rows}, or set "
+            "model.num_data."
+        )

@@ -12,6 +12,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from pyrobnn import random_state
+from pyrobnn.batches import Reader
 from pyrobnn.elbo.parts import NonFiniteLossError
 from pyrobnn.layout import Layout
 from pyrobnn.sampling.batches import Batches
@@ -41,12 +42,13 @@ def start_run(
     init: ChainInit,
     vmap: bool | Literal["auto"],
     device: torch.device | str | None,
+    reader: Reader | None = None,
 ) -> Run:
     """Chains at their starting points, for :func:`sample` and for those who do something else with the draws.
 
     The arguments are those of :func:`sample`, whose surroundings it needs; the run has no store yet.
     """
-    batches = Batches(model, data, device)
+    batches = Batches(model, data, device, reader)
     args = batches.peek()
     example = None if hasattr(model, "sample_latents") else args
     layout = Layout.of(model, example=example)

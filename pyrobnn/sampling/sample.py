@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from pyrobnn.arguments import check_positive_int
+from pyrobnn.batches import Reader
 from pyrobnn.guides.chains import Chains
 from pyrobnn.layout import Layout
 from pyrobnn.sampling.batches import all_data
@@ -33,6 +34,7 @@ def sample(
     *,
     kernel: Kernel,
     num_samples: int,
+    batch: Reader | None = None,
     burn_in: int = 0,
     thinning: int = 1,
     chains: int = 1,
@@ -53,10 +55,12 @@ def sample(
 
     Args:
         model: The Pyro model, called as ``model(x, y)``.
-        data: A loader of batches ``(x, y)``, as for :func:`pyrobnn.fit`; or a tuple, the arguments of the model with
-            all data, such as ``(x, y)``. HMC and NUTS join a loader's batches.
+        data: A loader of batches, as for :func:`pyrobnn.fit`; or a tuple, the arguments of the model with all data,
+            such as ``(x, y)``. HMC and NUTS join a loader's batches.
         kernel: The sampler, such as ``pyrobnn.sampling.SGLD(step_size=1e-5)``.
         num_samples: Draws S that are kept of each chain.
+        batch: For loaders that yield something else than :func:`pyrobnn.fit` knows: a function from that to
+            ``(inputs, targets)``, ``(inputs, targets, weight)`` or a :class:`~pyrobnn.Batch`.
         burn_in: Steps (of HMC and NUTS: transitions) before the first of them.
         thinning: Steps for each kept draw; with a :class:`~pyrobnn.sampling.Cyclical` kernel those of its sampling
             parts.
@@ -96,7 +100,7 @@ def sample(
         model.to(device)
     with sampled(model, batch_norm):
         if isinstance(kernel, FullBatchKernel):
-            args = all_data(data, device)
+            args = all_data(model, data, device, batch)
             example = None if hasattr(model, "sample_latents") else args
             start = starting_points(Layout.of(model, example=example), model, init, chains)
             _check_memory(num_samples, start, max_bytes, None)
@@ -115,7 +119,16 @@ def sample(
             return Chains(model, chains, len(draws), [draws], stats=result.stats, example=example)
         assert isinstance(kernel, StochasticGradientKernel)
         run = start_run(
-            model, data, kernel, burn_in=burn_in, thinning=thinning, chains=chains, init=init, vmap=vmap, device=device
+            model,
+            data,
+            kernel,
+            burn_in=burn_in,
+            thinning=thinning,
+            chains=chains,
+            init=init,
+            vmap=vmap,
+            device=device,
+            reader=batch,
         )
         _check_memory(num_samples, run.flat, max_bytes, directory)
         if directory is None:

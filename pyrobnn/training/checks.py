@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sized
 from typing import Any
 
 import torch
 from pyro.optim import PyroOptim
-from torch import Tensor
+from torch.utils.data import DistributedSampler, RandomSampler, WeightedRandomSampler
 
 from pyrobnn import random_state
+from pyrobnn.batches import Batch, Reader
 from pyrobnn.bayesianize import evaluating, frozen_buffers
 from pyrobnn.guides.base import Guide
 
-__all__ = ["check_arguments", "check_batch", "check_loader", "check_optimizer", "check_rows", "check_targets", "unpack"]
+__all__ = ["check_arguments", "check_loader", "check_optimizer", "check_rows", "check_targets", "stated_rows"]
 
 
 def check_arguments(
@@ -27,6 +27,7 @@ def check_arguments(
     validation: Any,
     checkpoint: Any,
     resume: bool,
+    reader: Reader | None = None,
 ) -> None:
     """What can be told before the first batch."""
     if not isinstance(guide, Guide):
@@ -46,26 +47,23 @@ def check_arguments(
         raise ValueError("patience: early stopping needs validation batches; pass validation=.")
     if resume and checkpoint is None:
         raise ValueError("resume: nothing to resume from; pass checkpoint= the directory of the earlier run.")
-    check_loader(model, loader, epochs)
+    check_loader(model, loader, epochs, reader)
     if validation is not None:
         _check_repeatable("validation", validation, epochs)
 
 
-def check_loader(model: Any, loader: Any, epochs: int) -> None:
+def check_loader(model: Any, loader: Any, epochs: int, reader: Reader | None = None) -> None:
     """What can be told of a loader before the first batch.
 
     Raises:
-        TypeError: If it is an iterator, which is used up after one pass.
-        ValueError: If its data set is not of the model's size.
+        TypeError: If it is an iterator, which is used up after one pass, or its reader is no function.
+        ValueError: If its data set or sampler is not of the model's size.
     """
     _check_repeatable("loader", loader, epochs)
-    data, num_data = getattr(loader, "dataset", None), getattr(model, "num_data", None)
-    if num_data is not None and isinstance(data, Sized) and len(data) != num_data:
-        raise ValueError(
-            f"num_data: the model was told of {num_data} data, but the loader's data set has {len(data)}; "
-            "the KL would be "
-            "weighed wrongly. Build the model with num_data=len(loader.dataset)."
-        )
+    if reader is not None and not callable(reader):
+        raise TypeError(f"batch: expected a function from a batch to (inputs, targets), got {reader!r}.")
+    if reader is None:  # which may make other rows of what the data set has
+        _check_stated_rows(getattr(model, "num_data", None), loader)
 
 
 def _check_repeatable(name: str, batches: Any, epochs: int) -> None:
@@ -90,10 +88,11 @@ def check_optimizer(optimizer: Any, scheduler: Any, checkpoint: Any) -> None:
             )
 
 
-def check_rows(num_data: int | None, loader: Any, rows: int) -> None:
-    """A loader without a data set shows its size only once it has been read."""
-    counted_before = isinstance(getattr(loader, "dataset", None), Sized)
-    if num_data is not None and not counted_before and rows != num_data:
+def check_rows(num_data: int | None, loader: Any, rows: int, reader: Reader | None = None) -> None:
+    """A loader whose size is not known before shows it only once it has been read."""
+    if num_data is None or (reader is None and stated_rows(loader)) or rows == num_data:
+        return
+    if num_data not in _possible_rows(loader):
         raise ValueError(
             f"num_data: the model was told of {num_data} data, but the loader yielded {rows} rows in one "
             "pass; build the "
@@ -101,46 +100,45 @@ def check_rows(num_data: int | None, loader: Any, rows: int) -> None:
         )
 
 
-def unpack(batch: Any, device: torch.device | str | None) -> tuple[Any, Tensor]:
-    """``(x, y)`` on ``device``."""
-    if not isinstance(batch, tuple | list) or len(batch) != 2:
-        kind = type(batch).__name__
-        if isinstance(batch, tuple | list | dict):
-            kind += f" of length {len(batch)}"
-        raise TypeError(f"loader: expected batches (x, y), got a {kind}; wrap the data set so that it yields pairs.")
-    x, y = batch
-    if not isinstance(y, Tensor):
-        raise TypeError(f"loader: the targets y of a batch are a {type(y).__name__}, expected a tensor.")
-    if y.dim() == 0:
-        raise ValueError("loader: the targets y of a batch are a single number; wrap the data set in a DataLoader.")
-    return (x, y) if device is None else (_move(x, device), y.to(device))
+def _check_stated_rows(num_data: int | None, loader: Any) -> None:
+    stated = stated_rows(loader)
+    if num_data is None or not stated or num_data in stated:
+        return
+    owner = "sampler" if len(stated) == 1 and stated != _possible_rows(loader) else "data set"
+    raise ValueError(
+        f"num_data: the model was told of {num_data} data, but the loader's {owner} has {stated[0]}; the KL would be "
+        f"weighed wrongly. Build the model with num_data={stated[0]}, or set model.num_data."
+    )
 
 
-def _move(x: Any, device: torch.device | str) -> Any:
-    if isinstance(x, dict):
-        return {key: _move(value, device) for key, value in x.items()}
-    if isinstance(x, tuple | list):
-        return type(x)(_move(value, device) for value in x)
-    return x.to(device) if isinstance(x, Tensor) else x
+def _possible_rows(loader: Any) -> tuple[int, ...]:
+    data = getattr(loader, "dataset", None)
+    return (len(data),) if isinstance(data, Sized) else ()
 
 
-def check_batch(x: Any, index: int) -> None:
-    """One sum per batch: any NaN or infinity shows in it, at a tenth of the price of a look at each element."""
-    for value in x.values() if isinstance(x, dict) else x if isinstance(x, tuple | list) else (x,):
-        if isinstance(value, Tensor) and value.is_floating_point() and not math.isfinite(value.sum()):
-            rows = (~value.isfinite()).reshape(len(value), -1).any(1).nonzero().flatten().tolist()
-            if rows:
-                raise ValueError(
-                    f"x: batch {index} holds NaN or infinite inputs in {len(rows)} rows (the first is row "
-                    f"{rows[0]}); nothing "
-                    "was changed by this batch. Clean or impute the data."
-                )
+def stated_rows(loader: Any) -> tuple[int, ...]:
+    """Which N the loader's own account allows; none if it gives none.
+
+    A sampler of a subset tells how many data there are. Of those that draw from all data with replacement, as many or
+    as few as they please, or give each process its share, the data set does; importance weights leave it open.
+    """
+    data, sampler = _possible_rows(loader), getattr(loader, "sampler", None)
+    batch_sampler = getattr(loader, "batch_sampler", None)
+    if batch_sampler is not None:  # then the loader's own may be one that it does not use
+        sampler = getattr(batch_sampler, "sampler", None)
+        if sampler is None:
+            return ()
+    if not isinstance(sampler, Sized) or isinstance(sampler, RandomSampler | DistributedSampler):
+        return data
+    if isinstance(sampler, WeightedRandomSampler):
+        return tuple(dict.fromkeys((len(sampler), *data)))
+    return (len(sampler),)
 
 
-def check_targets(model: Any, x: Any, y: Tensor) -> None:
+def check_targets(model: Any, batch: Batch) -> None:
     """Shape, dtype and range of the targets, for a model that has a likelihood of this library."""
     likelihood = getattr(model, "likelihood", None)
     if likelihood is None or not hasattr(model, "predictive"):
         return
-    with torch.no_grad(), random_state.kept(y.device), evaluating(model), frozen_buffers(model):
-        likelihood.check_targets(model.predictive(x), y)
+    with torch.no_grad(), random_state.kept(batch.device), evaluating(model), frozen_buffers(model):
+        likelihood.check_targets(model.predictive(batch.inputs), batch.targets)

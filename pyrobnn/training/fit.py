@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from tqdm.auto import tqdm
 
+from pyrobnn.batches import Reader
 from pyrobnn.checkpoint import load_state, save_state
 from pyrobnn.denormals import denormals_as_zero
 from pyrobnn.elbo import MeanFieldELBO, Objective
@@ -37,6 +38,7 @@ def fit(
     guide: Guide,
     loader: Iterable[Any],
     *,
+    batch: Reader | None = None,
     epochs: int = 20,
     lr: float = 1e-3,
     scale_lr: float | None = None,
@@ -56,10 +58,14 @@ def fit(
     """Fits a guide to a model.
 
     Args:
-        model: The Pyro model, called as ``model(x, y)``.
+        model: The Pyro model, called as ``model(x, y)``; as ``model(x, y, weight)`` where batches bring weights.
         guide: A guide of this library built for it. (Any other goes through Pyro's own ``SVI``.)
-        loader: Yields batches ``(x, y)``; a :class:`~torch.utils.data.DataLoader` whose data set has the
-            model's ``num_data`` rows.
+        loader: Yields batches ``(x, y)``, ``(x, y, weight)`` with a weight of the log likelihood for each row, or
+            mappings with the targets under ``"labels"``, ``"label"``, ``"targets"``, ``"target"`` or ``"y"`` and the
+            network's keyword arguments beside them. Inputs ``x`` may be tuples or mappings of the network's arguments
+            (:class:`~pyrobnn.Batch`). The data set, or the sampler of a subset, has the model's ``num_data`` rows.
+        batch: For loaders that yield something else (graphs, say): a function from that to ``(inputs, targets)``,
+            ``(inputs, targets, weight)`` or a :class:`~pyrobnn.Batch`; also for ``validation``.
         epochs: Passes over the data, in all (a resumed run continues up to this number).
         lr: Learning rate.
         scale_lr: Learning rate of the guide's scale parameters, if it has any; ``lr`` if None.
@@ -87,12 +93,12 @@ def fit(
         NonFiniteLossError: If the objective becomes NaN or infinite: the message names the epoch, the step
             and the part to blame; model and guide hold the last good state, ``error.history`` what happened
             until then.
-        TypeError: If the guide is not of this library, a batch is not ``(x, y)``, or an argument is of a kind
+        TypeError: If the guide is not of this library, a batch is of no known form, or an argument is of a kind
             that cannot do what was asked.
         ValueError: If the loader does not fit the model, is empty, or a batch holds what the model cannot
             take.
     """
-    check_arguments(model, guide, loader, epochs, patience, clip_norm, validation, checkpoint, resume)
+    check_arguments(model, guide, loader, epochs, patience, clip_norm, validation, checkpoint, resume, batch)
     check_optimizer(optimizer, scheduler, checkpoint)
     if seed is not None:
         pyro.set_rng_seed(seed)
@@ -108,6 +114,7 @@ def fit(
         validation=validation,
         clip_norm=clip_norm,
         device=device,
+        reader=batch,
         epochs=epochs,
     )
     run.scheduler = None if scheduler is None else scheduler(run.torch_optimizer)

@@ -17,10 +17,11 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from pyrobnn import random_state
+from pyrobnn.batches import Batch, Reader
 from pyrobnn.bayesianize import frozen_buffers
 from pyrobnn.elbo import NonFiniteLossError, Objective, Parts
 from pyrobnn.guides.base import Guide
-from pyrobnn.training.checks import check_batch, check_rows, check_targets, unpack
+from pyrobnn.training.checks import check_rows, check_targets
 from pyrobnn.training.history import History
 from pyrobnn.training.optimizers import trainable_parameters
 from pyrobnn.training.state import Tensors, became_non_finite, read_tensors, write_tensors
@@ -36,6 +37,7 @@ def train_step(
     optimizer: Optimizer | PyroOptim,
     args: tuple[Any, ...],
     clip_norm: float | None = None,
+    kwargs: dict[str, Any] | None = None,
 ) -> Parts:
     """One gradient step on the objective per datum; what :func:`pyrobnn.fit` does with each batch.
 
@@ -46,6 +48,7 @@ def train_step(
         optimizer: The optimizer (:func:`make_optimizer`).
         args: Arguments of the model, ``(x, y)``.
         clip_norm: Largest norm of the gradient of the objective per datum.
+        kwargs: Keyword arguments of the model.
 
     Returns:
         The parts of the objective before the step, in sum units.
@@ -59,7 +62,7 @@ def train_step(
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for parameter in parameters:
         parameter.grad = None
-    parts = elbo.backward(model, guide, args, scale=None)
+    parts = elbo.backward(model, guide, args, kwargs, scale=None)
     if clip_norm is not None:
         nn.utils.clip_grad_norm_(parameters, clip_norm)
     if isinstance(optimizer, PyroOptim):
@@ -78,6 +81,7 @@ class Run:
         best: Parameters and buffers after the best epoch (by validation), and its value.
         epochs_since_best: Epochs after that one.
         previous: The last batch that a step was taken on.
+        reader: How to read what loaders yield.
     """
 
     model: nn.Module
@@ -94,7 +98,8 @@ class Run:
     best: Tensors | None = None
     best_value: float = -float("inf")
     epochs_since_best: int = 0
-    previous: tuple[Any, Any] | None = None
+    previous: Batch | None = None
+    reader: Reader | None = None
 
     @property
     def torch_optimizer(self) -> Optimizer:
@@ -110,20 +115,20 @@ class Run:
         totals: dict[str, float] = {}
         rows = 0
         index = -1
-        for index, batch in enumerate(self.loader):
-            x, y = unpack(batch, self.device)
-            check_batch(x, index)
+        for index, raw in enumerate(self.loader):
+            batch = Batch.read(raw, self.device, self.reader)
+            batch.check(index)
             if first:
-                check_targets(self.model, x, y)
-            parts = self._step((x, y), index, good)
-            rows += len(y)
+                check_targets(self.model, batch)
+            parts = self._step(batch, index, good)
+            rows += batch.rows
             for name, value in parts.per_datum().items():
-                totals[name] = totals.get(name, 0.0) + len(y) * value
+                totals[name] = totals.get(name, 0.0) + batch.rows * value
             self.history.divergence_name = parts.divergence_name
         if rows == 0:
             raise ValueError("loader: it yielded no batch; the data set is empty or drop_last left nothing.")
         if first:
-            check_rows(getattr(self.model, "num_data", None), self.loader, rows)
+            check_rows(getattr(self.model, "num_data", None), self.loader, rows, self.reader)
         if names := became_non_finite(self.model, self.guide, good):
             self._fail(
                 f"the last step made the parameters non-finite ({names[0]}); lower the learning rate.",
@@ -138,17 +143,19 @@ class Run:
         self._advance_schedule(entries.get("validation", entries["elbo"]))
         self.history.append(entries | {"seconds": time.perf_counter() - started})
 
-    def _step(self, args: tuple[Any, Any], index: int, good: Tensors) -> Parts:
+    def _step(self, batch: Batch, index: int, good: Tensors) -> Parts:
         try:
-            parts = train_step(self.model, self.guide, self.elbo, self.optimizer, args, self.clip_norm)
+            parts = train_step(
+                self.model, self.guide, self.elbo, self.optimizer, batch.args, self.clip_norm, batch.kwargs
+            )
         except NonFiniteLossError as error:
             self._fail(error, index, good)
         except ValueError as error:
-            if (hidden := self._hidden_failure(args)) is None:
+            if (hidden := self._hidden_failure(batch)) is None:
                 raise
             self._fail(hidden, index, good, cause=error)
         self.history.steps += 1
-        self.previous = args
+        self.previous = batch
         return parts
 
     def _remaining(self) -> int | None:
@@ -160,11 +167,11 @@ class Run:
         except TypeError:  # a DataLoader over a stream has no length after all
             return None
 
-    def _hidden_failure(self, args: tuple[Any, Any]) -> NonFiniteLossError | None:
+    def _hidden_failure(self, batch: Batch) -> NonFiniteLossError | None:
         """Pyro's validation refuses NaN in a distribution before the objective can be found non-finite."""
         try:
             with pyro.validation_enabled(False), frozen_buffers(self.model):
-                self.elbo.backward(self.model, self.guide, args)
+                self.elbo.backward(self.model, self.guide, batch.args, batch.kwargs)
         except NonFiniteLossError as error:
             return error
         except (ValueError, IndexError, RuntimeError):
@@ -183,16 +190,17 @@ class Run:
 
     def _is_good(self) -> bool:
         """Whether the objective is finite on the last batch that was finite."""
-        if self.previous is None:
+        batch = self.previous
+        if batch is None:
             return True
-        with pyro.validation_enabled(False), random_state.kept(self.previous[1].device):
+        with pyro.validation_enabled(False), random_state.kept(batch.device):
             try:
-                return math.isfinite(self.elbo.loss(self.model, self.guide, *self.previous))
+                return math.isfinite(self.elbo.loss(self.model, self.guide, *batch.args, **batch.kwargs))
             except NonFiniteLossError:
                 return False
 
     def _validate(self, batches: Iterable[Any]) -> float:
-        value = log_predictive(self.model, self.guide, batches, self.device)
+        value = log_predictive(self.model, self.guide, batches, self.device, reader=self.reader)
         self.epochs_since_best += 1
         if value > self.best_value:
             self.best, self.best_value, self.epochs_since_best = (

@@ -1,6 +1,9 @@
 r"""The log predictive density of held-out data.
 
-.. math::  \frac1M \sum_{i=1}^M \log \frac1K \sum_{k=1}^K p(y_i \mid x_i, w_k), \qquad w_k \sim q.
+.. math::  \frac1M \sum_{i=1}^M \omega_i \log \frac1K \sum_{k=1}^K p(y_i \mid x_i, w_k), \qquad w_k \sim q,
+
+with the weights :math:`\omega_i` that the loader yields (else 1). What the model masks has density 1, and the mean is
+over all M rows, as in the ELBO per datum.
 """
 
 from __future__ import annotations
@@ -13,12 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from pyrobnn import random_state
+from pyrobnn.batches import Batch, Reader
 from pyrobnn.bayesianize import evaluating, frozen_buffers
 from pyrobnn.draws import Draws, installed_buffers
 from pyrobnn.guides.base import Guide
-from pyrobnn.substitution import Substitution
+from pyrobnn.substitution import Substitution, unscaled_score
 from pyrobnn.supervised import SupervisedModel
-from pyrobnn.training.checks import unpack
 
 __all__ = ["log_predictive"]
 
@@ -30,15 +33,17 @@ def log_predictive(
     batches: Iterable[Any],
     device: torch.device | str | None = None,
     num_samples: int = 8,
+    reader: Reader | None = None,
 ) -> float:
     """Mean log predictive density, with the same draws' noise at every call so that epochs compare.
 
     Args:
         model: The model.
         guide: The posterior.
-        batches: Pairs ``(x, y)``.
+        batches: What a loader yields.
         device: Where to move them.
         num_samples: Number K of posterior draws.
+        reader: How to read what it yields (:meth:`Batch.read`).
 
     Returns:
         Nats per datum.
@@ -50,23 +55,24 @@ def log_predictive(
         draws = Draws.of(guide.sample(num_samples))
     total, rows = 0.0, 0
     with evaluating(model), frozen_buffers(model):
-        for batch in batches:
-            x, y = unpack(batch, device)
-            by_draw = [_log_likelihood(model, draws.at(index), x, y) for index in range(num_samples)]
-            total += float((torch.stack(by_draw).logsumexp(0) - math.log(num_samples)).sum())
-            rows += len(y)
+        for raw in batches:
+            batch = Batch.read(raw, device, reader, argument="validation")
+            by_draw = [_log_likelihood(model, draws.at(index), batch) for index in range(num_samples)]
+            by_row = torch.stack(by_draw).logsumexp(0) - math.log(num_samples)
+            total += float((by_row if batch.weight is None else by_row * batch.weight).sum())
+            rows += batch.rows
     if rows == 0:
         raise ValueError("validation: it yielded no batch.")
     return total / rows
 
 
-def _log_likelihood(model: nn.Module, draw: Draws, x: Any, y: Tensor) -> Tensor:
-    """``log p(y | x, w)`` of each row."""
+def _log_likelihood(model: nn.Module, draw: Draws, batch: Batch) -> Tensor:
+    """``log p(y | x, w)`` of each row, ``[B]``, unweighted; what is masked counts nothing."""
     with installed_buffers(model, draw.buffers), Substitution(draw) as run:
         if isinstance(model, SupervisedModel):  # past the data plate: held-out data may outnumber the training data
-            outputs = model.predictive(x)
-            model.likelihood.check_shape(outputs, y)
-            return model.likelihood(outputs).log_prob(y)
-        model(x, y)
-    rows = [m["fn"].log_prob(m["value"]).reshape(len(y), -1).sum(-1) for m in run.observed]
+            outputs = model.predictive(batch.inputs)
+            model.likelihood.check_shape(outputs, batch.targets)
+            return model.likelihood(outputs).log_prob(batch.targets)
+        model(*batch.args, **batch.kwargs)
+    rows = [unscaled_score(message).reshape(batch.rows, -1).sum(-1) for message in run.observed]
     return torch.stack(rows).sum(0)

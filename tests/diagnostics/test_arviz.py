@@ -335,7 +335,7 @@ def test_mistakes_get_clear_errors() -> None:
         to_arviz(model, guide, x, y, groups=["posteriors"])
     with pytest.raises(ValueError, match="batch_size: expected a positive int, got 0"):
         to_arviz(model, guide, x, y, batch_size=0)
-    with pytest.raises(ValueError, match=r"x, y: expected tensors with the same .* rows, got \[19, 20\]"):
+    with pytest.raises(ValueError, match=r"y: Normal expects targets of shape \(20, 1\).*got \(19, 1\)"):
         to_arviz(model, guide, x, y[:19])
     other = SupervisedModel(nn.Linear(2, 1), likelihoods.Normal(1.0), dist.Normal(0.0, 1.0), num_data=20)
     with pytest.raises(ValueError, match=r"posterior: it draws the site 'net.0.bias', which the model"):

@@ -10,6 +10,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from pyrobnn import likelihoods
+from pyrobnn.diagnostics._evaluation import Rows, evaluate
 from pyrobnn.diagnostics.checks import Check, CheckReport, check
 from pyrobnn.guides import Map, MeanField
 from pyrobnn.supervised import SupervisedModel
@@ -176,6 +177,69 @@ def test_report_prints_and_converts() -> None:
         report["khat"]
 
 
+WEIGHT = torch.rand(20, generator=torch.Generator().manual_seed(1))
+
+
+def forms() -> list[tuple[object, object]]:
+    """The same weighted data as loaders and readers, with a network of two inputs."""
+    _, x, y = small_network()
+    a, b = x[:, :1], x[:, 1:]
+    parts = [slice(0, 8), slice(8, 20)]
+    pairs = [((a[rows], b[rows]), y[rows], WEIGHT[rows]) for rows in parts]
+    named = [{"a": a[rows], "b": b[rows], "t": y[rows], "w": WEIGHT[rows]} for rows in parts]
+    return [(pairs, None), (named, lambda raw: ({"a": raw["a"], "b": raw["b"]}, raw["t"], raw["w"]))]
+
+
+class TwoInputs(nn.Module):
+    """Takes its columns apart."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(2, 1)
+
+    def forward(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        return self.layer(torch.cat([a, b], 1))
+
+
+@pytest.mark.parametrize("form", [0, 1])
+def test_weighted_data_of_any_form_are_checked(form: int) -> None:
+    """For a point estimate each draw has the weighted log likelihood of all rows, exactly."""
+    loader, reader = forms()[form]
+    _, x, y = small_network()
+    model = SupervisedModel(TwoInputs(), likelihoods.Normal(NOISE), dist.Normal(0.0, 1.0), num_data=20)
+    guide = Map(model)
+    run = evaluate(model, guide, Rows(model, guide, loader, 100, "loader", reader), 3)  # type: ignore[arg-type]
+    density = dist.Normal(model.net.network.layer(x), NOISE).log_prob(y)[:, 0].detach()
+    torch.testing.assert_close(run.by_datum.float(), WEIGHT * density)
+    torch.testing.assert_close(run.log_likelihood.float(), (WEIGHT * density).sum().expand(3))
+    torch.testing.assert_close(run.targets, y)
+    reports = []
+    for data, read in ((loader, reader), forms()[0]):
+        torch.manual_seed(0)
+        reports.append(str(check(model, guide, data, batch=read, num_samples=25)))  # type: ignore[arg-type]
+    assert reports[0] == reports[1]
+
+
+def test_batches_that_cannot_be_joined_are_checked_one_by_one() -> None:
+    """Sequences padded to two lengths; the network sums over them, so that padding by zeros changes nothing."""
+
+    class Sums(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(2, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.layer(x.sum(1))
+
+    x, y = torch.randn(20, 5, 2, generator=torch.Generator().manual_seed(3)), torch.randn(20, 1)
+    x[:8, 3:] = 0.0
+    model = SupervisedModel(Sums(), likelihoods.Normal(NOISE), dist.Normal(0.0, 1.0), num_data=20)
+    guide = Map(model)
+    ragged = evaluate(model, guide, Rows(model, guide, [(x[:8, :3], y[:8]), (x[8:], y[8:])], 100, "loader"), 2)
+    whole = evaluate(model, guide, Rows(model, guide, [(x, y)], 100, "loader"), 2)
+    torch.testing.assert_close(ragged.by_datum, whole.by_datum)
+
+
 def test_a_report_is_ok_unless_a_check_warns() -> None:
     passed, other = Check("a", "pass", 1.0, ""), Check("b", "not applicable", None, "")
     assert CheckReport([passed, other]).ok
@@ -191,5 +255,5 @@ def test_mistakes_get_clear_errors() -> None:
         check(model, guide, [(x, y)], num_samples=5)
     with pytest.raises(ValueError, match="loader: it yielded no data"):
         check(model, guide, [])
-    with pytest.raises(TypeError, match=r"held_out: expected batches \(x, y\), got Tensor"):
+    with pytest.raises(TypeError, match=r"held_out: expected batches \(x, y\), .* got a Tensor"):
         check(model, guide, [(x, y)], held_out=[x], num_samples=25)

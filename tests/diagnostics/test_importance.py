@@ -10,7 +10,7 @@ from pyrobnn.diagnostics._batches import batches
 from pyrobnn.diagnostics.importance import importance_k_hat, k_hat_threshold, last_layer_sites, log_ratios
 from pyrobnn.guides import Map, MeanField
 from pyrobnn.supervised import SupervisedModel
-from tests.diagnostics.models import Conjugate, small_network
+from tests.diagnostics.models import NOISE, Conjugate, set_parameters, small_network
 
 pytestmark = pytest.mark.arviz
 
@@ -119,3 +119,16 @@ def test_mistakes_get_clear_errors() -> None:
         importance_k_hat(case.model, guide, case.x, case.y, sites=["fc"])
     with pytest.raises(TypeError, match=r"guide: expected one of pyrobnn.guides, got int"):
         importance_k_hat(case.model, 3, case.x, case.y)  # type: ignore[arg-type]
+
+
+def test_weights_of_data_enter_the_log_joint() -> None:
+    """The exact posterior of a weighted regression: its ratios are equal, in batches too."""
+    case = Conjugate(dims=1)
+    weight = torch.rand(100, generator=torch.Generator().manual_seed(2), dtype=torch.float64) * 3.0
+    squares, products = case.x.square().T * weight, (case.x * case.y).T * weight
+    precision = 1.0 + squares.sum(1) / NOISE**2
+    guide = set_parameters(MeanField(case.model), products.sum(1) / NOISE**2 / precision, precision.rsqrt())
+    pieces = batches(case.model, (case.x, case.y, weight), {}, 32)
+    ratios = log_ratios(case.model, guide, pieces, ["net.weight"], 20)
+    assert ratios.std() < 1e-6
+    assert log_ratios(case.model, guide, batches(case.model, (case.x, case.y), {}, 32), ["net.weight"], 20).std() > 0.01

@@ -294,8 +294,10 @@ def test_refusals() -> None:
     guide = Laplace(model)
     with pytest.raises(ValueError, match="loader: it yielded 20 rows, but the model has num_data=24"):
         guide.fit(model, loader(x[:20], y[:20]))
-    with pytest.raises(TypeError, match=r"loader: expected batches \(x, y\), got a Tensor"):
+    with pytest.raises(TypeError, match=r"loader: expected batches \(x, y\), .* got a Tensor"):
         guide.fit(model, [x])
+    with pytest.raises(TypeError, match="loader: its batches bring weights, which the curvature does not take"):
+        guide.fit(model, [(x, y, torch.ones(len(x)))])
     with pytest.raises(TypeError, match="model: curvature needs a SupervisedModel"):
         guide.fit(nn.Linear(3, 3), loader(x, y))
     with pytest.raises(ValueError, match="per_layer: structure='full' correlates the layers"):

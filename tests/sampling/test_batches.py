@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
+from pyrobnn.batches import Batch
 from pyrobnn.sampling.batches import Batches, all_data
 from tests.sampling.models import classifier, loader, quick, rows
 
@@ -73,12 +74,46 @@ def test_peeking_does_not_move_on() -> None:
 
 def test_all_data_joins_the_batches() -> None:
     for data in (rows(), loader(shuffle=False)):
-        found = all_data(data, None)
+        found = all_data(classifier(), data)
         assert all(torch.equal(a, b) for a, b in zip(found, rows(), strict=True))
-    with pytest.raises(TypeError, match="inputs are no tensors cannot be joined"):
-        all_data([((rows()[0], rows()[0]), rows()[1])], None)
     with pytest.raises(ValueError, match="yielded no batch"):
-        all_data([], None)
+        all_data(classifier(), [])
+
+
+def test_all_data_joins_trees_of_inputs_and_weights() -> None:
+    x, y = rows()
+    weight = torch.rand(len(y))
+    halves = [({"input": x[part]}, y[part], weight[part]) for part in (slice(10), slice(10, None))]
+    joined, targets, weights = all_data(classifier(), halves)
+    assert list(joined) == ["input"]
+    assert torch.equal(joined["input"], x)
+    assert torch.equal(targets, y)
+    assert torch.equal(weights, weight)
+
+
+def test_all_data_of_another_size_are_refused() -> None:
+    """They would count N/B times each, and the posterior would be too narrow or too wide."""
+    x, y = rows()
+    for data in ((x[:12], y[:12]), [(x[:12], y[:12])]):
+        with pytest.raises(ValueError, match=r"^num_data: .* 24 data, .* 12 rows"):
+            all_data(classifier(), data)
+    with pytest.raises(ValueError, match=r"^num_data: .* data has 12 rows, each of which would count 2 times"):
+        quick(classifier(), (x[:12], y[:12]))
+
+
+def test_a_reader_says_how_batches_are_read() -> None:
+    x, y = rows()
+    expected = quick(classifier(), [(x[:12], y[:12]), (x[12:], y[12:])])
+    found = quick(classifier(), [(y[:12], x[:12]), (y[12:], x[12:])], batch=lambda raw: (raw[1], raw[0]))
+    assert torch.equal(found.blocks[0], expected.blocks[0])
+
+
+def test_keyword_arguments_of_a_reader_are_refused() -> None:
+    def reader(raw: Any) -> Batch:
+        return Batch((raw[0],), {"y": raw[1]}, raw[0], raw[1], len(raw[1]))
+
+    with pytest.raises(TypeError, match=r"^batch: sampling passes positional arguments only"):
+        quick(classifier(), [rows()], batch=reader)
 
 
 def test_rows_of_a_loader_without_a_data_set_are_counted() -> None:

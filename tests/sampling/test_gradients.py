@@ -9,6 +9,7 @@ from torch import nn
 
 from pyrobnn import likelihoods
 from pyrobnn.layout import Layout
+from pyrobnn.sampling.batches import Batches
 from pyrobnn.sampling.gradients import PotentialGradient
 from pyrobnn.supervised import SupervisedModel
 from tests.sampling.models import classifier, rows
@@ -61,3 +62,20 @@ def test_the_priors_value_is_left_out_and_its_gradient_is_not(chains: int) -> No
     torch.testing.assert_close(gradient((x, y)), found)
     parts = gradient._objective.parts
     assert parts is not None and float(parts.divergence) > 0.0
+
+
+@pytest.mark.parametrize("chains", [1, 3])
+def test_weights_of_data_are_in_the_gradient(chains: int) -> None:
+    """Of a weighted regression with one weight: precision times the distance to the posterior mean."""
+    model = SupervisedModel(
+        nn.Linear(1, 1, bias=False), likelihoods.Normal(1.0), dist.Normal(0.0, 1.0), num_data=24
+    ).double()
+    x, y = rows()[0][:, :1].double(), torch.randn(24, 1, dtype=torch.float64)
+    weight = torch.rand(24, dtype=torch.float64)
+    weight[:5] = 0.0
+    precision = 1.0 + (weight[:, None] * x.square()).sum()
+    mean = (weight[:, None] * x * y).sum() / precision
+    start = torch.randn(chains, 1, dtype=torch.float64)
+    batches = Batches(model, (x, y, weight))
+    gradient = PotentialGradient(model, Layout.of(model), start)(batches.next())
+    torch.testing.assert_close(gradient, precision * (start - mean))

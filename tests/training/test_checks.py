@@ -10,10 +10,19 @@ import pytest
 import torch
 from pyro.infer.autoguide import AutoNormal
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    DistributedSampler,
+    RandomSampler,
+    SequentialSampler,
+    SubsetRandomSampler,
+    TensorDataset,
+    WeightedRandomSampler,
+)
 
 from pyrobnn import likelihoods
-from pyrobnn.guides import MeanField
+from pyrobnn.guides import Map, MeanField
 from pyrobnn.supervised import SupervisedModel
 from pyrobnn.training import fit
 from tests.training.networks import data, loader, model, model_and_guide, same, tensors
@@ -74,6 +83,82 @@ def test_a_data_set_of_another_size_is_refused() -> None:
     refused(ValueError, r"^num_data: .* 30 data, .* has 20", loader(), built=model(num_data=30))
 
 
+@pytest.mark.parametrize(
+    ("sampler", "right"),
+    [
+        (SubsetRandomSampler(range(12)), {12}),
+        (SequentialSampler(range(12)), {12}),
+        (RandomSampler(range(20), num_samples=12), {20}),
+        (RandomSampler(range(20), replacement=True, num_samples=40), {20}),
+        (DistributedSampler(range(20), num_replicas=2, rank=0), {20}),
+        (WeightedRandomSampler([1.0] * 20, 12), {12, 20}),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_the_sampler_says_how_many_data_there_are(sampler: Any, right: set[int]) -> None:
+    """Of a subset it alone does; a sampler that draws some of all the data for each epoch has all of them."""
+    for num_data in (12, 20, 40, 10):
+        built = model(num_data=num_data)
+        batches = loader(sampler=sampler, batch_size=4)
+        if num_data in right:
+            assert quiet(built, MeanField(built), batches, epochs=1).epochs == 1
+        else:
+            refused(ValueError, rf"^num_data: .* {num_data} data, .* has (12|20); .*=(12|20)", batches, built=built)
+
+
+@pytest.mark.parametrize("num_data", [12, 20])
+def test_the_sampler_of_batches_counts_if_it_has_one(num_data: int) -> None:
+    built = model(num_data=num_data)
+    sampler = BatchSampler(SubsetRandomSampler(range(12)), 4, drop_last=False)
+    batches = DataLoader(TensorDataset(*data()), batch_sampler=sampler)
+    if num_data == 12:
+        assert quiet(built, MeanField(built), batches, epochs=1).epochs == 1
+    else:
+        refused(ValueError, r"^num_data: .* 20 data, .* sampler has 12", batches, built=built)
+
+
+@pytest.mark.parametrize("num_data", [12, 20, 16])
+def test_batches_chosen_by_hand_are_counted(num_data: int) -> None:
+    """The rows of a pass, or those of the data set, if some are left out of a pass (as ``drop_last`` does)."""
+    built = model(num_data=num_data)
+    batches = DataLoader(TensorDataset(*data()), batch_sampler=[range(0, 6), range(6, 12)])  # type: ignore[arg-type]
+    if num_data == 16:
+        with pytest.raises(ValueError, match=r"^num_data: .* 16 data, .* yielded 12 rows"):
+            quiet(built, MeanField(built), batches, epochs=1)
+    else:
+        assert quiet(built, MeanField(built), batches, epochs=1).epochs == 1
+
+
+def test_a_reader_may_make_other_rows_of_the_data_set() -> None:
+    """Ten items of two rows each are 20 rows, and N is that of rows."""
+    x, y = data()
+    batches = DataLoader(TensorDataset(x.view(10, 2, 3), y.view(10, 2)), batch_size=4)
+    built = model()
+    history = quiet(
+        built, MeanField(built), batches, epochs=1, batch=lambda raw: (raw[0].flatten(0, 1), raw[1].flatten())
+    )
+    assert history.epochs == 1
+    built = model(num_data=15)
+    with pytest.raises(ValueError, match=r"^num_data: .* 15 data, .* yielded 20 rows"):
+        quiet(built, MeanField(built), batches, epochs=1, batch=lambda raw: (raw[0].flatten(0, 1), raw[1].flatten()))
+
+
+def test_a_reader_must_be_a_function() -> None:
+    refused(TypeError, r"^batch: expected a function from a batch to \(inputs, targets\), got 'y'", loader(), batch="y")
+
+
+def test_a_subset_has_the_posterior_of_the_subset() -> None:
+    """A linear regression on 12 of 20 rows: the mode is the sum of xy over 1 + the sum of squares, of the 12."""
+    x, y = (torch.randn(20, 1, generator=torch.Generator().manual_seed(seed)).double() for seed in (8, 9))
+    net = nn.Linear(1, 1, bias=False).double()
+    built = SupervisedModel(net, likelihoods.Normal(1.0), dist.Normal(0.0, 1.0), num_data=12).double()
+    guide = Map(built).double()
+    batches = DataLoader(TensorDataset(x, y), batch_size=12, sampler=SubsetRandomSampler(range(12)))
+    quiet(built, guide, batches, epochs=100, lr=0.5, optimizer=torch.optim.SGD)
+    expected = (x[:12] * y[:12]).sum() / (1.0 + x[:12].square().sum())
+    torch.testing.assert_close(guide.flat_loc.detach().squeeze(), expected)
+
+
 def test_a_list_of_batches_of_another_size_is_refused() -> None:
     built = model(num_data=30)
     with pytest.raises(ValueError, match=r"^num_data: .* 30 data, .* yielded 20 rows .*num_data=20"):
@@ -113,14 +198,14 @@ def test_a_generator_lasts_one_epoch(argument: str) -> None:
     [
         (torch.zeros(20, 3), "Tensor"),
         ((torch.zeros(20, 3),), "tuple of length 1"),
-        ((*data(), torch.zeros(20)), "tuple of length 3"),
-        ({"x": data()[0], "y": data()[1]}, "dict of length 2"),
+        ((*data(), torch.zeros(20), 1), "tuple of length 4"),
+        ({"x": data()[0], "t": data()[1]}, "dict with 'x', 't'"),
         (None, "NoneType"),
         ("xy", "str"),
     ],
 )
-def test_a_batch_must_be_a_pair(batch: Any, kind: str) -> None:
-    refused(TypeError, rf"^loader: expected batches \(x, y\), got a {kind};", [batch])
+def test_a_batch_must_be_of_a_known_form(batch: Any, kind: str) -> None:
+    refused(TypeError, rf"^loader: expected batches \(x, y\), .* got a {kind}; pass batch=", [batch])
 
 
 def test_targets_must_be_tensors() -> None:
