@@ -20,7 +20,15 @@ from torch import Tensor, nn
 
 from pyrobnn.bayesianize import bayesianize
 from pyrobnn.guides.mean_field import MeanField
-from pyrobnn.likelihoods import Bernoulli, Categorical, HeteroscedasticNormal, Likelihood, Normal, Poisson
+from pyrobnn.likelihoods import (
+    Bernoulli,
+    Categorical,
+    ClassLikelihood,
+    HeteroscedasticNormal,
+    Likelihood,
+    Normal,
+    Poisson,
+)
 from pyrobnn.priors import learned_scale
 from pyrobnn.substitution import Substitution
 from pyrobnn.supervised import SupervisedModel
@@ -64,7 +72,7 @@ def observed_run(model: SupervisedModel, direct: bool, batch: int) -> tuple[list
     torch.manual_seed(0)
     values = {name: value for name, value in MeanField(model).draw().items() if "likelihood" not in name}
     x = torch.randn(batch, 3)
-    y = torch.randint(5, (batch,)) if model.likelihood.is_discrete else torch.randn(batch, 5)
+    y = torch.randint(5, (batch,)) if isinstance(model.likelihood, ClassLikelihood) else torch.randn(batch, 5)
     with Substitution(values, direct=direct) as run:
         outputs = model(x, y)
     messages = [*run.latent, *run.observed]

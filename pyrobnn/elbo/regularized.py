@@ -30,6 +30,7 @@ from pyrobnn.elbo.parts import ELBOParts
 from pyrobnn.elbo.tempering import Temperature
 from pyrobnn.estimators import EstimatorSpec
 from pyrobnn.guides.base import Guide
+from pyrobnn.likelihoods import ClassLikelihood
 from pyrobnn.substitution import Substitution
 from pyrobnn.supervised import SupervisedModel
 
@@ -131,7 +132,7 @@ class RegularizedELBO(MeanFieldELBO):
 
     def _penalty(self, model: Any, values: dict[str, Tensor], guide: Guide, plan: DrawPlan, x: Any) -> Tensor:
         """Mean hinge on the auxiliary inputs, with gradients to ``values``."""
-        if not isinstance(model, SupervisedModel) or not model.likelihood.is_discrete:
+        if not isinstance(model, SupervisedModel) or not isinstance(model.likelihood, ClassLikelihood):
             raise TypeError(
                 "model: the uncertainty regulariser compares class probabilities; it needs a SupervisedModel with a "
                 "likelihood of classes."

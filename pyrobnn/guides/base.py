@@ -106,6 +106,7 @@ class Guide(PyroModule):
         num_latents: Length of the flat vector.
         divergence_name: What :meth:`divergence` measures, for progress bars and plots.
         has_density: Whether :meth:`log_prob` exists for this family.
+        predictor: What :func:`pyrobnn.predict` answers with by default, ``"weights"`` or ``"linearized"``.
 
     Raises:
         TypeError: If the model is no Pyro model, or needs ``example`` and has none.
@@ -114,6 +115,7 @@ class Guide(PyroModule):
 
     divergence_name: ClassVar[str] = "KL"
     has_density: ClassVar[bool] = True
+    predictor: str = "weights"
     transient: ClassVar[frozenset[str]] = frozenset({"_step", "_leaves", "_counted"})
 
     def __init__(

@@ -9,9 +9,9 @@ Laplace evidence compares models and tunes the prior,
 .. math::  \log p(D) \approx \log p(D \mid \hat w) + \log p(\hat w) + \tfrac d2 \log 2\pi - \tfrac12 \log\det(H + P).
 
 MacKay (1992); Ritter, Botev & Barber (2018); Immer et al. (2021); Daxberger et al., *Laplace Redux* (2021). Draws of a
-Gauss–Newton posterior over hidden layers underfit; :func:`pyrobnn.prediction.predict_linearized` is the predictive that
-the matrix belongs to. For the last layer the two are one. The package laplace-torch does the same for plain networks;
-here it is a Pyro guide like any other.
+Gauss–Newton posterior over hidden layers underfit; the matrix belongs to the predictive of the *linearized* network,
+which :func:`pyrobnn.predict` takes for them. For the last layer the two are one. The package laplace-torch does the
+same for plain networks; here it is a Pyro guide like any other.
 """
 
 from __future__ import annotations
@@ -103,6 +103,11 @@ class Laplace(Map):
     def covered(self) -> list[str]:
         """Sites with a Gaussian, block by block; the others are points."""
         return list(self._block_of)
+
+    @property
+    def predictor(self) -> str:  # type: ignore[override]
+        """``"linearized"`` over hidden layers, where draws underfit; for the last layer the two are one."""
+        return "weights" if self.structure == "last_layer" else "linearized"
 
     def config(self) -> dict[str, Any]:
         """Constructor arguments."""

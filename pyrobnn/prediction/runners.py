@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
 
 import torch
@@ -19,6 +19,7 @@ from pyrobnn.supervised import SupervisedModel, run_network
 __all__ = ["Method", "Runner", "model_outputs", "num_rows", "to_device"]
 
 Method = Literal["auto", "loop", "vmap"]
+Summarize = Callable[[Tensor], dict[str, Tensor]]
 
 _STACKED_BYTES = 2**20  # small predictions are reduced several draws at a time, which saves calls
 _CHUNK_ROWS = 256  # longer batches only add page faults on a CPU
@@ -91,8 +92,8 @@ class Runner:
                 f"{', '.join(list(draws)[:8])}. Pass the guide (or draws) of this model."
             )
 
-    def summaries(self, draws: dict[str, Tensor], x: Any) -> Iterator[tuple[Tensor, Tensor | None]]:
-        """What draws ``{site: [k, …]}`` predict: probabilities, or means and variances, ``[k', N, …]``.
+    def summaries(self, draws: dict[str, Tensor], x: Any, summarize: Summarize) -> Iterator[dict[str, Tensor]]:
+        """What ``summarize`` makes of the outputs under draws ``{site: [k, …]}``: ``{name: [k', N, …]}`` by chunks.
 
         Draws that bring buffers (:class:`~pyrobnn.guides.draws.Draws`) are each run with their own.
         """
@@ -102,23 +103,18 @@ class Runner:
             self.check_sites(draws)
             self._checked_sites = True
         if self.method == "vmap":
-            yield from self._vmapped(draws, x)
+            yield from self._vmapped(draws, x, summarize)
             return
         count = len(next(iter(draws.values())))
-        pending: list[tuple[Tensor, Tensor | None]] = []
+        pending: list[dict[str, Tensor]] = []
         for index in range(count):
-            pending.append(self._looped(draws.at(index), x))
-            if index + 1 == count or len(pending) * pending[0][0].nbytes > _STACKED_BYTES:
-                first, second = zip(*pending, strict=True)
-                yield torch.stack(first), None if second[0] is None else torch.stack(second)
+            pending.append(self._looped(draws.at(index), x, summarize))
+            nbytes = sum(tensor.nbytes for tensor in pending[0].values())
+            if index + 1 == count or len(pending) * nbytes > _STACKED_BYTES:
+                yield {name: torch.stack([summary[name] for summary in pending]) for name in pending[0]}
                 pending = []
 
-    def _summary(self, outputs: Tensor) -> tuple[Tensor, Tensor | None]:
-        if self.likelihood.is_discrete:
-            return self.likelihood.probabilities(outputs), None
-        return self.likelihood.moments(outputs)
-
-    def _looped(self, draw: Draws, x: Any) -> tuple[Tensor, Tensor | None]:
+    def _looped(self, draw: Draws, x: Any, summarize: Summarize) -> dict[str, Tensor]:
         net = getattr(self.model, "net", None)
         with contextlib.ExitStack() as stack:
             stack.enter_context(installed_buffers(self.model, draw.buffers))
@@ -132,13 +128,12 @@ class Runner:
                 stack.enter_context(Substitution(draw))
                 outputs = torch.cat([model_outputs(self.model, part) for part in self._parts(x, 1)])
         with Substitution(draw):
-            return self._summary(outputs)
+            return summarize(outputs)
 
-    def _vmapped(self, draws: Draws, x: Any) -> Iterator[tuple[Tensor, Tensor | None]]:
-        def one(draw: dict[str, Tensor], buffers: dict[str, Tensor], part: Any) -> tuple[Tensor, ...]:
+    def _vmapped(self, draws: Draws, x: Any, summarize: Summarize) -> Iterator[dict[str, Tensor]]:
+        def one(draw: dict[str, Tensor], buffers: dict[str, Tensor], part: Any) -> dict[str, Tensor]:
             with installed_buffers(self.model, buffers), Substitution(draw):
-                first, second = self._summary(model_outputs(self.model, part))
-            return (first,) if second is None else (first, second)
+                return summarize(model_outputs(self.model, part))
 
         count = len(next(iter(draws.values())))
         rows = num_rows(x)
@@ -147,8 +142,7 @@ class Runner:
         for start in range(0, count, together):
             chunk = draws.at(slice(start, start + together))
             pieces = [run(dict(chunk), chunk.buffers, part) for part in self._parts(x, len(next(iter(chunk.values()))))]
-            joined = tuple(torch.cat(tensors, 1) for tensors in zip(*pieces, strict=True))
-            yield joined[0], joined[1] if len(joined) > 1 else None
+            yield {name: torch.cat([piece[name] for piece in pieces], 1) for name in pieces[0]}
 
     def _parts(self, x: Any, num_draws: int) -> Iterator[Any]:
         rows = num_rows(x)
