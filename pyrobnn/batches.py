@@ -19,7 +19,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from pyrobnn.trees import RowIndex, join_rows, leaves, take_rows, to_device
 
-__all__ = ["TARGET_NAMES", "Batch", "Reader", "check_inputs", "check_weight"]
+__all__ = ["TARGET_NAMES", "Batch", "Reader", "check_inputs", "check_weight", "inputs_of"]
 
 Reader: TypeAlias = Callable[[Any], Any]
 """From what a loader yields to a :class:`Batch`, ``(inputs, targets)`` or ``(inputs, targets, weight)``."""
@@ -280,3 +280,23 @@ def _target_rows(targets: Any, argument: str) -> int:
     if len(lengths) > 1:
         raise ValueError(f"{argument}: the targets of a batch have different numbers of rows, {sorted(lengths)}.")
     return lengths.pop()
+
+
+def inputs_of(raw: Any, argument: str = "data") -> tuple[Any, Any]:
+    """Inputs, and targets where there are any, of what a loader of inputs or of batches yielded.
+
+    Raises:
+        TypeError: If it is of another form.
+    """
+    if isinstance(raw, Tensor | PackedSequence):
+        return raw, None
+    if type(raw) in (tuple, list) and len(raw) in (1, 2):
+        return raw[0], raw[1] if len(raw) == 2 else None
+    if isinstance(raw, Mapping) and not any(name in raw for name in TARGET_NAMES):
+        return raw, None
+    if not isinstance(raw, tuple | list | Mapping | Batch):
+        raise TypeError(
+            f"{argument}: expected a loader of inputs or of pairs (x, y), got a batch of {type(raw).__name__}."
+        )
+    read = Batch.read(raw, argument=argument)
+    return read.inputs, read.targets

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from pyrobnn.arguments import check_positive_int
+from pyrobnn.batches import inputs_of
 from pyrobnn.draws import Draws
 from pyrobnn.guides.base import Guide
-from pyrobnn.prediction.runners import model_outputs, to_device
+from pyrobnn.prediction.runners import inputs_on, model_outputs
 
 __all__ = ["BATCH_NORMS", "recalibrate_batch_norm"]
 
@@ -55,7 +56,7 @@ def recalibrate_batch_norm(model: nn.Module, guide: Guide, loader: Iterable[Any]
             layer.momentum = None  # the plain average over all passes
             layer.train()
         for batch in loader:
-            x = to_device(batch[0] if isinstance(batch, tuple | list) else batch, device)
+            x = inputs_on(inputs_of(batch)[0], device)
             for _ in range(num_draws):
                 averages.add(x)
             passes += num_draws

@@ -1,6 +1,6 @@
 r"""The categorical distribution of a network's outputs, :math:`p(y = c) = e^{o_c} / \sum_k e^{o_k}`, at training speed.
 
-Its log density is torch's fused cross-entropy. ``dist.Categorical`` normalises its logits on construction, again on
+Its log density is torch's fused cross-entropy. ``dist.Categorical`` normalizes its logits on construction, again on
 expansion by a plate, and gathers: about ten small kernels, a tenth of a small network's step. It is still what
 everything else (drawing, enumeration, entropy) is delegated to, when asked.
 """
@@ -20,19 +20,27 @@ __all__ = ["Softmax"]
 
 
 class Softmax(dist.TorchDistribution):
-    """Categorical with unnormalised log probabilities ``outputs``.
+    """Categorical with unnormalized log probabilities ``outputs``.
 
     Args:
         outputs: Shape ``[*batch shape, C]``.
         validate_args: As for every distribution of torch.
         ignore_index: A value that stands for no observation: its log probability is 0, without a gradient.
+        class_weight: Weights ``[C]``: :meth:`log_prob` of a class counts as often as its weight says.
     """
 
     arg_constraints: ClassVar[dict[str, Any]] = {"outputs": constraints.independent(constraints.real, 1)}
     has_enumerate_support = True
 
-    def __init__(self, outputs: Tensor, validate_args: bool | None = None, *, ignore_index: int | None = None) -> None:
-        self.outputs, self.ignore_index = outputs, ignore_index
+    def __init__(
+        self,
+        outputs: Tensor,
+        validate_args: bool | None = None,
+        *,
+        ignore_index: int | None = None,
+        class_weight: Tensor | None = None,
+    ) -> None:
+        self.outputs, self.ignore_index, self.class_weight = outputs, ignore_index, class_weight
         super().__init__(outputs.shape[:-1], validate_args=validate_args)
 
     @constraints.dependent_property(is_discrete=True, event_dim=0)
@@ -57,15 +65,19 @@ class Softmax(dist.TorchDistribution):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log probability of classes ``value``; under Pyro's validation, refuses values outside the support."""
+        weight = None if self.class_weight is None else self.class_weight.to(self.outputs.dtype)
         # The fused kernel does not say what is wrong.
         if dist.is_validation_enabled() or value.shape != self.batch_shape:
-            if self.ignore_index is None:
-                return self.categorical.log_prob(value)
-            ignored = value == self.ignore_index
-            return self.categorical.log_prob(value.masked_fill(ignored, 0)).masked_fill(ignored, 0.0)
+            ignored = None if self.ignore_index is None else value == self.ignore_index
+            known = value if ignored is None else value.masked_fill(ignored, 0)
+            log_prob = self.categorical.log_prob(known)
+            if weight is not None:
+                log_prob = log_prob * weight[known.long()]
+            return log_prob if ignored is None else log_prob.masked_fill(ignored, 0.0)
         rows, labels = self.outputs.reshape(-1, self.outputs.shape[-1]), value.reshape(-1).long()
         index = -100 if self.ignore_index is None else self.ignore_index  # the former is torch's default
-        return -F.cross_entropy(rows, labels, reduction="none", ignore_index=index).reshape(value.shape)
+        scores = F.cross_entropy(rows, labels, weight=weight, reduction="none", ignore_index=index)
+        return -scores.reshape(value.shape)
 
     def sample(self, sample_shape: torch.Size | list[int] | tuple[int, ...] = ()) -> Tensor:
         """Classes ``[*sample shape, *batch shape]``."""
@@ -84,4 +96,4 @@ class Softmax(dist.TorchDistribution):
         if torch.Size(batch_shape) == self.batch_shape:
             return self
         outputs = self.outputs.expand(*batch_shape, self.outputs.shape[-1])
-        return Softmax(outputs, validate_args=False, ignore_index=self.ignore_index)
+        return Softmax(outputs, validate_args=False, ignore_index=self.ignore_index, class_weight=self.class_weight)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pyrobnn import plots
 from pyrobnn.likelihoods import Categorical
-from pyrobnn.prediction import Prediction
+from pyrobnn.prediction import ClassPrediction, Prediction
 
 X = torch.tensor([2.0, 0.0, 1.0])
 MEAN = torch.tensor([20.0, 0.0, 10.0])
@@ -344,7 +344,7 @@ def segmented(count: int = 2, classes: int = 3, height: int = 4, width: int = 6)
     total = torch.special.entr(draws.mean(0)).sum(-1)
     aleatoric = torch.special.entr(draws).sum(-1).mean(0)
     likelihood = Categorical(class_dim=1, ignore_index=VOID)
-    prediction = Prediction(draws.mean(0), total, aleatoric, total - aleatoric, 5, likelihood)
+    prediction = ClassPrediction(draws.mean(0), total, aleatoric, total - aleatoric, 5, likelihood)
     truth = torch.randint(classes, (count, height, width), generator=generator)
     truth[:, :2, :2] = VOID
     return torch.rand(count, 3, height, width, generator=generator), truth, prediction

@@ -25,7 +25,15 @@ from pyrobnn.estimators import PerGroup
 from pyrobnn.guides.delta_mixture import DeltaMixture
 from pyrobnn.guides.map import Map
 from pyrobnn.guides.mean_field import MeanField
-from pyrobnn.likelihoods import Bernoulli, Categorical, HeteroscedasticNormal, Likelihood, Normal, Poisson
+from pyrobnn.likelihoods import (
+    Bernoulli,
+    Categorical,
+    ClassLikelihood,
+    HeteroscedasticNormal,
+    Likelihood,
+    Normal,
+    Poisson,
+)
 from pyrobnn.prediction import predict
 from pyrobnn.priors import learned_scale
 from pyrobnn.substitution import Substitution, summed_score
@@ -70,7 +78,7 @@ def observed_run(model: SupervisedModel, direct: bool, batch: int) -> tuple[list
     torch.manual_seed(0)
     values = {name: value for name, value in MeanField(model).draw().items() if "likelihood" not in name}
     x = torch.randn(batch, 3)
-    y = torch.randint(5, (batch,)) if model.likelihood.is_discrete else torch.randn(batch, 5)
+    y = torch.randint(5, (batch,)) if isinstance(model.likelihood, ClassLikelihood) else torch.randn(batch, 5)
     with Substitution(values, direct=direct) as run:
         outputs = model(x, y)
     messages = [*run.latent, *run.observed]

@@ -39,12 +39,13 @@ def fisher_roots(likelihood: Likelihood, outputs: Tensor, max_exact: int | None 
         ``[columns, B, ...]``, without gradients.
 
     Raises:
-        ValueError: If the likelihood ignores a label: which outputs have no information depends on the targets.
+        ValueError: If the likelihood ignores or weighs targets: the outputs' information then depends on them.
     """
-    if likelihood.ignore_index is not None:
+    if likelihood.uneven is not None:
         raise ValueError(
-            "likelihood: curvature does not know where targets are ignored, and would count information that is not "
-            "there; leave ignore_index out, or use a posterior without curvature."
+            f"likelihood: curvature does not know which targets {likelihood.uneven} makes count less or more, and "
+            f"would count information that is not there; leave {likelihood.uneven} out, or use a posterior without "
+            "curvature."
         )
     outputs = outputs.detach()
     exact = _EXACT.get(type(likelihood))
@@ -93,12 +94,12 @@ def _sigmoid(_: Likelihood, outputs: Tensor) -> Tensor:
 
 
 def _gaussian(likelihood: Likelihood, outputs: Tensor) -> Tensor:
-    return 1.0 / likelihood.moments(outputs)[1]
+    return likelihood.parameters_of(outputs)["scale"].square().reciprocal()
 
 
 def _heteroscedastic(likelihood: Likelihood, outputs: Tensor) -> Tensor:
     """Of the mean, ``1 / σ²``; of the raw scale, ``2 σ'² / σ²``."""
-    variance = likelihood.moments(outputs)[1]
+    variance = likelihood.parameters_of(outputs)["scale"].square()
     _, raw = outputs.chunk(2, -1)
     return torch.cat([1.0 / variance, 2.0 * raw.sigmoid().square() / variance], -1)
 

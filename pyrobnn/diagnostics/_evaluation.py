@@ -18,6 +18,7 @@ from pyrobnn.diagnostics._draws import DrawsByChain, at_draw, data_sites
 from pyrobnn.divergence import prior_terms
 from pyrobnn.draws import Draws
 from pyrobnn.guides.base import Guide
+from pyrobnn.likelihoods import ClassLikelihood
 from pyrobnn.substitution import unscaled_score
 from pyrobnn.supervised import SupervisedModel
 from pyrobnn.trees import join_rows
@@ -90,7 +91,7 @@ class Evaluation:
         probs: Predictive class probabilities ``[n, ..., C]``.
         rank: Rank of the target among the predictive draws, scaled to (0, 1): uniform if calibrated, ``[n,
             ...]``.
-        targets: The targets; like ``probs`` without labels that the likelihood ignores.
+        targets: The targets; like ``probs`` and ``rank`` without those that are no observation.
     """
 
     log_likelihood: Tensor
@@ -108,19 +109,20 @@ def evaluate(model: Any, guide: Guide, data: Rows, num_samples: int) -> Evaluati
     by_datum: list[Any] = [0.0] * len(data.batches)
     probs, below, ties = list(by_datum), list(by_datum), list(by_datum)
     likelihood = model.likelihood if isinstance(model, SupervisedModel) else None
+    classes = likelihood if isinstance(likelihood, ClassLikelihood) else None
     for _, draw, values in DrawsByChain([lambda start, stop: guide.sample(stop - start)], num_samples):
         for index, (rows, args, kwargs, weight) in enumerate(data.batches):
             assert isinstance(rows, slice)
             with at_draw(model, values) as run:
                 outputs = model(*args, **kwargs)
-                if likelihood is not None and likelihood.is_discrete:
-                    probs[index] = probs[index] + likelihood.probabilities(outputs).double() / num_samples
+                if classes is not None:
+                    probs[index] = probs[index] + classes.probabilities(outputs).double() / num_samples
             for message in data_sites(run.observed):
                 score = unscaled_score(message).double().reshape(rows.stop - rows.start, -1).sum(-1)
                 score = score if weight is None else score * weight
                 log_likelihood[draw] += score.sum().item()
                 by_datum[index] = by_datum[index] + score / num_samples
-                if likelihood is not None and not likelihood.is_discrete:
+                if likelihood is not None and classes is None:
                     predicted, targets = message["fn"].sample(), data.targets[rows]
                     below[index] = below[index] + (predicted < targets)
                     ties[index] = ties[index] + (predicted == targets)
@@ -132,9 +134,10 @@ def evaluate(model: Any, guide: Guide, data: Rows, num_samples: int) -> Evaluati
         count = torch.cat(below) + torch.cat([t * torch.rand_like(t, dtype=torch.float64) for t in ties])
         rank = (count + torch.rand_like(count)) / (num_samples + 1)
     targets, predictive = data.targets, torch.cat(probs) if torch.is_tensor(probs[0]) else None
-    if predictive is not None and likelihood is not None and likelihood.ignore_index is not None:
-        known = targets != likelihood.ignore_index
-        targets, predictive = targets[known], predictive[known]
+    known = None if likelihood is None else likelihood.observed(targets)
+    if known is not None:
+        targets = targets[known]
+        predictive, rank = (None if found is None else found[known] for found in (predictive, rank))
     return Evaluation(
         log_likelihood=log_likelihood,
         by_datum=torch.cat(by_datum),

@@ -139,8 +139,7 @@ def _function(model: Any, batch: Piece, sites: dict[str, Tensor], is_first: bool
     with at_draw(model, sites) as run:
         outputs = model(*batch.args, **batch.kwargs)
         if isinstance(model, SupervisedModel):
-            likelihood = model.likelihood
-            outputs = likelihood.probabilities(outputs) if likelihood.is_discrete else likelihood.moments(outputs)[0]
+            outputs = model.likelihood.expectation(outputs)
     if is_first:
         check_sites(model, sites, run)
     if not isinstance(outputs, Tensor):

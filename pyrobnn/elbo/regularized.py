@@ -23,13 +23,16 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from pyrobnn.batches import inputs_of
 from pyrobnn.bayesianize import evaluating
 from pyrobnn.draws import Draws
 from pyrobnn.elbo.mean_field import MeanFieldELBO
 from pyrobnn.elbo.tempering import Temperature
 from pyrobnn.elbo.terms import Evaluation, Run, Term
 from pyrobnn.estimators import EstimatorSpec
+from pyrobnn.likelihoods import ClassLikelihood
 from pyrobnn.supervised import SupervisedModel
+from pyrobnn.trees import leaves, to_device
 
 __all__ = ["DisagreementTerm", "RegularizedELBO", "perturbed"]
 
@@ -75,7 +78,7 @@ class DisagreementTerm(Term):
     def __call__(self, runs: Sequence[Run], evaluation: Evaluation) -> Tensor:
         """The value, whose gradient is twice that through the first of the two draws."""
         model, step = evaluation.model, evaluation.step
-        if not isinstance(model, SupervisedModel) or not model.likelihood.is_discrete:
+        if not isinstance(model, SupervisedModel) or not isinstance(model.likelihood, ClassLikelihood):
             raise TypeError(
                 "model: the uncertainty regularizer compares class probabilities; it needs a SupervisedModel with a "
                 "likelihood of classes."
@@ -100,8 +103,9 @@ class DisagreementTerm(Term):
             if self._batches is None:
                 self._batches = iter(self.auxiliary)
             for batch in self._batches:
-                x = batch[0] if isinstance(batch, tuple | list) else batch
-                return x.to(args[0].device) if torch.is_tensor(x) and torch.is_tensor(args[0]) else x
+                x = inputs_of(batch, "auxiliary")[0]
+                like = next((leaf for leaf in leaves(args) if torch.is_tensor(leaf)), None)
+                return x if like is None else to_device(x, like.device)
             self._batches = None
         raise ValueError("auxiliary: it yields no batch of inputs.")
 
@@ -157,6 +161,7 @@ class RegularizedELBO(MeanFieldELBO):
 def _probabilities(model: SupervisedModel, draws: Draws, x: Any) -> Tensor:
     """Class probabilities under a draw, with its buffers; no statistics follow."""
     with draws.running(model, update=False):
+        assert isinstance(model.likelihood, ClassLikelihood)
         return model.likelihood.probabilities(model.predictive(x))
 
 

@@ -9,16 +9,16 @@ Laplace evidence compares models and tunes the prior,
 .. math::  \log p(D) \approx \log p(D \mid \hat w) + \log p(\hat w) + \tfrac d2 \log 2\pi - \tfrac12 \log\det(H + P).
 
 MacKay (1992); Ritter, Botev & Barber (2018); Immer et al. (2021); Daxberger et al., *Laplace Redux* (2021). Draws of a
-Gauss–Newton posterior over hidden layers underfit; :func:`pyrobnn.prediction.predict_linearized` is the predictive that
-the matrix belongs to. For the last layer the two are one. The package laplace-torch does the same for plain networks;
-here it is a Pyro guide like any other.
+Gauss–Newton posterior over hidden layers underfit; the matrix belongs to the predictive of the *linearized* network,
+which :func:`pyrobnn.predict` takes for them. For the last layer the two are one. The package laplace-torch does the
+same for plain networks; here it is a Pyro guide like any other.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import pyro
 import pyro.distributions as dist
@@ -216,8 +216,9 @@ class Laplace(TrainedAsPoint):
     @property
     def facts(self) -> Facts:
         """A point before :meth:`fit`; then independent groups of Gaussians, and points where there is no curvature."""
+        predictor: Literal["weights", "linearized"] = "weights" if self.structure == "last_layer" else "linearized"
         if not self.fitted:
-            return replace(super().facts, is_ready=False)
+            return replace(super().facts, is_ready=False, predictor=predictor)
         groups: dict[int, set[str]] = {}
         for name, index in self._block_of.items():
             groups.setdefault(index, set()).add(name)
@@ -226,7 +227,7 @@ class Laplace(TrainedAsPoint):
             sites=frozenset(self.layout),
             density=frozenset(self._block_of),
             independent=(*map(frozenset, groups.values()), *points),
-            predictor="weights" if self.structure == "last_layer" else "linearized",
+            predictor=predictor,  # draws over hidden layers underfit; for the last layer the two are one
         )
 
     def mode(self) -> dict[str, Tensor]:

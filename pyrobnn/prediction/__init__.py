@@ -1,16 +1,27 @@
-"""Predictions: pinned draws, looped or vmapped under a byte budget, reduced on the fly."""
+"""Predictions: a predictor answers for the posterior, the likelihood says how its draws are reduced."""
 
+from pyrobnn.likelihoods.predictions import ClassPrediction, GaussianPrediction, MomentPrediction, Prediction
+from pyrobnn.likelihoods.reductions import ClassReduction, MomentReduction, Reduction
 from pyrobnn.prediction.draws import PinnedDraws
-from pyrobnn.prediction.linearized import GaussianPrediction, predict_linearized
+from pyrobnn.prediction.linearized import LinearizedPredictor, predict_linearized
 from pyrobnn.prediction.predict import predict, predict_batches
 from pyrobnn.prediction.predictive import Predictive
-from pyrobnn.prediction.result import Prediction
+from pyrobnn.prediction.predictor import Predictor, PredictorOptions, WeightsPredictor
 
 __all__ = [
+    "ClassPrediction",
+    "ClassReduction",
     "GaussianPrediction",
+    "LinearizedPredictor",
+    "MomentPrediction",
+    "MomentReduction",
     "PinnedDraws",
     "Prediction",
     "Predictive",
+    "Predictor",
+    "PredictorOptions",
+    "Reduction",
+    "WeightsPredictor",
     "predict",
     "predict_batches",
     "predict_linearized",

@@ -1,12 +1,13 @@
-r"""The linearised predictive of a Laplace approximation (the GLM predictive).
+r"""The linearized predictive of a Laplace approximation (the GLM predictive).
 
-The Gauss–Newton matrix is the Hessian of the network's *linearisation* at the mode, so that network should predict:
+The Gauss–Newton matrix is the Hessian of the network's *linearization* at the mode, so that network should predict:
 
 .. math::  f(x; w) \approx f(x; \hat w) + J(x) (w - \hat w) \quad\Rightarrow\quad
            f(x) \sim N\big(f(x; \hat w),\; J(x)\, \Sigma\, J(x)^\top\big).
 
-Gaussian targets then have a closed form. For classes there are draws of the outputs, cheap because the network is run
-once, or MacKay's probit approximation without draws,
+Gaussian targets then have a closed form (:meth:`pyrobnn.likelihoods.Likelihood.closed_form`). Else there are draws of
+the linearized network: K draws of the weights, the same for all inputs, at the cost of one run and its Jacobian. For
+classes there is also MacKay's probit approximation without draws,
 
 .. math::  p \approx \mathrm{softmax}\big(f / \sqrt{1 + \tfrac\pi8 v}\big), \qquad v = \mathrm{diag}(J \Sigma J^\top),
 
@@ -19,67 +20,27 @@ linearization* (2021).
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal, get_args
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 
-from pyrobnn import likelihoods, random_state
 from pyrobnn.bayesianize import evaluating, frozen_buffers
 from pyrobnn.curvature import outputs_and_jacobians
 from pyrobnn.guides.laplace import Laplace
-from pyrobnn.prediction.reductions import Moments, Probabilities
-from pyrobnn.prediction.result import Prediction
-from pyrobnn.prediction.runners import num_rows, to_device
+from pyrobnn.likelihoods import ClassLikelihood
+from pyrobnn.likelihoods.predictions import ClassPrediction, Prediction
+from pyrobnn.prediction.draws import PinnedDraws
+from pyrobnn.prediction.predictor import Link, PredictorOptions
+from pyrobnn.prediction.runners import inputs_on, splittable_rows
 from pyrobnn.substitution import Substitution
 from pyrobnn.supervised import SupervisedModel
 
-__all__ = ["GaussianPrediction", "predict_linearized"]
-
-Link = Literal["probit", "samples"]
-
-
-@dataclass
-class GaussianPrediction(Prediction):
-    """A Gaussian predictive in closed form: :meth:`log_prob`, :meth:`sample` and :meth:`interval` are exact.
-
-    Attributes:
-        covariance: Of the targets of one input, ``[N, D, D]`` for ``D`` targets in the order of the flattened mean.
-    """
-
-    covariance: Tensor = field(default_factory=lambda: torch.empty(0), repr=False)
-
-    def log_prob(self, y: Tensor) -> Tensor:
-        """Joint log density of each input's targets, in nats.
-
-        Raises:
-            ValueError: If ``y`` has the wrong shape.
-        """
-        if y.shape != self.mean.shape:
-            raise ValueError(f"y: expected targets of shape {tuple(self.mean.shape)}, got {tuple(y.shape)}.")
-        return self._joint().log_prob(y.to(self.mean).flatten(1))
-
-    def sample(self) -> Tensor:
-        """``num_samples`` targets for each input, ``[K, N, …]``."""
-        return self._joint().sample((self.num_samples,)).reshape(-1, *self.mean.shape)
-
-    def interval(self, level: float = 0.9) -> tuple[Tensor, Tensor]:
-        """Central predictive interval of each target.
-
-        Raises:
-            ValueError: If ``level`` is not between 0 and 1.
-        """
-        if not 0 < level < 1:
-            raise ValueError(f"level: expected a coverage between 0 and 1, got {level}.")
-        reach = math.sqrt(2.0) * torch.erfinv(self.std.new_tensor(level)) * self.std
-        return self.mean - reach, self.mean + reach
-
-    def _joint(self) -> torch.distributions.MultivariateNormal:
-        return torch.distributions.MultivariateNormal(self.mean.flatten(1), self.covariance)
+__all__ = ["LinearizedPredictor", "predict_linearized"]
 
 
 def predict_linearized(
@@ -90,98 +51,172 @@ def predict_linearized(
     *,
     link: Link = "samples",
     given: Mapping[str, Tensor] | None = None,
+    return_draws: bool = False,
     seed: int | None = None,
     max_bytes: int = 256 * 2**20,
 ) -> Prediction:
-    """The posterior predictive of the network's linearisation at the mode.
+    """The posterior predictive of the network's linearization at the mode, of one batch and with all options.
+
+    :func:`pyrobnn.predict` does the same, batch by batch, for a Laplace approximation over hidden layers.
 
     Args:
         model: The model that ``laplace`` was fitted to.
         laplace: The fitted guide.
         x: A batch of inputs: a tensor, or a tuple or dict of tensors.
-        num_samples: Draws of the outputs: for ``"samples"``, for likelihoods with neither a closed form nor classes,
-            and to tell aleatoric from epistemic uncertainty under ``"probit"``.
+        num_samples: Draws of the linearized network: for ``"samples"``, for likelihoods with neither a closed form nor
+            classes, and to tell aleatoric from epistemic uncertainty under ``"probit"``.
         link: How outputs become class probabilities; other likelihoods ignore it.
         given: Values of sites that ``laplace`` is not for (``only``).
+        return_draws: Keep what each draw predicts, for which there are draws even where there is a closed form.
         seed: Fixes the draws, and leaves torch's random state alone; None takes a seed from it.
-        max_bytes: Budget for Jacobians.
+        max_bytes: Budget for Jacobians, draws and kept results.
 
     Returns:
-        The prediction; for :class:`~pyrobnn.likelihoods.Normal` a :class:`GaussianPrediction`. Under ``"probit"`` the
-        mean entropy of the draws, at most the total, is the aleatoric part.
+        The prediction; for :class:`~pyrobnn.likelihoods.Normal` a
+        :class:`~pyrobnn.prediction.GaussianPrediction`. Under ``"probit"`` the mean entropy of the draws, at most the
+        total, is the aleatoric part.
 
     Raises:
         TypeError: If ``model`` or ``laplace`` is of another kind.
         ValueError: If ``link`` is unknown or there are no inputs.
         RuntimeError: If ``laplace`` has not been fitted.
     """
-    if not isinstance(model, SupervisedModel):
-        raise TypeError(f"model: expected a SupervisedModel, got {type(model).__name__}.")
-    if not isinstance(laplace, Laplace):
-        raise TypeError(f"laplace: expected a Laplace guide, got {type(laplace).__name__}; use predict for others.")
-    if link not in get_args(Link):
-        raise ValueError(f"link: expected 'probit' or 'samples', got {link!r}.")
-    if not num_rows(x):
-        raise ValueError("x: it holds no inputs.")
-    x = to_device(x, laplace.mean.device)
-    with torch.no_grad(), evaluating(model), frozen_buffers(model):
-        values = laplace.mode() | dict(given or {})
-        outputs, covariance = _latent(model, laplace, values, x, max_bytes)
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(Substitution(values))
-            if type(model.likelihood) is likelihoods.Normal:
-                return _gaussian(model.likelihood, outputs, covariance, num_samples)
-            if seed is not None:
-                stack.enter_context(random_state.seeded(seed, outputs.device))
-            return _drawn(model.likelihood, outputs, covariance, num_samples, link)
-
-
-def _latent(
-    model: SupervisedModel, laplace: Laplace, values: Mapping[str, Tensor], x: Any, max_bytes: int
-) -> tuple[Tensor, Tensor]:
-    """Outputs at the mode ``[N, ...]`` and their covariances ``[N, O, O]``."""
-    chunks = outputs_and_jacobians(model, values, laplace.covered, x, max_bytes=max_bytes)
-    outputs, covariances = zip(*((f, laplace.output_covariance(jacobian)) for f, jacobian in chunks), strict=True)
-    return torch.cat(outputs), torch.cat(covariances)
-
-
-def _gaussian(
-    likelihood: likelihoods.Normal, outputs: Tensor, covariance: Tensor, num_samples: int
-) -> GaussianPrediction:
-    mean, aleatoric = likelihood.moments(outputs)
-    epistemic = covariance.diagonal(dim1=-2, dim2=-1).reshape(mean.shape)
-    return GaussianPrediction(
-        mean=mean,
-        total=aleatoric + epistemic,
-        aleatoric=aleatoric,
-        epistemic=epistemic,
-        num_samples=num_samples,
-        likelihood=likelihood,
-        covariance=covariance + torch.diag_embed(aleatoric.flatten(1)),
+    options = PredictorOptions(
+        num_samples, return_draws=return_draws, max_bytes=max_bytes, seed=seed, link=link, given=given
     )
+    return LinearizedPredictor(model, laplace, options)(x)
 
 
-def _drawn(
-    likelihood: likelihoods.Likelihood, outputs: Tensor, covariance: Tensor, num_samples: int, link: Link
-) -> Prediction:
-    eigenvalues, vectors = torch.linalg.eigh(covariance)
-    # The symmetric root: unlike the eigenvectors it is unique, so rounding does not change the draws.
-    root = vectors * eigenvalues.clamp_min(0.0).sqrt().unsqueeze(-2) @ vectors.mT
-    kind: Any = Probabilities if likelihood.is_discrete else Moments
-    reduction = kind(num_samples, keep=False, max_bytes=256 * 2**20)
-    for _ in range(num_samples):
-        noise = torch.randn_like(outputs).flatten(1).unsqueeze(-1)
-        draw = outputs + (root @ noise).reshape(outputs.shape)
-        if likelihood.is_discrete:
-            reduction.add(likelihood.probabilities(draw).unsqueeze(0))
-        else:
-            mean, variance = likelihood.moments(draw)
-            reduction.add(mean.unsqueeze(0), variance.unsqueeze(0))
-    prediction: Prediction = reduction.finish(likelihood, None)
-    if link == "samples" or not likelihood.is_discrete:
+class LinearizedPredictor:
+    """The network's linearization at the mode, under draws of the weights or in closed form.
+
+    Args:
+        model: The model that the guide was fitted to.
+        guide: The fitted Laplace approximation.
+        options: How to predict.
+
+    Raises:
+        TypeError: If ``model`` or ``guide`` is of another kind.
+        ValueError: If ``link`` is unknown.
+        RuntimeError: If ``guide`` has not been fitted.
+    """
+
+    def __init__(self, model: nn.Module, guide: Any, options: PredictorOptions) -> None:
+        if not isinstance(model, SupervisedModel):
+            raise TypeError(f"model: expected a SupervisedModel, got {type(model).__name__}.")
+        if not isinstance(guide, Laplace):
+            raise TypeError(
+                f"laplace: expected a Laplace guide, got {type(guide).__name__}; others are predicted from draws of "
+                "weights (predict, predictor='weights')."
+            )
+        if options.link not in get_args(Link):
+            raise ValueError(f"link: expected 'probit' or 'samples', got {options.link!r}.")
+        self.model, self.laplace, self.options = model, guide, options
+        self.likelihood = model.likelihood if options.likelihood is None else options.likelihood
+        self.values = guide.mode() | dict(options.given or {})
+
+    @cached_property
+    def draws(self) -> PinnedDraws:
+        """Draws of the weights, made when they are first needed."""
+        options = self.options
+        return PinnedDraws(self.laplace, options.num_samples, options.max_bytes // 2, seed=options.seed)
+
+    def __call__(self, x: Any, targets: Tensor | None = None) -> Prediction:
+        """The prediction at a batch of inputs.
+
+        Raises:
+            ValueError: If there are no inputs.
+        """
+        if splittable_rows(x) == 0:
+            raise ValueError("x: it holds no inputs.")
+        x = inputs_on(x, self.laplace.mean.device)
+        with torch.no_grad(), evaluating(self.model), frozen_buffers(self.model):
+            found = Prediction.join([self._predicted(block) for block in self._blocks(x)])
+        return replace(found, targets=targets)
+
+    def _blocks(self, x: Any) -> Iterator[_Block]:
+        """The inputs' outputs in blocks within the budget, each of several chunks of Jacobians."""
+        chunks = outputs_and_jacobians(
+            self.model, self.values, self.laplace.covered, x, max_bytes=self.options.max_bytes // 4
+        )
+        pending: list[_Block] = []
+        needs_covariance, needs_draws = True, True
+        for outputs, jacobian in chunks:
+            if not pending:
+                needs_draws = self._closed_form(outputs[:1], self.laplace.output_covariance(jacobian[:1])) is None
+                needs_covariance = not needs_draws or self.options.link == "probit"
+            covariance = self.laplace.output_covariance(jacobian) if needs_covariance else None
+            pending.append(_Block(outputs, covariance, self._deviations(jacobian) if needs_draws else None))
+            if sum(block.nbytes for block in pending) > self.options.max_bytes // 4:
+                yield _Block.join(pending)
+                pending = []
+        if pending:
+            yield _Block.join(pending)
+
+    def _deviations(self, jacobian: Tensor) -> Tensor:
+        """``J (w_k - ŵ)`` for each draw, ``[K, n, O]``."""
+        pieces = []
+        for chunk in self.draws:
+            steps = [(chunk[name] - self.values[name]).flatten(1) for name in self.laplace.covered]
+            pieces.append((jacobian @ torch.cat(steps, 1).mT).movedim(-1, 0))
+        return torch.cat(pieces)
+
+    def _closed_form(self, outputs: Tensor, covariance: Tensor) -> Prediction | None:
+        if self.options.return_draws:
+            return None
+        with Substitution(self.values):
+            return self.likelihood.closed_form(outputs, covariance, self.options.num_samples)
+
+    def _predicted(self, block: _Block) -> Prediction:
+        if block.deviations is None:
+            assert block.covariance is not None
+            exact = self._closed_form(block.outputs, block.covariance)
+            assert exact is not None
+            return exact
+        options, likelihood = self.options, self.likelihood
+        reduction = likelihood.reduction(options.num_samples, keep=options.return_draws, max_bytes=options.max_bytes)
+        with Substitution(self.values):
+            draws = block.outputs + block.deviations.reshape(-1, *block.outputs.shape)
+            reduction.add(torch.func.vmap(reduction.summary)(draws))
+            prediction = reduction.finish(None)
+            if options.link == "probit" and isinstance(likelihood, ClassLikelihood):
+                assert block.covariance is not None
+                return self._probit(prediction, likelihood, block.outputs, block.covariance)
         return prediction
-    variance = covariance.diagonal(dim1=-2, dim2=-1).reshape(outputs.shape)
-    probs = likelihood.probabilities(outputs / (1.0 + math.pi / 8.0 * variance).sqrt())
-    total = torch.special.entr(probs).sum(-1)
-    aleatoric = torch.minimum(prediction.aleatoric, total)
-    return replace(prediction, mean=probs, total=total, aleatoric=aleatoric, epistemic=total - aleatoric)
+
+    @staticmethod
+    def _probit(prediction: Prediction, likelihood: ClassLikelihood, outputs: Tensor, covariance: Tensor) -> Prediction:
+        assert isinstance(prediction, ClassPrediction)
+        variance = covariance.diagonal(dim1=-2, dim2=-1).reshape(outputs.shape)
+        log_mean = likelihood.log_probabilities(outputs / (1.0 + math.pi / 8.0 * variance).sqrt())
+        mean = log_mean.exp()
+        total = torch.special.entr(mean).sum(-1)
+        aleatoric = torch.minimum(prediction.aleatoric, total)
+        return replace(
+            prediction, mean=mean, log_mean=log_mean, total=total, aleatoric=aleatoric, epistemic=total - aleatoric
+        )
+
+
+@dataclass
+class _Block:
+    """Outputs ``[n, ...]``, and as needed their covariances ``[n, O, O]`` and deviations under draws ``[K, n, O]``."""
+
+    outputs: Tensor
+    covariance: Tensor | None
+    deviations: Tensor | None
+
+    @property
+    def nbytes(self) -> int:
+        return sum(tensor.nbytes for tensor in (self.covariance, self.deviations) if tensor is not None)
+
+    @classmethod
+    def join(cls, blocks: list[_Block]) -> _Block:
+        def cat(tensors: list[Tensor | None], dim: int = 0) -> Tensor | None:
+            present = [tensor for tensor in tensors if tensor is not None]
+            return torch.cat(present, dim) if present else None
+
+        return cls(
+            torch.cat([block.outputs for block in blocks]),
+            cat([block.covariance for block in blocks]),
+            cat([block.deviations for block in blocks], 1),
+        )

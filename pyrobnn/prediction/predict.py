@@ -1,37 +1,31 @@
 r"""predict(): what the posterior says about inputs, with its uncertainty taken apart.
 
-``K`` functions are drawn once and *pinned*: every batch goes through the same K, so results do not depend on
-how the inputs were cut into batches. Each draw is pushed through the network in chunks under a byte budget
-and reduced at once: to mean class probabilities, entropies and votes for classes,
-
-.. math:: \underbrace{H[\bar p]}_{\text{total}} = \underbrace{\tfrac1K \sum_k H[p_k]}_{\text{aleatoric}}
-          + \underbrace{I[y; w]}_{\text{epistemic}}, \qquad \bar p = \tfrac1K \sum_k p_k,
-
-in nats, or to moments by the law of total variance for real-valued targets,
-
-.. math:: \mathrm{Var}[y] = \tfrac1K \sum_k \sigma_k^2 + \mathrm{Var}_k[\mu_k],
-
-in the target's units squared (Depeweg et al. 2018).
+A *predictor* (:mod:`pyrobnn.prediction.predictor`) answers for the posterior: draws of the weights, or the linearized
+network. ``K`` functions are drawn once and *pinned*: every batch goes through the same K, so results do not depend on
+how the inputs were cut into batches. What the draws say is reduced at once, as the likelihood says
+(:mod:`pyrobnn.likelihoods.reductions`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sized
 from typing import Any
 
-import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 from tqdm.auto import tqdm
 
-from pyrobnn.denormals import denormals_as_zero
+from pyrobnn.batches import inputs_of
+from pyrobnn.guides.base import Guide
 from pyrobnn.likelihoods import Likelihood
-from pyrobnn.prediction.draws import PinnedDraws
-from pyrobnn.prediction.reductions import Moments, Probabilities
-from pyrobnn.prediction.result import Prediction
-from pyrobnn.prediction.runners import Method, Runner, num_rows
+from pyrobnn.likelihoods.predictions import Prediction
+from pyrobnn.prediction.linearized import LinearizedPredictor
+from pyrobnn.prediction.predictor import Link, PredictorFactory, PredictorOptions, WeightsPredictor
+from pyrobnn.prediction.runners import Method, splittable_rows
 
 __all__ = ["predict", "predict_batches"]
 
+_PREDICTORS: dict[str, PredictorFactory] = {"weights": WeightsPredictor, "linearized": LinearizedPredictor}
 _BLOCK_ROWS = 8192  # rows whose accumulators are alive at a time when the inputs are one long tensor
 
 
@@ -41,7 +35,9 @@ def predict(
     data: Any,
     num_samples: int = 100,
     *,
+    predictor: str | PredictorFactory | None = None,
     likelihood: Likelihood | None = None,
+    link: Link = "samples",
     return_draws: bool = False,
     method: Method = "auto",
     max_bytes: int = 256 * 2**20,
@@ -58,7 +54,13 @@ def predict(
         data: A tensor of inputs, a tuple or dict of tensors for networks with several inputs, or a loader
             that yields inputs or pairs ``(x, y)``.
         num_samples: Number K of posterior draws.
+        predictor: What answers for the posterior: ``"weights"``, draws of the weights run through the network;
+            ``"linearized"``, the network's linearization at the mode (a :class:`~pyrobnn.guides.Laplace`); a function
+            of model, guide and :class:`~pyrobnn.prediction.PredictorOptions` that makes a
+            :class:`~pyrobnn.prediction.Predictor`. None takes the guide's default: ``"linearized"`` for a Laplace
+            approximation over hidden layers, whose plain draws underfit, else ``"weights"``.
         likelihood: What the outputs mean; the model's own if None.
+        link: How the linearized network's outputs become class probabilities: ``"samples"`` or ``"probit"``.
         return_draws: Keep what each draw predicts, ``[K, N, …]``.
         method: ``"loop"`` writes one draw at a time into the network, ``"vmap"`` runs several at once,
             ``"auto"`` takes the loop on a CPU and vmap on a GPU, where each is faster (recurrent networks know
@@ -72,15 +74,17 @@ def predict(
 
     Raises:
         TypeError: If the inputs or the posterior are of the wrong kind.
-        ValueError: If there are no inputs, ``num_samples`` is not positive, or the posterior lacks a site of
-            the model.
+        ValueError: If there are no inputs, ``num_samples`` is not positive, ``predictor`` is unknown, or the posterior
+            lacks a site of the model.
     """
     batches = predict_batches(
         model,
         guide,
         data,
         num_samples,
+        predictor=predictor,
         likelihood=likelihood,
+        link=link,
         return_draws=return_draws,
         method=method,
         max_bytes=max_bytes,
@@ -91,14 +95,12 @@ def predict(
     kept_bytes = 0
     for part, _ in batches:
         parts.append(part)
-        if not return_draws and part.draws is not None and part.noise is not None:
-            kept_bytes += part.draws.nbytes + part.noise.nbytes
-            if kept_bytes > max_bytes / 4:  # the budget is for all of the data, not for each batch
-                for earlier in parts:
-                    earlier.draws = earlier.noise = None
+        kept_bytes += part.kept_bytes
+        if not return_draws and kept_bytes > max_bytes / 4:  # the budget is for all of the data, not for each batch
+            parts = [earlier.without_draws() for earlier in parts]
     if not parts:
         raise ValueError("data: it holds no inputs.")
-    return parts[0] if len(parts) == 1 else _join(parts)
+    return parts[0] if len(parts) == 1 else Prediction.join(parts)
 
 
 def predict_batches(
@@ -107,7 +109,9 @@ def predict_batches(
     data: Any,
     num_samples: int = 100,
     *,
+    predictor: str | PredictorFactory | None = None,
     likelihood: Likelihood | None = None,
+    link: Link = "samples",
     return_draws: bool = False,
     method: Method = "auto",
     max_bytes: int = 256 * 2**20,
@@ -119,34 +123,31 @@ def predict_batches(
     Memory stays that of one batch, however long the data: feed streaming metrics from it. Between batches the
     model is in its own modes. Errors are those of :func:`predict`, raised at the first batch.
     """
-    runner = Runner(model, likelihood, method, max_bytes)
     blocks, count = _blocks(data)
-    draws = PinnedDraws(guide, num_samples, runner.draws_bytes, replayed=count != 1, seed=seed)
+    options = PredictorOptions(
+        num_samples=num_samples,
+        likelihood=likelihood,
+        return_draws=return_draws,
+        method=method,
+        max_bytes=max_bytes,
+        seed=seed,
+        replayed=count != 1,
+        link=link,
+    )
+    predicted = _factory(predictor, guide)(model, guide, options)
     for x, y in tqdm(blocks, total=count, disable=not progress, unit="batch"):
-        with torch.no_grad(), denormals_as_zero(), runner.ready():
-            reduction = _reduction(runner, draws, x, return_draws, max_bytes)
-        yield reduction.finish(runner.likelihood, y), y
+        yield predicted(x, y), y
 
 
-def _reduction(
-    runner: Runner, draws: PinnedDraws, x: Any, return_draws: bool, max_bytes: int
-) -> Probabilities | Moments:
-    kind: Any = Probabilities if runner.likelihood.is_discrete else Moments
-    reduction = kind(draws.num_samples, keep=return_draws, max_bytes=max_bytes)
-    for chunk in draws:
-        for summary in runner.summaries(chunk, x):
-            reduction.add(*summary)
-    return reduction
-
-
-def _join(parts: list[Prediction]) -> Prediction:
-    def cat(name: str, dim: int = 0) -> Tensor | None:
-        tensors = [getattr(part, name) for part in parts]
-        return None if any(t is None for t in tensors) else torch.cat(tensors, dim)
-
-    joined = {name: cat(name) for name in ("mean", "total", "aleatoric", "epistemic", "variation_ratio", "targets")}
-    kept = {name: cat(name, 1) for name in ("draws", "noise")}
-    return Prediction(**joined, **kept, num_samples=parts[0].num_samples, likelihood=parts[0].likelihood)  # type: ignore[arg-type]
+def _factory(predictor: str | PredictorFactory | None, guide: Any) -> PredictorFactory:
+    if predictor is None:
+        predictor = guide.facts.predictor if isinstance(guide, Guide) else "weights"
+    if callable(predictor):
+        return predictor
+    if predictor not in _PREDICTORS:
+        known = " or ".join(repr(name) for name in _PREDICTORS)
+        raise ValueError(f"predictor: expected {known}, or a function that makes a Predictor, got {predictor!r}.")
+    return _PREDICTORS[predictor]
 
 
 def _blocks(data: Any) -> tuple[Iterable[tuple[Any, Tensor | None]], int | None]:
@@ -154,18 +155,8 @@ def _blocks(data: Any) -> tuple[Iterable[tuple[Any, Tensor | None]], int | None]
     if isinstance(data, Tensor):
         blocks = [(block, None) for block in data.split(_BLOCK_ROWS)] if len(data) else []
         return blocks, len(blocks)
-    if isinstance(data, tuple | dict):
-        return ([(data, None)], 1) if num_rows(data) else ([], 0)
+    if isinstance(data, tuple | Mapping | PackedSequence):
+        return ([(data, None)], 1) if splittable_rows(data) != 0 else ([], 0)
     if not isinstance(data, Iterable):
         raise TypeError(f"data: expected inputs (a tensor, tuple or dict) or a loader, got {type(data).__name__}.")
-    return (_pair(batch) for batch in data), len(data) if isinstance(data, Sized) else None
-
-
-def _pair(batch: Any) -> tuple[Any, Tensor | None]:
-    if isinstance(batch, tuple | list) and len(batch) == 2:
-        return batch[0], batch[1]
-    if isinstance(batch, tuple | list) and len(batch) == 1:
-        return batch[0], None
-    if isinstance(batch, Tensor | dict):
-        return batch, None
-    raise TypeError(f"data: expected a loader of inputs or of pairs (x, y), got a batch of {type(batch).__name__}.")
+    return (inputs_of(batch) for batch in data), len(data) if isinstance(data, Sized) else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
 
 import torch
@@ -15,10 +15,12 @@ from pyrobnn.draws import Draws, installed_buffers
 from pyrobnn.likelihoods import Likelihood
 from pyrobnn.substitution import Substitution
 from pyrobnn.supervised import SupervisedModel, run_network
+from pyrobnn.trees import leaves, num_rows, take_rows, to_device
 
-__all__ = ["Method", "Runner", "model_outputs", "num_rows", "to_device"]
+__all__ = ["Method", "Runner", "inputs_on", "model_outputs", "splittable_rows"]
 
 Method = Literal["auto", "loop", "vmap"]
+Summarize = Callable[[Tensor], dict[str, Tensor]]
 
 _STACKED_BYTES = 2**20  # small predictions are reduced several draws at a time, which saves calls
 _CHUNK_ROWS = 256  # longer batches only add page faults on a CPU
@@ -91,34 +93,29 @@ class Runner:
                 f"{', '.join(list(draws)[:8])}. Pass the guide (or draws) of this model."
             )
 
-    def summaries(self, draws: dict[str, Tensor], x: Any) -> Iterator[tuple[Tensor, Tensor | None]]:
-        """What draws ``{site: [k, …]}`` predict: probabilities, or means and variances, ``[k', N, …]``.
+    def summaries(self, draws: dict[str, Tensor], x: Any, summarize: Summarize) -> Iterator[dict[str, Tensor]]:
+        """What ``summarize`` makes of the outputs under draws ``{site: [k, …]}``: ``{name: [k', N, …]}`` by chunks.
 
         Draws that bring buffers (:class:`~pyrobnn.draws.Draws`) are each run with their own.
         """
-        x, own = to_device(x, self.device), Draws.of(draws).buffers
+        x, own = inputs_on(x, self.device), Draws.of(draws).buffers
         draws = Draws(to_device(dict(draws), self.device), to_device(own, self.device))
         if not self._checked_sites:
             self.check_sites(draws)
             self._checked_sites = True
         if self.method == "vmap":
-            yield from self._vmapped(draws, x)
+            yield from self._vmapped(draws, x, summarize)
             return
         count = len(next(iter(draws.values())))
-        pending: list[tuple[Tensor, Tensor | None]] = []
+        pending: list[dict[str, Tensor]] = []
         for index in range(count):
-            pending.append(self._looped(draws.at(index), x))
-            if index + 1 == count or len(pending) * pending[0][0].nbytes > _STACKED_BYTES:
-                first, second = zip(*pending, strict=True)
-                yield torch.stack(first), None if second[0] is None else torch.stack(second)
+            pending.append(self._looped(draws.at(index), x, summarize))
+            nbytes = sum(tensor.nbytes for tensor in pending[0].values())
+            if index + 1 == count or len(pending) * nbytes > _STACKED_BYTES:
+                yield {name: torch.stack([summary[name] for summary in pending]) for name in pending[0]}
                 pending = []
 
-    def _summary(self, outputs: Tensor) -> tuple[Tensor, Tensor | None]:
-        if self.likelihood.is_discrete:
-            return self.likelihood.probabilities(outputs), None
-        return self.likelihood.moments(outputs)
-
-    def _looped(self, draw: Draws, x: Any) -> tuple[Tensor, Tensor | None]:
+    def _looped(self, draw: Draws, x: Any, summarize: Summarize) -> dict[str, Tensor]:
         net = getattr(self.model, "net", None)
         with contextlib.ExitStack() as stack:
             stack.enter_context(installed_buffers(self.model, draw.buffers))
@@ -132,32 +129,34 @@ class Runner:
                 stack.enter_context(Substitution(draw))
                 outputs = torch.cat([model_outputs(self.model, part) for part in self._parts(x, 1)])
         with Substitution(draw):
-            return self._summary(outputs)
+            return summarize(outputs)
 
-    def _vmapped(self, draws: Draws, x: Any) -> Iterator[tuple[Tensor, Tensor | None]]:
-        def one(draw: dict[str, Tensor], buffers: dict[str, Tensor], part: Any) -> tuple[Tensor, ...]:
+    def _vmapped(self, draws: Draws, x: Any, summarize: Summarize) -> Iterator[dict[str, Tensor]]:
+        def one(draw: dict[str, Tensor], buffers: dict[str, Tensor], part: Any) -> dict[str, Tensor]:
             with installed_buffers(self.model, buffers), Substitution(draw):
-                first, second = self._summary(model_outputs(self.model, part))
-            return (first,) if second is None else (first, second)
+                return summarize(model_outputs(self.model, part))
 
         count = len(next(iter(draws.values())))
-        rows = num_rows(x)
+        rows = splittable_rows(x) or 1
         together = max(1, min(count, self.activation_bytes // max(1, self._bytes_per_row(x) * min(rows, _CHUNK_ROWS))))
         run = torch.func.vmap(one, in_dims=(0, 0, None), randomness="different")
         for start in range(0, count, together):
             chunk = draws.at(slice(start, start + together))
             pieces = [run(dict(chunk), chunk.buffers, part) for part in self._parts(x, len(next(iter(chunk.values()))))]
-            joined = tuple(torch.cat(tensors, 1) for tensors in zip(*pieces, strict=True))
-            yield joined[0], joined[1] if len(joined) > 1 else None
+            yield {name: torch.cat([piece[name] for piece in pieces], 1) for name in pieces[0]}
 
     def _parts(self, x: Any, num_draws: int) -> Iterator[Any]:
-        rows = num_rows(x)
+        rows = splittable_rows(x)
+        if rows is None:  # such as a graph, which is run whole
+            yield x
+            return
         size = min(_CHUNK_ROWS, max(1, self.activation_bytes // max(1, num_draws * self._bytes_per_row(x))))
         for start in range(0, rows, size):
-            yield _rows(x, start, start + size) if size < rows else x
+            yield take_rows(x, slice(start, start + size), rows) if size < rows else x
 
     def _bytes_per_row(self, x: Any) -> int:
         """Activation memory of one input: twice the largest layer's input and output, seen in one run."""
+        rows = splittable_rows(x)
         if self._row_bytes is None:
             largest = [1]
 
@@ -165,11 +164,11 @@ class Runner:
                 tensors = [t for t in (*inputs, output) if isinstance(t, Tensor)]
                 largest[0] = max(largest[0], sum(t.numel() * t.element_size() for t in tensors))
 
-            leaves = [module for module in self.model.modules() if not list(module.children())]
-            hooks = [module.register_forward_hook(look) for module in leaves]
+            layers = [module for module in self.model.modules() if not list(module.children())]
+            hooks = [layer.register_forward_hook(look) for layer in layers]
             try:
                 with random_state.kept(self.device):
-                    model_outputs(self.model, _rows(x, 0, 1))
+                    model_outputs(self.model, x if rows is None else take_rows(x, slice(0, 1), rows))
             finally:
                 for hook in hooks:
                     hook.remove()
@@ -193,31 +192,25 @@ def model_outputs(model: nn.Module, x: Any) -> Tensor:
     return outputs
 
 
-def num_rows(x: Any) -> int:
-    """Length of a batch of inputs: that of its first tensor."""
-    if isinstance(x, dict):
-        return len(next(iter(x.values()), ()))
-    if isinstance(x, tuple | list):
-        return len(x[0]) if x else 0
-    return len(x)
+def splittable_rows(x: Any) -> int | None:
+    """The number of rows of inputs that can be cut into rows; None for those that cannot, such as graphs."""
+    if next(leaves(x), None) is None:
+        return 0
+    try:
+        rows = num_rows(x)
+        take_rows(x, slice(0, 0), rows)
+    except ValueError:
+        return None
+    return rows
 
 
-def _rows(x: Any, start: int, stop: int) -> Any:
-    if isinstance(x, dict):
-        return {key: value[start:stop] for key, value in x.items()}
-    return type(x)(value[start:stop] for value in x) if isinstance(x, tuple | list) else x[start:stop]
-
-
-def to_device(x: Any, device: torch.device) -> Any:
-    """Inputs (a tensor, or tensors in tuples, lists and dicts) on ``device``.
+def inputs_on(x: Any, device: torch.device) -> Any:
+    """Inputs on ``device``.
 
     Raises:
-        TypeError: If there is anything else among them.
+        TypeError: If there is something among them that is neither a tensor nor can be moved like one.
     """
-    if isinstance(x, dict):
-        return {key: to_device(value, device) for key, value in x.items()}
-    if isinstance(x, tuple | list):
-        return type(x)(to_device(value, device) for value in x)
-    if not isinstance(x, Tensor):
-        raise TypeError(f"data: expected tensors as inputs, got {type(x).__name__}.")
-    return x.to(device)
+    for leaf in leaves(x):
+        if not isinstance(leaf, bool | int | float) and not callable(getattr(leaf, "to", None)):
+            raise TypeError(f"data: expected tensors as inputs, got {type(leaf).__name__}; use torch.as_tensor.")
+    return to_device(x, device)

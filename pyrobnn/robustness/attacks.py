@@ -219,7 +219,8 @@ class _Attack:
         with torch.enable_grad(), installed_buffers(self.model, own), Substitution(draw):
             outputs = model_outputs(self.model, leaf)
             self.runner.likelihood.check_shape(outputs, y)
-            scores = self.runner.likelihood(outputs).log_prob(y)
+            likelihood = self.runner.likelihood
+            scores = likelihood.observation(likelihood.parameters_of(outputs)).log_prob(y)
             log_prob = scores.reshape(len(x), -1).sum(-1)
             (slope,) = torch.autograd.grad(log_prob.sum(), leaf)
         return log_prob.detach(), slope

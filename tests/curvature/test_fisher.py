@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -60,8 +62,11 @@ def test_it_is_the_covariance_of_the_score(likelihood: Likelihood) -> None:
 class Robust(Likelihood):
     """A likelihood of a user's own."""
 
-    def forward(self, outputs: Tensor) -> dist.Distribution:
-        return dist.StudentT(5.0, outputs, 0.5).to_event(1)
+    def parameters_of(self, outputs: Tensor) -> dict[str, Tensor]:
+        return {"loc": outputs}
+
+    def distribution(self, parameters: Mapping[str, Tensor]) -> dist.StudentT:
+        return dist.StudentT(5.0, parameters["loc"], 0.5)
 
 
 @pytest.mark.statistical
@@ -87,5 +92,5 @@ def test_few_outputs_are_exact_under_a_limit() -> None:
 
 
 def test_a_likelihood_that_ignores_targets_is_refused() -> None:
-    with pytest.raises(ValueError, match="likelihood: curvature does not know where targets are ignored"):
+    with pytest.raises(ValueError, match="likelihood: curvature does not know which targets ignore_index makes count"):
         fisher_roots(likelihoods.Categorical(class_dim=1, ignore_index=9), torch.randn(2, 3, 2, 2))

@@ -49,7 +49,7 @@ def batch_for(model: SupervisedModel) -> tuple[Tensor, Tensor]:
     """Twelve rows."""
     generator = torch.Generator().manual_seed(3)
     x = torch.randn(12, 3, generator=generator).double()
-    if model.likelihood.is_discrete:
+    if isinstance(model.likelihood, likelihoods.ClassLikelihood):
         return x, torch.randint(3, (12,), generator=generator)
     return x, torch.randn(12, 1, generator=generator).double()
 

@@ -9,29 +9,29 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from pyrobnn.likelihoods import Categorical, Normal
-from pyrobnn.prediction import Prediction
-from pyrobnn.prediction.reductions import Moments, Probabilities
+from pyrobnn.likelihoods.predictions import ClassPrediction, MomentPrediction
+from pyrobnn.likelihoods.reductions import ClassReduction, KeptDraws, MomentReduction
 from pyrobnn.uncertainty import measures
 
 chunks = st.lists(st.integers(1, 5), min_size=1, max_size=5)
 
 
-def reduce_probabilities(probs: Tensor, sizes: list[int], *, keep: bool = False) -> Prediction:
+def reduce_probabilities(probs: Tensor, sizes: list[int], *, keep: bool = False, max_bytes: int = 1) -> ClassPrediction:
     """The draws ``probs [K, ...]`` in chunks of these sizes."""
-    reduction = Probabilities(len(probs), keep=keep, max_bytes=1)
-    for chunk in probs.split(sizes):
-        reduction.add(chunk)
-    return reduction.finish(Categorical(), None)
+    reduction = ClassReduction(Categorical(), len(probs), keep=keep, max_bytes=max_bytes)
+    for chunk in probs.log().split(sizes):
+        reduction.add({"log_probs": chunk})
+    return reduction.finish(None)
 
 
 def reduce_moments(
     means: Tensor, variances: Tensor, sizes: list[int], keep: bool = False, max_bytes: int = 1
-) -> Prediction:
+) -> MomentPrediction:
     """The draws in chunks of these sizes."""
-    reduction = Moments(len(means), keep=keep, max_bytes=max_bytes)
+    reduction = MomentReduction(Normal(1.0), len(means), keep=keep, max_bytes=max_bytes)
     for mean, variance in zip(means.split(sizes), variances.split(sizes), strict=True):
-        reduction.add(mean, variance)
-    return reduction.finish(Normal(1.0), None)
+        reduction.add({"loc": mean, "scale": variance.sqrt()})
+    return reduction.finish(None)
 
 
 @given(sizes=chunks, shape=st.sampled_from([(4, 3), (2, 5, 2), (1, 2, 2, 4)]), seed=st.integers(0, 99))
@@ -46,7 +46,8 @@ def test_class_measures_equal_those_of_all_draws(sizes: list[int], shape: tuple[
     torch.testing.assert_close(found.epistemic, measures.mutual_information(probs), **close)
     torch.testing.assert_close(found.variation_ratio, measures.variation_ratio(probs), **close)
     torch.testing.assert_close(found.least_confidence, measures.least_confidence(probs), **close)
-    assert torch.equal(found.draws, probs)
+    torch.testing.assert_close(found.draws, probs, **close)
+    torch.testing.assert_close(found.log_mean, probs.mean(0).log(), **close)
 
 
 @given(sizes=chunks, shape=st.sampled_from([(4,), (4, 1), (2, 3, 2)]), seed=st.integers(0, 99))
@@ -65,7 +66,7 @@ def test_variances_far_from_zero_do_not_cancel() -> None:
     """Means around 1e6 with spread 1: sums of squares would lose all digits of a float."""
     means = 1e6 + torch.randn(400, 3)
     expected = means.double().var(0, correction=0)
-    found = reduce_moments(means, torch.zeros(400, 3), [1] * 400).epistemic.double()
+    found = reduce_moments(means, torch.full((400, 3), 1e-12), [1] * 400).epistemic.double()
     torch.testing.assert_close(found, expected, rtol=0.1, atol=0.0)
 
 
@@ -99,9 +100,31 @@ def test_moments_of_draws_are_kept_within_a_quarter_of_the_budget() -> None:
     means, variances = torch.randn(4, 3), torch.rand(4, 3)
     kept = reduce_moments(means, variances, [1, 3], max_bytes=384)
     assert torch.equal(kept.draws, means)
-    assert torch.equal(kept.noise, variances)
+    torch.testing.assert_close(kept.noise, variances)
     assert reduce_moments(means, variances, [1, 3], max_bytes=383).draws is None
     assert torch.equal(reduce_moments(means, variances, [1, 3], keep=True).draws, means)
+
+
+def test_draws_of_several_labels_are_kept_within_a_quarter_of_the_budget() -> None:
+    """Four draws of 2 × 3 labels of 5 classes of 4 bytes are 480 bytes; of a single label they are not needed."""
+    probs = torch.randn(4, 2, 3, 5).softmax(-1)
+    kept = reduce_probabilities(probs, [1, 3], max_bytes=4 * 480)
+    torch.testing.assert_close(kept.draws, probs)
+    assert kept.kept_bytes == 480
+    assert kept.without_draws().draws is None
+    assert reduce_probabilities(probs, [1, 3], max_bytes=4 * 480 - 1).draws is None
+    assert reduce_probabilities(probs[:, :, 0], [1, 3], max_bytes=2**20).draws is None
+
+
+def test_kept_draws() -> None:
+    kept = KeptDraws(3, max_bytes=24)
+    assert kept.joined() is None
+    kept.add({"a": torch.zeros(2, 2)})
+    kept.add({"a": torch.ones(1, 2)})
+    found = kept.joined()
+    assert found is not None and found["a"].tolist() == [[0.0, 0.0], [0.0, 0.0], [1.0, 1.0]]
+    kept.add({"a": torch.zeros(1, 3)})
+    assert kept.joined() is None
 
 
 def test_what_is_given_is_not_changed() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pyro.distributions as dist
@@ -12,7 +13,6 @@ from torch import Tensor
 
 from pyrobnn import likelihoods
 from pyrobnn.prediction import Prediction
-from pyrobnn.prediction.reductions import Moments, Probabilities
 from tests.conformance.monte_carlo import Z, z_of_mean
 
 OUTPUTS = torch.randn(6, 5, 4, generator=torch.Generator().manual_seed(1)).double()
@@ -21,14 +21,10 @@ OUTPUTS = torch.randn(6, 5, 4, generator=torch.Generator().manual_seed(1)).doubl
 def made(likelihood: likelihoods.Likelihood, outputs: Tensor = OUTPUTS, **options: Any) -> Prediction:
     """The prediction of network outputs ``[K, N, ...]``, one posterior draw each."""
     options = {"keep": False, "max_bytes": 2**20} | options
-    reduction = (Probabilities if likelihood.is_discrete else Moments)(len(outputs), **options)
+    reduction = likelihood.reduction(len(outputs), **options)
     for output in outputs:
-        if likelihood.is_discrete:
-            reduction.add(likelihood.probabilities(output).unsqueeze(0))
-        else:
-            mean, variance = likelihood.moments(output)
-            reduction.add(mean.unsqueeze(0), variance.unsqueeze(0))
-    return reduction.finish(likelihood, None)
+        reduction.add({name: value.unsqueeze(0) for name, value in reduction.summary(output).items()})
+    return reduction.finish(None)
 
 
 def mixture(likelihood: likelihoods.Likelihood, y: Tensor, outputs: Tensor = OUTPUTS) -> Tensor:
@@ -118,6 +114,54 @@ def test_sampled_classes_follow_the_mean_probabilities() -> None:
     assert z_of_mean(torch.nn.functional.one_hot(labels, 4).double(), prediction.mean) < Z
 
 
+def test_several_labels_are_drawn_together() -> None:
+    """Two labels with one logit ``20 w``: they agree with probability ``E[p² + (1 - p)²]``, about .96, not .5."""
+    logits = 20 * torch.randn(4000, 1, 1, generator=torch.Generator().manual_seed(3)).expand(-1, 3, 2)
+    likelihood = likelihoods.Bernoulli()
+    reduction = likelihood.reduction(4000, keep=False, max_bytes=2**22)
+    reduction.add(torch.func.vmap(reduction.summary)(logits))
+    torch.manual_seed(4)
+    labels = reduction.finish(None).sample()
+    assert labels.shape == (4000, 3, 2)
+    p = logits.sigmoid().double()
+    expected = (p.square() + (1 - p).square()).mean(0)
+    assert float(expected.mean()) == pytest.approx(0.96, abs=0.01)
+    assert z_of_mean((labels[..., 0] == labels[..., 1]).double(), expected[:, 0]) < Z
+    assert z_of_mean(labels.double(), p.mean(0)) < Z
+
+
+def test_an_inputs_only_label_needs_no_draws() -> None:
+    """Several do, and say so."""
+    outputs = torch.randn(6, 5, 3, 2)
+    assert made(likelihoods.Categorical(), max_bytes=1).sample().shape == (6, 5)
+    with pytest.raises(ValueError, match=r"^sample: .*6 draws .*return_draws=True"):
+        made(likelihoods.Categorical(class_dim=1), outputs, max_bytes=1).sample()
+
+
+def test_parts_are_joined_whatever_they_hold() -> None:
+    """By input, which is the second dimension of what single draws say; what one lacks, the whole lacks."""
+    likelihood, y = TARGETS["HeteroscedasticNormal"]
+    whole = made(likelihood)
+    parts = [made(likelihood, OUTPUTS[:, rows]) for rows in (slice(0, 2), slice(2, 5))]
+    joined = Prediction.join(parts)
+    assert type(joined) is type(whole)
+    for name in ("mean", "total", "draws", "noise"):
+        torch.testing.assert_close(getattr(joined, name), getattr(whole, name))
+    torch.testing.assert_close(joined.log_prob(y), whole.log_prob(y))
+    assert Prediction.join([parts[0], parts[1].without_draws()]).draws is None
+    classes = [made(likelihoods.Categorical(), OUTPUTS[:, rows]) for rows in (slice(0, 2), slice(2, 5))]
+    labels = TARGETS["Categorical"][1]
+    torch.testing.assert_close(
+        Prediction.join(classes).log_prob(labels), made(likelihoods.Categorical()).log_prob(labels)
+    )
+
+
+def test_a_class_prediction_of_probabilities_alone() -> None:
+    prediction = made(likelihoods.Categorical())
+    y = TARGETS["Categorical"][1]
+    torch.testing.assert_close(dataclasses.replace(prediction, log_mean=None).log_prob(y), prediction.log_prob(y))
+
+
 def test_classes_have_a_winner_and_a_least_confidence() -> None:
     prediction = made(likelihoods.Categorical())
     mean = OUTPUTS.softmax(-1).mean(0)
@@ -133,9 +177,9 @@ def test_intervals_cover_what_they_say(level: float) -> None:
     """
     draws = 20_000
     outputs = torch.randn(draws, 3, 1, generator=torch.Generator().manual_seed(0)).double()
-    reduction = Moments(draws, keep=True, max_bytes=1)
-    reduction.add(outputs, torch.ones_like(outputs))
-    low, high = reduction.finish(likelihoods.Normal(1.0), None).interval(level)
+    reduction = likelihoods.Normal(1.0).reduction(draws, keep=True, max_bytes=1)
+    reduction.add({"loc": outputs, "scale": torch.ones_like(outputs)})
+    low, high = reduction.finish(None).interval(level)
     tail = (1 - level) / 2
     exact = norm(scale=2**0.5).ppf(1 - tail)
     error = (tail * (1 - tail) / draws) ** 0.5 / norm(scale=2**0.5).pdf(exact)

@@ -1,0 +1,92 @@
+"""Predictors: where a prediction comes from, such as draws of the weights or the linearized network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from pyrobnn.denormals import denormals_as_zero
+from pyrobnn.likelihoods import Likelihood
+from pyrobnn.likelihoods.predictions import Prediction
+from pyrobnn.prediction.draws import PinnedDraws
+from pyrobnn.prediction.runners import Method, Runner
+
+__all__ = ["Link", "Predictor", "PredictorFactory", "PredictorOptions", "WeightsPredictor"]
+
+Link = Literal["probit", "samples"]
+
+
+class Predictor(Protocol):
+    """A posterior predictive as a function of inputs: every call answers by the same draws, if there are any."""
+
+    def __call__(self, x: Any, targets: Tensor | None = None) -> Prediction:
+        """The prediction at a batch of inputs; the model is in its own modes before and after.
+
+        Args:
+            x: A tensor of inputs, or a tuple or dict of them.
+            targets: Their targets, if known, which the prediction passes on.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class PredictorOptions:
+    """How to predict; a predictor reads what concerns it.
+
+    Attributes:
+        num_samples: Number K of posterior draws.
+        likelihood: What the outputs mean; the model's own if None.
+        return_draws: Keep what each draw predicts.
+        method: How draws of the weights are run.
+        max_bytes: Budget for draws, activations or Jacobians, and kept results.
+        seed: Fixes the draws; None takes a seed from torch's random state.
+        replayed: Whether there will be more than one batch.
+        link: How Gaussian outputs become class probabilities.
+        given: Values of sites that the guide is not for.
+    """
+
+    num_samples: int = 100
+    likelihood: Likelihood | None = None
+    return_draws: bool = False
+    method: Method = "auto"
+    max_bytes: int = 256 * 2**20
+    seed: int | None = None
+    replayed: bool = True
+    link: Link = "samples"
+    given: Mapping[str, Tensor] | None = None
+
+
+PredictorFactory = Callable[[nn.Module, Any, PredictorOptions], Predictor]
+"""Makes the predictor of a model and its posterior."""
+
+
+class WeightsPredictor:
+    """Draws of the weights, each run through the network; the likelihood's reduction makes them a prediction.
+
+    Args:
+        model: The model.
+        guide: A guide, or draws ``{site: [K, …]}``.
+        options: How to predict.
+    """
+
+    def __init__(self, model: nn.Module, guide: Any, options: PredictorOptions) -> None:
+        self.options = options
+        self.runner = Runner(model, options.likelihood, options.method, options.max_bytes)
+        self.draws = PinnedDraws(
+            guide, options.num_samples, self.runner.draws_bytes, replayed=options.replayed, seed=options.seed
+        )
+
+    def __call__(self, x: Any, targets: Tensor | None = None) -> Prediction:
+        """The prediction at a batch of inputs."""
+        reduction = self.runner.likelihood.reduction(
+            self.draws.num_samples, keep=self.options.return_draws, max_bytes=self.options.max_bytes
+        )
+        with torch.no_grad(), denormals_as_zero(), self.runner.ready():
+            for chunk in self.draws:
+                for summary in self.runner.summaries(chunk, x, reduction.summary):
+                    reduction.add(summary)
+        return reduction.finish(targets)
