@@ -27,6 +27,7 @@ from pyrobnn.guides.base import Guide
 from pyrobnn.training.checks import check_arguments, check_optimizer
 from pyrobnn.training.history import Callback, History
 from pyrobnn.training.optimizers import OptimizerSpec, make_optimizer
+from pyrobnn.training.players import Player
 from pyrobnn.training.run import Run
 from pyrobnn.training.state import read_run, write_run, write_tensors
 
@@ -45,6 +46,7 @@ def fit(
     optimizer: OptimizerSpec = None,
     scheduler: Callable[[Optimizer], LRScheduler] | None = None,
     elbo: Objective | None = None,
+    players: Sequence[Player] = (),
     clip_norm: float | None = None,
     validation: Iterable[Any] | None = None,
     patience: int | None = None,
@@ -76,6 +78,8 @@ def fit(
         scheduler: A function from the optimizer to a learning-rate schedule, stepped after each epoch. A
             ``ReduceLROnPlateau`` (in either mode) watches the validation value, or the ELBO if there is none.
         elbo: The objective; ``MeanFieldELBO()`` if None.
+        players: Further objectives with parameters and optimizers of their own, which take turns on every batch
+            (:class:`~pyrobnn.training.Player`).
         clip_norm: Largest norm of the gradient of the objective per datum.
         validation: Batches for the log predictive density after each epoch.
         patience: Stop after so many epochs without a better validation value, and go back to the best epoch.
@@ -109,13 +113,14 @@ def fit(
         model,
         guide,
         elbo or MeanFieldELBO(),
-        make_optimizer(model, guide, optimizer, lr, scale_lr),
+        make_optimizer(model, guide, optimizer, lr, scale_lr, [p for player in players for p in player.parameters]),
         loader,
         validation=validation,
         clip_norm=clip_norm,
         device=device,
         reader=batch,
         epochs=epochs,
+        players=players,
     )
     run.scheduler = None if scheduler is None else scheduler(run.torch_optimizer)
     if resume and checkpoint is not None:

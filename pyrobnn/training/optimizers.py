@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import TypeAlias
 
 import torch
@@ -23,6 +23,7 @@ def make_optimizer(
     optimizer: OptimizerSpec = None,
     lr: float = 1e-3,
     scale_lr: float | None = None,
+    exclude: Collection[nn.Parameter] = (),
 ) -> Optimizer | PyroOptim:
     """The optimizer that :func:`pyrobnn.fit` uses.
 
@@ -34,6 +35,7 @@ def make_optimizer(
         lr: Learning rate.
         scale_lr: Learning rate of the guide's scale parameters, which then are a parameter group of their
             own; ``lr`` if None.
+        exclude: Parameters that other optimizers move.
 
     Raises:
         TypeError: If ``optimizer`` is of another kind.
@@ -41,7 +43,7 @@ def make_optimizer(
             asks for parameters' names.
     """
     if isinstance(optimizer, Optimizer | PyroOptim):
-        _check_ready(model, guide, optimizer, scale_lr)
+        _check_ready(model, guide, optimizer, scale_lr, exclude)
         return optimizer
     if optimizer is not None and not callable(optimizer):
         raise TypeError(
@@ -49,7 +51,8 @@ def make_optimizer(
             "optimizer or one "
             f"of pyro.optim, got {type(optimizer).__name__}."
         )
-    parameters = trainable_parameters(model, guide)
+    others = {id(parameter) for parameter in exclude}
+    parameters = [p for p in trainable_parameters(model, guide) if id(p) not in others]
     owned = guide.scale_parameters() if scale_lr is not None else []
     scales = {id(p) for p in owned}
     groups = [{"params": [p for p in parameters if id(p) not in scales], "lr": lr}]
@@ -66,7 +69,13 @@ def trainable_parameters(model: nn.Module, guide: nn.Module) -> list[nn.Paramete
     return [p for module in (guide, model) for p in module.parameters() if p.requires_grad]
 
 
-def _check_ready(model: nn.Module, guide: Guide, optimizer: Optimizer | PyroOptim, scale_lr: float | None) -> None:
+def _check_ready(
+    model: nn.Module,
+    guide: Guide,
+    optimizer: Optimizer | PyroOptim,
+    scale_lr: float | None,
+    exclude: Collection[nn.Parameter],
+) -> None:
     if scale_lr is not None:
         raise ValueError(
             "scale_lr: a ready optimizer has its own learning rates; put guide.scale_parameters() into a "
@@ -81,7 +90,7 @@ def _check_ready(model: nn.Module, guide: Guide, optimizer: Optimizer | PyroOpti
                 "own parameters are not; pass options for all parameters, or a torch optimizer."
             )
         return
-    known = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    known = {id(p) for group in optimizer.param_groups for p in group["params"]} | {id(p) for p in exclude}
     missing = [n for m in (guide, model) for n, p in m.named_parameters() if p.requires_grad and id(p) not in known]
     if missing:
         raise ValueError(

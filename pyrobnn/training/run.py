@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Sized
+from collections.abc import Iterable, Sequence, Sized
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
@@ -24,6 +24,7 @@ from pyrobnn.guides.base import Guide
 from pyrobnn.training.checks import check_rows, check_targets
 from pyrobnn.training.history import History
 from pyrobnn.training.optimizers import trainable_parameters
+from pyrobnn.training.players import Player
 from pyrobnn.training.state import Tensors, became_non_finite, read_tensors, write_tensors
 from pyrobnn.training.validation import log_predictive
 
@@ -82,6 +83,7 @@ class Run:
         epochs_since_best: Epochs after that one.
         previous: The last batch that a step was taken on.
         reader: How to read what loaders yield.
+        players: Further objectives with optimizers of their own.
     """
 
     model: nn.Module
@@ -100,6 +102,7 @@ class Run:
     epochs_since_best: int = 0
     previous: Batch | None = None
     reader: Reader | None = None
+    players: Sequence[Player] = ()
 
     @property
     def torch_optimizer(self) -> Optimizer:
@@ -122,7 +125,7 @@ class Run:
                 check_targets(self.model, batch)
             parts = self._step(batch, index, good)
             rows += batch.rows
-            for name, value in parts.per_datum().items():
+            for name, value in (parts.per_datum() | self._play(batch, index, good)).items():
                 totals[name] = totals.get(name, 0.0) + batch.rows * value
             self.history.divergence_name = parts.divergence_name
         if rows == 0:
@@ -157,6 +160,17 @@ class Run:
         self.history.steps += 1
         self.previous = batch
         return parts
+
+    def _play(self, batch: Batch, index: int, good: Tensors) -> dict[str, float]:
+        """The players' turns on a batch, and their losses per datum."""
+        found = {}
+        for player in self.players:
+            try:
+                parts = player.play(self.model, self.guide, batch, self.clip_norm)
+            except NonFiniteLossError as error:
+                self._fail(f"player {player.name!r}: {error}", index, good, cause=error)
+            found[f"{player.name}.loss"] = float(parts.loss) / parts.num_data
+        return found
 
     def _remaining(self) -> int | None:
         """How many training steps are to come, None if the loader does not know its length."""

@@ -53,6 +53,7 @@ def read_run(run: Run) -> dict[str, Any]:
         "optimizer": run.torch_optimizer.state_dict(),
         "scheduler": None if run.scheduler is None else run.scheduler.state_dict(),
         "num_steps": run.elbo.num_steps,
+        "players": [player.read() for player in run.players],
         "history": run.history.to_dict(),
         "random": random_state.read_all(_generators(run)),
     }
@@ -76,6 +77,9 @@ def write_run(run: Run, state: dict[str, Any]) -> None:
             "there were "
             f"{len(state['random']['generators'])}; build the loader as it was built then."
         )
+    names = [player["name"] for player in state["players"]]
+    if names != [player.name for player in run.players]:
+        raise ValueError(f"players: the run to resume had {names}, but now there are {[p.name for p in run.players]}.")
     before = read_tensors(run.model, run.guide)
     try:
         write_tensors(run.model, run.guide, state["tensors"])
@@ -83,6 +87,8 @@ def write_run(run: Run, state: dict[str, Any]) -> None:
     except (RuntimeError, ValueError) as error:
         write_tensors(run.model, run.guide, before)
         raise ValueError(f"checkpoint: it is that of another model, guide or optimizer: {error}") from error
+    for player, own in zip(run.players, state["players"], strict=True):
+        player.write(own)
     if run.scheduler is not None:
         run.scheduler.load_state_dict(state["scheduler"])
     run.best, run.best_value = state["best"], state["best_value"]

@@ -98,7 +98,8 @@ def test_history_is_in_nats_per_datum() -> None:
 def test_the_mean_field_kl_is_the_closed_form() -> None:
     built, guide = model_and_guide()
     exact = sum(
-        torch.distributions.kl_divergence(guide.marginal(site.name), site.prior).item() for site in guide.layout.values()
+        torch.distributions.kl_divergence(guide.marginal(site.name), site.prior).item()
+        for site in guide.layout.values()
     )
     history = quiet(built, guide, loader(), epochs=1, lr=1e-30, optimizer=frozen)
     assert history.kl[0] == pytest.approx(exact / 20, rel=1e-5)
