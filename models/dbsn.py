@@ -264,8 +264,8 @@ def annealing(num_steps: int) -> dict[str, schedules.Schedule]:
     """
     check_positive_int("num_steps", num_steps)
     return {
-        "temperature": schedules.exponential(3.0, math.log(3.0) / (0.94 * num_steps), floor=1.0),
-        "beta": schedules.linear(1.0, 0.5, num_steps // 2 + 1, hold=True),
+        "temperature": schedules.Exponential(3.0, math.log(3.0) / (0.94 * num_steps), floor=1.0),
+        "beta": schedules.Linear(1.0, 0.5, num_steps // 2 + 1, hold=True),
     }
 
 

@@ -4,7 +4,7 @@ from pyrobnn.elbo.adversarial import AdversarialELBO
 from pyrobnn.elbo.mean_field import MeanFieldELBO
 from pyrobnn.elbo.parts import ELBOParts, NonFiniteLossError
 from pyrobnn.elbo.regularized import RegularizedELBO, perturbed
-from pyrobnn.elbo.tempering import Temperature, Tempered, linear_annealing
+from pyrobnn.elbo.tempering import Tempered
 
 __all__ = [
     "AdversarialELBO",
@@ -12,8 +12,6 @@ __all__ = [
     "MeanFieldELBO",
     "NonFiniteLossError",
     "RegularizedELBO",
-    "Temperature",
     "Tempered",
-    "linear_annealing",
     "perturbed",
 ]

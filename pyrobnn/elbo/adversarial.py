@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pyrobnn import schedules
 from pyrobnn.arguments import check_positive_int
 from pyrobnn.bayesianize import frozen_buffers
 from pyrobnn.elbo.draw_plan import DrawPlan
@@ -35,7 +36,6 @@ from pyrobnn.elbo.parts import (
     gradients_restored,
     mean_parts,
 )
-from pyrobnn.elbo.tempering import Temperature
 from pyrobnn.guides.mean_field import MeanField
 
 __all__ = ["AdversarialELBO"]
@@ -69,7 +69,7 @@ class AdversarialELBO(MeanFieldELBO):
         strength: float = 0.8,
         step_size: float = 0.02,
         num_steps: int = 5,
-        temperature: Temperature = 1.0,
+        temperature: schedules.Schedule = 1.0,
     ) -> None:
         if not 0.0 <= strength <= 1.0:
             raise ValueError(f"strength: expected a weight from 0 to 1, got {strength}.")

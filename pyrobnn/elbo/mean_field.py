@@ -20,6 +20,7 @@ import torch
 from pyro.infer import TraceMeanField_ELBO
 from torch import Tensor, nn
 
+from pyrobnn import schedules
 from pyrobnn.arguments import check_positive_int
 from pyrobnn.bayesianize import frozen_buffers
 from pyrobnn.elbo.draw_plan import DrawPlan
@@ -32,7 +33,7 @@ from pyrobnn.elbo.parts import (
     gradients_restored,
     mean_parts,
 )
-from pyrobnn.elbo.tempering import Temperature, Tempered
+from pyrobnn.elbo.tempering import Tempered
 from pyrobnn.estimators import EstimatorSpec, active_estimators, resolve
 from pyrobnn.estimators.per_group import split_batch
 from pyrobnn.guides.base import Guide
@@ -59,20 +60,18 @@ class MeanFieldELBO(TraceMeanField_ELBO):
     """
 
     def __init__(
-        self, num_particles: int = 1, temperature: Temperature = 1.0, *, estimator: EstimatorSpec = None
+        self, num_particles: int = 1, temperature: schedules.Schedule = 1.0, *, estimator: EstimatorSpec = None
     ) -> None:
         check_positive_int("num_particles", num_particles)
-        if not callable(temperature) and not temperature > 0:
-            raise ValueError(f"temperature: expected a positive weight of the KL, got {temperature}.")
         super().__init__(num_particles=num_particles)
-        self.temperature = temperature
+        self.temperature = schedules.resolve("temperature", temperature, allow_zero=True)
         self.estimators = resolve(estimator)
         self.num_steps = 0
         self.parts: ELBOParts | None = None
 
     def current_temperature(self) -> float:
         """The weight λ of the next step."""
-        return float(self.temperature(self.num_steps) if callable(self.temperature) else self.temperature)
+        return schedules.value_at("temperature", self.temperature, self.num_steps, allow_zero=True)
 
     # --------------------------------------------------------------------------------- Pyro's interface
 

@@ -23,11 +23,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyrobnn import schedules
 from pyrobnn.bayesianize import evaluating, frozen_buffers
 from pyrobnn.elbo.draw_plan import DrawPlan
 from pyrobnn.elbo.mean_field import MeanFieldELBO
 from pyrobnn.elbo.parts import ELBOParts
-from pyrobnn.elbo.tempering import Temperature
 from pyrobnn.estimators import EstimatorSpec
 from pyrobnn.guides.base import Guide
 from pyrobnn.substitution import Substitution
@@ -80,7 +80,7 @@ class RegularizedELBO(MeanFieldELBO):
         weight: float = 1.0,
         *,
         num_particles: int = 1,
-        temperature: Temperature = 1.0,
+        temperature: schedules.Schedule = 1.0,
         estimator: EstimatorSpec = None,
     ) -> None:
         super().__init__(num_particles, temperature, estimator=estimator)

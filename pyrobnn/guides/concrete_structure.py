@@ -129,12 +129,12 @@ class ConcreteStructure(Guide):
     @property
     def temperature(self) -> float:
         """The temperature τ of the last gradient step (at the start, of the first)."""
-        return schedules.positive_value("temperature", self._temperature, self._step)
+        return schedules.value_at("temperature", self._temperature, self._step)
 
     @property
     def beta(self) -> float:
         """The scale β of the noise of the last gradient step."""
-        return schedules.positive_value("beta", self._beta, self._step)
+        return schedules.value_at("beta", self._beta, self._step)
 
     @property
     def is_fitted(self) -> bool:
@@ -172,12 +172,7 @@ class ConcreteStructure(Guide):
         """
         total = int(self._buffers["num_steps"]) + num_steps  # type: ignore[arg-type]
         for name, schedule in (("temperature", self._temperature), ("beta", self._beta)):
-            end = schedules.length(schedule)
-            if end is not None and end < total:
-                raise ValueError(
-                    f"{name}: its schedule ends after {end} steps, but training goes on until step {total}; make it "
-                    "longer, or pass hold=True to stay at its last value."
-                )
+            schedules.check_length(name, schedule, total)
 
     def _apply(self, fn, recurse=True):  # type: ignore[no-untyped-def]
         count = self._buffers["num_steps"]

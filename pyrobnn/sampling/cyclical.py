@@ -16,8 +16,8 @@ from torch import Tensor
 
 from pyrobnn.arguments import check_positive_int
 from pyrobnn.sampling.kernel import Diffusion, StochasticGradientKernel
-from pyrobnn.sampling.schedules import CosineCycles
 from pyrobnn.sampling.sgnht import SGNHT
+from pyrobnn.schedules import CosineCycles
 
 __all__ = ["Cyclical"]
 
