@@ -28,6 +28,7 @@ from torch import Tensor
 from pyrobnn.guides.base import Init, Site
 from pyrobnn.guides.low_rank import LowRankGaussian, joint_log_prob, on_support, sample_jointly
 from pyrobnn.guides.map import Map
+from pyrobnn.moments import add_rows
 
 __all__ = ["SWAG"]
 
@@ -101,12 +102,10 @@ class SWAG(Map):
     @torch.no_grad()
     def collect(self) -> None:
         """Adds the present point to the trajectory."""
-        iterate, count = self.flat_loc, int(self.num_collected) + 1
-        before = iterate - self.mean
-        self.mean.add_(before, alpha=1.0 / count)
-        after = iterate - self.mean
-        self.variance.add_((before * after).sub_(self.variance), alpha=1.0 / count)
-        self.deviations[(count - 1) % self.rank] = after
+        iterate, count = self.flat_loc, int(self.num_collected)
+        count = add_rows(count, self.mean, self.variance.mul_(count), iterate.unsqueeze(0))
+        self.variance.div_(count)
+        self.deviations[(count - 1) % self.rank] = iterate - self.mean
         self.num_collected.fill_(count)
 
     def collector(self, start: int, every: int = 1) -> Callable[[Any], None]:
