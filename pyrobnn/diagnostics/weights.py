@@ -15,13 +15,13 @@ import contextlib
 from dataclasses import dataclass
 from typing import Any
 
-import pyro.distributions as dist
 import torch
 from torch import Tensor
 from torch.distributions import kl_divergence
 
 from pyrobnn.diagnostics._draws import undisturbed
 from pyrobnn.guides.base import Guide, Site
+from pyrobnn.independent import base_distribution
 from pyrobnn.substitution import Substitution
 
 __all__ = ["AT_PRIOR", "WeightStatistics", "weight_statistics"]
@@ -122,13 +122,7 @@ def _kl_by_element(model: Any, guide: Guide, args: tuple[Any, ...], num_samples:
 
 def _terms(guide: Guide, site: Site, value: Tensor, prior: Any) -> tuple[Tensor, bool]:
     """The KL by element and whether it is exact; else its one-draw estimate, which is zero where q is p."""
-    factor, prior = _by_element(guide.marginals(site)), _by_element(prior)
+    factor, prior = base_distribution(guide.marginals(site)), base_distribution(prior)
     with contextlib.suppress(NotImplementedError):
         return kl_divergence(factor, prior).expand(value.shape), True
     return factor.log_prob(value) - prior.log_prob(value), False
-
-
-def _by_element(distribution: Any) -> Any:
-    while isinstance(distribution, dist.Independent):
-        distribution = distribution.base_dist
-    return distribution

@@ -30,6 +30,7 @@ from torch.distributions import kl_divergence
 from pyrobnn import random_state
 from pyrobnn._pyro import announce_parameter, full_name, is_observed_from_outside
 from pyrobnn.bayesianize import bayesian_modules, frozen_buffers
+from pyrobnn.independent import base_distribution
 from pyrobnn.priors.base import elementwise_support, is_real
 from pyrobnn.stochastic import StochasticModule
 
@@ -75,7 +76,7 @@ class Site:
     @cached_property
     def is_flat_normal(self) -> bool:
         """Whether the prior is a fixed Normal outside all plates, so that its KL can be taken on flat vectors."""
-        return self.is_static and not self.plates and isinstance(_base(self.prior), dist.Normal)
+        return self.is_static and not self.plates and isinstance(base_distribution(self.prior), dist.Normal)
 
     @cached_property
     def transform(self) -> Any:
@@ -252,7 +253,7 @@ class Guide(PyroModule):
         fixed = [site for site in self.flat_order if site.is_flat_normal]
         usable = all(
             (prior := priors.get(site.name)) is not None
-            and isinstance(_base(prior), dist.Normal)
+            and isinstance(base_distribution(prior), dist.Normal)
             and not _is_trained(prior)
             for site in fixed
         )
@@ -368,13 +369,7 @@ def transform_to_support(prior: dist.Distribution) -> Any:
 
 
 def _is_trained(prior: dist.Distribution) -> bool:
-    return any(torch.is_tensor(v) and v.requires_grad for v in vars(_base(prior)).values())
-
-
-def _base(distribution: dist.Distribution) -> dist.Distribution:
-    while isinstance(distribution, dist.Independent):
-        distribution = distribution.base_dist
-    return distribution
+    return any(torch.is_tensor(v) and v.requires_grad for v in vars(base_distribution(prior)).values())
 
 
 # ---------------------------------------------------------------------------------------------------- starting values

@@ -27,6 +27,7 @@ from pyrobnn.guides.flat import FlatNormalPrior, flat_normal_prior
 from pyrobnn.guides.member_starts import MemberInit, check_shared, member_starts
 from pyrobnn.guides.point import PointMass
 from pyrobnn.guides.together import MemberLeaves, evaluate_together, pays_off
+from pyrobnn.independent import base_distribution
 
 __all__ = ["DeltaMixture"]
 
@@ -298,8 +299,7 @@ class DeltaMixture(Ensemble):
 
 
 def _normal(site: Site, prior: Any) -> dist.Normal:
-    while isinstance(prior, dist.Independent):
-        prior = prior.base_dist
+    prior = base_distribution(prior)
     if not isinstance(prior, dist.Normal):
         raise ValueError(f"site {site.name!r}: anchors need a Normal prior, but it is a {type(prior).__name__} now.")
     return prior

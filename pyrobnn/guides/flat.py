@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from pyrobnn.guides.base import Site, by_site
+from pyrobnn.independent import base_distribution
 
 __all__ = ["FlatNormalPrior", "Leaves", "accumulate", "flat_normal_prior", "independent_normal", "release"]
 
@@ -81,7 +82,7 @@ class FlatNormalPrior:
         self.kind = (like.dtype, like.device)
         self.size = sum(site.numel for site in self.sites)
         self.names = frozenset(site.name for site in self.sites)
-        bases = [_normal(site.prior) for site in self.sites]
+        bases = [base_distribution(site.prior) for site in self.sites]
         self.loc = _flat([base.loc for base in bases], like)
         scale = _flat([base.scale for base in bases], like)
         if isinstance(scale, float):
@@ -144,12 +145,6 @@ def accumulate(parameter: nn.Parameter, gradient: Tensor) -> None:
         parameter.grad = gradient
     else:
         parameter.grad.add_(gradient)
-
-
-def _normal(prior: Any) -> dist.Normal:
-    while isinstance(prior, dist.Independent):
-        prior = prior.base_dist
-    return prior
 
 
 def _flat(tensors: list[Tensor], like: Tensor) -> float | Tensor:

@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from pyrobnn.bayesianize import bayesian_modules
 from pyrobnn.guides.base import Guide, Init, Site, initial_values
 from pyrobnn.guides.dropout_rates import DROPOUTS, Maskable, Rates, maskable_sites, resolve_rates
+from pyrobnn.independent import base_distribution
 
 __all__ = ["DroppedColumns", "MCDropout"]
 
@@ -146,9 +147,7 @@ class MCDropout(Guide):
 
     def divergence(self, site: Site, value: Tensor, prior: dist.Distribution) -> tuple[Tensor, bool]:
         r""":math:`E_q[-\log p]` of one site: closed for Normal priors and points, else ``-log p(v)`` of the draw."""
-        base: Any = prior
-        while isinstance(base, dist.Independent):
-            base = base.base_dist
+        base = base_distribution(prior)
         if site.name not in self.rates or not isinstance(base, dist.Normal):
             return -prior.log_prob(value), site.name not in self.rates
         factor: Any = self.factor(site)

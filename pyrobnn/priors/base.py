@@ -19,6 +19,8 @@ import torch
 from pyro.distributions import constraints
 from torch import Tensor, nn
 
+from pyrobnn.independent import base_distribution
+
 __all__ = ["FixedPrior", "Prior", "elementwise_support", "is_real"]
 
 
@@ -85,7 +87,7 @@ class FixedPrior(Prior):
                 f"prior of {name!r}: {type(distribution).__name__} has a discrete support, but a network "
                 f"parameter is continuous; choose a continuous prior such as Normal, Laplace or StudentT."
             )
-        flat = _without_event(distribution)
+        flat = base_distribution(distribution)
         full = flat.batch_shape + flat.event_shape
         try:
             broadcast = torch.broadcast_shapes(full, self.shape)
@@ -144,12 +146,6 @@ def _forget_built(prior: Any, _: Any) -> None:
     prior._built = None
 
 
-def _without_event(distribution: dist.Distribution) -> dist.Distribution:
-    while isinstance(distribution, dist.Independent):
-        distribution = distribution.base_dist
-    return distribution
-
-
 def _parameter_names(distribution: dist.Distribution) -> list[str]:
     """Constructor arguments; of several parametrisations of one thing only one may be passed."""
     names = list(distribution.arg_constraints)  # of the instance: Uniform has a property
@@ -161,7 +157,7 @@ def _parameter_names(distribution: dist.Distribution) -> list[str]:
 
 def _take_apart(distribution: dist.Distribution, owner: nn.Module, path: str, name: str) -> dict[str, Any]:
     """Registers the distribution's tensors as buffers of ``owner``; returns the JSON-able rest."""
-    distribution = _without_event(distribution)
+    distribution = base_distribution(distribution)
     family = type(distribution).__name__
     if isinstance(distribution, dist.MixtureSameFamily):
         mixture, component = distribution.mixture_distribution, distribution.component_distribution
