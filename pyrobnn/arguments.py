@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from numbers import Real
 
 __all__ = [
     "check_int",
@@ -44,24 +45,34 @@ def check_positive_int(name: str, value: object) -> None:
     check_int(name, value, 1)
 
 
-def check_positive(name: str, value: object) -> None:
+def check_positive(name: str, value: object, what: str = "number") -> None:
     """Refuses what is no positive, finite number.
+
+    Args:
+        name: The argument.
+        value: What was given.
+        what: What the number is, for the message.
 
     Raises:
         ValueError: If it is not.
     """
     if not _is_number(value) or not 0 < value < math.inf:  # type: ignore[operator]
-        raise ValueError(f"{name}: expected a positive number, got {value!r}.")
+        raise ValueError(f"{name}: expected a positive {what}, got {value!r}.")
 
 
-def check_non_negative(name: str, value: object) -> None:
+def check_non_negative(name: str, value: object, what: str = "number") -> None:
     """Refuses what is no finite number of at least 0.
+
+    Args:
+        name: The argument.
+        value: What was given.
+        what: What the number is, for the message.
 
     Raises:
         ValueError: If it is not.
     """
     if not _is_number(value) or not 0 <= value < math.inf:  # type: ignore[operator]
-        raise ValueError(f"{name}: expected a number of at least 0, got {value!r}.")
+        raise ValueError(f"{name}: expected a {what} of at least 0, got {value!r}.")
 
 
 def check_number(
@@ -97,4 +108,4 @@ def check_probability(name: str, value: object) -> None:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, Real) and not isinstance(value, bool)  # NumPy's scalars are Real

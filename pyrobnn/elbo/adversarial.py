@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from pyrobnn import schedules
-from pyrobnn.arguments import check_positive_int
+from pyrobnn.arguments import check_number, check_positive, check_positive_int
 from pyrobnn.bayesianize import frozen_buffers
 from pyrobnn.elbo.draw_plan import DrawPlan
 from pyrobnn.elbo.mean_field import MeanFieldELBO
@@ -71,10 +71,8 @@ class AdversarialELBO(MeanFieldELBO):
         num_steps: int = 5,
         temperature: schedules.Schedule = 1.0,
     ) -> None:
-        if not 0.0 <= strength <= 1.0:
-            raise ValueError(f"strength: expected a weight from 0 to 1, got {strength}.")
-        if not step_size > 0.0:
-            raise ValueError(f"step_size: expected a positive step of the standardised noise, got {step_size}.")
+        check_number("strength", strength, 0.0, 1.0)
+        check_positive("step_size", step_size)
         check_positive_int("num_steps", num_steps)
         super().__init__(temperature=temperature)
         self.strength = strength

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from pyrobnn import schedules
+from pyrobnn.arguments import check_non_negative, check_positive
 from pyrobnn.bayesianize import evaluating, frozen_buffers
 from pyrobnn.elbo.draw_plan import DrawPlan
 from pyrobnn.elbo.mean_field import MeanFieldELBO
@@ -44,8 +45,7 @@ def perturbed(epsilon: float) -> Callable[[Tensor], Tensor]:
     Raises:
         ValueError: If ``epsilon`` is not positive.
     """
-    if not epsilon > 0:
-        raise ValueError(f"epsilon: expected a positive amplitude in units of the inputs, got {epsilon}.")
+    check_positive("epsilon", epsilon, "amplitude in units of the inputs")
 
     def perturb(x: Tensor) -> Tensor:
         return x + torch.empty_like(x).uniform_(-epsilon, epsilon)
@@ -89,13 +89,13 @@ class RegularizedELBO(MeanFieldELBO):
                 "auxiliary: expected a function of the inputs or an iterable of inputs, got "
                 f"{type(auxiliary).__name__}."
             )
-        if not 0.0 < threshold <= math.log(2.0):
+        check_positive("threshold", threshold)
+        if threshold > math.log(2.0):
             raise ValueError(
                 f"threshold: the mutual information of two draws lies between 0 and ln 2 = {math.log(2.0):.4f} nats, "
                 f"got {threshold}; a larger one can never be reached."
             )
-        if not weight >= 0.0:
-            raise ValueError(f"weight: expected a weight of at least 0, got {weight}.")
+        check_non_negative("weight", weight)
         self.auxiliary = auxiliary
         self.threshold = threshold
         self.weight = weight

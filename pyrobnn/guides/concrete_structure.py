@@ -36,6 +36,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pyrobnn import schedules
+from pyrobnn.arguments import check_non_negative
 from pyrobnn.concrete import (
     BinaryConcrete,
     Concrete,
@@ -103,8 +104,7 @@ class ConcreteStructure(Guide):
         only: Collection[str] | None = None,
     ) -> None:
         super().__init__(model, example=example, only=only)
-        if not init_scale >= 0:
-            raise ValueError(f"init_scale: expected a standard deviation of at least 0, got {init_scale!r}.")
+        check_non_negative("init_scale", init_scale, "standard deviation")
         if kl not in ("relaxed", "discrete"):
             raise ValueError(f"kl: expected 'relaxed' or 'discrete', got {kl!r}.")
         self._blocks = find_blocks(list(self.sites.values()))

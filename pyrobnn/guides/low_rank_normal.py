@@ -29,7 +29,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import kl_divergence
 
-from pyrobnn.arguments import check_positive_int
+from pyrobnn.arguments import check_positive, check_positive_int
 from pyrobnn.guides.base import Guide, Init, Site, initial_values
 from pyrobnn.guides.flat import independent_normal
 from pyrobnn.guides.low_rank import LowRankGaussian, joint_log_prob, on_support, sample_jointly
@@ -73,8 +73,8 @@ class LowRankNormal(Guide):
     ) -> None:
         super().__init__(model, example=example, only=only)
         check_positive_int("rank", rank)
-        if not init_scale > 0:
-            raise ValueError(f"init_scale: expected a positive standard deviation, got {init_scale}.")
+        check_positive("init_scale", init_scale, "standard deviation")
+        check_positive_int("max_bytes", max_bytes)
         loc = self.join(initial_values(model, self.sites, init))
         self.rank, self.max_bytes = min(rank, self.num_latents), max_bytes
         self._check_budget(loc.element_size())

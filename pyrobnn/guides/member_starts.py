@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pyrobnn._pyro import full_name
+from pyrobnn.arguments import check_positive
 from pyrobnn.bayesianize import BayesianModule, bayesian_modules
 from pyrobnn.guides.base import Guide, Init, initial_values
 from pyrobnn.guides.member_buffers import network_buffers
@@ -52,8 +53,7 @@ def member_starts(
         buffers.append(own)
     flat = torch.stack(rows)
     if together and num_members > 1:
-        if not spread > 0:
-            raise ValueError(f"spread: expected a positive number to tell {num_members} members apart, got {spread}.")
+        check_positive("spread", spread, f"number to tell {num_members} members apart")
         scale = guide.join({n: v.square().mean().sqrt().expand_as(v) for n, v in guide.split(flat[0]).items()})
         flat = flat + spread * scale * torch.randn_like(flat)
     if num_members > 1 and bool((flat == flat[0]).all()):

@@ -25,6 +25,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from pyrobnn.arguments import check_int, check_positive, check_positive_int
 from pyrobnn.guides.base import Init, Site
 from pyrobnn.guides.low_rank import LowRankGaussian, joint_log_prob, on_support, sample_jointly
 from pyrobnn.guides.map import Map
@@ -82,10 +83,8 @@ class SWAG(Map):
         only: Collection[str] | None = None,
     ) -> None:
         super().__init__(model, init, jacobian=True, example=example, only=only)
-        if isinstance(rank, bool) or not isinstance(rank, int) or rank < 2:
-            raise ValueError(f"rank: expected an int of at least 2, a covariance's least, got {rank!r}.")
-        if not scale > 0:
-            raise ValueError(f"scale: expected a positive factor, got {scale}.")
+        check_int("rank", rank, 2)  # a covariance's least
+        check_positive("scale", scale, "factor")
         self.rank, self.scale = rank, float(scale)
         like = self.flat_loc.detach()
         self.register_buffer("num_collected", torch.zeros((), dtype=torch.long, device=like.device))
@@ -118,10 +117,8 @@ class SWAG(Map):
         Raises:
             ValueError: If ``start`` is negative or ``every`` is not positive.
         """
-        if isinstance(start, bool) or not isinstance(start, int) or start < 0:
-            raise ValueError(f"start: expected a number of epochs of at least 0, got {start!r}.")
-        if isinstance(every, bool) or not isinstance(every, int) or every < 1:
-            raise ValueError(f"every: expected a positive number of epochs, got {every!r}.")
+        check_int("start", start, 0)
+        check_positive_int("every", every)
 
         def collect_after_epoch(history: Any) -> None:
             if history.epochs > start and (history.epochs - start) % every == 0:

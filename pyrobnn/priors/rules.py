@@ -22,6 +22,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
+from pyrobnn.arguments import check_positive, check_probability
 from pyrobnn.priors.base import FixedPrior, Prior
 from pyrobnn.priors.hierarchical import HorseshoePrior, LatentScalePrior, LearnedScalePrior
 
@@ -109,6 +110,9 @@ class _FanScaled:
     bias_scale: float
     family: str
 
+    def __post_init__(self) -> None:
+        check_positive("bias_scale", self.bias_scale, "standard deviation")
+
     def __call__(self, name: str, parameter: Tensor, module: nn.Module) -> dist.Distribution:
         if parameter.dim() < 2:
             centre = float(isinstance(module, NORM_LAYERS) and name.endswith("weight"))
@@ -143,14 +147,16 @@ def glorot(*, bias_scale: float = 1.0, family: str = "normal") -> PriorRule:
 
 def scale_mixture(pi: float = 0.5, sigma1: float = 1.0, sigma2: float = math.exp(-6.0)) -> dist.Distribution:
     """Mixture ``pi N(0, sigma1²) + (1 - pi) N(0, sigma2²)`` of Blundell et al. (2015)."""
-    if not 0.0 < pi < 1.0:
-        raise ValueError(f"pi: expected a weight strictly between 0 and 1, got {pi}.")
+    check_probability("pi", pi)
+    check_positive("sigma1", sigma1, "standard deviation")
+    check_positive("sigma2", sigma2, "standard deviation")
     components = dist.Normal(torch.zeros(2), torch.tensor([float(sigma1), float(sigma2)]))
     return dist.MixtureSameFamily(dist.Categorical(torch.tensor([pi, 1.0 - pi])), components)
 
 
 def centred(scale: float = 1.0) -> PriorRule:
     """``Normal(w0, scale)`` around the network's present (pretrained) weights ``w0`` (MOPED, Krishnan et al. 2020)."""
+    check_positive("scale", scale, "standard deviation")
 
     def rule(name: str, parameter: Tensor, module: nn.Module) -> dist.Distribution:
         return dist.Normal(parameter.detach().clone(), torch.tensor(float(scale), dtype=parameter.dtype))
@@ -160,6 +166,7 @@ def centred(scale: float = 1.0) -> PriorRule:
 
 def horseshoe(scale: float = 1.0) -> PriorRule:
     """Non-centred horseshoe with global scale ``C+(0, scale)`` (:class:`HorseshoePrior`)."""
+    check_positive("scale", scale)
     return lambda name, parameter, module: HorseshoePrior(parameter.shape, scale)
 
 
@@ -170,6 +177,7 @@ def latent_scale(scale: dist.Distribution | None = None) -> PriorRule:
 
 def learned_scale(initial: float = 1.0) -> PriorRule:
     """``Normal(0, σ)`` with σ fitted for each tensor by maximising the ELBO (empirical Bayes)."""
+    check_positive("initial", initial, "standard deviation")
     return lambda name, parameter, module: LearnedScalePrior(parameter.shape, initial)
 
 

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from pyrobnn.arguments import check_positive, check_positive_int
+from pyrobnn.arguments import check_number, check_positive, check_positive_int
 from pyrobnn.guides.generator import Generator, check_hidden, perceptron
 from pyrobnn.moments import RunningMoments
 
@@ -76,8 +76,7 @@ class GameSettings:
         check_hidden("critic_hidden", self.critic_hidden)
         for name in ("penalty", "lr"):
             check_positive(name, getattr(self, name))
-        if not isinstance(self.averaging, int | float) or not 0 <= self.averaging < 1:
-            raise ValueError(f"averaging: expected a number from 0 (none) to below 1, got {self.averaging!r}.")
+        check_number("averaging", self.averaging, 0.0, 1.0, below=True)  # 0: none
 
 
 class Game:

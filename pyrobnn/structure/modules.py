@@ -29,7 +29,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyrobnn.arguments import check_positive_int
+from pyrobnn.arguments import check_int, check_positive_int
 from pyrobnn.structure.mixture import mixture
 from pyrobnn.structure.sites import Edges, Gates
 
@@ -296,8 +296,7 @@ class Depth(nn.Module):
         logits: Tensor | None = None,
     ) -> None:
         super().__init__()
-        if isinstance(min_depth, bool) or not isinstance(min_depth, int) or not 0 <= min_depth < len(blocks):
-            raise ValueError(f"min_depth: expected an int from 0 to {len(blocks) - 1}, got {min_depth!r}.")
+        check_int("min_depth", min_depth, 0, len(blocks) - 1)
         choices = [str(depth) for depth in range(min_depth, len(blocks) + 1)]
         own = {"temperature": 1.0 if temperature is None else temperature, "logits": logits}
         site = _site(depths, temperature, logits)

@@ -284,7 +284,7 @@ BAD = [
     ({"critic_steps": 0}, "critic_steps: expected a positive int"),
     ({"penalty": 0.0}, "penalty: expected a positive number"),
     ({"lr": float("nan")}, "lr: expected a positive number"),
-    ({"averaging": 1.0}, r"averaging: expected a number from 0 \(none\) to below 1"),
+    ({"averaging": 1.0}, r"averaging: expected a number from 0 to below 1"),
     ({"critic_hidden": (0,)}, "critic_hidden: expected a positive int"),
     ({"hidden": (0,)}, "hidden: expected a positive int"),
     ({"latent_dim": 0}, "latent_dim: expected a positive int"),
