@@ -25,7 +25,6 @@ import numpy as np
 import pyro
 import torch
 from pyro.infer import MCMC
-from scipy import stats
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -73,6 +72,8 @@ class SimulationBasedCalibration:
     @property
     def p_values(self) -> Tensor:
         """p-values of the χ² test of uniform ranks ``[Q]``, each for itself."""
+        from scipy import stats
+
         return torch.from_numpy(stats.chisquare(self.counts.numpy(), axis=1).pvalue)
 
     @property

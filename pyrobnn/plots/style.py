@@ -1,0 +1,78 @@
+"""What the figures share: colors, new axes, and checked tensors as arrays.
+
+Colors are those of Okabe and Ito (2008), made for color-blind readers; hatching and line style say it again. Importing
+matplotlib takes a second, so the functions that draw import it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pyrobnn.uncertainty._checks import check_float
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = [
+    "BLACK",
+    "BLUE",
+    "COLORS",
+    "GREEN",
+    "LINES",
+    "ORANGE",
+    "PURPLE",
+    "SKY",
+    "VERMILLION",
+    "new_axes",
+    "require_same_length",
+    "to_numpy",
+    "vector",
+]
+
+BLACK, BLUE, SKY, GREEN = "#000000", "#0072B2", "#56B4E9", "#009E73"
+VERMILLION, ORANGE, PURPLE = "#D55E00", "#E69F00", "#CC79A7"
+COLORS = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, BLACK)
+LINES: tuple[Any, ...] = ("-", "--", "-.", ":")
+
+
+def new_axes(ax: Axes | None) -> Axes:
+    """The axes themselves, or those of a new figure."""
+    import matplotlib.pyplot as plt
+
+    return plt.subplots(layout="constrained")[1] if ax is None else ax
+
+
+def to_numpy(tensor: Tensor) -> NDArray[np.float64]:
+    """The values in double precision, detached, on the CPU."""
+    return tensor.detach().cpu().double().numpy()
+
+
+def vector(values: Tensor, name: str) -> NDArray[np.float64]:
+    """Finite values ``[N]`` or ``[N, 1]`` as ``[N]``.
+
+    Raises:
+        TypeError: If they are not floating point.
+        ValueError: If the shape is another or a value is not finite.
+    """
+    values = check_float(values, name, finite=True)
+    if values.ndim == 2 and values.shape[1] == 1:
+        values = values[:, 0]
+    if values.ndim != 1:
+        raise ValueError(f"{name}: expected shape [N] or [N, 1], got {list(values.shape)}.")
+    return to_numpy(values)
+
+
+def require_same_length(columns: Mapping[str, NDArray[np.float64]]) -> None:
+    """Refuses columns that are empty or of different lengths.
+
+    Raises:
+        ValueError: If they are.
+    """
+    lengths = {name: len(column) for name, column in columns.items()}
+    if len(set(lengths.values())) > 1 or 0 in lengths.values():
+        raise ValueError(f"expected equal lengths of at least 1, got {lengths}.")
