@@ -4,11 +4,11 @@ Every function that draws one panel takes ``ax`` (``None``: a new figure), draws
 ``plt.show()``, so they work in a notebook, in a script and under the Agg backend alike. Shapes: N examples, C classes.
 """
 
+from pyrobnn.figures import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILLION
 from pyrobnn.plots.classification import confidence_histogram, reliability, uncertainty_histogram
 from pyrobnn.plots.images import image_grid, uncertainty_maps
 from pyrobnn.plots.ranks import rank_ecdf, rank_histogram
 from pyrobnn.plots.regression import regression_band
-from pyrobnn.plots.style import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILLION
 from pyrobnn.plots.training import ElboHistory, elbo
 
 __all__ = [

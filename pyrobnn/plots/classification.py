@@ -9,7 +9,8 @@ import numpy as np
 from torch import Tensor
 
 from pyrobnn.calibration import reliability_curve
-from pyrobnn.plots.style import BLACK, BLUE, COLORS, LINES, SKY, VERMILLION, new_axes, to_numpy, vector
+from pyrobnn.figures import BLACK, BLUE, COLORS, LINES, SKY, VERMILLION, new_axes
+from pyrobnn.plots.arrays import to_numpy, vector
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pyrobnn.plots.style import to_numpy
+from pyrobnn.plots.arrays import to_numpy
 from pyrobnn.prediction import Prediction
 from pyrobnn.uncertainty._checks import check_float, check_labels
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pyrobnn.arguments import check_probability
-from pyrobnn.plots.style import BLACK, BLUE, new_axes
+from pyrobnn.figures import BLACK, BLUE, new_axes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
-from pyrobnn.plots.style import BLACK, BLUE, SKY, VERMILLION, new_axes, require_same_length, vector
+from pyrobnn.figures import BLACK, BLUE, SKY, VERMILLION, new_axes
+from pyrobnn.plots.arrays import require_same_length, vector
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

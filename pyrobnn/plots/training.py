@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from pyrobnn.plots.style import BLACK, BLUE, VERMILLION, new_axes, require_same_length
+from pyrobnn.figures import BLACK, BLUE, VERMILLION, new_axes
+from pyrobnn.plots.arrays import require_same_length
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

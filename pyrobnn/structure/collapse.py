@@ -21,7 +21,8 @@ from pyrobnn.guides import ConcreteStructure, Guide, GuideMap
 from pyrobnn.guides.draws import Draws
 from pyrobnn.guides.ensemble import Ensemble
 from pyrobnn.structure.distribution import Structure, distribution, structure_values
-from pyrobnn.structure.modules import Choice, Depth, Gate, Zero
+from pyrobnn.structure.modules import Choice, Depth, Gate
+from pyrobnn.structure.operations import Zero
 from pyrobnn.structure.sites import StructureSite
 from pyrobnn.substitution import Substitution
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pyrobnn.plots.style import COLORS, LINES, new_axes
+from pyrobnn.figures import COLORS, LINES, new_axes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

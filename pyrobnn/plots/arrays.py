@@ -1,13 +1,8 @@
-"""What the figures share: colors, new axes, and checked tensors as arrays.
-
-Colors are those of Okabe and Ito (2008), made for color-blind readers; hatching and line style say it again. Importing
-matplotlib takes a second, so the functions that draw import it.
-"""
+"""Checked tensors as arrays, for the figures."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,36 +10,7 @@ from torch import Tensor
 
 from pyrobnn.uncertainty._checks import check_float
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
-__all__ = [
-    "BLACK",
-    "BLUE",
-    "COLORS",
-    "GREEN",
-    "LINES",
-    "ORANGE",
-    "PURPLE",
-    "SKY",
-    "VERMILLION",
-    "new_axes",
-    "require_same_length",
-    "to_numpy",
-    "vector",
-]
-
-BLACK, BLUE, SKY, GREEN = "#000000", "#0072B2", "#56B4E9", "#009E73"
-VERMILLION, ORANGE, PURPLE = "#D55E00", "#E69F00", "#CC79A7"
-COLORS = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, BLACK)
-LINES: tuple[Any, ...] = ("-", "--", "-.", ":")
-
-
-def new_axes(ax: Axes | None) -> Axes:
-    """The axes themselves, or those of a new figure."""
-    import matplotlib.pyplot as plt
-
-    return plt.subplots(layout="constrained")[1] if ax is None else ax
+__all__ = ["require_same_length", "to_numpy", "vector"]
 
 
 def to_numpy(tensor: Tensor) -> NDArray[np.float64]:
