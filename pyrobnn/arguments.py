@@ -1,10 +1,39 @@
-"""Checks of arguments that many constructors share."""
+"""Checks of arguments that many constructors share; each message begins with the argument's name."""
 
 from __future__ import annotations
 
 import math
+from numbers import Real
 
-__all__ = ["check_positive", "check_positive_int", "check_probability"]
+__all__ = [
+    "check_int",
+    "check_non_negative",
+    "check_number",
+    "check_positive",
+    "check_positive_int",
+    "check_probability",
+]
+
+
+def check_int(name: str, value: object, low: int, high: int | None = None) -> None:
+    """Refuses what is no int from ``low`` to ``high``; True and 1.0 are none.
+
+    Args:
+        name: The argument.
+        value: What was given.
+        low: The smallest that is allowed.
+        high: The largest that is allowed; None: any.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    is_int = isinstance(value, int) and not isinstance(value, bool)
+    if not is_int or value < low or (high is not None and value > high):  # type: ignore[operator]
+        if high is not None:
+            expected = f"an int from {low} to {high}"
+        else:
+            expected = "a positive int" if low == 1 else f"an int of at least {low}"
+        raise ValueError(f"{name}: expected {expected}, got {value!r}.")
 
 
 def check_positive_int(name: str, value: object) -> None:
@@ -13,18 +42,59 @@ def check_positive_int(name: str, value: object) -> None:
     Raises:
         ValueError: If it is not.
     """
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name}: expected a positive int, got {value!r}.")
+    check_int(name, value, 1)
 
 
-def check_positive(name: str, value: object) -> None:
+def check_positive(name: str, value: object, what: str = "number") -> None:
     """Refuses what is no positive, finite number.
+
+    Args:
+        name: The argument.
+        value: What was given.
+        what: What the number is, for the message.
 
     Raises:
         ValueError: If it is not.
     """
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-        raise ValueError(f"{name}: expected a positive number, got {value!r}.")
+    if not _is_number(value) or not 0 < value < math.inf:  # type: ignore[operator]
+        raise ValueError(f"{name}: expected a positive {what}, got {value!r}.")
+
+
+def check_non_negative(name: str, value: object, what: str = "number") -> None:
+    """Refuses what is no finite number of at least 0.
+
+    Args:
+        name: The argument.
+        value: What was given.
+        what: What the number is, for the message.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    if not _is_number(value) or not 0 <= value < math.inf:  # type: ignore[operator]
+        raise ValueError(f"{name}: expected a {what} of at least 0, got {value!r}.")
+
+
+def check_number(
+    name: str, value: object, low: float, high: float, *, above: bool = False, below: bool = False
+) -> None:
+    """Refuses what is no number from ``low`` to ``high``.
+
+    Args:
+        name: The argument.
+        value: What was given.
+        low: The lower end.
+        high: The upper end, finite.
+        above: Whether ``low`` itself is refused.
+        below: Whether ``high`` itself is refused.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    inside = _is_number(value) and low <= value <= high  # type: ignore[operator]
+    if not inside or (above and value == low) or (below and value == high):
+        lower, upper = "above" if above else "from", "to below" if below else "to"
+        raise ValueError(f"{name}: expected a number {lower} {low:g} {upper} {high:g}, got {value!r}.")
 
 
 def check_probability(name: str, value: object) -> None:
@@ -33,5 +103,9 @@ def check_probability(name: str, value: object) -> None:
     Raises:
         ValueError: If it is not.
     """
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1:
+    if not _is_number(value) or not 0 < value < 1:  # type: ignore[operator]
         raise ValueError(f"{name}: expected a probability between 0 and 1, got {value!r}.")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)  # NumPy's scalars are Real

@@ -23,8 +23,18 @@ import torch
 from torch import Tensor, nn
 
 from pyrobnn import guides, likelihoods, priors
-from pyrobnn.bayesianize import BayesianModule, bayesian_modules, bayesianize
-from pyrobnn.description import family
+from pyrobnn.bayesianize import BayesianModule, bayesianize
+from pyrobnn.fingerprint import (
+    as_table,
+    differences,
+    fingerprint,
+    freeze,
+    frozen_parameters,
+    refuse_differences,
+    saved_state,
+    shape_and_dtype,
+    site_table,
+)
 from pyrobnn.guides import Guide
 from pyrobnn.layout import Layout
 from pyrobnn.storage import Document, load_state, read, save_state, write
@@ -34,7 +44,6 @@ __all__ = ["load", "load_state", "save", "save_state"]
 
 _CHECKPOINT = Document("pyrobnn checkpoint", "spec.json", "tensors")
 _Path = str | os.PathLike[str]
-_Table = Mapping[str, Mapping[str, Any]]
 
 
 def save(path: _Path, model: nn.Module, guide: Guide) -> None:
@@ -56,19 +65,19 @@ def save(path: _Path, model: nn.Module, guide: Guide) -> None:
     if not isinstance(guide, Guide):
         raise TypeError(f"guide: expected one of pyrobnn.guides, got {type(guide).__name__}.")
     if type(model) is SupervisedModel:
-        differences = _differences("site", _site_table(Layout.of(model)), _site_table(guide.layout))
-        _refuse("guide", "it is not this model's", differences, "Save a model with the guide built from it.")
+        found = differences("site", site_table(Layout.of(model)), site_table(guide.layout))
+        refuse_differences("guide", "it is not this model's", found, "Save a model with the guide built from it.")
     content = {
         "model": _model_spec(model),
         "guide": {
             "class": _class_name(guide, guides),
             "config": guide.config(),
-            "frozen": _frozen(guide),
-            "sites": _site_table(guide.layout),
+            "frozen": frozen_parameters(guide),
+            "sites": site_table(guide.layout),
         },
     }
-    tensors = {f"model.{name}": tensor for name, tensor in _state(model).items()}
-    tensors |= {f"guide.{name}": tensor for name, tensor in _state(guide).items()}
+    tensors = {f"model.{name}": tensor for name, tensor in saved_state(model).items()}
+    tensors |= {f"guide.{name}": tensor for name, tensor in saved_state(guide).items()}
     write(Path(path), _CHECKPOINT, content, tensors)
 
 
@@ -127,14 +136,14 @@ def load(
 
 
 def _model_spec(model: nn.Module) -> dict[str, Any]:
-    spec: dict[str, Any] = {"class": _class_name(model), "frozen": _frozen(model)}
+    spec: dict[str, Any] = {"class": _class_name(model), "frozen": frozen_parameters(model)}
     if isinstance(model, SupervisedModel):
         spec["num_data"] = model.num_data
     if type(model) is SupervisedModel:
         likelihood = model.likelihood
         spec["class"] = "SupervisedModel"
         spec["output"] = _output_spec(model)
-        spec["network"] = _fingerprint(model.net.network)
+        spec["network"] = fingerprint(model.net.network)
         spec["priors"] = {name: _prior_spec(prior) for name, prior in model.net.site_priors.items()}
         spec["likelihood"] = {
             "class": _class_name(likelihood, likelihoods),
@@ -160,67 +169,6 @@ def _class_name(instance: object, home: Any = None) -> str:
     return kind.__name__ if is_known else f"{kind.__module__}.{kind.__qualname__}"
 
 
-def _fingerprint(net: nn.Module) -> dict[str, Any]:
-    """What makes networks interchangeable: names, shapes and dtypes, tied names, the modules' classes."""
-    names: dict[int, list[str]] = {}
-    for name, parameter in net.named_parameters(remove_duplicate=False):
-        if isinstance(parameter, nn.parameter.UninitializedParameter):
-            raise ValueError(f"net: the parameter {name!r} is lazy; run one batch through the network first.")
-        names.setdefault(id(parameter), []).append(name)
-    tied = {first: {"tied": others} for first, *others in names.values()}
-    persistent = net.state_dict(keep_vars=True)
-    return {
-        "modules": {name: type(module).__name__ for name, module in net.named_modules()},
-        "parameters": {name: _shape_and_dtype(p) | tied[name] for name, p in net.named_parameters()},
-        "buffers": {name: _shape_and_dtype(b) for name, b in net.named_buffers() if name in persistent},
-    }
-
-
-def _shape_and_dtype(tensor: Tensor) -> dict[str, Any]:
-    return {"shape": list(tensor.shape), "dtype": str(tensor.dtype).removeprefix("torch.")}
-
-
-def _site_table(layout: Layout) -> dict[str, dict[str, Any]]:
-    return {
-        site.name: {
-            "shape": list(site.shape),
-            "unconstrained_shape": list(site.unconstrained_shape),
-            "offset": site.offset,
-            "prior": family(site.prior),
-        }
-        for site in layout.values()
-    }
-
-
-def _state(module: nn.Module) -> dict[str, Tensor]:
-    """Parameters and persistent buffers; tied ones once, placeholders of random weights not at all."""
-    seen = _placeholders(module)
-    state: dict[str, Tensor] = {}
-    for name, tensor in module.state_dict(keep_vars=True).items():
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f"state {name!r}: expected a tensor, got {type(tensor).__name__}; keep it in a buffer.")
-        if id(tensor) not in seen:
-            state[name] = tensor
-            seen.add(id(tensor))
-    return state
-
-
-def _placeholders(module: nn.Module) -> set[int]:
-    return {id(m.network.get_parameter(name)) for m in bayesian_modules(module) for name in m.parameter_names}
-
-
-def _frozen(module: nn.Module) -> list[str]:
-    placeholders = _placeholders(module)
-    return [n for n, p in module.named_parameters() if not p.requires_grad and id(p) not in placeholders]
-
-
-def _freeze(module: nn.Module, frozen: list[str]) -> None:
-    placeholders = _placeholders(module)
-    for name, parameter in module.named_parameters():
-        if id(parameter) not in placeholders:
-            parameter.requires_grad_(name not in frozen)
-
-
 # ------------------------------------------------------------------------------------------------- rebuilding
 
 
@@ -236,23 +184,19 @@ def _rebuild_model(spec: dict[str, Any], net: nn.Module, tensors: Mapping[str, T
         )
     if isinstance(net, BayesianModule):
         raise TypeError("net: it already is a Bayesian network; pass the plain torch network.")
-    saved, given = spec["network"], _fingerprint(net)
-    differences = [
-        *_differences("parameter", saved["parameters"], given["parameters"]),
-        *_differences("buffer", saved["buffers"], given["buffers"]),
-        *_differences("module", _as_table(saved["modules"]), _as_table(given["modules"])),
+    saved, given = spec["network"], fingerprint(net)
+    found = [
+        *differences("parameter", saved["parameters"], given["parameters"]),
+        *differences("buffer", saved["buffers"], given["buffers"]),
+        *differences("module", as_table(saved["modules"]), as_table(given["modules"])),
     ]
-    _refuse("net", "it is not the network that was saved", differences, "Build it as it was built then.")
+    refuse_differences("net", "it is not the network that was saved", found, "Build it as it was built then.")
     rebuilt = {name: _rebuild_prior(name, prior) for name, prior in spec["priors"].items()}
     network = bayesianize(net, [(nn.Module, lambda name, parameter, module: rebuilt.get(name))])
     likelihood = _rebuild_likelihood(spec["likelihood"], tensors).to(next(net.parameters()).device)
     model = SupervisedModel(network, likelihood, num_data=spec["num_data"], output=spec.get("output"))
-    _freeze(model, spec["frozen"])
+    freeze(model, spec["frozen"])
     return model
-
-
-def _as_table(classes: Mapping[str, str]) -> _Table:
-    return {name: {"class": kind} for name, kind in classes.items()}
 
 
 def _rebuild_likelihood(spec: dict[str, Any], tensors: Mapping[str, Tensor]) -> likelihoods.Likelihood:
@@ -302,7 +246,7 @@ def _rebuild_guide(spec: dict[str, Any], model: nn.Module, tensors: Mapping[str,
             "as it was before saving (with example=) and pass it as guide=."
         )
     guide = _adopt_dtype(build(model), _under("guide.", tensors))
-    _freeze(guide, spec["frozen"])
+    freeze(guide, spec["frozen"])
     return guide
 
 
@@ -328,9 +272,9 @@ def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _fill(argument: str, module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     saved = _under(f"{argument}.", tensors)
-    tables = ({n: _shape_and_dtype(t) for n, t in state.items()} for state in (saved, _state(module)))
+    tables = ({n: shape_and_dtype(t) for n, t in state.items()} for state in (saved, saved_state(module)))
     verdict = "its state is not the one that was saved"
-    _refuse(argument, verdict, _differences("tensor", *tables), "Build it as it was built then.")
+    refuse_differences(argument, verdict, differences("tensor", *tables), "Build it as it was built then.")
     # Not strict: tied names and placeholders were left out on purpose, and all else has just been checked.
     module.load_state_dict(saved, strict=False)
 
@@ -349,22 +293,5 @@ def _check_output(spec: dict[str, Any], model: nn.Module) -> None:
 def _check_guide(spec: dict[str, Any], guide: Guide) -> None:
     if (given := _class_name(guide, guides)) != spec["class"]:
         raise ValueError(f"guide: it is a {given}, but the checkpoint holds a {spec['class']}.")
-    differences = _differences("site", spec["sites"], _site_table(guide.layout))
-    _refuse("guide", "its sites are not those saved", differences, "Build the model as it was built then.")
-
-
-def _differences(kind: str, saved: _Table, given: _Table) -> list[str]:
-    """How two tables ``{name: {property: value}}`` differ, in words."""
-    words = [f"the {kind} {name!r} is missing" for name in saved if name not in given]
-    words += [f"the {kind} {name!r} is not expected" for name in given if name not in saved]
-    for name in (name for name in saved if name in given):
-        for key, value in saved[name].items():
-            if given[name].get(key) != value:
-                words.append(f"the {kind} {name!r} has {key} {given[name].get(key)}, expected {value}")
-    return words
-
-
-def _refuse(argument: str, verdict: str, differences: list[str], remedy: str) -> None:
-    if differences:
-        more = f"; and {len(differences) - 5} more" if len(differences) > 5 else ""
-        raise ValueError(f"{argument}: {verdict}: {'; '.join(differences[:5])}{more}. {remedy}")
+    found = differences("site", spec["sites"], site_table(guide.layout))
+    refuse_differences("guide", "its sites are not those saved", found, "Build the model as it was built then.")

@@ -25,6 +25,7 @@ from pyrobnn.draws import Draws
 from pyrobnn.estimators import EstimatorSpec, coverage
 from pyrobnn.guides import Guide
 from pyrobnn.guides.ensemble import MixtureOfDeltas
+from pyrobnn.independent import base_distribution
 from pyrobnn.priors import FixedPrior, Prior
 from pyrobnn.stochastic import StochasticModule
 
@@ -142,9 +143,7 @@ def family(distribution: dist.Distribution) -> str:
         return "Delta"
     if isinstance(distribution, MixtureOfDeltas):
         return f"mixture of {len(distribution.points)} deltas"
-    plain: Any = distribution
-    while isinstance(plain, dist.Independent):
-        plain = plain.base_dist
+    plain = base_distribution(distribution)
     if type(plain) is not dist.TransformedDistribution:
         return type(plain).__name__
     name = family(plain.base_dist)

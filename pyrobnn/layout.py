@@ -22,7 +22,8 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 
 from pyrobnn.bayesianize import frozen_buffers
-from pyrobnn.priors.base import base_distribution, elementwise_support, is_real
+from pyrobnn.independent import base_distribution
+from pyrobnn.priors.base import elementwise_support, is_real
 
 __all__ = ["Layout", "Site", "is_trained"]
 

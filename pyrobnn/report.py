@@ -20,11 +20,13 @@ from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from numbers import Real
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.figure import Figure
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Format = str | Callable[..., str]
 
@@ -152,6 +154,9 @@ class Report:
             TypeError: If `fig` is not a figure.
             ValueError: If `alt` is blank.
         """
+        import matplotlib.pyplot as plt
+        from matplotlib.figure import Figure
+
         if not isinstance(fig, Figure):
             raise TypeError(f"fig: expected a matplotlib Figure, got {type(fig).__name__}. Of axes pass ax.figure.")
         _require_text(alt, "alt")

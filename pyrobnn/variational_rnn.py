@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pyrobnn.arguments import check_positive_int
+from pyrobnn.arguments import check_number, check_positive_int
 
 __all__ = ["Masks", "VariationalEmbedding", "VariationalGRU", "VariationalLSTM", "locked_masks"]
 
@@ -295,6 +295,5 @@ def _mask(like: Tensor, num_sequences: int, units: int, p: float) -> Tensor:
 
 
 def _checked(name: str, p: float) -> float:
-    if not 0.0 <= p < 1.0:
-        raise ValueError(f"{name}: expected a probability of dropping, at least 0 and below 1, got {p}.")
+    check_number(name, p, 0.0, 1.0, below=True)
     return float(p)

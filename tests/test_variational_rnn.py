@@ -169,7 +169,7 @@ def test_it_can_be_made_bayesian() -> None:
 
 
 def test_refusals() -> None:
-    with pytest.raises(ValueError, match="recurrent_dropout: expected a probability of dropping"):
+    with pytest.raises(ValueError, match="recurrent_dropout: expected a number from 0 to below 1"):
         VariationalLSTM(3, 4, recurrent_dropout=1.0)
     with pytest.raises(ValueError, match="hidden_size: expected a positive int, got 0"):
         VariationalGRU(3, 0)

@@ -106,7 +106,7 @@ def cifar10(split: str = "train") -> tuple[Tensor, Tensor]:
     path = root() / "cifar10_jpeg" / "cifar10_jpeg.npz"
     if not path.exists():
         raise MissingDataError(f"PYROBNN_DATA: there is no {path}.")
-    from PIL import Image  # torchvision brings it
+    from PIL import Image  # matplotlib brings it
 
     archive = np.load(path)
     content, offsets = archive[f"{split}_jpeg"].tobytes(), archive[f"{split}_offsets"]

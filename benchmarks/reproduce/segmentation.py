@@ -84,8 +84,8 @@ def fit(
     # The paper's schedules, in proportion to the length of this training: τ from 3 to 1, β from 1 to 1/2.
     structure = functools.partial(
         ConcreteStructure,
-        temperature=schedules.exponential(3.0, 2.2 / steps, floor=1.0),
-        beta=schedules.linear(1.0, 0.5, steps),
+        temperature=schedules.Exponential(3.0, 2.2 / steps, floor=1.0),
+        beta=schedules.Linear(1.0, 0.5, steps),
     )
     guide = GuideMap(model, [("*structure*", structure), ("*", Map)])
     cosine = functools.partial(torch.optim.lr_scheduler.CosineAnnealingLR, T_max=settings["epochs"])

@@ -32,6 +32,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pyrobnn.arguments import check_positive_int
 from pyrobnn.uncertainty._checks import check_float, check_labels, check_probs
 
 
@@ -174,6 +175,5 @@ def make_curve(edges: Tensor, confidence_sum: Tensor, correct_sum: Tensor, count
 
 def check_num_bins(num_bins: int) -> int:
     """``num_bins``, if it is a positive int."""
-    if not isinstance(num_bins, int) or num_bins < 1:
-        raise ValueError(f"num_bins: expected an integer >= 1, got {num_bins}.")
+    check_positive_int("num_bins", num_bins)
     return num_bins

@@ -11,7 +11,6 @@ import math
 from collections.abc import Sequence
 
 import torch
-from scipy.optimize import minimize_scalar
 from torch import Tensor
 
 from pyrobnn.curvature.blocks import Block
@@ -31,6 +30,7 @@ def best_multiplier(blocks: Sequence[Block]) -> float:
     Returns:
         A number between 1e-8 and 1e8; at an end of this range if the evidence has no maximum within.
     """
+    from scipy.optimize import minimize_scalar
 
     def evidence(log_multiplier: Tensor) -> Tensor:
         return torch.stack([block.log_evidence_gain(log_multiplier.exp()) for block in blocks]).sum(0)

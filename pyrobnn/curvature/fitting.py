@@ -15,6 +15,7 @@ from pyrobnn.curvature.blocks import DenseBlock, DiagonalBlock, KroneckerBlock
 from pyrobnn.curvature.gauss_newton import gauss_newton
 from pyrobnn.curvature.kronecker import KroneckerFactors, add_batch
 from pyrobnn.curvature.layout import Group
+from pyrobnn.independent import base_distribution
 from pyrobnn.substitution import Substitution
 from pyrobnn.supervised import SupervisedModel
 
@@ -151,9 +152,7 @@ def _quadratic(name: str, prior: Any, value: Tensor) -> _Quadratic:
         ValueError: If the elements are not independent or the curvature is not positive everywhere.
     """
     log_density = float(prior.log_prob(value).double().sum())
-    base = prior
-    while isinstance(base, dist.Independent):
-        base = base.base_dist
+    base = base_distribution(prior)
     if isinstance(base, dist.Normal):
         precision = base.scale.detach().double().pow(-2).expand(value.shape)
         squares = float((precision * (value - base.loc.detach()).double().square()).sum())

@@ -1,8 +1,8 @@
 """The one place that knows which ArviZ is installed.
 
 ArviZ 0.x (Python 3.11) keeps results in its own ``InferenceData``, ArviZ 1.x (Python 3.12 and later) in an
-:class:`xarray.DataTree`. Groups are :class:`xarray.Dataset` in both. ArviZ takes more than a second to
-import, so it is imported when first needed.
+:class:`xarray.DataTree`. Groups are :class:`xarray.Dataset` in both. ArviZ and
+xarray take more than a second to import, so they are imported when first needed.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import xarray as xr
 
 if TYPE_CHECKING:
+    import xarray as xr
     from arviz import InferenceData
 
 __all__ = ["effective_sample_size", "energy_bfmi", "from_groups", "pareto_k", "split_rhat"]
@@ -25,6 +25,8 @@ __all__ = ["effective_sample_size", "energy_bfmi", "from_groups", "pareto_k", "s
 def from_groups(groups: Mapping[str, xr.Dataset]) -> InferenceData:
     """An ``InferenceData`` (ArviZ 0.x) or ``DataTree`` (1.x) of the groups."""
     if _is_datatree():
+        import xarray as xr
+
         tree: Any = xr.DataTree.from_dict({f"/{name}": dataset for name, dataset in groups.items()})
         return tree
     return _arviz().InferenceData(**groups)
@@ -43,6 +45,8 @@ def effective_sample_size(values: np.ndarray, method: Literal["bulk", "tail", "m
 def energy_bfmi(energy: np.ndarray) -> np.ndarray:
     """Estimated Bayesian fraction of missing information of ``energy[chain, draw]``, shape ``[chain]``."""
     if _is_datatree():
+        import xarray as xr
+
         return _arviz().bfmi(xr.Dataset({"energy": (["chain", "draw"], energy)}))["energy"].to_numpy()
     return np.asarray(_arviz().bfmi(energy))
 
@@ -77,5 +81,7 @@ def _is_datatree() -> bool:
 
 
 def _dataset(values: np.ndarray) -> xr.Dataset:
+    import xarray as xr
+
     rest = [f"dim_{i}" for i in range(values.ndim - 2)]
     return xr.Dataset({"values": (["chain", "draw", *rest], values)})

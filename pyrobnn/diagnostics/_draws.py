@@ -16,6 +16,7 @@ from pyro import poutine
 from pyro.infer import MCMC
 from torch import Tensor, nn
 
+from pyrobnn.arguments import check_positive_int
 from pyrobnn.bayesianize import evaluating, frozen_buffers
 from pyrobnn.diagnostics._batches import Piece
 from pyrobnn.draws import Draws, installed_buffers
@@ -97,10 +98,8 @@ def read_chains(
         ValueError: If ``num_samples`` is not positive or more than there are, a list is empty, the run has no
             draws, or chains have different lengths.
     """
-    if num_samples is not None and (
-        isinstance(num_samples, bool) or not isinstance(num_samples, int) or num_samples < 1
-    ):
-        raise ValueError(f"num_samples: expected a positive int or None, got {num_samples!r}.")
+    if num_samples is not None:
+        check_positive_int("num_samples", num_samples)
     if isinstance(posterior, MCMC):
         samples = posterior.get_samples(group_by_chain=True)
         if not samples:

@@ -24,7 +24,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import xarray as xr
 from pyro import poutine
 from torch import Tensor
 
@@ -46,6 +45,7 @@ from pyrobnn.guides.base import Guide
 from pyrobnn.substitution import Substitution, unscaled_score
 
 if TYPE_CHECKING:
+    import xarray as xr
     from arviz import InferenceData
 
 __all__ = ["GROUPS", "to_arviz"]
@@ -179,6 +179,8 @@ def _megabytes(size: float) -> str:
 
 
 def _allocate(variables: Mapping[str, Variable], lead: tuple[int, ...], attrs: dict[str, Any]) -> xr.Dataset:
+    import xarray as xr
+
     lead_dims = ("chain", "draw")[: len(lead)]
     data = {name: ((*lead_dims, *v.dims), np.empty((*lead, *v.shape), v.dtype)) for name, v in variables.items()}
     sizes = dict(zip(lead_dims, lead, strict=True))
@@ -221,6 +223,8 @@ def _sample_stats(
     posterior: Any, num_samples: int | None, attrs: dict[str, Any], needed: bool
 ) -> dict[str, xr.Dataset]:
     """The sampler's figures of the draws that are stored, flags as such."""
+    import xarray as xr
+
     stats = posterior.sample_stats() if isinstance(posterior, Guide) else {}
     if not stats:
         if needed:

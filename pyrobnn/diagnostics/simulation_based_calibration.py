@@ -25,7 +25,6 @@ import numpy as np
 import pyro
 import torch
 from pyro.infer import MCMC
-from scipy import stats
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -72,7 +71,9 @@ class SimulationBasedCalibration:
     @property
     def p_values(self) -> Tensor:
         """p-values of the χ² test of uniform ranks ``[Q]``, each for itself."""
-        return torch.from_numpy(stats.chisquare(self.counts.numpy(), axis=1).pvalue)
+        from scipy.stats import chisquare
+
+        return torch.from_numpy(chisquare(self.counts.numpy(), axis=1).pvalue)
 
     @property
     def p_value(self) -> float:
@@ -151,8 +152,7 @@ def sbc(
     For example ``sbc(model, lambda model, data: pb.sample(model, data, kernel=NUTS(), ...), inputs=x)``. Draws of a
     Markov chain are to be thinned until they are nearly independent (an effective sample size of about ``num_draws``):
     autocorrelation alone makes ranks pile up at both ends. A posterior that is wrong only far from the prior's typical
-    data is not found; one that is wrong everywhere, by half a standard deviation or a factor of 1.5, is with 200
-    simulations.
+    data is not found; with 200 simulations, one wrong everywhere by half a standard deviation or a factor of 1.5 is.
 
     Args:
         model: The Pyro model, which draws its observation when called as ``model(*inputs)`` and scores it as

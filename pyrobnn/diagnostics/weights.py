@@ -15,13 +15,13 @@ import contextlib
 from dataclasses import dataclass
 from typing import Any
 
-import pyro.distributions as dist
 import torch
 from torch import Tensor
 from torch.distributions import kl_divergence
 
 from pyrobnn.diagnostics._draws import undisturbed
 from pyrobnn.guides.base import Guide
+from pyrobnn.independent import base_distribution
 from pyrobnn.layout import Site
 from pyrobnn.substitution import Substitution
 
@@ -67,7 +67,7 @@ def weight_statistics(model: Any, guide: Guide, *args: Any, num_samples: int = 2
     if not isinstance(guide, Guide):
         raise TypeError(f"guide: expected one of pyrobnn.guides, got {type(guide).__name__}.")
     with undisturbed(model):
-        divergence = _kl_by_element(model, guide, args, num_samples)
+        divergence = _klbase_distribution(model, guide, args, num_samples)
         draws = guide.sample(num_samples)
         return {
             site.name: _statistics(site, divergence.get(site.name), *_moments(guide, site, draws[site.name]))
@@ -94,7 +94,7 @@ def _moments(guide: Guide, site: Site, draws: Tensor) -> tuple[Tensor, Tensor]:
     return draws.mean(0), draws.std(0) if len(draws) > 1 else torch.zeros_like(draws[0])
 
 
-def _kl_by_element(model: Any, guide: Guide, args: tuple[Any, ...], num_samples: int) -> dict[str, Tensor]:
+def _klbase_distribution(model: Any, guide: Guide, args: tuple[Any, ...], num_samples: int) -> dict[str, Tensor]:
     """``KL(q(w_i) ‖ p(w_i | other sites))`` by element, averaged over draws; sites without one left out."""
     if not guide.facts.density:
         return {}
@@ -123,13 +123,7 @@ def _kl_by_element(model: Any, guide: Guide, args: tuple[Any, ...], num_samples:
 
 def _terms(guide: Guide, site: Site, value: Tensor, prior: Any) -> tuple[Tensor, bool]:
     """The KL by element and whether it is exact; else its one-draw estimate, which is zero where q is p."""
-    factor, prior = _by_element(guide.elementwise_marginal(site.name)), _by_element(prior)
+    factor, prior = base_distribution(guide.elementwise_marginal(site.name)), base_distribution(prior)
     with contextlib.suppress(NotImplementedError):
         return kl_divergence(factor, prior).expand(value.shape), True
     return factor.log_prob(value) - prior.log_prob(value), False
-
-
-def _by_element(distribution: Any) -> Any:
-    while isinstance(distribution, dist.Independent):
-        distribution = distribution.base_dist
-    return distribution

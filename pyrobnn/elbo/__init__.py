@@ -5,7 +5,7 @@ from pyrobnn.elbo.mean_field import MeanFieldELBO
 from pyrobnn.elbo.objective import Objective
 from pyrobnn.elbo.parts import NonFiniteLossError, Parts
 from pyrobnn.elbo.regularized import DisagreementTerm, RegularizedELBO, perturbed
-from pyrobnn.elbo.tempering import Temperature, Tempered, linear_annealing
+from pyrobnn.elbo.tempering import Tempered
 from pyrobnn.elbo.terms import DivergenceTerm, Evaluation, LogLikelihoodTerm, Run, Term
 
 __all__ = [
@@ -21,9 +21,7 @@ __all__ = [
     "Parts",
     "RegularizedELBO",
     "Run",
-    "Temperature",
     "Tempered",
     "Term",
-    "linear_annealing",
     "perturbed",
 ]

@@ -23,10 +23,10 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from pyrobnn.arguments import check_positive_int
+from pyrobnn import schedules
+from pyrobnn.arguments import check_number, check_positive, check_positive_int
 from pyrobnn.elbo.mean_field import MeanFieldELBO
 from pyrobnn.elbo.parts import explaining_non_finite_draws
-from pyrobnn.elbo.tempering import Temperature
 from pyrobnn.elbo.terms import Evaluation, Run, Term
 from pyrobnn.guides.base import Guide
 
@@ -95,12 +95,10 @@ class AdversarialELBO(MeanFieldELBO):
         strength: float = 0.8,
         step_size: float = 0.02,
         num_steps: int = 5,
-        temperature: Temperature = 1.0,
+        temperature: schedules.Schedule = 1.0,
     ) -> None:
-        if not 0.0 <= strength <= 1.0:
-            raise ValueError(f"strength: expected a weight from 0 to 1, got {strength}.")
-        if not step_size > 0.0:
-            raise ValueError(f"step_size: expected a positive step of the standardized noise, got {step_size}.")
+        check_number("strength", strength, 0.0, 1.0)
+        check_positive("step_size", step_size)
         check_positive_int("num_steps", num_steps)
         term = AdversarialTerm(-strength, step_size, num_steps)
         super().__init__(temperature=temperature, terms=[term], likelihood_weight=1.0 - strength)

@@ -13,8 +13,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from pyrobnn import schedules
 from pyrobnn.elbo.objective import Objective
-from pyrobnn.elbo.tempering import Temperature
 from pyrobnn.elbo.terms import DivergenceTerm, LogLikelihoodTerm, Term
 from pyrobnn.estimators import EstimatorSpec
 
@@ -40,19 +40,18 @@ class MeanFieldELBO(Objective):
     def __init__(
         self,
         num_particles: int = 1,
-        temperature: Temperature = 1.0,
+        temperature: schedules.Schedule = 1.0,
         *,
         estimator: EstimatorSpec = None,
         terms: Sequence[Term] = (),
         likelihood_weight: float = 1.0,
     ) -> None:
-        if not callable(temperature) and not temperature > 0:
-            raise ValueError(f"temperature: expected a positive weight of the KL, got {temperature}.")
-        own = [LogLikelihoodTerm(-likelihood_weight), DivergenceTerm(temperature)]
+        weight = schedules.resolve("temperature", temperature, allow_zero=True)
+        own = [LogLikelihoodTerm(-likelihood_weight), DivergenceTerm(weight)]
         super().__init__([*own, *terms], num_particles, estimator=estimator)
 
     @property
-    def temperature(self) -> Temperature:
+    def temperature(self) -> schedules.Schedule:
         """Weight λ of the divergence, or its schedule."""
         return self.terms[1].weight
 

@@ -23,11 +23,12 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from pyrobnn import schedules
+from pyrobnn.arguments import check_positive
 from pyrobnn.batches import inputs_of
 from pyrobnn.bayesianize import evaluating
 from pyrobnn.draws import Draws
 from pyrobnn.elbo.mean_field import MeanFieldELBO
-from pyrobnn.elbo.tempering import Temperature
 from pyrobnn.elbo.terms import Evaluation, Run, Term
 from pyrobnn.estimators import EstimatorSpec
 from pyrobnn.likelihoods import ClassLikelihood
@@ -45,8 +46,7 @@ def perturbed(epsilon: float) -> Callable[[Tensor], Tensor]:
     Raises:
         ValueError: If ``epsilon`` is not positive.
     """
-    if not epsilon > 0:
-        raise ValueError(f"epsilon: expected a positive amplitude in units of the inputs, got {epsilon}.")
+    check_positive("epsilon", epsilon, "amplitude in units of the inputs")
 
     def perturb(x: Tensor) -> Tensor:
         return x + torch.empty_like(x).uniform_(-epsilon, epsilon)
@@ -134,7 +134,7 @@ class RegularizedELBO(MeanFieldELBO):
         weight: float = 1.0,
         *,
         num_particles: int = 1,
-        temperature: Temperature = 1.0,
+        temperature: schedules.Schedule = 1.0,
         estimator: EstimatorSpec = None,
     ) -> None:
         if not callable(auxiliary) and not isinstance(auxiliary, Iterable):
@@ -142,13 +142,13 @@ class RegularizedELBO(MeanFieldELBO):
                 "auxiliary: expected a function of the inputs or an iterable of inputs, got "
                 f"{type(auxiliary).__name__}."
             )
-        if not 0.0 < threshold <= math.log(2.0):
+        check_positive("threshold", threshold)
+        if threshold > math.log(2.0):
             raise ValueError(
                 f"threshold: the mutual information of two draws lies between 0 and ln 2 = {math.log(2.0):.4f} nats, "
                 f"got {threshold}; a larger one can never be reached."
             )
-        if not weight >= 0.0:
-            raise ValueError(f"weight: expected a weight of at least 0, got {weight}.")
+        check_non_negative("weight", weight)
         self.term = DisagreementTerm(auxiliary, threshold, weight)
         super().__init__(num_particles, temperature, estimator=estimator, terms=[self.term])
 

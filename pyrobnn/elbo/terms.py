@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,9 +10,9 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
+from pyrobnn import schedules
 from pyrobnn.divergence import Divergence, prior_terms
 from pyrobnn.draws import Draws
-from pyrobnn.elbo.tempering import Temperature
 from pyrobnn.steps.base import Step
 from pyrobnn.substitution import Substitution, summed_score
 
@@ -117,12 +118,19 @@ class Term(ABC):
     when: ClassVar[Literal["draw", "after", "across"]] = "draw"
     vectorizes: ClassVar[bool] = False
 
-    def __init__(self, weight: Temperature = 1.0) -> None:
+    def __init__(self, weight: schedules.Schedule = 1.0) -> None:
         self.weight = weight
 
     def current_weight(self, step: int) -> float:
-        """The factor at a training step."""
-        return float(self.weight(step) if callable(self.weight) else self.weight)
+        """The factor at a training step.
+
+        Raises:
+            ValueError: If a schedule gives a number that is not finite.
+        """
+        weight = float(self.weight(step) if callable(self.weight) else self.weight)
+        if not math.isfinite(weight):
+            raise ValueError(f"weight: that of the term {self.name!r} is {weight} at step {step}.")
+        return weight
 
     @abstractmethod
     def __call__(self, runs: Sequence[Run], evaluation: Evaluation) -> Tensor | float:
@@ -140,7 +148,7 @@ class LogLikelihoodTerm(Term):
     name = "log_likelihood"
     vectorizes = True
 
-    def __init__(self, weight: Temperature = -1.0) -> None:
+    def __init__(self, weight: schedules.Schedule = -1.0) -> None:
         super().__init__(weight)
 
     def __call__(self, runs: Sequence[Run], evaluation: Evaluation) -> Tensor | float:
@@ -153,6 +161,10 @@ class DivergenceTerm(Term):
 
     name = "divergence"
     vectorizes = True
+
+    def current_weight(self, step: int) -> float:
+        """The temperature λ at a training step, at least 0."""
+        return schedules.value_at("temperature", self.weight, step, allow_zero=True)
 
     def __call__(self, runs: Sequence[Run], evaluation: Evaluation) -> Tensor | float:
         """That of the draw."""

@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from pyrobnn import random_state
 from pyrobnn.bayesianize import bayesian_modules, frozen_buffers
 from pyrobnn.estimators.base import Estimator, EstimatorSpec
 from pyrobnn.estimators.coverage import coverage
+from pyrobnn.moments import RunningMoments
 
 if TYPE_CHECKING:
     from pyrobnn.guides.base import Guide
@@ -105,26 +106,19 @@ def _measure(
     num_draws: int,
     parameters: list[nn.Parameter],
 ) -> tuple[float, float]:
-    """Total variance of the gradient (Welford's recurrence), and the median time of one."""
+    """Total variance of the gradient, and the median time of one."""
     from pyrobnn.elbo import MeanFieldELBO  # the objective is built on estimators
 
     elbo = MeanFieldELBO(estimator=estimator)
-    mean: Tensor | None = None
-    squares, times = 0.0, []
-    for index in range(num_draws):
+    moments, times = RunningMoments(torch.float64), []
+    for _ in range(num_draws):
         for parameter in parameters:
             parameter.grad = None
         started = time.perf_counter()
         elbo.backward(model, guide, batch)
         times.append(time.perf_counter() - started)
-        gradient = torch.cat([p.grad.reshape(-1) for p in parameters if p.grad is not None]).double()
-        if mean is None:
-            mean = gradient
-            continue
-        shift = gradient - mean
-        mean = mean + shift / (index + 1)
-        squares += float(shift.dot(gradient - mean))
-    return squares / (num_draws - 1), sorted(times)[num_draws // 2]
+        moments.add(torch.cat([p.grad.reshape(-1) for p in parameters if p.grad is not None]).unsqueeze(0))
+    return float(moments.variance().sum()), sorted(times)[num_draws // 2]
 
 
 def _reached(model: nn.Module, estimator: Estimator | str) -> float:

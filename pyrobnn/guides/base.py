@@ -24,9 +24,9 @@ from pyrobnn.divergence import Divergence, PriorTerm, kl_or_difference
 from pyrobnn.draws import Draws
 from pyrobnn.estimators.base import Estimator
 from pyrobnn.facts import Facts
+from pyrobnn.independent import base_distribution
 from pyrobnn.initialization import Init
 from pyrobnn.layout import Layout, Site
-from pyrobnn.priors.base import base_distribution
 from pyrobnn.steps.autograd import AutogradStep
 from pyrobnn.steps.base import Step
 

@@ -21,6 +21,7 @@ from pyro.distributions import constraints
 from torch import Tensor
 
 from pyrobnn.concrete import BinaryConcrete, Concrete, gumbel, logistic, to_interval, to_simplex
+from pyrobnn.independent import base_distribution
 from pyrobnn.layout import Site
 from pyrobnn.priors.base import elementwise_support
 
@@ -111,20 +112,16 @@ def _num_choices(site: Site) -> int:
         return site.shape[-1]
     if support is constraints.unit_interval:
         return 0
-    kind: Any = site.prior
-    while isinstance(kind, dist.Independent):
-        kind = kind.base_dist
     raise ValueError(
         f"site {site.name!r}: ConcreteStructure is for choices (relaxed categorical or Bernoulli priors), but its "
-        f"prior is a {type(kind).__name__}; compose guides, as in "
+        f"prior is a {type(base_distribution(site.prior)).__name__}; compose guides, as in "
         'GuideMap(model, [("*structure*", ConcreteStructure), ("*", Map)]).'
     )
 
 
 def relaxed_prior(prior: Any) -> Any:
     """The relaxed categorical or Bernoulli distribution that a prior is, else None."""
-    while isinstance(prior, dist.Independent):
-        prior = prior.base_dist
+    prior = base_distribution(prior)
     return prior if isinstance(prior, _RELAXED) else None
 
 

@@ -36,6 +36,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pyrobnn import schedules
+from pyrobnn.arguments import check_non_negative
 from pyrobnn.concrete import (
     BinaryConcrete,
     Concrete,
@@ -108,8 +109,7 @@ class ConcreteStructure(Guide):
         only: Collection[str] | None = None,
     ) -> None:
         super().__init__(model, example=example, only=only)
-        if not init_scale >= 0:
-            raise ValueError(f"init_scale: expected a standard deviation of at least 0, got {init_scale!r}.")
+        check_non_negative("init_scale", init_scale, "standard deviation")
         if kl not in ("relaxed", "discrete"):
             raise ValueError(f"kl: expected 'relaxed' or 'discrete', got {kl!r}.")
         self._blocks = find_blocks(list(self.layout.values()))
@@ -132,12 +132,12 @@ class ConcreteStructure(Guide):
     @property
     def temperature(self) -> float:
         """The temperature τ of the last gradient step (at the start, of the first)."""
-        return schedules.positive_value("temperature", self._temperature, self._step)
+        return schedules.value_at("temperature", self._temperature, self._step)
 
     @property
     def beta(self) -> float:
         """The scale β of the noise of the last gradient step."""
-        return schedules.positive_value("beta", self._beta, self._step)
+        return schedules.value_at("beta", self._beta, self._step)
 
     @property
     def is_fitted(self) -> bool:
@@ -187,12 +187,7 @@ class ConcreteStructure(Guide):
         """Refuses a training of ``remaining`` more steps if a schedule ends before it does."""
         total = int(self._buffers["num_steps"]) + (remaining or 0)  # type: ignore[arg-type]
         for name, schedule in (("temperature", self._temperature), ("beta", self._beta)):
-            end = schedules.length(schedule)
-            if end is not None and end < total:
-                raise ValueError(
-                    f"{name}: its schedule ends after {end} steps, but training goes on until step {total}; make it "
-                    "longer, or pass hold=True to stay at its last value."
-                )
+            schedules.check_length(name, schedule, total)
 
     def _apply(self, fn, recurse=True):  # type: ignore[no-untyped-def]
         count = self._buffers["num_steps"]

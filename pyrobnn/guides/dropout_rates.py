@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pyrobnn._pyro import full_name
+from pyrobnn.arguments import check_number
 from pyrobnn.bayesianize import BayesianModule, bayesian_modules
 from pyrobnn.layout import Site
 from pyrobnn.priors import HorseshoePrior
@@ -122,7 +123,7 @@ def resolve_rates(maskable: Mapping[str, Maskable], p: Rates, where: str | Seque
             raise ValueError("where: p names its own patterns; leave where out.")
         rates = {}
         for pattern, probability in p:
-            for name, rate in _by_patterns(maskable, pattern, float(probability)).items():
+            for name, rate in _by_patterns(maskable, pattern, probability).items():
                 rates.setdefault(name, rate)  # the first pattern that matches decides
     else:
         raise TypeError(f"p: expected a probability, (pattern, probability) pairs or 'network', got {p!r}.")
@@ -133,8 +134,7 @@ def resolve_rates(maskable: Mapping[str, Maskable], p: Rates, where: str | Seque
 
 
 def _by_patterns(maskable: Mapping[str, Maskable], where: str | Sequence[str] | None, p: float) -> dict[str, float]:
-    if not 0.0 <= p < 1.0:
-        raise ValueError(f"p: expected a probability of dropping, at least 0 and below 1, got {p}.")
+    check_number("p", p, 0.0, 1.0, below=True)
     if where is None:
         return {name: p for name, weight in maskable.items() if weight.is_default}
     chosen: dict[str, float] = {}

@@ -17,7 +17,7 @@ import torch
 from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor
 
-from pyrobnn.arguments import check_positive_int
+from pyrobnn.arguments import check_int, check_positive_int
 from pyrobnn.divergence import Divergence, PriorTerm
 from pyrobnn.draws import Draws
 from pyrobnn.estimators.base import Estimator
@@ -63,8 +63,7 @@ class Ensemble(Guide):
         super().__init__(model, example=example, only=only)
         check_positive_int("num_members", num_members)
         each = num_members if members_per_step is None else members_per_step
-        if isinstance(each, bool) or not isinstance(each, int) or not 1 <= each <= num_members:
-            raise ValueError(f"members_per_step: expected an int from 1 to {num_members}, got {members_per_step!r}.")
+        check_int("members_per_step", each, 1, num_members)
         self.num_members = num_members
         self.members_per_step = members_per_step
         self.buffers_by_member = MemberBuffers(model, num_members)

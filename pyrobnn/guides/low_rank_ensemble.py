@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyrobnn.arguments import check_positive_int
+from pyrobnn.arguments import check_positive, check_positive_int
 from pyrobnn.guides.base import Init
 from pyrobnn.guides.ensemble import Ensemble
 from pyrobnn.initialization import initial_values
@@ -71,8 +71,8 @@ class LowRankEnsemble(Ensemble):
     ) -> None:
         super().__init__(model, num_members, members_per_step=members_per_step, example=example, only=only)
         check_positive_int("rank", rank)
-        if spread is not None and not spread > 0:
-            raise ValueError(f"spread: expected a positive standard deviation, got {spread}.")
+        if spread is not None:
+            check_positive("spread", spread, "standard deviation")
         self.rank = rank
         self.jacobian = jacobian
         self._matrices = Layout(site for site in self.layout.values() if _is_matrix(site))

@@ -27,7 +27,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from pyrobnn.arguments import check_positive_int
+from pyrobnn.arguments import check_positive, check_positive_int
 from pyrobnn.divergence import Divergence, PriorTerm
 from pyrobnn.draws import Draws
 from pyrobnn.facts import Facts
@@ -79,8 +79,8 @@ class LowRankNormal(Guide):
     ) -> None:
         super().__init__(model, example=example, only=only)
         check_positive_int("rank", rank)
-        if not init_scale > 0:
-            raise ValueError(f"init_scale: expected a positive standard deviation, got {init_scale}.")
+        check_positive("init_scale", init_scale, "standard deviation")
+        check_positive_int("max_bytes", max_bytes)
         loc = self.layout.join(initial_values(model, self.layout, init))
         self.rank, self.max_bytes = min(rank, self.layout.size), max_bytes
         self._check_budget(loc.element_size())

@@ -35,8 +35,8 @@ from pyrobnn.estimators.base import Estimator
 from pyrobnn.facts import Facts
 from pyrobnn.guides.base import Guide, Init, sample_site
 from pyrobnn.guides.dropout_rates import DROPOUTS, Maskable, Rates, maskable_sites, resolve_rates
+from pyrobnn.independent import base_distribution
 from pyrobnn.initialization import initial_values
-from pyrobnn.priors.base import base_distribution
 from pyrobnn.steps.autograd import AutogradStep
 from pyrobnn.steps.base import Step
 

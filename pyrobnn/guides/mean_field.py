@@ -23,6 +23,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
+from pyrobnn.arguments import check_positive
 from pyrobnn.draws import Draws
 from pyrobnn.estimators.base import Estimator
 from pyrobnn.facts import Facts
@@ -69,8 +70,7 @@ class MeanField(Guide):
         only: Collection[str] | None = None,
     ) -> None:
         super().__init__(model, example=example, only=only)
-        if not init_scale > 0:
-            raise ValueError(f"init_scale: expected a positive standard deviation, got {init_scale}.")
+        check_positive("init_scale", init_scale, "standard deviation")
         loc = self.layout.join(initial_values(model, self.layout, init))
         self.loc = nn.Parameter(loc)
         self.log_scale = nn.Parameter(torch.full_like(loc, math.log(init_scale)))

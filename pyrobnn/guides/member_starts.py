@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pyrobnn._pyro import full_name
+from pyrobnn.arguments import check_positive
 from pyrobnn.bayesianize import BayesianModule, bayesian_modules
 from pyrobnn.initialization import Init, initial_values, network_values
 from pyrobnn.layout import Layout
@@ -53,8 +54,7 @@ def member_starts(
         buffers.append(own)
     flat = torch.stack(rows)
     if together and num_members > 1:
-        if not spread > 0:
-            raise ValueError(f"spread: expected a positive number to tell {num_members} members apart, got {spread}.")
+        check_positive("spread", spread, f"number to tell {num_members} members apart")
         scale = layout.join({n: v.square().mean().sqrt().expand_as(v) for n, v in layout.split(flat[0]).items()})
         flat = flat + spread * scale * torch.randn_like(flat)
     if num_members > 1 and bool((flat == flat[0]).all()):

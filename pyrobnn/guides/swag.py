@@ -26,6 +26,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
+from pyrobnn.arguments import check_int, check_positive, check_positive_int
 from pyrobnn.divergence import Divergence, PriorTerm
 from pyrobnn.draws import Draws
 from pyrobnn.facts import Facts
@@ -40,6 +41,7 @@ from pyrobnn.guides.low_rank import (
 )
 from pyrobnn.guides.point import TrainedAsPoint
 from pyrobnn.initialization import initial_values
+from pyrobnn.moments import add_rows
 
 __all__ = ["SWAG"]
 
@@ -94,10 +96,8 @@ class SWAG(TrainedAsPoint):
     ) -> None:
         super().__init__(model, example=example, only=only)
         self.loc = nn.Parameter(self.layout.join(initial_values(model, self.layout, init)))
-        if isinstance(rank, bool) or not isinstance(rank, int) or rank < 2:
-            raise ValueError(f"rank: expected an int of at least 2, a covariance's least, got {rank!r}.")
-        if not scale > 0:
-            raise ValueError(f"scale: expected a positive factor, got {scale}.")
+        check_int("rank", rank, 2)  # a covariance's least
+        check_positive("scale", scale, "factor")
         self.rank, self.scale = rank, float(scale)
         like = self.flat_loc.detach()
         self.register_buffer("num_collected", torch.zeros((), dtype=torch.long, device=like.device))
@@ -114,12 +114,10 @@ class SWAG(TrainedAsPoint):
     @torch.no_grad()
     def collect(self) -> None:
         """Adds the present point to the trajectory."""
-        iterate, count = self.flat_loc, int(self.num_collected) + 1
-        before = iterate - self.mean
-        self.mean.add_(before, alpha=1.0 / count)
-        after = iterate - self.mean
-        self.variance.add_((before * after).sub_(self.variance), alpha=1.0 / count)
-        self.deviations[(count - 1) % self.rank] = after
+        iterate, count = self.flat_loc, int(self.num_collected)
+        count = add_rows(count, self.mean, self.variance.mul_(count), iterate.unsqueeze(0))
+        self.variance.div_(count)
+        self.deviations[(count - 1) % self.rank] = iterate - self.mean
         self.num_collected.fill_(count)
 
     def collector(self, start: int, every: int = 1) -> Callable[[Any], None]:
@@ -132,10 +130,8 @@ class SWAG(TrainedAsPoint):
         Raises:
             ValueError: If ``start`` is negative or ``every`` is not positive.
         """
-        if isinstance(start, bool) or not isinstance(start, int) or start < 0:
-            raise ValueError(f"start: expected a number of epochs of at least 0, got {start!r}.")
-        if isinstance(every, bool) or not isinstance(every, int) or every < 1:
-            raise ValueError(f"every: expected a positive number of epochs, got {every!r}.")
+        check_int("start", start, 0)
+        check_positive_int("every", every)
 
         def collect_after_epoch(history: Any) -> None:
             if history.epochs > start and (history.epochs - start) % every == 0:

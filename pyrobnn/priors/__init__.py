@@ -1,5 +1,6 @@
 """Priors over a network's parameters, and the rules that hand them out."""
 
+from pyrobnn.priors.assignment import assign
 from pyrobnn.priors.base import FixedPrior, Prior
 from pyrobnn.priors.hierarchical import HorseshoePrior, LatentScalePrior, LearnedScalePrior, from_spec
 from pyrobnn.priors.rules import (
@@ -7,7 +8,6 @@ from pyrobnn.priors.rules import (
     Pattern,
     PriorRule,
     PriorSpec,
-    assign,
     centred,
     fan_in_and_out,
     glorot,

@@ -19,7 +19,9 @@ import torch
 from pyro.distributions import constraints
 from torch import Tensor, nn
 
-__all__ = ["FixedPrior", "Prior", "base_distribution", "elementwise_support", "is_real"]
+from pyrobnn.independent import base_distribution
+
+__all__ = ["FixedPrior", "Prior", "elementwise_support", "is_real"]
 
 
 class Prior(nn.Module):
@@ -142,13 +144,6 @@ class FixedPrior(Prior):
 
 def _forget_built(prior: Any, _: Any) -> None:
     prior._built = None
-
-
-def base_distribution(distribution: Any) -> Any:
-    """The distribution without the wrappers that declare event dimensions."""
-    while isinstance(distribution, dist.Independent):
-        distribution = distribution.base_dist
-    return distribution
 
 
 def _parameter_names(distribution: dist.Distribution) -> list[str]:

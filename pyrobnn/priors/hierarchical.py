@@ -16,6 +16,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
+from pyrobnn.arguments import check_positive
 from pyrobnn.priors.base import FixedPrior, Prior, is_positive
 from pyrobnn.priors.structure import BinaryConcretePrior, ConcretePrior
 
@@ -90,8 +91,7 @@ class LearnedScalePrior(Prior):
 
     def __init__(self, shape: torch.Size, initial_scale: float = 1.0) -> None:
         super().__init__(shape)
-        if not initial_scale > 0:
-            raise ValueError(f"initial_scale: expected a positive standard deviation, got {initial_scale}.")
+        check_positive("initial_scale", initial_scale, "standard deviation")
         self.log_scale = nn.Parameter(torch.tensor(float(initial_scale)).log())
 
     def conditional(self, **auxiliary: Tensor) -> dist.Distribution:

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from pyrobnn.arguments import check_positive
 from pyrobnn.concrete import BinaryConcrete, Concrete
 from pyrobnn.priors.base import Prior
 
@@ -28,8 +29,7 @@ class _RelaxedPrior(Prior):
 
     def __init__(self, shape: torch.Size, temperature: float = 1.0, logits: Tensor | None = None) -> None:
         super().__init__(shape)
-        if not temperature > 0:
-            raise ValueError(f"temperature: expected a positive temperature of the relaxed prior, got {temperature!r}.")
+        check_positive("temperature", temperature, "temperature of the relaxed prior")
         logits = torch.zeros(()) if logits is None else torch.as_tensor(logits, dtype=torch.get_default_dtype())
         try:
             full = logits.detach().broadcast_to(self.shape)

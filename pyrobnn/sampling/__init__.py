@@ -9,7 +9,6 @@ from pyrobnn.sampling.nuts import NUTS, PyroKernel
 from pyrobnn.sampling.online_distillation import online_distill
 from pyrobnn.sampling.preconditioned_sgld import PreconditionedSGLD
 from pyrobnn.sampling.sample import SamplingDivergedWarning, sample
-from pyrobnn.sampling.schedules import CosineCycles, PolynomialDecay
 from pyrobnn.sampling.sghmc import SGHMC
 from pyrobnn.sampling.sgld import SGLD
 from pyrobnn.sampling.sgnht import SGNHT
@@ -22,14 +21,12 @@ __all__ = [
     "SGLD",
     "SGNHT",
     "ChainResult",
-    "CosineCycles",
     "CriticHistory",
     "Cyclical",
     "DistillationDivergedError",
     "FullBatchKernel",
     "Kernel",
     "NonFiniteLossError",
-    "PolynomialDecay",
     "PreconditionedSGLD",
     "PyroKernel",
     "SamplingDivergedWarning",

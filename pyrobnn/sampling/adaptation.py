@@ -17,35 +17,27 @@ import torch
 from pyro.ops.dual_averaging import DualAveraging
 from torch import Tensor
 
+from pyrobnn.moments import RunningMoments
+
 __all__ = ["BurnIn", "ChainVariance", "reasonable_step_size", "windows"]
 
 _LARGEST, _SMALLEST = 1e3, 1e-10
 
 
 class ChainVariance:
-    """The variance of each coordinate within chains, from states that come one at a time (Welford 1962).
+    """The variance of each coordinate within chains, from states that come one at a time."""
 
-    Args:
-        like: States of all chains ``[C, d]``.
-    """
-
-    def __init__(self, like: Tensor) -> None:
-        self.count = 0
-        self.mean = torch.zeros_like(like)
-        self.squares = torch.zeros_like(like)
+    def __init__(self) -> None:
+        self._moments = RunningMoments()
 
     def add(self, states: Tensor) -> None:
-        """Counts the next state of each chain."""
-        self.count += 1
-        difference = states - self.mean
-        self.mean += difference / self.count
-        self.squares += difference * (states - self.mean)
+        """Counts the next state of each chain, ``[C, d]``."""
+        self._moments.add(states.unsqueeze(0))
 
-    def regularised(self) -> Tensor:
+    def regularized(self) -> Tensor:
         """The variance ``[d]``, shrunk towards 1e-3 with the weight of five states, as in Stan."""
-        seen = self.count * len(self.mean)
-        variance = self.squares.mean(0) / max(self.count - 1, 1)
-        return (variance * seen + 5e-3) / (seen + 5.0)
+        seen = self._moments.count * len(self._moments.mean)
+        return (self._moments.variance().mean(0) * seen + 5e-3) / (seen + 5.0)
 
 
 class BurnIn:
@@ -80,7 +72,7 @@ class BurnIn:
         self.target, self.length, self.find = target, length, find
         self.adapts_step_size = adapts_step_size and length > 0
         self.first, self.ends = windows(length) if adapts_mass else (0, [])
-        self._variance = ChainVariance(start)
+        self._variance = ChainVariance()
         if self.adapts_step_size:
             self._restart()
 
@@ -92,8 +84,8 @@ class BurnIn:
         if self.ends and self.first <= index <= self.ends[-1]:
             self._variance.add(states)
         if index in self.ends:
-            self.inverse_mass = self._variance.regularised()
-            self._variance = ChainVariance(states)
+            self.inverse_mass = self._variance.regularized()
+            self._variance = ChainVariance()
             if self.adapts_step_size:
                 self._restart()
         if self.adapts_step_size and index == self.length - 1:

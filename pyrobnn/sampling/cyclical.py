@@ -14,10 +14,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from pyrobnn.arguments import check_positive_int
+from pyrobnn.arguments import check_number, check_positive_int
 from pyrobnn.sampling.kernel import Diffusion, StochasticGradientKernel
-from pyrobnn.sampling.schedules import CosineCycles
 from pyrobnn.sampling.sgnht import SGNHT
+from pyrobnn.schedules import CosineCycles
 
 __all__ = ["Cyclical"]
 
@@ -52,8 +52,7 @@ class Cyclical(StochasticGradientKernel):
         if callable(self.kernel.step_size):
             raise ValueError("kernel: its step_size is a schedule, which the cycles would override; give a number.")
         check_positive_int("cycle_length", self.cycle_length)
-        if not 0 <= self.exploration < 1:
-            raise ValueError(f"exploration: expected a number from 0 to below 1, got {self.exploration!r}.")
+        check_number("exploration", self.exploration, 0.0, 1.0, below=True)
         if not self.collects(self.cycle_length - 1):
             raise ValueError(
                 f"exploration: {self.exploration} of {self.cycle_length} steps leaves none to sample; lower it, or "

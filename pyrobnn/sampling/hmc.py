@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from pyrobnn.arguments import check_positive, check_positive_int, check_probability
+from pyrobnn.arguments import check_number, check_positive, check_positive_int, check_probability
 from pyrobnn.sampling.adaptation import BurnIn, reasonable_step_size
 from pyrobnn.sampling.kernel import ChainResult, FullBatchKernel
 from pyrobnn.sampling.leapfrog import Compile, Leapfrogs, State, check_compile
@@ -81,8 +81,7 @@ class HMC(FullBatchKernel):
         if self.adapt_mass not in ("diagonal", None):
             raise ValueError(f"adapt_mass: expected 'diagonal' or None, got {self.adapt_mass!r}.")
         check_probability("target_accept", self.target_accept)
-        if not 0 <= self.jitter < 1:
-            raise ValueError(f"jitter: expected a share of the step size from 0 to below 1, got {self.jitter!r}.")
+        check_number("jitter", self.jitter, 0.0, 1.0, below=True)
         check_compile(self.compile)
 
     def run(

@@ -16,13 +16,13 @@ the stationary law is :math:`\exp(-U(\theta) / T)` at temperature T.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
 
+from pyrobnn import schedules
 from pyrobnn.arguments import check_positive
 
 __all__ = [
@@ -30,12 +30,8 @@ __all__ = [
     "Diffusion",
     "FullBatchKernel",
     "Kernel",
-    "Schedule",
     "StochasticGradientKernel",
 ]
-
-Schedule = Callable[[int], float]
-"""From the index of a step, burn-in included, to its step size."""
 
 
 @dataclass(frozen=True)
@@ -128,34 +124,28 @@ class Diffusion(StochasticGradientKernel):
     """A discretised diffusion; subclasses implement :meth:`advance` and say in their docstring what it computes.
 
     Args:
-        step_size: Step size ε of the discretisation, or a schedule ``step -> ε``
-            (:mod:`pyrobnn.sampling.schedules`). U is a sum over all data, so useful sizes shrink like 1/N.
+        step_size: Step size ε of the discretisation, or a schedule ``step -> ε`` (:mod:`pyrobnn.schedules`), counted
+            from the first step of burn-in. U is a sum over all data, so useful sizes shrink like 1/N.
         temperature: Temperature T; the covariance of a Gaussian posterior is multiplied by it.
 
     Raises:
         ValueError: If an argument is not a positive number.
     """
 
-    step_size: float | Schedule
+    step_size: schedules.Schedule
     temperature: float = 1.0
 
     def __post_init__(self) -> None:
-        if not callable(self.step_size):
-            check_positive("step_size", self.step_size)
+        schedules.resolve("step_size", self.step_size)
         check_positive("temperature", self.temperature)
 
     def step_size_at(self, step: int) -> float:
         """ε of a step, counted from 0 over the whole run.
 
         Raises:
-            ValueError: If the schedule gives something that is not positive and finite.
+            ValueError: If the schedule has ended or gives something that is not positive and finite.
         """
-        if not callable(self.step_size):
-            return self.step_size
-        size = float(self.step_size(step))
-        if not 0 < size < math.inf:
-            raise ValueError(f"step_size: the schedule gave {size} for step {step}, expected a positive number.")
-        return size
+        return schedules.value_at("step_size", self.step_size, step)
 
     def update(
         self, flat: Tensor, gradient: Tensor, state: dict[str, Tensor], step: int, noise: Callable[[], Tensor]

@@ -22,7 +22,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from pyrobnn.arguments import check_positive, check_positive_int
+from pyrobnn.arguments import check_number, check_positive, check_positive_int
 from pyrobnn.sampling.kernel import Diffusion
 
 __all__ = ["PreconditionedSGLD"]
@@ -51,8 +51,7 @@ class PreconditionedSGLD(Diffusion):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.decay < 1:
-            raise ValueError(f"decay: expected a number between 0 and 1, got {self.decay!r}.")
+        check_number("decay", self.decay, 0.0, 1.0, above=True, below=True)
         check_positive("damping", self.damping)
         if self.adaptation not in ("burn_in", "always"):
             check_positive_int("adaptation", self.adaptation)

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from pyrobnn.arguments import check_positive_int
+from pyrobnn.arguments import check_int, check_positive_int
 from pyrobnn.batches import Reader
 from pyrobnn.guides.chains import Chains
 from pyrobnn.layout import Layout
@@ -173,8 +173,7 @@ def _check(
         ("max_bytes", max_bytes),
     ):
         check_positive_int(name, count)
-    if isinstance(burn_in, bool) or not isinstance(burn_in, int) or burn_in < 0:
-        raise ValueError(f"burn_in: expected an int of at least 0, got {burn_in!r}.")
+    check_int("burn_in", burn_in, 0)
     if vmap not in (True, False, "auto"):
         raise ValueError(f"vmap: expected True, False or 'auto', got {vmap!r}.")
     if resume and directory is None:

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pyrobnn.arguments import check_non_negative, check_number
 from pyrobnn.sampling.kernel import Diffusion
 
 __all__ = ["SGHMC", "velocity_variance"]
@@ -47,9 +48,9 @@ class SGHMC(Diffusion):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.friction <= 1:
-            raise ValueError(f"friction: expected a number above 0 and up to 1, got {self.friction!r}.")
-        if not 0 <= self.gradient_noise < self.friction:
+        check_number("friction", self.friction, 0.0, 1.0, above=True)
+        check_non_negative("gradient_noise", self.gradient_noise)
+        if self.gradient_noise >= self.friction:
             raise ValueError(
                 f"gradient_noise: expected a number from 0 to below the friction {self.friction}, got "
                 f"{self.gradient_noise!r}; a smaller step_size lowers the noise's share."

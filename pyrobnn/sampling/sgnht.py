@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pyrobnn.arguments import check_positive
+from pyrobnn.arguments import check_number, check_positive
 from pyrobnn.sampling.kernel import Diffusion
 from pyrobnn.sampling.sghmc import velocity_variance
 
@@ -50,8 +50,7 @@ class SGNHT(Diffusion):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.diffusion <= 1:
-            raise ValueError(f"diffusion: expected a number above 0 and up to 1, got {self.diffusion!r}.")
+        check_number("diffusion", self.diffusion, 0.0, 1.0, above=True)
         if self.coupling is not None:
             check_positive("coupling", self.coupling)
 

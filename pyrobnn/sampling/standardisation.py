@@ -19,41 +19,12 @@ import torch
 from torch import Tensor
 
 from pyrobnn.layout import Layout
+from pyrobnn.moments import RunningMoments
 
-__all__ = ["Moments", "PrincipalAxes", "Standards", "principal_axes"]
+__all__ = ["PrincipalAxes", "Standards", "principal_axes"]
 
 _ALIKE = 1e-6  # spread of draws, relative to their size, that is but rounding
 _ROUNDING = 1e-6  # variance of an axis, relative to that of the first, that is but rounding
-
-
-class Moments:
-    """Means and standard deviations by column, block by block in double precision (Chan et al. 1979).
-
-    Attributes:
-        count: Rows so far.
-        mean: Their mean ``[P]``.
-    """
-
-    def __init__(self) -> None:
-        self.count = 0
-        self.mean: Tensor = torch.zeros(())
-        self._squares: Tensor = torch.zeros(())
-
-    def add(self, rows: Tensor) -> None:
-        """Adds rows ``[K, P]``."""
-        rows = rows.double()
-        mean, added, total = rows.mean(0), len(rows), self.count + len(rows)
-        shift = mean - self.mean.to(mean)
-        self._squares = (
-            self._squares.to(mean) + (rows - mean).square().sum(0) + shift.square() * (self.count * added / total)
-        )
-        self.mean = self.mean.to(mean) + shift * (added / total)
-        self.count = total
-
-    @property
-    def std(self) -> Tensor:
-        """Standard deviations ``[P]``."""
-        return (self._squares / max(self.count - 1, 1)).sqrt()
 
 
 @dataclass(frozen=True)
@@ -77,7 +48,7 @@ class Standards:
         Raises:
             ValueError: If a draw is not finite, or no weight differs between draws.
         """
-        moments = Moments()
+        moments = RunningMoments(torch.float64)
         for block in blocks:
             if not bool(block.isfinite().all()):
                 raise ValueError(
@@ -85,7 +56,7 @@ class Standards:
                     "sampler that made it."
                 )
             moments.add(block)
-        loc, scale = moments.mean.to(block), moments.std.to(block)
+        loc, scale = moments.mean.to(block), moments.std().to(block)
         scale[scale <= _ALIKE * loc.abs()] = 0.0
         if not bool((scale > 0).any()):
             raise ValueError(f"guide: its {moments.count} draws are all alike, so there is nothing to distil.")

@@ -22,9 +22,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from pyrobnn.arguments import check_positive, check_positive_int
+from pyrobnn.arguments import check_number, check_positive, check_positive_int
 from pyrobnn.guides.generator import Generator, check_hidden, perceptron
-from pyrobnn.sampling.standardisation import Moments
+from pyrobnn.moments import RunningMoments
 
 __all__ = ["CriticHistory", "DistillationDivergedError", "Game", "GameSettings"]
 
@@ -76,8 +76,7 @@ class GameSettings:
         check_hidden("critic_hidden", self.critic_hidden)
         for name in ("penalty", "lr"):
             check_positive(name, getattr(self, name))
-        if not isinstance(self.averaging, int | float) or not 0 <= self.averaging < 1:
-            raise ValueError(f"averaging: expected a number from 0 (none) to below 1, got {self.averaging!r}.")
+        check_number("averaging", self.averaging, 0.0, 1.0, below=True)  # 0: none
 
 
 class Game:
@@ -144,11 +143,12 @@ class Game:
 
     def _match_moments(self) -> None:
         """Moves the generator's coordinates so that they have the draws' means and standard deviations."""
-        generator, moments = self.generator, Moments()
+        generator, moments = self.generator, RunningMoments(torch.float64)
         size = max(1, _BLOCK_BYTES // (4 * generator.num_coordinates))
         for start in range(0, _MATCHED_BY, size):
             moments.add(generator.coordinates(min(size, _MATCHED_BY - start)))
-        spread = torch.where(moments.std > 0, moments.std, torch.ones_like(moments.std))
+        spread = moments.std()
+        spread[spread == 0] = 1.0
         generator.move_coordinates(moments.mean.to(self._spread), (self._spread / spread).to(self._spread))
 
     def _critic_step(self, real: Tensor) -> Tensor:

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from pyrobnn.divergence import PriorTerm
+from pyrobnn.independent import base_distribution
 from pyrobnn.layout import Layout, Site, is_trained
-from pyrobnn.priors.base import base_distribution
 
 __all__ = ["FlatNormalPrior", "NormalWindow", "is_fixed_normal"]
 

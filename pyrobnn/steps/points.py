@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from pyrobnn.divergence import Divergence, PriorTerm
 from pyrobnn.draws import Draws
+from pyrobnn.independent import base_distribution
 from pyrobnn.layout import Layout, Site
-from pyrobnn.priors.base import base_distribution
 from pyrobnn.steps.base import GradientBuffers, Lease, Pool, Step, refuse_second_derivatives
 from pyrobnn.steps.member_buffers import MemberBuffers
 from pyrobnn.steps.member_order import MemberOrder

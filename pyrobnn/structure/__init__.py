@@ -8,7 +8,8 @@ from pyrobnn.structure.distribution import (
     structure_sites,
     structure_values,
 )
-from pyrobnn.structure.modules import Choice, Depth, Gate, Zero
+from pyrobnn.structure.modules import Choice, Depth, Gate
+from pyrobnn.structure.operations import Zero
 from pyrobnn.structure.sites import Edges, Gates
 
 __all__ = [

@@ -20,7 +20,8 @@ from pyrobnn.bayesianize import BayesianModule, bayesian_modules
 from pyrobnn.draws import Draws
 from pyrobnn.guides import ConcreteStructure, Guide
 from pyrobnn.structure.distribution import Structure, distribution, structure_values
-from pyrobnn.structure.modules import Choice, Depth, Gate, Zero
+from pyrobnn.structure.modules import Choice, Depth, Gate
+from pyrobnn.structure.operations import Zero
 from pyrobnn.structure.sites import StructureSite
 from pyrobnn.substitution import Substitution
 

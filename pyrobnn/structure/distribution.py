@@ -10,10 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from html import escape
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from matplotlib.axes import Axes
 from torch import Tensor, nn
 
 from pyrobnn._pyro import full_name
@@ -22,6 +21,9 @@ from pyrobnn.bayesianize import bayesian_modules
 from pyrobnn.guides import ConcreteStructure, Guide
 from pyrobnn.structure.plot import draw_bars, draw_cell
 from pyrobnn.structure.sites import Edges, Gates, StructureSite
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 __all__ = ["Structure", "StructureDistribution", "distribution", "most_probable", "structure_sites", "structure_values"]
 

@@ -1,22 +1,22 @@
 """Figures of structure: the graph of a cell, and bars where there is no graph.
 
-Colours are those of Okabe and Ito (2008), made for colour-blind readers; operations also differ by line style.
+Operations differ by color and by line style.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.lines import Line2D
+
+from pyrobnn.figures import COLORS, LINES, new_axes
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 __all__ = ["draw_bars", "draw_cell"]
 
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-_LINES: tuple[Any, ...] = ("-", "--", "-.", ":")
 _FAINTEST = 0.02  # less probable operations are not drawn
 
 
@@ -37,7 +37,9 @@ def draw_cell(
     Returns:
         The axes.
     """
-    ax = _axes(ax)
+    from matplotlib.lines import Line2D
+
+    ax = new_axes(ax)
     nodes = list(dict.fromkeys(node for edge in edges for node in edge))
     nodes.sort(key=lambda node: (not node.isdigit(), int(node) if node.isdigit() else 0))
     place = {node: float(index) for index, node in enumerate(nodes)}
@@ -51,13 +53,13 @@ def draw_cell(
                 continue
             height = 0.3 * (end - start) + 0.12 * rank
             x, y = (start + end) / 2 - (end - start) / 2 * np.cos(angle), height * np.sin(angle)
-            style: dict[str, Any] = {"color": _COLOURS[index % len(_COLOURS)], "linestyle": _LINES[index % len(_LINES)]}
+            style: dict[str, Any] = {"color": COLORS[index % len(COLORS)], "linestyle": LINES[index % len(LINES)]}
             ax.plot(x, y, linewidth=0.5 + 3.5 * p, alpha=0.25 + 0.75 * p, zorder=1, **style)
     ax.scatter(list(place.values()), [0.0] * len(nodes), s=260, c="white", edgecolors="black", zorder=2)
     for node, x_position in place.items():
         ax.text(x_position, 0.0, node, ha="center", va="center", zorder=3)
     handles = [
-        Line2D([], [], color=_COLOURS[i % len(_COLOURS)], linestyle=_LINES[i % len(_LINES)], label=operations[i])
+        Line2D([], [], color=COLORS[i % len(COLORS)], linestyle=LINES[i % len(LINES)], label=operations[i])
         for i in shown
     ]
     ax.legend(handles=handles, loc="upper left", frameon=False)
@@ -73,18 +75,14 @@ def draw_bars(
     Returns:
         The axes.
     """
-    ax = _axes(ax)
+    ax = new_axes(ax)
     left = np.zeros(len(names))
     for index, choice in enumerate(choices):
         widths = np.array([row[index] for row in table])
-        ax.barh(list(names), widths, left=left, color=_COLOURS[index % len(_COLOURS)], edgecolor="white", label=choice)
+        ax.barh(list(names), widths, left=left, color=COLORS[index % len(COLORS)], edgecolor="white", label=choice)
         left += widths
     ax.set_xlim(0.0, 1.0)
     ax.set_xlabel("posterior probability")
     ax.invert_yaxis()
     ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
     return ax
-
-
-def _axes(ax: Axes | None) -> Axes:
-    return plt.subplots(layout="constrained")[1] if ax is None else ax

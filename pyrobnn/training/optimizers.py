@@ -10,6 +10,7 @@ from pyro.optim import PyroOptim
 from torch import nn
 from torch.optim import Optimizer
 
+from pyrobnn.arguments import check_non_negative
 from pyrobnn.guides.base import Guide
 
 __all__ = ["OptimizerSpec", "make_optimizer", "trainable_parameters"]
@@ -40,7 +41,7 @@ def make_optimizer(
     Raises:
         TypeError: If ``optimizer`` is of another kind.
         ValueError: If a ready optimizer lacks a parameter or cannot take ``scale_lr``, or a Pyro optimizer
-            asks for parameters' names.
+            asks for parameters' names, or a learning rate is no number of at least 0.
     """
     if isinstance(optimizer, Optimizer | PyroOptim):
         _check_ready(model, guide, optimizer, scale_lr, exclude)
@@ -51,6 +52,9 @@ def make_optimizer(
             "optimizer or one "
             f"of pyro.optim, got {type(optimizer).__name__}."
         )
+    check_non_negative("lr", lr, "learning rate")
+    if scale_lr is not None:
+        check_non_negative("scale_lr", scale_lr, "learning rate")
     others = {id(parameter) for parameter in exclude}
     parameters = [p for p in trainable_parameters(model, guide) if id(p) not in others]
     owned = guide.scale_parameters() if scale_lr is not None else []

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingWarmRestarts, LRScheduler
 
+from pyrobnn.arguments import check_positive_int
 from pyrobnn.bayesianize import bayesian_modules
 from pyrobnn.draws import Draws
 from pyrobnn.guides import DeltaMixture, Map
@@ -51,8 +52,7 @@ class Snapshots:
     def __init__(self, model: nn.Module, guide: Map, cycle: int) -> None:
         if not isinstance(guide, Map):
             raise TypeError(f"guide: snapshots are taken of one network, a Map, not of a {type(guide).__name__}.")
-        if isinstance(cycle, bool) or not isinstance(cycle, int) or cycle < 1:
-            raise ValueError(f"cycle: expected a positive number of epochs, got {cycle!r}.")
+        check_positive_int("cycle", cycle)
         placeholders = {id(m.network.get_parameter(n)) for m in bayesian_modules(model) for n in m.parameter_names}
         for name, parameter in model.named_parameters():
             if parameter.requires_grad and id(parameter) not in placeholders:

@@ -192,5 +192,5 @@ def test_bad_number_of_bins_is_refused(num_bins):
         lambda: ExpectedCalibrationError(num_bins),
         lambda: AdaptiveCalibrationError(num_bins),
     ):
-        with pytest.raises(ValueError, match=f"num_bins: expected an integer >= 1, got {num_bins}"):
+        with pytest.raises(ValueError, match=f"num_bins: expected a positive int, got {num_bins}"):
             call()

@@ -329,7 +329,7 @@ def test_mistakes_get_clear_errors() -> None:
         to_arviz(model, 3, x, y)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="posterior: expected at least one guide"):
         to_arviz(model, [], x, y)
-    with pytest.raises(ValueError, match="num_samples: expected a positive int or None, got 0"):
+    with pytest.raises(ValueError, match="num_samples: expected a positive int, got 0"):
         to_arviz(model, guide, x, y, num_samples=0)
     with pytest.raises(ValueError, match="groups: 'posteriors' is unknown; choose from posterior, "):
         to_arviz(model, guide, x, y, groups=["posteriors"])

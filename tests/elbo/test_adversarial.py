@@ -169,9 +169,9 @@ def test_training_lifts_the_worst_draws() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"strength": 1.2}, r"strength: expected a weight from 0 to 1, got 1.2"),
+        ({"strength": 1.2}, r"strength: expected a number from 0 to 1, got 1.2"),
         ({"strength": float("nan")}, r"strength: expected"),
-        ({"step_size": 0.0}, r"step_size: expected a positive step"),
+        ({"step_size": 0.0}, r"step_size: expected a positive number"),
         ({"num_steps": 0}, r"num_steps: expected a positive int, got 0"),
         ({"num_steps": 2.0}, r"num_steps: expected a positive int"),
     ],

@@ -169,7 +169,7 @@ def test_perturbed_stays_within_epsilon() -> None:
     [
         ({"threshold": 0.75}, ValueError, r"threshold: .* ln 2 = 0.6931 nats, got 0.75; a larger one can never"),
         ({"threshold": 0.0}, ValueError, r"threshold: "),
-        ({"weight": -1.0}, ValueError, r"weight: expected a weight of at least 0, got -1.0"),
+        ({"weight": -1.0}, ValueError, r"weight: expected a number of at least 0, got -1.0"),
         ({"auxiliary": 3}, TypeError, r"auxiliary: expected a function of the inputs or an iterable .*int"),
     ],
 )

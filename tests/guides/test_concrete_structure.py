@@ -255,7 +255,7 @@ def test_the_guide_approaches_the_exact_posterior_over_structures() -> None:
     model = SupervisedModel(Toy(copies), likelihoods.Normal(1.0), dist.Normal(0.0, 1.0), num_data=8)
     for tau in (1.0, 0.1):
         pyro.set_rng_seed(1)
-        temperature = schedules.linear(1.0, tau, 60, hold=True)
+        temperature = schedules.Linear(1.0, tau, 60, hold=True)
         guide, elbo = ConcreteStructure(model, temperature=temperature, kl="discrete"), MeanFieldELBO(2)
         optimizer = torch.optim.Adam(guide.parameters(), lr=0.1)
         mean, count, total = torch.zeros(2, 3), 0, 240
@@ -340,7 +340,7 @@ def test_groups_have_the_expected_gradient_of_one_draw() -> None:
 
 def test_schedules_count_gradient_steps_only() -> None:
     model, batch = mixed_model(), (torch.randn(12, 3), torch.randn(12, 1))
-    temperature = schedules.linear(2.0, 1.0, 3)
+    temperature = schedules.Linear(2.0, 1.0, 3)
     guide = ConcreteStructure(model, temperature=temperature, beta=lambda step: 1.0 / (1 + step))
     elbo = MeanFieldELBO(num_particles=2)
     assert (guide.temperature, guide.beta) == (2.0, 1.0)
@@ -355,7 +355,7 @@ def test_schedules_count_gradient_steps_only() -> None:
 
 def test_fit_refuses_a_schedule_that_ends_before_it_does() -> None:
     model = mixed_model()
-    guide = ConcreteStructure(model, beta=schedules.linear(1.0, 0.5, 3, every=2))
+    guide = ConcreteStructure(model, beta=schedules.Linear(1.0, 0.5, 3, every=2))
     batches = loader(torch.randn(24, 3), torch.randn(24, 1))
     before = guide.flat_logits.detach().clone()
     with pytest.raises(ValueError, match=r"beta: its schedule ends after 6 steps.*until step 8"):
@@ -406,7 +406,7 @@ def test_checkpoint_round_trip(tmp_path: Path) -> None:
     torch.manual_seed(6)
     model = cell_model(temperature=0.9)
     family = functools.partial(
-        ConcreteStructure, temperature=schedules.exponential(2.0, 0.1, floor=0.5), beta=0.8, kl="discrete"
+        ConcreteStructure, temperature=schedules.Exponential(2.0, 0.1, floor=0.5), beta=0.8, kl="discrete"
     )
     guide = GuideMap(model, [("*structure*", family), ("*", Map)])
     x, y = images()
@@ -430,7 +430,7 @@ def test_a_resumed_run_goes_on_bit_for_bit(tmp_path: Path) -> None:
     def run(epochs: int, path: Path) -> ConcreteStructure:
         torch.manual_seed(7)
         model = mixed_model()
-        guide = ConcreteStructure(model, temperature=schedules.exponential(2.0, 0.1, floor=0.5))
+        guide = ConcreteStructure(model, temperature=schedules.Exponential(2.0, 0.1, floor=0.5))
         pb.fit(model, guide, loader(x, y), epochs=epochs, seed=0, progress=False, checkpoint=path, resume=True)
         return guide
 
@@ -445,11 +445,11 @@ def test_a_resumed_run_goes_on_bit_for_bit(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"temperature": 0.0}, "temperature: expected a positive value at each step, got 0.0"),
-        ({"temperature": -1.0}, "temperature: expected a positive value"),
+        ({"temperature": 0.0}, "temperature: expected a positive number, got 0.0"),
+        ({"temperature": -1.0}, "temperature: expected a positive number"),
         ({"temperature": "cold"}, "temperature: expected a positive number or a schedule"),
-        ({"beta": 0.0}, "beta: expected a positive value"),
-        ({"beta": lambda step: -1.0}, "beta: expected a positive value"),
+        ({"beta": 0.0}, "beta: expected a positive number"),
+        ({"beta": lambda step: -1.0}, "beta: expected a positive number at each step, but the schedule gave -1.0"),
         ({"init_scale": -1.0}, "init_scale: expected a standard deviation"),
         ({"kl": "exact"}, "kl: expected 'relaxed' or 'discrete'"),
         ({"init": {"net.nothing": torch.zeros(3)}}, "init: there is no site 'net.nothing'"),

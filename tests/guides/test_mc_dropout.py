@@ -323,7 +323,7 @@ def test_dropout_that_is_no_mask_of_columns_is_refused(message: str) -> None:
 def test_refusals() -> None:
     net = nn.Linear(3, 2)
     for p in (-0.1, 1.0, float("nan")):
-        with pytest.raises(ValueError, match="p: expected a probability of dropping, at least 0 and below 1"):
+        with pytest.raises(ValueError, match="p: expected a number from 0 to below 1"):
             make(net, p=p)
     with pytest.raises(ValueError, match=r"the pattern 'bias' matches none of .* mask: net\.weight"):
         make(net, where="bias")

@@ -10,12 +10,10 @@ import torch
 from torch import Tensor
 
 import pyrobnn as pb
+from models.cells import OPERATIONS, Cell, CellNetwork
 from models.dbsn import (
     METHODS,
-    OPERATIONS,
     SMALL,
-    Cell,
-    CellNetwork,
     adam,
     annealing,
     dbsn,

@@ -209,7 +209,7 @@ def test_draws_of_the_scale_mixture_in_a_network() -> None:
 
 @pytest.mark.parametrize("pi", [0.0, 1.0, -0.1, math.nan])
 def test_the_weight_of_the_scale_mixture_is_strictly_between_zero_and_one(pi: float) -> None:
-    with pytest.raises(ValueError, match=r"pi: expected a weight strictly between 0 and 1"):
+    with pytest.raises(ValueError, match=r"pi: expected a probability between 0 and 1"):
         scale_mixture(pi)
 
 

@@ -48,11 +48,11 @@ def test_the_variance_is_that_around_each_chains_own_mean(count: int, chains: in
     generator = torch.Generator().manual_seed(count)
     states = torch.randn(count, chains, 3, generator=generator, dtype=torch.float64)
     states += 100.0 * torch.arange(chains).reshape(1, chains, 1)  # chains far apart
-    seen = ChainVariance(states[0])
+    seen = ChainVariance()
     for row in states:
         seen.add(row)
     within, number = states.var(0).mean(0), count * chains
-    torch.testing.assert_close(seen.regularised(), (number * within + 5 * 1e-3) / (number + 5))
+    torch.testing.assert_close(seen.regularized(), (number * within + 5 * 1e-3) / (number + 5))
 
 
 @pytest.mark.parametrize("first", [1e-3, 1.0, 50.0])

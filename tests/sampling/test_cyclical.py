@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from pyrobnn.sampling import SGLD, SGNHT, Cyclical, PolynomialDecay, StochasticGradientKernel
+from pyrobnn.sampling import SGLD, SGNHT, Cyclical, StochasticGradientKernel
+from pyrobnn.schedules import PolynomialDecay
 from tests.conformance.kernel_suite import fresh
 
 

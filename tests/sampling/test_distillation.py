@@ -16,7 +16,7 @@ from pyrobnn import likelihoods
 from pyrobnn.guides import Chains, DeltaMixture, Generator, MeanField
 from pyrobnn.sampling import DistillationDivergedError, distill
 from pyrobnn.sampling.flat_draws import FlatDraws
-from pyrobnn.sampling.standardisation import Moments, Standards, principal_axes
+from pyrobnn.sampling.standardisation import Standards, principal_axes
 from pyrobnn.sampling.wasserstein import Game, GameSettings
 from pyrobnn.supervised import SupervisedModel
 from tests.conformance.comparisons import assert_same_state, network_state
@@ -201,15 +201,6 @@ def test_guides_without_an_end_of_draws() -> None:
     assert again.sample(2)["net.weight"].shape == (2, 1, 3)
 
 
-def test_moments_by_blocks() -> None:
-    rows = torch.randn(50, 3, generator=torch.Generator().manual_seed(0)) * 2 + 1000.0
-    moments = Moments()
-    for block in rows.split([1, 7, 30, 12]):
-        moments.add(block)
-    torch.testing.assert_close(moments.mean, rows.double().mean(0))
-    torch.testing.assert_close(moments.std, rows.double().std(0))
-
-
 @pytest.mark.parametrize("components", [None, 30])
 def test_weights_that_never_change_stay_put(components: int | None) -> None:
     draws = correlated(100)
@@ -293,7 +284,7 @@ BAD = [
     ({"critic_steps": 0}, "critic_steps: expected a positive int"),
     ({"penalty": 0.0}, "penalty: expected a positive number"),
     ({"lr": float("nan")}, "lr: expected a positive number"),
-    ({"averaging": 1.0}, r"averaging: expected a number from 0 \(none\) to below 1"),
+    ({"averaging": 1.0}, r"averaging: expected a number from 0 to below 1"),
     ({"critic_hidden": (0,)}, "critic_hidden: expected a positive int"),
     ({"hidden": (0,)}, "hidden: expected a positive int"),
     ({"latent_dim": 0}, "latent_dim: expected a positive int"),

@@ -284,7 +284,7 @@ def test_sample_hands_over_draws_of_sites_and_statistics() -> None:
         ({"adapt_step_size": False}, ValueError, "step_size: it is None and does not adapt"),
         ({"adapt_mass": "dense"}, ValueError, "adapt_mass: expected 'diagonal' or None, got 'dense'"),
         ({"target_accept": 1.0}, ValueError, "target_accept: expected a probability"),
-        ({"jitter": 1.0}, ValueError, "jitter: expected a share"),
+        ({"jitter": 1.0}, ValueError, "jitter: expected a number from 0 to below 1"),
         ({"compile": "yes"}, ValueError, "compile: expected True, False or 'auto', got 'yes'"),
     ],
 )

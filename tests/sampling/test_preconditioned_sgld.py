@@ -56,7 +56,7 @@ def test_adaptation_needs_burn_in() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"decay": 1.0}, "decay: expected a number between 0 and 1"),
+        ({"decay": 1.0}, "decay: expected a number above 0 to below 1"),
         ({"damping": 0.0}, "damping: expected a positive number"),
         ({"adaptation": 0}, "adaptation: expected a positive int"),
         ({"adaptation": "never"}, "adaptation: expected a positive int"),

@@ -72,7 +72,7 @@ def test_kinetic_temperature() -> None:
         ({"friction": 0.0}, "friction: expected a number above 0"),
         ({"friction": 1.5}, "friction: expected a number above 0"),
         ({"gradient_noise": 0.1}, "gradient_noise: expected a number from 0 to below the friction 0.1"),
-        ({"gradient_noise": -0.1}, "gradient_noise: expected a number from 0"),
+        ({"gradient_noise": -0.1}, "gradient_noise: expected a number of at least 0"),
     ],
 )
 def test_bad_settings(options: dict[str, Any], message: str) -> None:

@@ -14,9 +14,9 @@ from pyrobnn.sampling import (
     SGLD,
     SGNHT,
     Cyclical,
-    PolynomialDecay,
     PreconditionedSGLD,
 )
+from pyrobnn.schedules import PolynomialDecay
 from pyrobnn.storage import load_state
 from tests.sampling.models import classifier, loader, quick
 

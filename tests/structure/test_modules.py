@@ -18,7 +18,7 @@ from pyrobnn.estimators import PerGroup
 from pyrobnn.guides import ConcreteStructure, GuideMap, Map
 from pyrobnn.structure import Choice, Depth, Edges, Gate, Gates, Zero
 from pyrobnn.structure.mixture import mixture
-from pyrobnn.structure.modules import WeightedBatchNorm2d
+from pyrobnn.structure.operations import WeightedBatchNorm2d
 from pyrobnn.supervised import SupervisedModel
 from tests.conformance.monte_carlo import Z, z_of_mean
 from tests.structure.networks import Scaled

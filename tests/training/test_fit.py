@@ -397,8 +397,12 @@ def test_parameters_that_overflow_in_the_last_step_are_not_kept() -> None:
     """The loss was finite, its gradient too, but not the step; there is no further loss to show it."""
     built, guide = model_and_guide()
     before = tensors(guide)
+
+    def overflowing(groups: list[dict[str, Any]], lr: float) -> torch.optim.SGD:
+        return torch.optim.SGD([{"params": group["params"]} for group in groups], lr=math.inf)
+
     with pytest.raises(NonFiniteLossError, match=r"epoch 1, step 1 .*guide\.loc.*restored"):
-        quiet(built, guide, [data()], epochs=1, lr=float("inf"), optimizer=torch.optim.SGD)
+        quiet(built, guide, [data()], epochs=1, optimizer=overflowing)
     assert same(tensors(guide), before)
 
 

@@ -62,7 +62,7 @@ def test_refusals() -> None:
     with pytest.raises(TypeError, match="guide: snapshots are taken of one network, a Map, not of a MeanField"):
         Snapshots(model, MeanField(model), 2)  # type: ignore[arg-type]
     for cycle in (0, 1.5, True):
-        with pytest.raises(ValueError, match="cycle: expected a positive number of epochs"):
+        with pytest.raises(ValueError, match="cycle: expected a positive int"):
             Snapshots(model, Map(model), cycle)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="num_members: 0 snapshots were asked for"):
         Snapshots(model, Map(model), 2).ensemble()

@@ -1,0 +1,24 @@
+"""Distributions without their event dimensions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch.distributions import Independent
+
+__all__ = ["base_distribution"]
+
+
+def base_distribution(distribution: Any) -> Any:
+    """The distribution that ``to_event`` was called on: all :class:`~torch.distributions.Independent` taken off.
+
+    Args:
+        distribution: Any distribution of torch or Pyro.
+
+    Returns:
+        The innermost base, whose ``log_prob`` is by element where the site's elements are independent; the distribution
+        itself where nothing is to take off.
+    """
+    while isinstance(distribution, Independent):
+        distribution = distribution.base_dist
+    return distribution
