@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from pyrobnn import likelihoods, priors
 from pyrobnn.bayesianize import bayesianize
 from pyrobnn.description import describe, family
-from pyrobnn.guides import SWAG, Map, MeanField
+from pyrobnn.divergence import PriorTerm
+from pyrobnn.guides import SWAG, GuideMap, Laplace, LowRankNormal, Map, MeanField
 from pyrobnn.supervised import SupervisedModel
 
 NORMAL = dist.Normal(0.0, 1.0)
@@ -98,7 +99,7 @@ def test_posterior_family_and_kind_of_divergence() -> None:
     assert kinds["net.0.weight.local_scale"] == ("exp(Normal)", "Monte Carlo")
     draw = guide.rsample()
     for name, site in guide.layout.items():
-        is_exact = guide.divergence(site, draw[name], site.prior)[1]
+        is_exact = guide.divergence(draw, {name: PriorTerm(site.prior)}).exact
         assert kinds[name][1] == ("exact" if is_exact else "Monte Carlo")
     assert all(row["posterior"] is None for row in describe(model, guide).rows if row["site"] is None)
 
@@ -107,6 +108,27 @@ def test_a_point_estimate_has_no_kl() -> None:
     model = zoo()
     rows = by("site", describe(model, Map(model)).rows).values()
     assert {(row["posterior"], row["kl"]) for row in rows} == {("Delta", None)}
+
+
+def test_the_kl_of_composites_and_coupled_sites() -> None:
+    net = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+    model = SupervisedModel(net, likelihoods.Categorical(), NORMAL, num_data=10)
+
+    def kinds(guide: Any) -> dict[str, tuple[str, str | None]]:
+        rows = by("site", describe(model, guide).rows)
+        return {name: (row["posterior"], row["kl"]) for name, row in rows.items()}
+
+    last = {"net.2.weight", "net.2.bias"}
+    found = kinds(GuideMap(model, [("net.2.*", MeanField), ("*", Map)]))
+    assert found == {name: ("Normal", "exact") if name in last else ("Delta", None) for name in found}
+    found = kinds(GuideMap(model, [("net.2.*", MeanField), ("*", MeanField)]))
+    assert set(found.values()) == {("Normal", "exact")}
+    assert {kl for _, kl in kinds(LowRankNormal(model, 2)).values()} == {"exact"}
+    laplace = Laplace(model)
+    assert {kl for _, kl in kinds(laplace).values()} == {None}, "a point before the fit"
+    loader = [(torch.randn(10, 3), torch.tensor([0, 1] * 5))]
+    found = kinds(laplace.fit(model, loader))
+    assert found == {name: ("Normal", "exact") if name in last else ("Delta", None) for name in found}
 
 
 def test_notes_count_and_state_the_policies() -> None:

@@ -76,7 +76,7 @@ class Twice(nn.Module):
 def observed_run(model: SupervisedModel, direct: bool, batch: int) -> tuple[list[tuple[str, Tensor]], Tensor]:
     """Log densities of all sites in order, scaled, and the outputs."""
     torch.manual_seed(0)
-    values = {name: value for name, value in MeanField(model).draw().items() if "likelihood" not in name}
+    values = {name: value for name, value in MeanField(model).rsample().items() if "likelihood" not in name}
     x = torch.randn(batch, 3)
     y = torch.randint(5, (batch,)) if isinstance(model.likelihood, ClassLikelihood) else torch.randn(batch, 5)
     with Substitution(values, direct=direct) as run:

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from pyrobnn import schedules
-from pyrobnn.arguments import check_positive
+from pyrobnn.arguments import check_non_negative, check_positive
 from pyrobnn.batches import inputs_of
 from pyrobnn.bayesianize import evaluating
 from pyrobnn.draws import Draws

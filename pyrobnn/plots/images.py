@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pyrobnn.plots.arrays import to_numpy
-from pyrobnn.prediction import Prediction
+from pyrobnn.prediction import ClassPrediction, Prediction
 from pyrobnn.uncertainty._checks import check_float, check_labels
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def uncertainty_maps(
     from matplotlib.colors import ListedColormap
     from matplotlib.patches import Patch
 
-    if not prediction.likelihood.is_discrete or prediction.mean.ndim != 4:
+    if not isinstance(prediction, ClassPrediction) or prediction.mean.ndim != 4:
         raise ValueError(
             f"prediction: expected class probabilities of pixels, [N, H, W, C], got a mean of shape "
             f"{list(prediction.mean.shape)}."
@@ -107,9 +107,8 @@ def uncertainty_maps(
     if class_names is not None and len(class_names) != classes:
         raise ValueError(f"class_names: expected one for each of {classes} classes, got {len(class_names)}.")
     pixels = _pixels(images)
-    void = torch.zeros_like(truth, dtype=torch.bool)
-    if prediction.likelihood.ignore_index is not None:
-        void = truth == prediction.likelihood.ignore_index
+    observed = prediction.likelihood.observed(truth)
+    void = torch.zeros_like(truth, dtype=torch.bool) if observed is None else ~observed
     labels = check_labels(truth.masked_fill(void, 0), prediction.mean.shape[:-1], classes, name="truth")
     known = np.ma.masked_array(labels.cpu().numpy(), void.cpu().numpy())
     predicted = prediction.predicted.cpu().numpy()

@@ -143,7 +143,7 @@ def test_hierarchical_priors_and_constrained_sites() -> None:
         nn.Linear(2, 1), likelihoods.Normal(dist.LogNormal(0.0, 1.0)), priors.horseshoe(), num_data=5
     )
     data = to_arviz(model, MeanField(model), torch.randn(5, 2), torch.randn(5, 1), num_samples=20)
-    assert set(data.posterior.data_vars) == set(MeanField(model).sites)
+    assert set(data.posterior.data_vars) == set(MeanField(model).layout)
     assert data.posterior["net.weight.local_scale"].dims == ("chain", "draw", "net.out", "net.in")
     assert (values(data, "posterior", "likelihood.scale") > 0).all()
     assert (values(data, "prior", "net.weight.local_scale") > 0).all()

@@ -6,14 +6,16 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro.util import get_rng_state
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from pyrobnn import likelihoods
 from pyrobnn.diagnostics._evaluation import Rows, evaluate
 from pyrobnn.diagnostics.checks import Check, CheckReport, check
-from pyrobnn.guides import Map, MeanField
+from pyrobnn.guides import SWAG, Guide, GuideMap, Laplace, LowRankNormal, Map, MeanField
 from pyrobnn.supervised import SupervisedModel
+from tests.conformance.conjugate import ConjugateRegression
+from tests.conformance.monte_carlo import Z, z_of_mean, z_of_means
 from tests.diagnostics.models import NOISE, Conjugate, set_parameters, small_network
 
 pytestmark = pytest.mark.arviz
@@ -257,3 +259,81 @@ def test_mistakes_get_clear_errors() -> None:
         check(model, guide, [])
     with pytest.raises(TypeError, match=r"held_out: expected batches \(x, y\), .* got a Tensor"):
         check(model, guide, [(x, y)], held_out=[x], num_samples=25)
+
+
+# ---------------------------------------------------------------------------------------- the ELBO of each family
+
+
+def _fitted(family: str, data: ConjugateRegression, model: SupervisedModel) -> tuple[Guide, Tensor, Tensor]:
+    """A guide, and the mean and covariance of its Gaussian over the weight and the bias."""
+    generator = torch.Generator().manual_seed(3)
+    loc, size = data.mean + 0.1, data.dim + 1
+    scale = torch.linspace(0.05, 0.2, size, dtype=torch.float64)
+    if family == "Laplace":
+        laplace = Laplace(model, structure="full").double()
+        with torch.no_grad():
+            laplace.flat_loc.copy_(data.mean)
+        loader = DataLoader(TensorDataset(data.x, data.y), 16)
+        return laplace.fit(model, loader), data.mean, data.precision.inverse()  # exact: the posterior is Gaussian
+    if family == "SWAG":
+        swag = SWAG(model, rank=3).double()
+        points = loc + scale * torch.randn(6, size, generator=generator, dtype=torch.float64)
+        for point in points:
+            with torch.no_grad():
+                swag.flat_loc.copy_(point)
+            swag.collect()
+        # Half the variances, plus half the sample covariance of the last iterates around the running means.
+        means = torch.stack([points[: index + 1].mean(0) for index in range(6)])
+        deviations = (points - means)[-3:]
+        covariance = 0.5 * points.var(0, correction=0).diag() + deviations.T @ deviations / (2 * 2)
+        return swag, points.mean(0), covariance
+    if family == "LowRankNormal":
+        guide = LowRankNormal(model, 2).double()
+        factor = 0.1 * torch.randn(size, 2, generator=generator, dtype=torch.float64)
+        with torch.no_grad():
+            guide.flat_loc.copy_(loc)
+            guide.flat_log_scale.copy_(scale.log())
+            guide.flat_cov_factor.copy_(factor)
+        return guide, loc, scale.square().diag() + factor @ factor.T
+    if family == "composite":
+        composite = GuideMap(model, [("net.weight", lambda *a, **o: LowRankNormal(*a, rank=1, **o)), ("*", MeanField)])
+        composite.double()
+        weight, bias = composite.parts
+        factor = 0.1 * torch.randn(size - 1, 1, generator=generator, dtype=torch.float64)
+        with torch.no_grad():
+            weight.flat_loc.copy_(loc[:-1])
+            weight.flat_log_scale.copy_(scale[:-1].log())
+            weight.flat_cov_factor.copy_(factor)
+            bias.flat_loc.copy_(loc[-1:])
+            bias.flat_log_scale.copy_(scale[-1:].log())
+        return composite, loc, torch.block_diag(scale[:-1].square().diag() + factor @ factor.T, scale[-1:].square())
+    return set_parameters(MeanField(model).double(), loc, scale), loc, scale.square().diag()
+
+
+@pytest.mark.parametrize("family", ["MeanField", "LowRankNormal", "SWAG", "Laplace", "composite"])
+def test_the_elbo_is_that_of_dense_gaussians(family: str) -> None:
+    """Per datum: log likelihoods of 5000 draws of the dense Gaussian minus the dense KL; 400 draws of ours, |z| < 5."""
+    data = ConjugateRegression()
+    model = data.model()
+    guide, mean, covariance = _fitted(family, data, model)
+    posterior = torch.distributions.MultivariateNormal(mean, covariance)
+    zeros = torch.zeros(data.dim + 1, dtype=torch.float64)
+    variances = torch.full_like(zeros, data.prior_scale**2)
+    kl = torch.distributions.kl_divergence(posterior, torch.distributions.MultivariateNormal(zeros, variances.diag()))
+    torch.manual_seed(0)
+    weights = posterior.sample((5000,))
+    log_likelihood = torch.distributions.Normal(weights @ data.features.T, data.noise).log_prob(data.y.T).sum(-1)
+    expected = (log_likelihood - kl) / data.num_data
+    rows = Rows(model, guide, [(data.x, data.y)], 1000, "loader")
+    run = evaluate(model, guide, rows, 400)
+    torch.testing.assert_close(run.divergence, kl.expand(400), rtol=1e-5, atol=1e-5)
+    found = run.log_likelihood / data.num_data - run.divergence / data.num_data
+    assert z_of_means(found.unsqueeze(-1), expected.unsqueeze(-1)) < Z
+    torch.manual_seed(1)
+    reason = check(model, guide, [(data.x, data.y)], num_samples=400)["ELBO noise floor"].reason
+    torch.manual_seed(1)
+    run = evaluate(model, guide, rows, 400)
+    elbo = (run.log_likelihood - run.divergence).mean() / data.num_data
+    assert reason.startswith(f"one draw gives {elbo.item():.4g} ± ")
+    if family == "Laplace":  # with the exact posterior it is the evidence
+        assert z_of_mean(found.unsqueeze(-1), data.log_evidence / data.num_data) < Z

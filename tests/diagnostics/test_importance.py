@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import pyro.distributions as dist
 import pytest
 import torch
@@ -8,7 +10,8 @@ from torch import Tensor, nn
 from pyrobnn import likelihoods
 from pyrobnn.diagnostics._batches import batches
 from pyrobnn.diagnostics.importance import importance_k_hat, k_hat_threshold, last_layer_sites, log_ratios
-from pyrobnn.guides import Map, MeanField
+from pyrobnn.draws import Draws
+from pyrobnn.guides import GuideMap, LowRankNormal, Map, MeanField
 from pyrobnn.supervised import SupervisedModel
 from tests.diagnostics.models import NOISE, Conjugate, set_parameters, small_network
 
@@ -132,3 +135,51 @@ def test_weights_of_data_enter_the_log_joint() -> None:
     ratios = log_ratios(case.model, guide, pieces, ["net.weight"], 20)
     assert ratios.std() < 1e-6
     assert log_ratios(case.model, guide, batches(case.model, (case.x, case.y), {}, 32), ["net.weight"], 20).std() > 0.01
+
+
+def test_two_mean_fields_are_one() -> None:
+    """Any subset of their sites may be chosen; the value is that of one guide of the same parameters and draws."""
+    model, x, y = small_network()
+    two = GuideMap(model, [("net.0.*", MeanField), ("*", MeanField)])
+
+    class WithItsDraws(MeanField):
+        def sample(self, num_samples: int) -> Draws:
+            return two.sample(num_samples)
+
+    one = WithItsDraws(model, init_scale=0.2)
+    with torch.no_grad():
+        for part in two.parts:
+            for own, whole in ((part.flat_loc, one.flat_loc), (part.flat_log_scale, one.flat_log_scale)):
+                pieces = one.layout.split(whole)
+                own.copy_(part.layout.join({name: pieces[name] for name in part.layout}))
+    assert set(two.facts.independent) == {frozenset({name}) for name in two.layout}
+    for sites in (["net.2.weight"], ["net.0.bias", "net.2.bias"], None):
+        found = []
+        for guide in (one, two):
+            torch.manual_seed(0)
+            found.append(importance_k_hat(model, guide, x, y, sites=sites, num_samples=100))
+        assert math.isfinite(found[0]) and found[0] == pytest.approx(found[1], rel=1e-3)
+
+
+def test_a_composite_with_points_has_k_hat_where_it_has_a_density() -> None:
+    """Of the last layer it is that of a guide for the last layer of a model whose other weights are those points."""
+    model, x, y = small_network()
+    guide = GuideMap(model, [("net.2.*", lambda *a, **o: MeanField(*a, init_scale=0.1, **o)), ("*", Map)])
+    torch.manual_seed(0)
+    k_hat = importance_k_hat(model, guide, x, y, num_samples=100)
+    hidden = torch.tanh(model.net.network[0](x)).detach()  # the points start at the network's weights
+    last = SupervisedModel(nn.Linear(4, 1), likelihoods.Normal(0.3), dist.Normal(0.0, 1.0), num_data=len(x))
+    other = MeanField(last, init_scale=0.1)
+    with torch.no_grad():
+        other.flat_loc.copy_(guide.parts[0].flat_loc)
+    torch.manual_seed(0)
+    assert k_hat == pytest.approx(importance_k_hat(last, other, hidden, y, sites=["*"], num_samples=100), rel=1e-3)
+    with pytest.raises(ValueError, match=r"sites: Map has no density of the site 'net.0.weight'; choose among net.2"):
+        importance_k_hat(model, guide, x, y, sites=["net.0.*"])
+
+
+def test_a_subset_of_coupled_sites_is_refused() -> None:
+    model, x, y = small_network()
+    guide = LowRankNormal(model, 2)
+    with pytest.raises(ValueError, match=r"sites: those of LowRankNormal are correlated"):
+        importance_k_hat(model, guide, x, y, sites=["net.2.*"])

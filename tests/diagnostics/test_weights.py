@@ -7,7 +7,7 @@ from torch import nn
 
 from pyrobnn import likelihoods, priors
 from pyrobnn.diagnostics.weights import weight_statistics
-from pyrobnn.guides import Map, MeanField
+from pyrobnn.guides import GuideMap, Map, MeanField
 from pyrobnn.supervised import SupervisedModel
 from tests.diagnostics.models import set_parameters
 
@@ -71,6 +71,20 @@ def test_a_point_estimate_has_neither() -> None:
     model = linear(dist.Normal(0.0, 1.0))
     result = weight_statistics(model, Map(model))["net.weight"]
     assert (result.at_prior, result.signal_to_noise, result.above_noise) == (None, None, None)
+
+
+def test_a_composite_knows_what_its_parts_know() -> None:
+    """60 of 100 mean-field weights sit at the prior; of the point's bias there is nothing to say."""
+    model = SupervisedModel(nn.Linear(50, 2), likelihoods.Normal(1.0), dist.Normal(0.0, 1.0), num_data=5)
+    guide = GuideMap(model, [("*.weight", MeanField), ("*", Map)])
+    scale = torch.where(torch.arange(100) < 60, 1.0, 0.1)
+    set_parameters(guide.parts[0], torch.where(torch.arange(100) < 60, 0.0, 1.0), scale)
+    result = weight_statistics(model, guide, num_samples=20)
+    assert list(result) == list(guide.layout)
+    assert result["net.weight"].at_prior == pytest.approx(0.6)
+    assert result["net.weight"].above_noise == pytest.approx(0.4)
+    bias = result["net.bias"]
+    assert (bias.at_prior, bias.signal_to_noise, bias.above_noise) == (None, None, None)
 
 
 def test_refuses_guides_from_elsewhere() -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import pyrobnn as pb
 from pyrobnn.elbo import MeanFieldELBO, RegularizedELBO, perturbed
-from pyrobnn.guides import Map, MeanField
+from pyrobnn.guides import DeltaMixture, Map, MeanField
 from tests.conformance.monte_carlo import Z, z_of_means
 
 
@@ -189,3 +189,106 @@ def test_wrong_epsilon_empty_loader_and_model() -> None:
         RegularizedELBO(perturbed(0.1)).loss_and_grads(
             regression, Map(regression), torch.randn(6, 3), torch.randn(6, 1)
         )
+
+
+# --------------------------------------------------------------------------------------------------- mixtures
+
+
+def mixture(vmap: bool, batch_norm: bool = True) -> tuple[pb.SupervisedModel, DeltaMixture, tuple[Tensor, Tensor]]:
+    torch.manual_seed(1)
+    norm: list[nn.Module] = [nn.BatchNorm1d(5)] if batch_norm else []
+    net = nn.Sequential(nn.Linear(3, 5), *norm, nn.Tanh(), nn.Linear(5, 3))
+    model = pb.SupervisedModel(net, pb.likelihoods.Categorical(), dist.Normal(0.0, 1.0), num_data=20).double()
+    guide = DeltaMixture(model, 4, init="prior", vmap=vmap).double()
+    return model, guide, (torch.randn(6, 3, dtype=torch.float64), torch.tensor([0, 1, 2] * 2))
+
+
+def member_outputs(model: Any, guide: DeltaMixture, index: int, flat: Tensor, x: Tensor) -> Tensor:
+    """Class probabilities of a member with its own buffers, by plain torch, in evaluation mode."""
+    own = {n.removeprefix("net.net."): b for n, b in guide.atoms(torch.arange(4)).at(index).buffers.items()}
+    weights = {n.removeprefix("net."): v for n, v in guide.layout.split(flat).items()}
+    return torch.func.functional_call(model.net.network, {**weights, **own}, (x,)).softmax(-1)
+
+
+@pytest.mark.parametrize(("vmap", "batch_norm"), [(False, True), (False, False), (True, False)])
+def test_the_gradient_arrives_at_the_member_that_was_drawn(
+    vmap: bool, batch_norm: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """20 of 20 steps, looped and vectorized: plain autograd's through the draw with gradients, and no other member's.
+
+    A member has M times the gradient of the mean over members, as in any step.
+    """
+    from pyrobnn.elbo import regularized
+
+    model, guide, batch = mixture(vmap, batch_norm)
+    x = batch[0] + 0.3
+    elbo, plain = RegularizedELBO([x], threshold=0.69, weight=1.0), MeanFieldELBO()
+    drawn: list[int] = []
+    probabilities = regularized._probabilities
+
+    def remembered(model: Any, draws: Any, x: Any) -> Tensor:
+        drawn.append(int(draws.component))
+        return probabilities(model, draws, x)
+
+    monkeypatch.setattr(regularized, "_probabilities", remembered)
+    statistics = {name: value.clone() for name, value in guide.named_buffers()}
+    met = set()
+    for seed in range(20):
+        drawn.clear()
+        pyro.set_rng_seed(seed)
+        found = gradient(elbo, model, guide, batch)[: guide.flat_loc.numel()].view_as(guide.flat_loc)
+        second, first = drawn
+        flat = guide.flat_loc.detach()[first].clone().requires_grad_()
+        model.eval()
+        p, q = (
+            member_outputs(model, guide, first, flat, x),
+            member_outputs(model, guide, second, guide.flat_loc[second], x),
+        )
+        model.train()
+        entropies = [-(r * r.log()).sum(-1) for r in ((p + q) / 2, p, q)]
+        hinge = (0.69 - (entropies[0] - (entropies[1] + entropies[2]) / 2)).clamp_min(0.0).mean()
+        (slope,) = torch.autograd.grad(2.0 * 20 * hinge, flat)
+        for name, value in guide.named_buffers():  # both objectives see the statistics that this step began with
+            value.copy_(statistics[name])
+        pyro.set_rng_seed(seed)
+        ours = found - gradient(plain, model, guide, batch)[: guide.flat_loc.numel()].view_as(guide.flat_loc)
+        expected = torch.zeros_like(ours)
+        expected[first] = 4 * slope
+        torch.testing.assert_close(ours, expected, rtol=1e-7, atol=1e-9)
+        assert first != second and bool((slope != 0).any())
+        met.add(first)
+        statistics = {name: value.clone() for name, value in guide.named_buffers()}
+    assert met == set(range(4)), "every member is drawn some time"
+
+
+def test_members_disagree_under_their_own_statistics() -> None:
+    """The disagreement is that of two members' networks, and changes with a member's running statistics alone."""
+    model, guide, batch = mixture(vmap=False)
+    guide.requires_grad_(True)
+    pairs, found = {}, []
+    for shift in (0.0, 2.0):
+        with torch.no_grad():
+            own = guide.atoms(torch.arange(4)).at(0).buffers
+            mean = own["net.net.1.running_mean"].clone()
+            guide.write_buffers(torch.tensor(0), {"net.net.1.running_mean": mean + shift})
+        x = batch[0] + 0.3
+        model.eval()
+        outputs = [member_outputs(model, guide, index, guide.flat_loc[index], x).detach() for index in range(4)]
+        entropy = [-(p * p.log()).sum(-1) for p in outputs]
+        pairs = {
+            (a, b): float((-(m * m.log()).sum(-1) - (entropy[a] + entropy[b]) / 2).mean())
+            for a in range(4)
+            for b in range(4)
+            if (m := (outputs[a] + outputs[b]) / 2) is not None and a != b
+        }
+        elbo = RegularizedELBO([x], threshold=0.69)
+        seen = []
+        for seed in range(12):
+            pyro.set_rng_seed(seed)
+            elbo.loss(model, guide, *batch)
+            assert elbo.disagreement is not None
+            seen.append(float(elbo.disagreement))
+            assert any(seen[-1] == pytest.approx(value, rel=1e-6) for value in pairs.values())
+        found.append(seen)
+    changed = [abs(a - b) > 1e-6 for a, b in zip(*found, strict=True)]
+    assert any(changed) and not all(changed), "only pairs with the member whose statistics moved"

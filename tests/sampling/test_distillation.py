@@ -180,7 +180,7 @@ def test_every_source_of_draws_gives_the_same_batches() -> None:
                 assert bool((distances(found, expected).min(1).values < 1e-4).all())
             assert not torch.equal(batch(), found)
         generator = quick(guide, match_moments=False)
-        assert generator.flat_order == guide.flat_order
+        assert list(generator.layout) == list(guide.layout)
         torch.testing.assert_close(generator.loc, expected.mean(0), rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(generator.scale, expected.std(0), rtol=1e-4, atol=1e-5)
         assert bool((generator.sample(20)["likelihood.scale"] > 0).all())

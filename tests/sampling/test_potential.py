@@ -46,7 +46,7 @@ def test_it_is_pyros_log_joint_and_the_jacobian(case: Case) -> None:
     log_joint = poutine.trace(poutine.condition(model, values)).get_trace(*args).log_prob_sum()
     jacobian = 0.0
     for name, unconstrained in potential.layout.split(flat).items():
-        site = potential.layout.sites[name]
+        site = potential.layout[name]
         if not site.is_real:  # all constrained sites of these models are positive, by the exponential
             torch.testing.assert_close(values[name], unconstrained.exp())
             jacobian += float(unconstrained.sum())
@@ -210,7 +210,7 @@ def test_a_start_that_is_not_finite_names_the_site_and_the_chain(chains: int) ->
     potential = Potential(network(), data())
     flat = potential.start().repeat(chains, 1)
     potential.check_start(flat)
-    site = potential.layout.sites["net.2.weight"]
+    site = potential.layout["net.2.weight"]
     flat[-1, site.offset] = torch.nan
     with pytest.raises(NonFiniteLossError, match=rf"chain {chains - 1} starts: .*'net\.2\.weight'"):
         potential.check_start(flat)
