@@ -20,7 +20,7 @@ from torch import nn
 
 from pyrobnn._pyro import full_name
 from pyrobnn.bayesianize import BayesianModule, bayesian_modules
-from pyrobnn.divergence import PriorTerm
+from pyrobnn.divergence import PriorTerm, kl_or_difference
 from pyrobnn.draws import Draws
 from pyrobnn.estimators import EstimatorSpec, coverage
 from pyrobnn.guides import Guide
@@ -235,7 +235,10 @@ def _kl(guide: Guide, name: str, draws: Draws) -> str | None:
         return None
     group = next(group for group in guide.facts.independent if name in group)
     priors = {site: PriorTerm(guide.layout[site].prior) for site in guide.layout if site in group}
-    return "exact" if guide.part(name).divergence(Draws(draws), priors).exact else "Monte Carlo"
+    exact = guide.part(name).divergence(Draws(draws), priors).exact
+    if not exact and len(group) > 1:  # of coupled sites each has a cross-entropy of its own
+        exact = kl_or_difference(guide.elementwise_marginal(name), priors[name].distribution, draws[name])[1]
+    return "exact" if exact else "Monte Carlo"
 
 
 # ------------------------------------------------------------------------------------------------------ notes

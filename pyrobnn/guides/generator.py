@@ -59,7 +59,7 @@ class Storage:
     @property
     def replaced(self) -> int | None:
         """Numbers in the draws that it replaces."""
-        return None if self.num_draws is None else self.num_draws * self.layout.size
+        return None if self.num_draws is None else self.num_draws * self.num_latents
 
     @property
     def ratio(self) -> float | None:

@@ -196,5 +196,5 @@ def test_what_does_not_fit() -> None:
 
 def test_there_is_no_density() -> None:
     guide = numbered(2, 2)
-    with pytest.raises(NotImplementedError, match="Chains is a point mass"):
+    with pytest.raises(NotImplementedError, match="Chains has no density of the site 'w'"):
         guide.log_prob(guide.sample(1))

@@ -16,6 +16,8 @@ from torch.utils.data import DataLoader, TensorDataset
 import pyrobnn as pb
 from pyrobnn import likelihoods, schedules
 from pyrobnn.concrete import Concrete, concrete_log_density, relaxed_of
+from pyrobnn.divergence import PriorTerm
+from pyrobnn.draws import Draws
 from pyrobnn.elbo import MeanFieldELBO
 from pyrobnn.estimators import PerGroup
 from pyrobnn.guides import ConcreteStructure, DeltaMixture, Guide, GuideMap, Map, MeanField
@@ -113,7 +115,7 @@ def exact_kl(theta: Tensor, tau: float, beta: float, logits: Tensor, temperature
 
 def kl_of(model: SupervisedModel, guide: ConcreteStructure) -> Tensor:
     site = site_of(guide)
-    return guide.divergence(site, guide.rsample()[site.name], site.prior)[0]
+    return guide.divergence(guide.rsample(), {site.name: PriorTerm(site.prior)}).total
 
 
 @pytest.mark.statistical
@@ -127,15 +129,16 @@ def test_kl_estimate_and_its_gradient_against_quadrature(temperature: float) -> 
     site = "net.edges.structure"
     guide = ConcreteStructure(model, {site: theta.expand(rows, 2)}, temperature=tau, beta=beta, init_scale=0.0).double()
     torch.manual_seed(1)
-    value = guide.rsample()[site]
+    draws = guide.rsample()
+    value = draws[site]
     prior: Any = guide.layout[site].prior
     log_p = concrete_log_density(relaxed_of(value), prior.base_dist.logits, prior.base_dist.temperature)
-    (slopes,) = torch.autograd.grad(guide.divergence(guide.layout[site], value, prior)[0], guide.flat_logits)
+    total = guide.divergence(draws, {site: PriorTerm(prior)}).total
+    (slopes,) = torch.autograd.grad(total, guide.flat_logits)
     arguments = (tau, beta, logits.double(), temperature)
     log_q = concrete_log_density(relaxed_of(value), theta / beta, tau / beta)
     assert z_of_mean((log_q - log_p).detach().unsqueeze(-1), exact_kl(theta, *arguments)) < Z
-    total = guide.divergence(guide.layout[site], value, prior)[0].detach()
-    torch.testing.assert_close(total, (log_q - log_p).sum().detach())
+    torch.testing.assert_close(total.detach(), (log_q - log_p).sum().detach())
     for k in range(2):
         shift = torch.zeros(2, dtype=torch.float64)
         shift[k] = 1e-4
@@ -147,11 +150,12 @@ def test_the_density_of_a_draw_is_that_of_its_noise() -> None:
     """The shortcut (no dependence on logits) against the density itself, for choices and gates."""
     model = mixed_model().double()
     guide = ConcreteStructure(model, temperature=0.6, beta=0.7, init_scale=1.0).double()
-    values = guide.rsample()
+    draws = guide.rsample()
     for site in guide.layout.values():
-        shortcut = guide.divergence(site, values[site.name], site.prior)[0]
-        copied = values[site.name].detach()  # one that is not known to be a draw of the guide's
-        general = guide.divergence(site, copied, site.prior)[0]
+        terms = {site.name: PriorTerm(site.prior)}
+        shortcut = guide.divergence(draws, terms).total
+        copied = draws[site.name].detach()  # one that is not known to be a draw of the guide's
+        general = guide.divergence(Draws({site.name: copied}), terms).total
         reference = guide.marginal(site.name).log_prob(copied) - site.prior.log_prob(copied)
         torch.testing.assert_close(shortcut, general)
         torch.testing.assert_close(shortcut, reference)
@@ -177,11 +181,11 @@ def test_discrete_kl_of_gates() -> None:
     model = mixed_model().double()
     guide = ConcreteStructure(model, kl="discrete", init_scale=1.0).double()
     site = guide.layout["net.gate.gates.structure"]
-    value, exact = guide.divergence(site, guide.rsample()[site.name], site.prior)
-    open_ = dist.Bernoulli(guide.probabilities(site))
+    found = guide.divergence(guide.rsample(), {site.name: PriorTerm(site.prior)})
+    open_ = dist.Bernoulli(guide.probabilities(site.name))
     expected = torch.distributions.kl_divergence(open_, dist.Bernoulli(torch.full((3,), 0.5).double())).sum()
-    assert exact
-    torch.testing.assert_close(value, expected)
+    assert found.exact
+    torch.testing.assert_close(found.total, expected)
 
 
 def test_a_prior_of_another_family_on_the_simplex() -> None:
@@ -193,9 +197,10 @@ def test_a_prior_of_another_family_on_the_simplex() -> None:
 
     model, batch = Composition(), (torch.randn(5, 3), torch.randn(5))
     guide = ConcreteStructure(model, example=batch, temperature=0.8)
-    site, value = guide.layout["weights"], guide.rsample()["weights"]
+    site, draws = guide.layout["weights"], guide.rsample()
+    value = draws["weights"]
     expected = Concrete(0.8, guide.flat_logits).log_prob(value) - site.prior.log_prob(value)
-    torch.testing.assert_close(guide.divergence(site, value, site.prior)[0], expected)
+    torch.testing.assert_close(guide.divergence(draws, {"weights": PriorTerm(site.prior)}).total, expected)
     step(model, guide, batch)
 
 
@@ -286,7 +291,7 @@ def test_probabilities_are_the_frequencies_of_the_largest() -> None:
         hits = (
             (value > 0.5).float() if "gate" in name else torch.nn.functional.one_hot(value.argmax(-1), value.shape[-1])
         )
-        assert z_of_mean(hits.double(), guide.probabilities(site).detach().double()) < Z
+        assert z_of_mean(hits.double(), guide.probabilities(site.name).detach().double()) < Z
 
 
 def test_straight_through_draws_are_one_hot_and_trained() -> None:
@@ -295,7 +300,7 @@ def test_straight_through_draws_are_one_hot_and_trained() -> None:
     for draws in (guide.rsample(), guide.sample(5), guide()):
         for value in draws.values():
             assert bool(((value == 0) | (value == 1)).all())
-    assert not guide.has_density
+    assert not guide.facts.density
     with pytest.raises(NotImplementedError, match="one-hot"):
         guide.log_prob(guide.sample(2))
     x, y = torch.randn(12, 3), torch.randn(12, 1)
@@ -383,7 +388,7 @@ def test_structure_that_is_not_learned_stays_as_it_is() -> None:
     part = guide.parts[0]
     assert bool((part.flat_logits == 0).all())
     site = site_of(part)
-    torch.testing.assert_close(part.probabilities(site), torch.full(site.shape, 1.0 / 3.0))
+    torch.testing.assert_close(part.probabilities(site.name), torch.full(site.shape, 1.0 / 3.0))
 
 
 @pytest.mark.parametrize("weights", [Map, MeanField, functools.partial(DeltaMixture, num_members=2)])
@@ -476,7 +481,7 @@ def test_a_prior_without_discrete_choices_is_refused_a_discrete_kl() -> None:
     model = Composition()
     guide = ConcreteStructure(model, example=(), kl="discrete")
     with pytest.raises(ValueError, match="kl: the prior of the site 'weights' is no relaxed choice"):
-        guide.divergence(guide.layout["weights"], guide.rsample()["weights"], guide.layout["weights"].prior)
+        guide.divergence(guide.rsample(), {"weights": PriorTerm(guide.layout["weights"].prior)})
 
 
 def test_one_draw_serves_all_cells_that_share_a_site() -> None:

@@ -17,9 +17,9 @@ from pyrobnn import likelihoods
 from pyrobnn.checkpoint import load, save
 from pyrobnn.description import describe
 from pyrobnn.diagnostics import to_arviz
+from pyrobnn.draws import Draws
 from pyrobnn.elbo import MeanFieldELBO
 from pyrobnn.guides import DeltaMixture, GuideMap, Map, MeanField
-from pyrobnn.draws import Draws
 from pyrobnn.prediction import PinnedDraws, predict
 from pyrobnn.running_statistics import recalibrate_batch_norm
 from pyrobnn.supervised import SupervisedModel
@@ -325,8 +325,14 @@ def test_recalibration_goes_member_by_member() -> None:
         recalibrate_batch_norm(model, guide, [])
     assert_same(dict(guide.named_buffers()), kept)
     composed = GuideMap(model, [("3.*", functools.partial(DeltaMixture, num_members=2)), ("*", Map)])
-    with pytest.raises(TypeError, match="a part of this GuideMap is an ensemble"):
-        recalibrate_batch_norm(model, composed, data())
+    heads = composed.parts[0]
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    recalibrate_batch_norm(model, composed, data())
+    assert_same(dict(model.named_buffers()), before)
+    trunk = composed.sample(1).at(0)
+    hidden = [x @ trunk["net.0.weight"].T + trunk["net.0.bias"] for x, _ in data()]
+    for value in heads.own_buffers.stacked(torch.arange(2))["net.net.1.running_mean"]:
+        torch.testing.assert_close(value, torch.stack([h.mean(0) for h in hidden]).mean(0))
 
 
 def test_validation_runs_members_with_their_own_statistics() -> None:

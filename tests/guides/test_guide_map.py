@@ -15,9 +15,13 @@ from torch import Tensor, nn
 
 from pyrobnn import likelihoods, priors
 from pyrobnn.description import describe
+from pyrobnn.divergence import PriorTerm
+from pyrobnn.draws import Draws
 from pyrobnn.elbo import MeanFieldELBO
-from pyrobnn.guides import SWAG, DeltaMixture, Guide, GuideMap, LowRankNormal, Map, MeanField
+from pyrobnn.guides import SWAG, DeltaMixture, GuideMap, LowRankNormal, Map, MeanField
+from pyrobnn.layout import Layout
 from pyrobnn.prediction import predict
+from pyrobnn.steps import AutogradStep, Step
 from pyrobnn.supervised import SupervisedModel
 from tests.conformance.comparisons import assert_in_place_matches_autograd, assert_same, gradients, seeded
 from tests.conformance.conjugate import ConjugateRegression
@@ -65,8 +69,8 @@ def test_one_family_on_everything_is_that_family(family: Any) -> None:
     torch.manual_seed(0)
     guide = GuideMap(model, [("*", family)])
     assert_same(seeded(lambda: guide.sample(3)), seeded(lambda: alone.sample(3)))
-    assert_same(seeded(guide.rsample), seeded(alone.draw))
-    if alone.has_density:
+    assert_same(seeded(guide.rsample), seeded(alone.rsample))
+    if alone.facts.has_density:
         draws = alone.sample(3)
         torch.testing.assert_close(guide.log_prob(draws), alone.log_prob(draws))
     for _ in range(3):  # through an antithetic group
@@ -103,16 +107,20 @@ def test_pyros_objectives_agree_with_ours_with_a_point_among_the_parts(objective
 def test_divergence_adds_up_over_parts() -> None:
     model = supervised()
     guide = GuideMap(model, THREE)
-    values = guide.rsample()
-    total = guide.shared_divergence() + sum(
-        guide.divergence(site, values[name], site.prior)[0].sum() for name, site in guide.layout.items()
-    )
-    expected = torch.zeros(())
-    for part in guide.parts:
-        expected = expected + part.shared_divergence()
-        for name, site in part.layout.items():
-            expected = expected + part.divergence(site, values[name], site.prior)[0].sum()
-    torch.testing.assert_close(total, expected)
+    draws = guide.rsample()
+    terms = {name: PriorTerm(site.prior) for name, site in guide.layout.items()}
+    own = [
+        part.divergence(Draws({name: draws[name] for name in part.layout}), {name: terms[name] for name in part.layout})
+        for part in guide.parts
+    ]
+    for given in (draws, Draws(draws)):  # with the parts' records of it, or without
+        found = guide.divergence(given, terms)
+        torch.testing.assert_close(found.total, sum(each.total for each in own))
+        torch.testing.assert_close(found.joint, own[0].joint)  # of the one part that couples its sites
+        assert set(found.by_site) == set(guide.layout)
+        for each in own:
+            for name, value in each.by_site.items():
+                torch.testing.assert_close(found.by_site[name], value)
 
 
 # -------------------------------------------------------------------------------------------- the posterior
@@ -170,34 +178,30 @@ class Cubature(GuideMap):
     """Draws at ``±√n`` along each of the n axes of both parts' noise in turn: they integrate a quadratic exactly."""
 
     turn = 0
-    flat_prior = None  # nothing is counted on flat vectors, all divergences are in the graph
 
-    def num_particles(self, asked: int) -> int:
-        return 2 * self.axes().shape[1]
+    @property
+    def num_nodes(self) -> int:
+        """Number of draws that integrate exactly."""
+        return 2 * (self.facts.noise_size or 0)
 
-    def axes(self) -> Tensor:
-        joint, single = self.parts
-        weights = torch.cat([torch.diag(joint.flat_log_scale.exp()), joint.flat_cov_factor], 1)
-        return torch.block_diag(weights, torch.diag(single.flat_log_scale.exp()))
+    def step(self, model: Any, estimators: Any = None, *, sequential: bool = True, vectorize: bool = True) -> Step:
+        return AutogradStep(self.layout, self.rsample, self.divergence)
 
-    def write_draw(self) -> tuple[dict[str, Tensor], float]:
-        axes = self.axes()
-        axis, sign = self.turn % axes.shape[1], 1.0 - 2.0 * (self.turn // axes.shape[1] % 2)
+    def rsample(self, noise: Tensor | None = None) -> Draws:
+        size = self.num_nodes // 2
+        noise = torch.zeros(size, dtype=torch.float64)
+        noise[self.turn % size] = size**0.5 * (1.0 - 2.0 * (self.turn // size % 2))
         self.turn += 1
-        joint, single = self.parts
-        flat = torch.cat([joint.flat_loc, single.flat_loc]) + sign * axes.shape[1] ** 0.5 * axes[:, axis]
-        return joint.layout.split(flat[: joint.layout.size]) | single.layout.split(flat[joint.layout.size :]), 0.0
-
-    def pull_back(self, weight: float) -> None:
-        pass
+        return super().rsample(noise)
 
 
 def test_half_and_half_reaches_the_right_marginals() -> None:
     """The deterministic optimum of the exact objective: means, the weights' covariance, the bias's variance."""
     data = ConjugateRegression()
-    model, goal, elbo = data.model(), optimal(data, MeanField), MeanFieldELBO()
+    model, goal = data.model(), optimal(data, MeanField)
     joint = functools.partial(LowRankNormal, rank=data.dim, init_scale=0.1)
     guide = Cubature(model, [("weight", joint), ("bias", MeanField)]).double()
+    elbo = MeanFieldELBO(num_particles=guide.num_nodes)
     optimizer = torch.optim.LBFGS(
         guide.parameters(), max_iter=200, tolerance_change=1e-12, line_search_fn="strong_wolfe"
     )
@@ -210,7 +214,7 @@ def test_half_and_half_reaches_the_right_marginals() -> None:
         optimizer.step(closure)
     for found, expected in zip(guide.parts, goal.parts, strict=True):
         torch.testing.assert_close(found.flat_loc, expected.flat_loc, rtol=1e-4, atol=1e-5)
-    covariances = [g.part("net.weight").gaussian() for g in (guide, goal)]
+    covariances = [g.part("net.weight").joint() for g in (guide, goal)]
     found, expected = (q.cov_factor @ q.cov_factor.T + torch.diag(q.scale.square()) for q in covariances)
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5)
     scales = [g.part("net.bias").flat_log_scale.exp() for g in (guide, goal)]
@@ -254,7 +258,7 @@ def test_a_tied_parameter_is_known_by_all_its_names() -> None:
 
 def test_a_rule_whose_sites_are_taken_makes_no_part() -> None:
     assert sites_by_part(GuideMap(supervised(), [("*", Map), ("net.*", MeanField)])) == [
-        ("Map", list(Guide(supervised()).sites))
+        ("Map", list(Layout.of(supervised())))
     ]
 
 
@@ -318,10 +322,17 @@ def test_each_site_has_its_own_parts_factor() -> None:
 
 def test_a_point_among_the_parts_leaves_no_density() -> None:
     guide = GuideMap(supervised(), THREE)
-    assert not guide.has_density and guide.divergence_name == "KL and -log prior"
-    with pytest.raises(NotImplementedError, match="Map is a point mass"):
+    densities = GuideMap(supervised(), [*THREE[:1], ("*", MeanField)])
+
+    def name_of(composite: GuideMap) -> str:
+        terms = {name: PriorTerm(site.prior) for name, site in composite.layout.items()}
+        return composite.divergence(composite.rsample(), terms).name
+
+    assert not guide.facts.has_density and name_of(guide) == "KL and -log prior"
+    assert guide.facts.density == guide.facts.sites - {"likelihood.scale"}
+    with pytest.raises(NotImplementedError, match=r"Map has no density of the site 'likelihood\.scale'"):
         guide.log_prob(guide.sample(2))
-    assert GuideMap(supervised(), [*THREE[:1], ("*", MeanField)]).divergence_name == "KL"
+    assert densities.facts.has_density and name_of(densities) == "KL"
 
 
 def test_density_is_the_product_of_the_parts() -> None:
@@ -361,7 +372,7 @@ def test_only_some_sites() -> None:
 def test_a_model_that_needs_an_example() -> None:
     case = next(case for case in CASES if case.needs_example)
     guide = GuideMap(case.model(), [("net.*", MeanField), ("*", Map)], example=case.batch())
-    assert set(guide.part("effect").sites) == {"effect", "precision"}
+    assert set(guide.part("effect").layout) == {"effect", "precision"}
 
 
 # ------------------------------------------------------------------------------------- ensembles among the parts
@@ -377,16 +388,17 @@ def test_an_ensembles_head_sets_the_number_of_draws() -> None:
     """Each member is visited once a step; the trunk receives the mean of the members' gradients."""
     model, guide = shared_trunk()
     data = torch.randn(12, 3), torch.randint(2, (12,))
-    assert guide.num_particles(1) == guide.num_particles(8) == 3
+    step = guide.step(model)
+    assert step.num_draws(1) == step.num_draws(8) == 3
     found = gradients(model, guide, data)
     heads, trunk = guide.parts[0].flat_loc.detach(), guide.parts[1]
     by_member = []
     for member in range(3):
-        values = guide.parts[0].constrain(guide.parts[0].split(heads[member]))
+        values = guide.parts[0].layout.constrain(guide.parts[0].layout.split(heads[member]))
         single = Map(model, values | trunk.rsample())
         by_member.append(gradients(model, single, data))
         joined = single.layout.split(by_member[-1]["guide.loc"])
-        own = guide.parts[0].join({name: joined[name] for name in guide.parts[0].sites})
+        own = guide.parts[0].layout.join({name: joined[name] for name in guide.parts[0].layout})
         torch.testing.assert_close(found["guide.0.loc"][member], own, rtol=1e-4, atol=1e-4)
     losses = torch.stack([each["loss"] for each in by_member])
     torch.testing.assert_close(found["loss"], losses.mean(), rtol=1e-5, atol=1e-5)
@@ -407,7 +419,7 @@ def test_two_ensembles_are_refused() -> None:
     ):
         GuideMap(supervised(), rules)
     together = GuideMap(supervised(), [(("net.0*", "net.2*"), DeltaMixture), ("*", Map)])
-    assert together.num_particles(1) == 5
+    assert together.step(None).num_draws(1) == 5
 
 
 def test_swag_among_the_parts_follows_the_mode() -> None:
@@ -439,25 +451,16 @@ def test_a_sites_own_name_goes_before_a_parameters() -> None:
     assert sites_by_part(guide)[0] == ("MeanField", ["bias"])
 
 
-def test_what_the_parts_counted_can_be_taken_back() -> None:
+def test_a_divergence_that_is_not_in_the_loss_pulls_no_part() -> None:
     guide = GuideMap(supervised(), [("*bias*", MeanField), ("*weight*", Map), ("*", MeanField)])
-    for discard in (False, True):
+    terms = {name: PriorTerm(site.prior) for name, site in guide.layout.items()}
+    for counts in (False, True):
         guide.zero_grad()
-        counted = guide.write_draw()[1]
-        assert float(counted) > 0.0
-        if discard:
-            guide.discard_counted()
-        guide.pull_back(1.0)
+        step = guide.step(None)
+        draws = step.draw(0)
+        divergence = step.divergence(draws, terms)
+        loss = sum(0.0 * value.sum() for value in draws.values())
+        (loss + divergence.total if counts else loss).backward()
+        step.finish()
         found = [bool((parameter.grad == 0).all()) for parameter in guide.parameters()]
-        assert all(found) == discard
-
-
-def test_the_parts_flat_priors_act_as_one() -> None:
-    model = supervised()
-    guide = GuideMap(model, [("*bias*", MeanField), ("*weight*", Map), ("*", MeanField)])
-    assert guide.flat_prior is not None
-    assert guide.flat_prior.names == {name for name, site in guide.layout.items() if site.is_flat_normal}
-    priors_now = {name: site.prior for name, site in guide.layout.items()}
-    assert guide.flat_prior.matches(priors_now)
-    assert not guide.flat_prior.matches(priors_now | {"net.0.bias": dist.Normal(0.0, 1.0)})
-    assert GuideMap(supervised(), [("*", functools.partial(LowRankNormal, rank=2))]).flat_prior is None
+        assert not any(found) if counts else all(found)

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pyrobnn.guides import Guide
 from pyrobnn.guides.low_rank import LowRankGaussian, joint_log_prob, on_support, sample_jointly
+from pyrobnn.layout import Layout
 from tests.conformance.monte_carlo import Z, z_of_mean
 from tests.guides.test_base import Sites
 
@@ -122,50 +122,50 @@ MIXED = {
 }
 
 
-def mixed() -> tuple[Guide, LowRankGaussian]:
+def mixed() -> tuple[Layout, LowRankGaussian]:
     """Sites on the reals, the positive reals and the simplex, and a Gaussian over their flat vector."""
-    guide = Guide(Sites(**MIXED), example=())
-    return guide, gaussian(guide.layout.size)
+    layout = Layout.of(Sites(**MIXED), example=())
+    return layout, gaussian(layout.size)
 
 
 def test_joint_density_on_mixed_supports() -> None:
     """Flat vectors pushed through the transforms: dense density minus the log determinants of the Jacobians."""
-    guide, found = mixed()
+    layout, found = mixed()
     flat = found.rsample((4,))
-    pieces = guide.layout.split(flat)
+    pieces = layout.split(flat)
     expected = dense(found).log_prob(flat) - pieces["s"].sum(-1)  # exp is its own derivative
-    simplex = guide.layout["p"].transform
+    simplex = layout["p"].transform
     for index in range(4):
         jacobian = torch.autograd.functional.jacobian(lambda u: simplex(u)[:-1], pieces["p"][index])
         expected[index] -= jacobian.det().abs().log()
-    torch.testing.assert_close(joint_log_prob(guide, found, guide.layout.constrain(pieces)), expected)
+    torch.testing.assert_close(joint_log_prob(layout, found, layout.constrain(pieces)), expected)
 
 
 def test_log_jacobian_keeps_leading_dimensions() -> None:
-    guide, _ = mixed()
-    site = guide.layout["s"]
+    layout, _ = mixed()
+    site = layout["s"]
     unconstrained = torch.randn(5, 2)
     for num_dims, expected in ((1, unconstrained.sum(-1)), (2, unconstrained), (0, unconstrained.sum())):
         torch.testing.assert_close(site.log_jacobian(unconstrained, unconstrained.exp(), num_dims), expected)
     real = torch.randn(5, 2, 3)
-    assert torch.equal(guide.layout["w"].log_jacobian(real, real, 1), torch.zeros(5))
+    assert torch.equal(layout["w"].log_jacobian(real, real, 1), torch.zeros(5))
 
 
 def test_on_support_is_a_density_of_the_sites_value() -> None:
-    guide, _ = mixed()
+    layout, _ = mixed()
     own = gaussian(2)
     value = torch.rand(3, 2).double() + 0.1
     expected = own.log_prob(value.log()) - value.log().sum(-1)
-    torch.testing.assert_close(on_support(guide.layout["s"], own).log_prob(value), expected)
-    assert on_support(guide.layout["w"], gaussian(2, 3)).event_shape == (2, 3)
+    torch.testing.assert_close(on_support(layout["s"], own).log_prob(value), expected)
+    assert on_support(layout["w"], gaussian(2, 3)).event_shape == (2, 3)
 
 
 def test_pyros_view_has_one_random_site() -> None:
-    guide, found = mixed()
-    trace = poutine.trace(lambda: sample_jointly(guide, found)).get_trace()
+    layout, found = mixed()
+    trace = poutine.trace(lambda: sample_jointly(layout, found)).get_trace()
     names = list(trace.stochastic_nodes)
     assert len(names) == 4 and names[1:] == ["w", "s", "p"]
     assert trace.nodes[names[0]]["infer"]["is_auxiliary"]
     assert all(isinstance(trace.nodes[name]["fn"], dist.Delta) for name in names[1:])
     draws = {name: trace.nodes[name]["value"].unsqueeze(0) for name in names[1:]}
-    torch.testing.assert_close(trace.log_prob_sum(), joint_log_prob(guide, found, draws).squeeze())
+    torch.testing.assert_close(trace.log_prob_sum(), joint_log_prob(layout, found, draws).squeeze())

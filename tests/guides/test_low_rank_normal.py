@@ -14,8 +14,10 @@ from torch.distributions import kl_divergence
 from pyrobnn import likelihoods
 from pyrobnn.description import describe
 from pyrobnn.diagnostics.weights import weight_statistics
+from pyrobnn.divergence import Divergence, PriorTerm
+from pyrobnn.draws import Draws
 from pyrobnn.elbo import MeanFieldELBO
-from pyrobnn.guides import Guide, LowRankNormal, MeanField
+from pyrobnn.guides import LowRankNormal, MeanField
 from pyrobnn.supervised import SupervisedModel
 from tests.conformance.conjugate import ConjugateRegression
 from tests.conformance.guide_suite import GuideConformance
@@ -56,11 +58,10 @@ def dense(guide: LowRankNormal) -> dist.MultivariateNormal:
     return dist.MultivariateNormal(guide.flat_loc.detach(), covariance(guide))
 
 
-def kl_to_prior(guide: Guide, values: dict[str, Tensor] | None = None) -> tuple[Tensor, bool]:
-    """The guide's divergence of one draw, and whether all of it is exact."""
-    values = guide.rsample() if values is None else values
-    terms = [guide.divergence(site, values[site.name], site.prior) for site in guide.layout.values()]
-    return guide.shared_divergence() + sum(term.sum() for term, _ in terms), all(exact for _, exact in terms)
+def kl_to_prior(guide: LowRankNormal, draws: Draws | None = None) -> Divergence:
+    """The guide's divergence of one draw from the priors of its sites."""
+    priors = {name: PriorTerm(site.prior) for name, site in guide.layout.items()}
+    return guide.divergence(guide.rsample() if draws is None else draws, priors)
 
 
 class Cubature(LowRankNormal):
@@ -71,20 +72,24 @@ class Cubature(LowRankNormal):
 
     turn = 0
 
-    def num_particles(self, asked: int) -> int:
+    @property
+    def num_nodes(self) -> int:
+        """Number of draws that integrate exactly."""
         return 2 * (self.layout.size + self.rank)
 
-    def draw(self) -> dict[str, Tensor]:
-        axes = torch.cat([torch.diag(self.flat_log_scale.exp()), self.flat_cov_factor], 1)
-        axis, sign = self.turn % axes.shape[1], 1.0 - 2.0 * (self.turn // axes.shape[1] % 2)
+    def rsample(self, noise: Tensor | None = None) -> Draws:
+        size = self.num_nodes // 2
+        noise = torch.zeros(size, dtype=self.flat_loc.dtype)
+        noise[self.turn % size] = size**0.5 * (1.0 - 2.0 * (self.turn // size % 2))
         self.turn += 1
-        return self.layout.constrain(self.layout.split(self.flat_loc + sign * axes.shape[1] ** 0.5 * axes[:, axis]))
+        return super().rsample(noise)
 
 
 def fitted(data: ConjugateRegression, rank: int) -> tuple[LowRankNormal, float]:
     """The guide at its optimum, and the ELBO there."""
-    model, elbo = data.model(), MeanFieldELBO()
+    model = data.model()
     guide = Cubature(model, rank=rank, init_scale=0.1).double()
+    elbo = MeanFieldELBO(num_particles=guide.num_nodes)
     optimizer = torch.optim.LBFGS(
         guide.parameters(), max_iter=200, tolerance_change=1e-12, line_search_fn="strong_wolfe"
     )
@@ -109,7 +114,7 @@ TWO_SITES = {
 def test_log_prob_is_that_of_the_dense_normal() -> None:
     guide = of(s=dist.HalfCauchy(1.0), **TWO_SITES)
     draws = guide.sample(7)
-    flat = torch.cat([draws["w"].reshape(7, -1), draws["b"], draws["s"].log().unsqueeze(-1)], -1)
+    flat = torch.cat([draws["s"].log().unsqueeze(-1), draws["w"].reshape(7, -1), draws["b"]], -1)
     expected = dense(guide).log_prob(flat) - draws["s"].log()
     torch.testing.assert_close(guide.log_prob(draws), expected, rtol=1e-10, atol=1e-10)
     single = guide.float()
@@ -134,7 +139,7 @@ def test_factor_is_the_sites_marginal() -> None:
     guide = of(s=dist.LogNormal(0.0, 1.0).expand([2]).to_event(1), **TWO_SITES)
     for name in ("w", "b"):
         site = guide.layout[name]
-        window = slice(site.offset, site.offset + site.numel)
+        window = site.window
         block = dist.MultivariateNormal(guide.flat_loc[window], covariance(guide)[window, window])
         value = torch.randn(4, *site.shape).double()
         factor = guide.marginal(site.name)
@@ -142,9 +147,12 @@ def test_factor_is_the_sites_marginal() -> None:
         torch.testing.assert_close(guide.elementwise_marginal(site.name).variance.reshape(-1), block.variance)
         assert factor.event_shape == site.shape
     site = guide.layout["s"]
-    block = dist.MultivariateNormal(guide.flat_loc[8:], covariance(guide)[8:, 8:])
+    window = site.window
+    block = dist.MultivariateNormal(guide.flat_loc[window], covariance(guide)[window, window])
     value = torch.rand(4, 2).double() + 0.1
-    torch.testing.assert_close(guide.marginal(site.name).log_prob(value), block.log_prob(value.log()) - value.log().sum(-1))
+    torch.testing.assert_close(
+        guide.marginal(site.name).log_prob(value), block.log_prob(value.log()) - value.log().sum(-1)
+    )
 
 
 def test_describe_names_family_and_exactness() -> None:
@@ -163,20 +171,30 @@ def test_describe_names_family_and_exactness() -> None:
 def test_divergence_is_torchs_kl_between_dense_normals(rank: int) -> None:
     """Log-normal priors too: the KL is the same in unconstrained space."""
     guide = of(rank, s=dist.LogNormal(0.3, 0.7).expand([2]).to_event(1), **TWO_SITES)
-    loc = torch.cat([torch.full((6,), 0.5), torch.tensor([0.0, 1.0]), torch.full((2,), 0.3)]).double()
-    scale = torch.cat([torch.full((6,), 2.0), torch.tensor([1.0, 0.5]), torch.full((2,), 0.7)]).double()
-    kl, exact = kl_to_prior(guide)
-    assert exact
+    loc = torch.cat([torch.full((2,), 0.3), torch.full((6,), 0.5), torch.tensor([0.0, 1.0])]).double()
+    scale = torch.cat([torch.full((2,), 0.7), torch.full((6,), 2.0), torch.tensor([1.0, 0.5])]).double()
+    found = kl_to_prior(guide)
+    assert found.exact
     expected = kl_divergence(dense(guide), dist.MultivariateNormal(loc, torch.diag(scale.square())))
-    torch.testing.assert_close(kl, expected, rtol=1e-6, atol=1e-6)  # the priors' parameters are single precision
-    torch.testing.assert_close(guide.shared_divergence(), -dense(guide).entropy())
+    torch.testing.assert_close(found.total, expected, rtol=1e-6, atol=1e-6)  # the priors' parameters are single
+    torch.testing.assert_close(found.joint, -dense(guide).entropy())
 
 
-def test_divergence_has_the_priors_batch_shape() -> None:
+def test_scale_and_mask_weigh_the_rows_of_the_priors_batch() -> None:
+    """Closed form and single draw; masks of rows, and a scale of each row."""
     guide = of(w=dist.Normal(0.0, 1.0).expand([2, 3]).to_event(1), g=dist.Gamma(2.0, 1.0).expand([2, 3]).to_event(1))
-    values = guide.rsample()
+    draws = guide.rsample()
+
+    def by_site(**options: Any) -> dict[str, Tensor]:
+        return dict(
+            guide.divergence(draws, {n: PriorTerm(s.prior, **options) for n, s in guide.layout.items()}).by_site
+        )
+
+    whole, first = by_site(), by_site(mask=torch.tensor([True, False]))
+    weighed = by_site(scale=torch.tensor([2.0, 5.0]))
     for name in ("w", "g"):
-        assert guide.divergence(guide.layout[name], values[name], guide.layout[name].prior)[0].shape == (2,)
+        assert float(first[name].detach()) != float(whole[name].detach())
+        torch.testing.assert_close(weighed[name], 5.0 * whole[name] - 3.0 * first[name])
 
 
 @pytest.mark.statistical
@@ -188,9 +206,9 @@ def test_registered_cross_entropy_is_the_expected_log_ratio(prior: dist.Distribu
     guide = of(w=prior.expand([3]).to_event(1), v=prior)
     draws = guide.sample(20_000)
     log_ratio = guide.log_prob(draws) - sum(site.prior.log_prob(draws[site.name]) for site in guide.layout.values())
-    kl, exact = kl_to_prior(guide)
-    assert exact
-    assert z_of_mean(log_ratio.detach(), kl.detach()) < Z
+    kl = kl_to_prior(guide)
+    assert kl.exact
+    assert z_of_mean(log_ratio.detach(), kl.total.detach()) < Z
 
 
 @pytest.mark.statistical
@@ -199,21 +217,21 @@ def test_sampled_divergence_is_the_integral(prior: dist.Distribution) -> None:
     """One element: quadrature in unconstrained space; 600 draws, z-score below 5."""
     guide = of(1, w=prior)
     found = [kl_to_prior(guide) for _ in range(600)]
-    assert not any(exact for _, exact in found)
+    assert not any(kl.exact for kl in found)
     u = torch.linspace(-12.0, 12.0, 20_001, dtype=torch.float64) + guide.flat_loc.detach()
     log_q = dense(guide).log_prob(u.unsqueeze(-1))
     value = guide.layout.constrain({"w": u})["w"]
     log_density = guide.log_prob({"w": value}).detach()
     integral = torch.trapezoid(log_q.exp() * (log_density - prior.log_prob(value)), u)
-    assert z_of_mean(torch.stack([kl for kl, _ in found]).detach(), integral) < Z
+    assert z_of_mean(torch.stack([kl.total for kl in found]).detach(), integral) < Z
 
 
 def test_divergence_and_its_gradient_do_not_depend_on_which_draw_is_asked_about() -> None:
     """The moments kept with the last draw, against moments computed anew."""
     guide = of(s=dist.LogNormal(0.0, 1.0), **TWO_SITES)
     found = []
-    for values in (guide.rsample(), {name: value[0] for name, value in guide.sample(1).items()}):
-        kl, _ = kl_to_prior(guide, values)
+    for draws in (guide.rsample(), guide.sample(1).at(0)):
+        kl = kl_to_prior(guide, draws).total
         found.append([kl, *torch.autograd.grad(kl, list(guide.parameters()))])
     for kept, anew in zip(*found, strict=True):
         torch.testing.assert_close(kept, anew)
@@ -288,9 +306,9 @@ def test_a_big_layer_needs_no_dense_matrix() -> None:
     draws = guide.sample(2)
     assert guide.log_prob(draws).shape == (2,)
     torch.testing.assert_close(guide.marginal(site.name).log_prob(draws["w"]), guide.log_prob(draws))
-    kl, exact = kl_to_prior(guide)
-    kl.backward()
-    assert exact and all(p.grad is not None and bool(p.grad.isfinite().all()) for p in guide.parameters())
+    kl = kl_to_prior(guide)
+    kl.total.backward()
+    assert kl.exact and all(p.grad is not None and bool(p.grad.isfinite().all()) for p in guide.parameters())
 
 
 @pytest.mark.statistical
@@ -300,7 +318,7 @@ def test_starts_at_the_given_scale() -> None:
     Half of each is fixed, the other half a scaled χ² of 10 degrees of freedom with relative deviation √(2/10).
     """
     guide = LowRankNormal(wide(2000), init_scale=0.05, example=())
-    mean = float(guide.gaussian().variance.mean().detach()) / 0.05**2
+    mean = float(guide.joint().variance.mean().detach()) / 0.05**2
     assert abs(mean - 1.0) < 5 * 0.5 * (2 / 10 / 2000) ** 0.5
     assert [id(p) for p in guide.scale_parameters()] == [id(dict(guide.named_parameters())["log_scale"])]
 
@@ -350,7 +368,7 @@ def test_statistics_by_element_are_those_of_the_marginals() -> None:
         coupled.flat_loc.fill_(2.0)
         coupled.flat_cov_factor.normal_(0.0, 0.1)
         apart.flat_loc.fill_(2.0)
-        apart.flat_log_scale.copy_(coupled.gaussian().variance.log() / 2)
+        apart.flat_log_scale.copy_(coupled.joint().variance.log() / 2)
     ours, theirs = (weight_statistics(model, guide, torch.zeros(1, 3)) for guide in (coupled, apart))
     for name, statistics in ours.items():
         assert statistics.at_prior == theirs[name].at_prior == 0.0

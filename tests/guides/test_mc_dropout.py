@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import pyrobnn as pb
 from pyrobnn import likelihoods, priors
+from pyrobnn.divergence import PriorTerm
 from pyrobnn.elbo import MeanFieldELBO
 from pyrobnn.guides import GuideMap, Map, MCDropout
 from pyrobnn.guides.dropout_rates import maskable_sites
@@ -166,15 +167,16 @@ def test_penalty_is_the_expected_negative_log_prior(prior: Any) -> None:
     """4000 draws; z-score below 5."""
     _, guide = make(nn.Linear(5, 4), prior, p=0.4)
     site = guide.layout["net.weight"]
+    terms = {site.name: PriorTerm(site.prior)}
     pyro.set_rng_seed(5)
     sampled = -site.prior.log_prob(guide.sample(4000)["net.weight"])
-    penalties = [guide.divergence(site, guide.rsample()["net.weight"], site.prior) for _ in range(200)]
+    penalties = [guide.divergence(guide.rsample(), terms) for _ in range(200)]
     if isinstance(prior, dist.StudentT):
-        assert not any(exact for _, exact in penalties)
-        assert z_of_means(torch.stack([penalty for penalty, _ in penalties]).detach(), sampled) < Z
+        assert not any(penalty.exact for penalty in penalties)
+        assert z_of_means(torch.stack([penalty.total for penalty in penalties]).detach(), sampled) < Z
     else:
-        assert all(exact for _, exact in penalties)
-        assert z_of_mean(sampled, penalties[0][0].detach()) < Z
+        assert all(penalty.exact for penalty in penalties)
+        assert z_of_mean(sampled, penalties[0].total.detach()) < Z
 
 
 def test_penalty_is_gals() -> None:
@@ -182,8 +184,9 @@ def test_penalty_is_gals() -> None:
     p, s = 0.3, 0.5
     _, guide = make(nn.Linear(5, 4), dist.Normal(0.0, s), p=p)
     site = guide.layout["net.weight"]
-    penalty, _ = guide.divergence(site, guide.rsample()["net.weight"], site.prior)
-    (gradient,) = torch.autograd.grad(penalty, guide.flat_loc)
+    penalty = guide.divergence(guide.rsample(), {site.name: PriorTerm(site.prior)})
+    assert penalty.name == "-log prior"
+    (gradient,) = torch.autograd.grad(penalty.total, guide.flat_loc)
     unscaled = guide.layout.split(guide.flat_loc.detach())["net.weight"] / (1 - p)
     torch.testing.assert_close(guide.layout.split(gradient)["net.weight"] * (1 - p), (1 - p) / s**2 * unscaled)
 
@@ -225,8 +228,8 @@ def test_at_one_input_both_kinds_of_masks_are_one_distribution() -> None:
     for guide in (shared, apart):
         runs = []
         for _ in range(1500):
-            with torch.no_grad(), guide.particle(model, 0):
-                runs.append(pyro.poutine.condition(model, guide.rsample())(x))
+            with torch.no_grad(), guide.step(model).draw(0).running(model, update=True):
+                runs.append(model(x))
         found.append(torch.stack(runs))
     assert z_of_means(*found) < Z
     assert z_of_means(found[0].square(), found[1].square()) < Z
@@ -235,8 +238,8 @@ def test_at_one_input_both_kinds_of_masks_are_one_distribution() -> None:
 def test_examples_have_their_own_masks_only_in_training() -> None:
     model, guide = make(nn.Sequential(nn.Linear(3, 16), nn.ReLU(), nn.Linear(16, 1)), p=0.5, per_example=True)
     x = torch.randn(1, 3).expand(8, 3)
-    with torch.no_grad(), guide.particle(model, 0):
-        outputs = pyro.poutine.condition(model, guide.rsample())(x)
+    with torch.no_grad(), guide.step(model).draw(0).running(model, update=True):
+        outputs = model(x)
     assert len(outputs.unique()) > 1
     draws = pb.predict(model, guide, x, 5, return_draws=True, seed=8).draws
     assert bool((draws == draws[:, :1]).all())
@@ -269,7 +272,7 @@ def test_the_networks_own_dropout_is_silent() -> None:
         loader = [(torch.linspace(-1, 1, 24).view(8, 3), torch.ones(8, 1))]
         pb.fit(model, guide, loader, epochs=5, seed=9, progress=False)
         found.append(guide.flat_loc.detach())
-        with guide.particle(model.train(), 0):
+        with guide.step(model).draw(0).running(model.train(), update=True):
             assert not any(m.training for m in model.net.network.modules() if isinstance(m, nn.Dropout))
         assert all(module.training for module in model.modules())
     assert torch.equal(*found)
@@ -335,8 +338,9 @@ def test_refusals() -> None:
         make(net, p="network", where="*")
     with pytest.raises(ValueError, match="no weight is masked, which leaves a point"):
         make(net, p=0.0)
-    with pytest.raises(NotImplementedError, match="MCDropout is a mixture of point masses"):
-        make(net)[1].log_prob({})
+    guide = make(net)[1]
+    with pytest.raises(NotImplementedError, match=r"MCDropout has no density of the site 'net\.weight'"):
+        guide.log_prob(guide.sample(1))
 
 
 def test_tied_weights_that_disagree_about_columns_are_not_masked() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import pyro
 import pyro.distributions as dist
 import pytest
 import torch
@@ -12,6 +11,8 @@ from scipy import stats
 from torch import Tensor, nn
 from torch.distributions import kl_divergence
 
+from pyrobnn.divergence import Divergence, PriorTerm
+from pyrobnn.draws import Draws
 from pyrobnn.elbo import MeanFieldELBO
 from pyrobnn.guides import MeanField
 from pyrobnn.likelihoods import Normal
@@ -54,6 +55,11 @@ def fit(model: nn.Module, guide: MeanField, data: tuple[Tensor, Tensor], steps: 
     with torch.no_grad():
         for parameter, mean in zip(guide.parameters(), average.module, strict=True):
             parameter.copy_(mean)
+
+
+def kl_to(guide: MeanField, draws: Draws, prior: dist.Distribution) -> Divergence:
+    """The guide's divergence where ``w`` is the only site."""
+    return guide.divergence(draws, {"w": PriorTerm(prior)})
 
 
 # ----------------------------------------------------------------------------- density, KL, starting scale
@@ -104,11 +110,12 @@ def counterpart(prior: dist.Distribution, loc: Tensor, scale: Tensor) -> dist.Di
 def test_kl_is_torchs_closed_form(prior: dist.Distribution, shape: tuple[int, ...]) -> None:
     full = prior.expand(shape)
     guide = scattered(MeanField(Sites(w=full.to_event()), example=()))
-    site = guide.layout["w"]
-    kl, exact = guide.divergence(site, guide.rsample()["w"], site.prior)
+    found = kl_to(guide, guide.rsample(), guide.layout["w"].prior)
     loc, scale = (guide.layout.split(flat)["w"] for flat in (guide.flat_loc, guide.flat_log_scale.exp()))
-    assert exact
-    torch.testing.assert_close(kl, kl_divergence(counterpart(full, loc, scale), full).sum())
+    assert found.exact
+    expected = kl_divergence(counterpart(full, loc, scale), full).sum()
+    torch.testing.assert_close(found.total, expected)
+    torch.testing.assert_close(found.by_site["w"], expected)
 
 
 @pytest.mark.statistical
@@ -118,9 +125,9 @@ def test_registered_kl_is_the_expected_log_ratio(prior: dist.Distribution) -> No
     guide = scattered(MeanField(Sites(w=prior), example=()))
     draws = guide.sample(20_000)
     log_ratio = guide.log_prob(draws) - prior.log_prob(draws["w"])
-    kl, exact = guide.divergence(guide.layout["w"], draws["w"][0], prior)
-    assert exact
-    assert z_of_mean(log_ratio.detach(), kl.detach()) < Z
+    found = kl_to(guide, draws.at(0), prior)
+    assert found.exact
+    assert z_of_mean(log_ratio.detach(), found.total.detach()) < Z
 
 
 @pytest.mark.statistical
@@ -128,95 +135,15 @@ def test_registered_kl_is_the_expected_log_ratio(prior: dist.Distribution) -> No
 def test_sampled_kl_is_the_integral(prior: dist.Distribution) -> None:
     """1500 draws where no closed form exists, against quadrature in unconstrained space; z-score below 5."""
     guide = scattered(MeanField(Sites(w=prior), example=()))
-    site = guide.layout["w"]
-    draws = [guide.divergence(site, guide.rsample()["w"], prior) for _ in range(1500)]
-    assert not any(exact for _, exact in draws)
+    found = [kl_to(guide, guide.rsample(), prior) for _ in range(1500)]
+    assert not any(divergence.exact for divergence in found)
     loc, scale = guide.flat_loc.detach(), guide.flat_log_scale.detach().exp()
     u = torch.linspace(-12.0, 12.0, 20_001, dtype=torch.float64)
     q = dist.Normal(0.0, 1.0).log_prob(u).exp() / scale
     value = guide.layout.constrain({"w": loc + scale * u})["w"]
     log_ratio = guide.log_prob({"w": value}) - prior.log_prob(value)
     integral = torch.trapezoid(q * log_ratio, loc + scale * u)
-    assert z_of_mean(torch.stack([kl for kl, _ in draws]).detach(), integral.detach()) < Z
-
-
-# --------------------------------------------------------------------------------- draws in training steps
-
-
-def training_draws(guide: MeanField, count: int) -> Tensor:
-    """Flat draws as training steps make them, parameters fixed."""
-    draws = []
-    for _ in range(count):
-        values, _ = guide.write_draw()
-        draws.append(guide.layout.join(values).detach().clone())
-        guide.pull_back(1.0)
-    guide.zero_grad()
-    return torch.stack(draws)
-
-
-def three_weights(**options: bool) -> MeanField:
-    return scattered(MeanField(Sites(w=dist.Normal(0.0, 1.0).expand([3]).to_event(1)), example=(), **options))
-
-
-def test_antithetic_draws_mirror_each_other() -> None:
-    guide = three_weights()
-    draws = training_draws(guide, 16)
-    torch.testing.assert_close(draws[0::2] + draws[1::2], (2.0 * guide.flat_loc.detach()).expand(8, 3))
-    assert not torch.allclose(draws[0].sub(guide.flat_loc).abs(), draws[8].sub(guide.flat_loc).abs())
-
-
-def test_signs_of_a_group_are_orthogonal() -> None:
-    """Products of two quarters' noises sum to zero over a group; so do fresh pairs, in expectation."""
-    guide = scattered(MeanField(Sites(w=dist.Normal(0.0, 1.0).expand([12]).to_event(1)), example=()))
-    noise = (training_draws(guide, 8) - guide.flat_loc.detach()) / guide.flat_log_scale.detach().exp()
-    products = (noise.T @ noise).reshape(4, 3, 4, 3)
-    own = torch.stack([products[q, :, q] for q in range(4)])
-    torch.testing.assert_close(own, 8 * torch.stack([n.outer(n) for n in noise[0].split(3)]), rtol=1e-4, atol=1e-5)
-    products[range(4), :, range(4)] = 0.0
-    torch.testing.assert_close(products, torch.zeros_like(products), rtol=0.0, atol=1e-5)
-
-
-def test_without_antithetic_draws_are_independent() -> None:
-    guide = three_weights(antithetic=False)
-    draws = training_draws(guide, 6)
-    assert not torch.allclose(draws[0::2] + draws[1::2], 2.0 * guide.flat_loc.detach())
-
-
-@pytest.mark.statistical
-@pytest.mark.parametrize("place", range(8))
-def test_each_draw_of_a_group_is_distributed_as_the_guide(place: int) -> None:
-    """Kolmogorov–Smirnov on 3000 standardised values; p above 0.001."""
-    guide = three_weights()
-    draws = training_draws(guide, 8000)[place::8]
-    noise = (draws - guide.flat_loc.detach()) / guide.flat_log_scale.detach().exp()
-    assert stats.kstest(noise.flatten().numpy(), "norm").pvalue > 1e-3
-
-
-def test_reset_noise_leaves_only_the_seed() -> None:
-    guide = three_weights()
-    pyro.set_rng_seed(5)
-    expected = training_draws(guide, 1)
-    guide.reset_noise()
-    pyro.set_rng_seed(5)
-    assert torch.equal(training_draws(guide, 1), expected)
-
-
-def test_gradients_accumulate_over_evaluations() -> None:
-    data = ConjugateRegression()
-    model = data.model()
-    guide = scattered(MeanField(model))
-    apart, elbo = [], MeanFieldELBO()
-    for together in (False, True):
-        guide.reset_noise()
-        pyro.set_rng_seed(5)
-        guide.zero_grad()
-        for _ in range(3):
-            elbo.loss_and_grads(model, guide, data.x, data.y)
-            if not together:
-                apart.append([p.grad.clone() for p in guide.parameters()])
-                guide.zero_grad()
-    for parameter, *parts in zip(guide.parameters(), *apart, strict=True):
-        torch.testing.assert_close(parameter.grad, sum(parts))
+    assert z_of_mean(torch.stack([divergence.total for divergence in found]).detach(), integral.detach()) < Z
 
 
 # ------------------------------------------------------------------------------------------- the posterior

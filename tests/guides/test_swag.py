@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from pyrobnn import likelihoods
 from pyrobnn.description import describe
+from pyrobnn.divergence import PriorTerm
 from pyrobnn.guides import SWAG, Map
 from pyrobnn.running_statistics import recalibrate_batch_norm
 from pyrobnn.supervised import SupervisedModel
@@ -77,7 +78,7 @@ def moments(iterates: Trajectory, rank: int) -> tuple[Trajectory, Trajectory]:
 
 
 def dense(guide: SWAG) -> dist.MultivariateNormal:
-    found = guide.gaussian()
+    found = guide.joint()
     return dist.MultivariateNormal(found.loc, found.cov_factor @ found.cov_factor.T + torch.diag(found.scale.square()))
 
 
@@ -90,9 +91,9 @@ def test_moments_are_those_of_the_paper(num: int) -> None:
     guide, iterates = weights(rank=5), walk(num)
     follow(guide, iterates)
     mean, covariance = moments(iterates.numpy(), rank=5)
-    torch.testing.assert_close(guide.gaussian().loc, torch.from_numpy(mean))
+    torch.testing.assert_close(guide.joint().loc, torch.from_numpy(mean))
     torch.testing.assert_close(dense(guide).covariance_matrix, torch.from_numpy(covariance))
-    torch.testing.assert_close(guide.gaussian().variance, torch.from_numpy(covariance.diagonal().copy()))
+    torch.testing.assert_close(guide.joint().variance, torch.from_numpy(covariance.diagonal().copy()))
 
 
 def test_variance_does_not_cancel_far_from_zero() -> None:
@@ -108,7 +109,7 @@ def test_scale_multiplies_the_deviations() -> None:
     plain, half = weights(), weights(scale=0.5)
     for guide in (plain, half):
         follow(guide, iterates)
-    assert torch.equal(plain.gaussian().loc, half.gaussian().loc)
+    assert torch.equal(plain.joint().loc, half.joint().loc)
     torch.testing.assert_close(dense(half).covariance_matrix, 0.25 * dense(plain).covariance_matrix)
 
 
@@ -131,7 +132,7 @@ def test_log_prob_is_that_of_the_dense_normal_on_the_sites_supports() -> None:
     flat = torch.cat([draws["w"], draws["s"].log().unsqueeze(-1)], -1)
     torch.testing.assert_close(guide.log_prob(draws), dense(guide).log_prob(flat) - draws["s"].log())
     window = dense(guide).covariance_matrix[:3, :3]
-    marginal = dist.MultivariateNormal(guide.gaussian().loc[:3], window)
+    marginal = dist.MultivariateNormal(guide.joint().loc[:3], window)
     torch.testing.assert_close(guide.marginal("w").log_prob(draws["w"]), marginal.log_prob(draws["w"]))
 
 
@@ -220,8 +221,14 @@ def test_trains_as_the_point_estimate_of_unconstrained_values(collected: int) ->
     for _ in range(collected):
         guide.collect()
     assert_same(gradients(model, guide, batch), gradients(model, point, batch))
-    assert_same(guide.rsample(), point.rsample())
-    assert guide.divergence_name == point.divergence_name
+    terms = {name: PriorTerm(site.prior) for name, site in guide.layout.items()}
+    for sequential in (True, False):
+        steps = [each.step(model, sequential=sequential) for each in (guide, point)]
+        draws = [step.draw(0) for step in steps]
+        found = [step.divergence(draw, terms) for step, draw in zip(steps, draws, strict=True)]
+        assert_same(*draws)
+        torch.testing.assert_close(found[0].total, found[1].total)
+        assert found[0].name == found[1].name == "-log prior"
 
 
 def test_pyros_view_follows_the_mode() -> None:
@@ -237,16 +244,16 @@ def test_pyros_view_follows_the_mode() -> None:
     assert bool((spread[0] == 0).all()) and bool((spread[1] > 0).all())
 
 
-def test_batch_norm_is_recalibrated_under_the_posterior() -> None:
+def test_batch_norm_is_recalibrated_under_the_posterior(monkeypatch: pytest.MonkeyPatch) -> None:
     net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
     model = SupervisedModel(net, likelihoods.Categorical(), dist.Normal(0.0, 1.0), num_data=16)
     guide = SWAG(model)
     follow(guide, guide.flat_loc.detach() + 0.3 * torch.randn(5, guide.layout.size))
     x = torch.randn(16, 3)
-    torch.manual_seed(0)
+    drawn, sample = [], guide.sample
+    monkeypatch.setattr(guide, "sample", lambda num_samples: drawn.append(sample(num_samples)) or drawn[-1])
     recalibrate_batch_norm(model, guide, [x])
-    torch.manual_seed(0)
-    draw = {name: value[0] for name, value in guide.sample(1).items()}
+    draw = drawn[-1].at(0)
     hidden = x @ draw["net.0.weight"].T + draw["net.0.bias"]
     torch.testing.assert_close(model.net.network[1].running_mean, hidden.mean(0))
 
@@ -260,7 +267,13 @@ def test_a_gaussian_takes_two_iterates(collected: int) -> None:
     for _ in range(collected):
         guide.collect()
     point = {"w": guide.flat_loc.detach().unsqueeze(0)}
-    for act in (lambda: guide.sample(1), lambda: guide.log_prob(point), guide.gaussian, lambda: guide.eval()()):
+    for act in (
+        lambda: guide.sample(1),
+        lambda: guide.log_prob(point),
+        guide.joint,
+        guide.rsample,
+        lambda: guide.eval()(),
+    ):
         with pytest.raises(ValueError, match=f"SWAG has collected {collected} of the 2 iterates.*guide.collector"):
             act()
     for _ in range(2 - collected):
@@ -271,12 +284,28 @@ def test_a_gaussian_takes_two_iterates(collected: int) -> None:
 def test_factor_is_a_point_until_then() -> None:
     guide = weights()
     assert isinstance(guide.marginal("w").base_dist, dist.Delta)
+    assert not guide.facts.is_ready and not guide.facts.density
+    for _ in range(2):
+        guide.collect()
+    assert guide.facts.is_ready and guide.facts.has_density
+
+
+def test_divergence_is_the_kl_of_the_dense_normals_once_there_is_a_gaussian() -> None:
+    guide = weights(rank=3)
+    follow(guide, walk(8))
+    prior = dist.Normal(0.0, 1.0).expand([4]).to_event(1)
+    found = guide.divergence(guide.rsample(), {"w": PriorTerm(prior)})
+    expected = torch.distributions.kl_divergence(
+        dense(guide), dist.MultivariateNormal(torch.zeros(4).double(), torch.eye(4).double())
+    )
+    assert found.exact and found.name == "KL"
+    torch.testing.assert_close(found.total, expected, rtol=1e-6, atol=1e-6)
 
 
 def test_describe() -> None:
     model, guide, loader = problem()
     train(model, guide, loader, 3, [guide.collector(0)])
-    assert [(row["posterior"], row["kl"]) for row in describe(model, guide).rows] == [("LowRankGaussian", None)] * 2
+    assert [(row["posterior"], row["kl"]) for row in describe(model, guide).rows] == [("LowRankGaussian", "exact")] * 2
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from pyrobnn import likelihoods
+from pyrobnn.draws import Draws
 from pyrobnn.steps.member_buffers import MemberBuffers, network_buffers
 from pyrobnn.supervised import SupervisedModel
 
@@ -37,6 +38,11 @@ def test_which_buffers() -> None:
     }
 
 
+def draw_of(own: MemberBuffers, member: int, keep: bool) -> Draws:
+    """A draw of no site with a member's buffers, which keep what is written into them or not."""
+    return Draws({}, own.rows(member) if keep else own.copies(member), live=keep)
+
+
 @pytest.mark.parametrize("keep", [True, False])
 def test_a_member_runs_with_its_own(keep: bool) -> None:
     model = model_of().train()
@@ -45,7 +51,7 @@ def test_a_member_runs_with_its_own(keep: bool) -> None:
     before = copy.deepcopy(own.stacked(torch.arange(3)))
     norm = model.net.network[1]
     theirs = norm.running_mean
-    with own.installed(model, 1, keep=keep, freeze_others=False):
+    with draw_of(own, 1, keep).running(model, update=True):
         assert norm.running_mean.tolist() == [4.0, 4.0]
         model(torch.randn(5, 3))
     assert norm.running_mean is theirs
@@ -60,7 +66,7 @@ def test_a_member_runs_with_its_own(keep: bool) -> None:
 def test_other_buffers_are_the_models(freeze: bool) -> None:
     model = model_of()
     own = MemberBuffers(model, 2)
-    with own.installed(model, 0, keep=True, freeze_others=freeze):
+    with draw_of(own, 0, keep=True).running(model, update=not freeze):
         model.net.network.scratch.add_(1.0)
     assert float(model.net.network.scratch) == (0.0 if freeze else 1.0)
 
@@ -73,7 +79,7 @@ def test_graphs_outlive_what_other_members_write() -> None:
     x = torch.randn(5, 2, requires_grad=True)
     total = torch.zeros(())
     for member in range(2):
-        with own.installed(model, member, keep=True, freeze_others=False):
+        with draw_of(own, member, keep=True).running(model, update=True):
             total = total + norm(x).square().sum()
     total.backward()
     assert x.grad is not None
@@ -82,11 +88,11 @@ def test_graphs_outlive_what_other_members_write() -> None:
 def test_a_copy_serves_its_own_model() -> None:
     model = model_of()
     own = MemberBuffers(model, 2)
-    with own.installed(model, 0, keep=True, freeze_others=True):
+    with draw_of(own, 0, keep=True).running(model, update=False):
         pass
     model_copy, own_copy = copy.deepcopy((model, own))
     model_copy.train()
-    with own_copy.installed(model_copy, 0, keep=True, freeze_others=True):
+    with draw_of(own_copy, 0, keep=True).running(model_copy, update=False):
         model_copy(torch.randn(5, 3))
     assert own_copy.stacked(torch.tensor([0]))[NAMES[2]].tolist() == [1]
     assert own.stacked(torch.tensor([0]))[NAMES[2]].tolist() == [0]

@@ -1,4 +1,4 @@
-"""All members in one vectorised pass: the same numbers as member by member, and the loop where vmap cannot."""
+"""All members in one vectorized pass: the same numbers as member by member, and the loop where vmap cannot."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from pyrobnn import likelihoods, priors
 from pyrobnn.elbo import MeanFieldELBO, NonFiniteLossError
 from pyrobnn.guides import DeltaMixture
-from pyrobnn.guides.together import pays_off
+from pyrobnn.steps.vectorized import pays_off
 from pyrobnn.supervised import SupervisedModel
 from tests.conformance.comparisons import assert_same, gradients
 
@@ -125,7 +125,7 @@ def test_who_runs_together() -> None:
     assert runs(Counting(), vmap=False) == 3
     assert runs(Counting(), members_per_step=2) == 2
     assert runs(Branching()) == 3
-    with pytest.raises(ValueError, match=r"vmap: this model cannot be run vectorised"):
+    with pytest.raises(ValueError, match=r"vmap: this model cannot be run vectorized"):
         runs(Branching(), vmap=True)
 
 
