@@ -107,8 +107,8 @@ def read_chains(
         num_chains = len(next(iter(samples.values())))
         return _stored([{n: v[c] for n, v in samples.items()} for c in range(num_chains)], num_samples)
     if isinstance(posterior, Guide) and (shape := posterior.facts.chain_shape) is not None:
-        num_chains, num_draws = shape
-        chosen = evenly(num_draws, num_samples)
+        num_chains, length = shape
+        chosen = evenly(length, num_samples)
         return DrawsByChain([_chain(posterior, index, chosen) for index in range(num_chains)], len(chosen))
     several: list[Any] = list(posterior) if isinstance(posterior, list | tuple | nn.ModuleList) else [posterior]
     if not several:

@@ -232,8 +232,8 @@ def _sample_stats(
                 "groups: 'sample_stats' needs Chains of a sampler that noted some; this posterior has none."
             )
         return {}
-    num_chains, num_draws = posterior.facts.chain_shape
-    kept = evenly(num_draws, num_samples)
+    num_chains, length = posterior.facts.chain_shape
+    kept = evenly(length, num_samples)
     values = {name: to_numpy(value[:, kept.to(value.device)]) for name, value in stats.items()}
     if "diverging" in values:
         values["diverging"] = values["diverging"].astype(bool)
