@@ -21,6 +21,7 @@ class Facts:
         noise_size: How many standard normals make a draw, None if draws are made otherwise.
         num_points: Number of equally likely points that the distribution consists of, None if there are not finitely
             many.
+        num_components: Number of members of the part that is an ensemble, None if no part is.
         chain_shape: Number of Markov chains and of draws of each, None if draws are no chains.
         num_training_draws: Number of draws that a training step makes whatever it is asked for, None if it makes as
             many as it is asked for.
@@ -35,6 +36,7 @@ class Facts:
     noise_size: int | None = None
     num_points: int | None = None
     num_training_draws: int | None = None
+    num_components: int | None = None
     chain_shape: tuple[int, int] | None = None
     is_ready: bool = True
     predictor: Literal["weights", "linearized"] = "weights"
@@ -56,6 +58,7 @@ class Facts:
         sizes = [part.noise_size for part in parts]
         points = [part.num_points for part in parts]
         draws = [part.num_training_draws for part in parts if part.num_training_draws is not None]
+        components = [part.num_components for part in parts if part.num_components is not None]
         product: int | None = 1
         for count in points:
             product = None if product is None or count is None else product * count
@@ -67,6 +70,7 @@ class Facts:
             noise_size=None if None in sizes else sum(size for size in sizes if size is not None),
             num_points=product,
             num_training_draws=draws[0] if draws else None,
+            num_components=components[0] if components else None,
             is_ready=all(part.is_ready for part in parts),
             predictor=parts[0].predictor if len(parts) == 1 else "weights",
         )

@@ -84,7 +84,7 @@ class _Averages:
         ]
         example = guide.sample(1)
         own = [name for name in self._names if name in example.buffers]
-        points = guide.facts.num_points if own else 1
+        points = (guide.facts.num_components or guide.facts.num_points) if own else 1
         assert points is not None, "components with buffers of their own are finitely many"
         self._members, self._of_components = torch.arange(points), bool(own)
         stored = [dict(model.named_buffers()) for _ in self._members]

@@ -211,8 +211,8 @@ def test_parts_of_a_guide_map_come_back_as_they_were(tmp_path: Path) -> None:
     guide = GuideMap(model, HALF_AND_HALF)
     save(tmp_path, model, guide)
     parts = load(tmp_path, mlp())[1].parts
-    assert [(type(p), list(p.sites), p.config()) for p in parts] == [
-        (type(p), list(p.sites), p.config()) for p in guide.parts
+    assert [(type(p), list(p.layout), p.config()) for p in parts] == [
+        (type(p), list(p.layout), p.config()) for p in guide.parts
     ]
     assert [type(p) for p in parts] == [LowRankNormal, MeanField, Map]
 

@@ -159,8 +159,8 @@ def test_members_share_the_batch_where_auxiliary_inputs_are(posterior: str) -> N
     assert isinstance(chosen, PerGroup) and chosen.groups == 3
     assert chosen_estimator(posterior, estimator="shared") == "shared"
     assert chosen_estimator(posterior, batch_norm="train") is None
-    _, guide = pb.finetune(pretrained(), loader(), posterior, epochs=1, progress=False)
-    assert guide.num_particles(1) == 1
+    model, guide = pb.finetune(pretrained(), loader(), posterior, epochs=1, progress=False)
+    assert guide.step(model).num_draws(1) == 1, "without them all members run in one vectorized pass"
 
 
 def test_an_epoch_that_ends_with_a_few_rows() -> None:
@@ -169,7 +169,7 @@ def test_an_epoch_that_ends_with_a_few_rows() -> None:
     _, guide = pb.finetune(
         pretrained(), batches, "low_rank_sharing", auxiliary=perturbed(0.5), epochs=1, progress=False
     )
-    assert guide.num_particles(1) == 5
+    assert guide.facts.num_training_draws == 5
 
 
 def test_auxiliary_inputs_with_a_posterior_that_has_one_draw_only() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pyro.distributions as dist
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pyrobnn import likelihoods
-from pyrobnn.guides import Map, MeanField
+from pyrobnn.guides import DeltaMixture, GuideMap, Map, MeanField
 from pyrobnn.prediction import predict
 from pyrobnn.running_statistics import recalibrate_batch_norm
 from pyrobnn.supervised import SupervisedModel
@@ -67,6 +68,51 @@ def test_statistics_are_averages_over_the_posterior() -> None:
     error_of_mean, error_of_variance = (s.std(0) / 2000**0.5 for s in (hidden.mean(1), hidden.var(1)))
     assert float(((network[NORM].running_mean - mean) / error_of_mean).abs().max()) < Z
     assert float(((network[NORM].running_var - variance) / error_of_variance).abs().max()) < Z
+
+
+@pytest.mark.parametrize("num_draws", [1, 3])
+def test_each_member_of_a_composite_has_averages_of_its_own(num_draws: int) -> None:
+    """The layer before the norm is the mixture's: plain averages under each member's weights, whatever mean field
+    draws behind it; the model's own statistics and the count of batches stay."""
+    model, _ = made()
+    guide = GuideMap(
+        model, [("net.0.*", partial(DeltaMixture, num_members=3, init="prior")), ("*", MeanField)]
+    ).double()
+    before, data = buffers(model), batches()
+    recalibrate_batch_norm(model, guide, data, num_draws=num_draws)
+    members = guide.atoms(torch.arange(3))
+    for index in range(3):
+        member = members.at(index)
+        hidden = [x @ member["net.0.weight"].T + member["net.0.bias"] for x, _ in data]
+        own = member.buffers
+        torch.testing.assert_close(own["net.net.1.running_mean"], torch.stack([h.mean(0) for h in hidden]).mean(0))
+        torch.testing.assert_close(own["net.net.1.running_var"], torch.stack([h.var(0) for h in hidden]).mean(0))
+        assert int(own["net.net.1.num_batches_tracked"]) == 50
+    torch.testing.assert_close(buffers(model), before, rtol=0.0, atol=0.0)
+
+
+@pytest.mark.statistical
+def test_members_of_a_composite_average_over_what_mean_field_draws() -> None:
+    """The norm behind a mean-field layer behind the mixture's: ``E[mean] = μ h̄ + μ_b`` under each member, z below 5."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2), nn.BatchNorm1d(2))
+    model = SupervisedModel(net, likelihoods.Categorical(), dist.Normal(0.0, 1.0), num_data=20).double()
+    rules: Any = [
+        ("net.0.*", partial(DeltaMixture, num_members=2, init="prior")),
+        ("*", partial(MeanField, init_scale=0.4)),
+    ]
+    guide, x = GuideMap(model, rules).double(), torch.randn(30, 3).double()
+    recalibrate_batch_norm(model, guide, [x], num_draws=1000)
+    members, mean_field = guide.atoms(torch.arange(2)), guide.parts[1]
+    loc = {name: value.detach() for name, value in mean_field.layout.split(mean_field.flat_loc).items()}
+    draws = mean_field.sample(1000)
+    for index in range(2):
+        member = members.at(index)
+        hidden = (x @ member["net.0.weight"].T + member["net.0.bias"]).tanh()
+        mean = loc["net.2.weight"] @ hidden.mean(0) + loc["net.2.bias"]
+        outputs = torch.einsum("kij,j->ki", draws["net.2.weight"], hidden.mean(0)) + draws["net.2.bias"]
+        error = outputs.std(0) / 1000**0.5
+        assert float(((member.buffers["net.net.3.running_mean"] - mean) / error).abs().max()) < Z
 
 
 def test_what_is_left_alone() -> None:

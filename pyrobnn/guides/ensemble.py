@@ -121,6 +121,7 @@ class Ensemble(Guide):
             sites=names,
             independent=(names,),
             num_points=self.num_members,
+            num_components=self.num_members,
             num_training_draws=self.members_per_step or self.num_members,
         )
 

@@ -154,7 +154,7 @@ def test_only_what_is_to_be_learned_is() -> None:
     for name, moves in (("DBSN", True), ("MAP", True), ("random structure", False)):
         _, guide = fitted(METHODS[name].guide)
         part: Any = guide.part(SITE)  # type: ignore[attr-defined]
-        mean = part.probabilities(part.layout[SITE]) if name != "MAP" else guide.sample(1)[SITE][0]
+        mean = part.probabilities(SITE) if name != "MAP" else guide.sample(1)[SITE][0]
         assert bool(((mean - 1 / 3).abs() > 1e-3).any()) == moves, name
 
 

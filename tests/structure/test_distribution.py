@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from pyrobnn import likelihoods
+from pyrobnn.draws import Draws
 from pyrobnn.guides import ConcreteStructure, Guide, GuideMap, Map, MeanField
 from pyrobnn.structure import distribution, most_probable, structure_sites, structure_values
 from pyrobnn.supervised import SupervisedModel
@@ -65,7 +66,15 @@ def test_other_guides_are_read_by_their_draws() -> None:
     exact = distribution(model, guide).probabilities
 
     class Unknown(Guide):
-        def sample(self, num_samples: int) -> dict[str, Tensor]:
+        facts = guide.facts
+
+        def marginal(self, name: str) -> dist.Distribution:
+            return guide.marginal(name)
+
+        def rsample(self, noise: Tensor | None = None) -> Draws:
+            return guide.rsample(noise)
+
+        def sample(self, num_samples: int) -> Draws:
             return guide.sample(num_samples)
 
     torch.manual_seed(0)

@@ -28,7 +28,7 @@ def priors_of(prior: Any, **options: Any) -> dict[str, Any]:
 
 def test_every_declaration_is_one_site_beside_the_weights() -> None:
     model = cell_model(temperature=0.7)
-    found = Map(model).sites
+    found = Map(model).layout
     assert [name for name in found if "structure" in name] == SITES
     assert [tuple(found[name].shape) for name in SITES] == [(3, 3), (4,), (1,), (1, 4)]
     weights = [name for name in found if "structure" not in name]
