@@ -295,8 +295,6 @@ def inputs_of(raw: Any, argument: str = "data") -> tuple[Any, Any]:
     if isinstance(raw, Mapping) and not any(name in raw for name in TARGET_NAMES):
         return raw, None
     if not isinstance(raw, tuple | list | Mapping | Batch):
-        raise TypeError(
-            f"{argument}: expected a loader of inputs or of pairs (x, y), got a batch of {type(raw).__name__}."
-        )
-    read = Batch.read(raw, argument=argument)
-    return read.inputs, read.targets
+        kind = type(raw).__name__
+        raise TypeError(f"{argument}: expected a loader of inputs or of pairs (x, y), got a batch of {kind}.")
+    return (read := Batch.read(raw, argument=argument)).inputs, read.targets

@@ -13,11 +13,10 @@ from pyrobnn import guides
 from pyrobnn.guides import Guide
 
 PACKAGE = Path(pyrobnn.__file__).parent
-FAMILIES = {
-    name for name in guides.__all__ if isinstance(kind := getattr(guides, name), type) and issubclass(kind, Guide)
-}
-FAMILIES = (FAMILIES - {"Guide"}) | {"Ensemble", "TrainedAsPoint"}
-POSTERIORS = {"guide", "part", "posterior", "laplace", "chains"}
+KINDS = {name: getattr(guides, name) for name in guides.__all__}
+FAMILIES = {name for name, kind in KINDS.items() if issubclass(kind, Guide) and kind is not Guide}
+FAMILIES |= {"Ensemble", "TrainedAsPoint"}
+POSTERIORS = {"guide", "posterior", "laplace", "chains"}
 
 # What is made for one family, by its name: a read-out of it, a loop that makes it, the method that trains it.
 OF_ONE_FAMILY = {

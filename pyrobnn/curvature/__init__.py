@@ -1,7 +1,7 @@
 """Curvature of the log likelihood at given weights: Gauss–Newton matrices, dense, diagonal and Kronecker-factored."""
 
 from pyrobnn.curvature.blocks import Block, DenseBlock, DiagonalBlock, KroneckerBlock
-from pyrobnn.curvature.evidence import best_multiplier
+from pyrobnn.curvature.evidence import best_multiplier, tune_multipliers
 from pyrobnn.curvature.fisher import fisher_roots
 from pyrobnn.curvature.fitting import fill
 from pyrobnn.curvature.gauss_newton import gauss_newton, outputs_and_jacobians
@@ -26,4 +26,5 @@ __all__ = [
     "kronecker_layers",
     "lay_out",
     "outputs_and_jacobians",
+    "tune_multipliers",
 ]

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pyrobnn.curvature.blocks import Block
 
-__all__ = ["best_multiplier"]
+__all__ = ["best_multiplier", "tune_multipliers"]
 
 _REACH = math.log(1e8)
 _GRID = 201  # there may be several maxima; steps of a factor 1.2 tell them apart
@@ -45,3 +45,21 @@ def best_multiplier(blocks: Sequence[Block]) -> float:
         options={"xatol": 1e-8},
     )
     return math.exp(found.x)
+
+
+def tune_multipliers(blocks: Sequence[Block], *, separately: bool) -> list[float]:
+    """Sets the blocks' multipliers to those that maximize the evidence.
+
+    Args:
+        blocks: Fitted blocks.
+        separately: One multiplier for each block instead of one for all.
+
+    Returns:
+        The multipliers that were found.
+    """
+    found = []
+    for part in [[block] for block in blocks] if separately else [list(blocks)]:
+        found.append(best_multiplier(part))
+        for block in part:
+            block.multiplier.fill_(found[-1])
+    return found

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-import pyro
 import torch
 from pyro.infer import TraceMeanField_ELBO
 from torch import Tensor, nn
 
 from pyrobnn.arguments import check_positive_int
 from pyrobnn.bayesianize import frozen_buffers
-from pyrobnn.divergence import prior_terms
-from pyrobnn.draws import Draws
 from pyrobnn.elbo.parts import (
     Parts,
     check_finite,
@@ -24,14 +20,13 @@ from pyrobnn.elbo.parts import (
     mean_parts,
 )
 from pyrobnn.elbo.tempering import Tempered
-from pyrobnn.elbo.terms import Evaluation, Run, Term, observed_score, run_model
+from pyrobnn.elbo.terms import Evaluation, Run, Term, num_data, run_model
 from pyrobnn.elbo.training_draws import make_step
+from pyrobnn.elbo.vectorized import evaluate_members
 from pyrobnn.estimators import EstimatorSpec, active_estimators, resolve
 from pyrobnn.estimators.per_group import split_batch
 from pyrobnn.guides.base import Guide
 from pyrobnn.steps import Step
-from pyrobnn.steps.normal_prior import is_fixed_normal
-from pyrobnn.substitution import Substitution
 
 __all__ = ["Objective"]
 
@@ -196,7 +191,7 @@ class Objective(TraceMeanField_ELBO):
         if step.vectorized and groups == 1:
             parts = None
             if all(term.vectorizes for term in self._of_draws) and not self._is_across:
-                parts = self._vectorized(model, step, args, kwargs, weights)
+                parts = evaluate_members(model, step, args, kwargs, weights)
             if parts is not None:
                 yield parts
                 yield from self._after(evaluation, weights, parts.num_data)
@@ -271,42 +266,6 @@ class Objective(TraceMeanField_ELBO):
             )
         return parts
 
-    def _vectorized(
-        self, model: Any, step: Step, args: tuple[Any, ...], kwargs: Mapping[str, Any], weights: Mapping[str, float]
-    ) -> Parts | None:
-        """All members in one run; None if they are to run one after another, as where the loss is not finite.
-
-        Raises:
-            ValueError: If vectorized runs were demanded, but are not possible.
-        """
-        draws = step.draw(0)
-        seen: list[Any] = []
-
-        def one(values: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-            own = Draws(values)
-            with own.running(model, update=True) as messages:
-                model(*args, **kwargs)
-            priors = prior_terms(messages.latent)
-            inside = {name: term for name, term in priors.items() if not is_fixed_normal(step.layout[name], term)}
-            seen[:] = messages, {name: term for name, term in priors.items() if name not in inside}
-            divergence = step.divergence(own, inside).total if inside else torch.zeros(())
-            return torch.as_tensor(observed_score(messages)), divergence
-
-        try:
-            # Validation asks for the values of tensors, which vmap does not tell; non-finite losses are noticed anyway.
-            with pyro.validation_enabled(False):
-                log_likelihood, inside = torch.func.vmap(one, randomness="different")(dict(draws))
-        except ValueError:  # the loop can say of which member and what
-            return None
-        except RuntimeError as error:
-            step.stop_vectorizing(error)
-            return None
-        messages, fixed = seen
-        divergence = step.divergence(draws, fixed)
-        values = {"log_likelihood": log_likelihood.mean(), "divergence": divergence.total + inside.mean()}
-        parts = Parts(values, weights, num_data(model, messages), divergence_name=divergence.name)
-        return parts if math.isfinite(float(parts.loss.detach())) else None
-
 
 @contextlib.contextmanager
 def _looped(step: Step) -> Iterator[None]:
@@ -316,13 +275,3 @@ def _looped(step: Step) -> Iterator[None]:
         yield
     finally:
         step.vectorized = True
-
-
-def num_data(model: Any, messages: Substitution) -> int:
-    """N as the model states it, else the size of the largest plate around the observations, else 1."""
-    stated = getattr(model, "num_data", None)
-    if isinstance(stated, int):
-        return stated
-    frames = [frame for message in messages.observed for frame in message["cond_indep_stack"] if frame.vectorized]
-    sizes = [frame.full_size or frame.size for frame in frames]
-    return max(sizes, default=1)

@@ -16,7 +16,16 @@ from pyrobnn.draws import Draws
 from pyrobnn.steps.base import Step
 from pyrobnn.substitution import Substitution, summed_score
 
-__all__ = ["DivergenceTerm", "Evaluation", "LogLikelihoodTerm", "Run", "Term"]
+__all__ = [
+    "DivergenceTerm",
+    "Evaluation",
+    "LogLikelihoodTerm",
+    "Run",
+    "Term",
+    "num_data",
+    "observed_score",
+    "run_model",
+]
 
 
 @dataclass
@@ -97,6 +106,16 @@ def observed_score(messages: Substitution) -> Tensor | float:
     for message in messages.observed:
         total = total + summed_score(message["fn"].log_prob(message["value"]), message)
     return total
+
+
+def num_data(model: Any, messages: Substitution) -> int:
+    """N as the model states it, else the size of the largest plate around the observations, else 1."""
+    stated = getattr(model, "num_data", None)
+    if isinstance(stated, int):
+        return stated
+    frames = [frame for message in messages.observed for frame in message["cond_indep_stack"] if frame.vectorized]
+    sizes = [frame.full_size or frame.size for frame in frames]
+    return max(sizes, default=1)
 
 
 class Term(ABC):

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -32,7 +31,7 @@ class WeightMemory:
         by_variance: For that with respect to the variances.
         variance: Gives the variances in the graph. They take the memory of the standard deviations.
         has_variance: Whether they have taken it in this step.
-        attach: Puts a tensor into the graph; its gradient is handed to the given function.
+        attach: Puts deviations, so many of them, into the graph.
         shared_deviation: If given, gives the step's one deviation in the graph, made with those of other sites.
     """
 
@@ -41,8 +40,8 @@ class WeightMemory:
     by_variance: Tensor
     variance: Callable[[], Tensor]
     has_variance: Callable[[], bool]
-    attach: Callable[[Tensor, Callable[[Tensor], None]], Tensor]
-    shared_deviation: Callable[[Callable[[Tensor], None]], Tensor] | None = None
+    attach: Callable[[Tensor, int], Tensor]
+    shared_deviation: Callable[[], Tensor] | None = None
 
 
 class GaussianWeight(Tensor):
@@ -60,7 +59,6 @@ class GaussianWeight(Tensor):
     memory: WeightMemory | None
     _scale: Tensor
     _deviations: dict[int, Tensor]
-    _gradients: dict[int, Tensor]
     _variance: Tensor | None
     _is_used: bool
 
@@ -69,7 +67,7 @@ class GaussianWeight(Tensor):
         """Wraps a mean and a standard deviation of equal shape."""
         weight = loc.detach().as_subclass(GaussianWeight)
         weight.loc, weight._scale, weight.estimator, weight.memory = loc, scale, estimator, memory
-        weight._deviations, weight._gradients, weight._variance, weight._is_used = {}, {}, None, False
+        weight._deviations, weight._variance, weight._is_used = {}, None, False
         return weight
 
     @property
@@ -90,15 +88,14 @@ class GaussianWeight(Tensor):
         Those are independent, or if ``mirrored`` the second half is the first with the other sign.
         """
         if count not in self._deviations:
-            receive = partial(self._gradients.__setitem__, count)
             if self.memory is None:
                 self._deviations[count] = self._noise(count, mirrored) * self.scale
             elif self.memory.shared_deviation is not None and not count:
-                self._deviations[count] = self.memory.shared_deviation(receive)
+                self._deviations[count] = self.memory.shared_deviation()
             else:
                 with torch.no_grad():
                     value = self._noise(count, mirrored).mul_(self.scale)
-                self._deviations[count] = self.memory.attach(value, receive)
+                self._deviations[count] = self.memory.attach(value, count)
         return self._deviations[count]
 
     @property
@@ -133,15 +130,6 @@ class GaussianWeight(Tensor):
             return None
         self._is_used = True
         return self.memory.by_loc, self.memory.by_variance
-
-    def add_gradient_by_log_scale(self, total: Tensor) -> None:
-        r"""Adds :math:`\sigma\varepsilon\, dL/d(\sigma\varepsilon)`, what deviations add to the gradient by log σ."""
-        for count, gradient in self._gradients.items():
-            deviation = self._deviations[count].detach()
-            if count:
-                total.add_((gradient * deviation).sum(0))
-            else:
-                total.addcmul_(gradient, deviation)
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -32,7 +32,6 @@ from typing import Any, Literal
 
 import pyro.distributions as dist
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pyrobnn import schedules
@@ -40,8 +39,6 @@ from pyrobnn.arguments import check_non_negative
 from pyrobnn.concrete import (
     BinaryConcrete,
     Concrete,
-    binary_log_density,
-    concrete_log_density,
     relaxed_of,
 )
 from pyrobnn.divergence import Divergence, PriorTerm
@@ -50,7 +47,7 @@ from pyrobnn.estimators.base import Estimator
 from pyrobnn.facts import Facts
 from pyrobnn.guides.base import Guide
 from pyrobnn.guides.concrete_blocks import find_blocks, relaxed_prior, starting_logits
-from pyrobnn.layout import Site
+from pyrobnn.guides.concrete_divergence import discrete_divergence, log_density_of_values, relaxed_divergence
 from pyrobnn.steps.autograd import AutogradStep
 from pyrobnn.steps.base import Step
 
@@ -274,40 +271,21 @@ class ConcreteStructure(Guide):
             ValueError: If the KL of discrete choices is asked for, but a prior is no relaxed one.
         """
         if self.kl == "discrete":
-            exact = {n: t.sum(self._discrete_divergence(self.layout[n], t.distribution)) for n, t in priors.items()}
+            exact = {}
+            for name, term in priors.items():
+                logits = self.site_logits(name) / self.beta
+                kl = discrete_divergence(self._block_of[name], self.layout[name], logits, term.distribution)
+                exact[name] = term.sum(kl)
             return Divergence.of_sites(exact, 0.0, exact=True)
-        known = draws.record or {}
-        terms = {
-            name: term.sum(self._relaxed_divergence(self.layout[name], draws[name], term.distribution, known.get(name)))
-            for name, term in priors.items()
-        }
+        known, beta = draws.record or {}, self.beta
+        concrete = self.temperature / beta
+        against = self.temperature if self.anneal_prior else None
+        terms = {}
+        for name, term in priors.items():
+            block, site, value = self._block_of[name], self.layout[name], draws[name]
+            log_q = known.get(name)
+            if log_q is None:
+                log_q = log_density_of_values(block, value, self.site_logits(name) / beta, concrete)
+            log_q = log_q.view(site.shape[: len(site.shape) - bool(block.num_choices)])
+            terms[name] = term.sum(relaxed_divergence(block, value, log_q, term.distribution, against))
         return Divergence.of_sites(terms, 0.0, exact=False)
-
-    def _relaxed_divergence(self, site: Site, value: Tensor, prior: Any, log_q: Tensor | None) -> Tensor:
-        """``log q - log p`` of the prior's batch shape; ``log_q`` is that of the draw's noise where it is known."""
-        block, beta = self._block_of[site.name], self.beta
-        log_density = binary_log_density if not block.num_choices else concrete_log_density
-        relaxed = relaxed_of(value, binary=not block.num_choices)
-        batch = site.shape[: len(site.shape) - bool(block.num_choices)]
-        if log_q is None:
-            log_q = log_density(relaxed, self.site_logits(site.name) / beta, self.temperature / beta)
-        log_q = log_q.view(batch)
-        base: Any = relaxed_prior(prior)
-        if base is not None:
-            scores = log_q - log_density(
-                relaxed, base.logits, self.temperature if self.anneal_prior else base.temperature
-            )
-            return scores.reshape(*prior.batch_shape, -1).sum(-1)
-        # A prior of another family, such as a Dirichlet, knows values only: q's density becomes that of values.
-        slope = -relaxed.sum(-1) if block.num_choices else F.softplus(relaxed) + F.softplus(-relaxed)
-        return (log_q + slope).reshape(*prior.batch_shape, -1).sum(-1) - prior.log_prob(value)
-
-    def _discrete_divergence(self, site: Site, prior: dist.Distribution) -> Tensor:
-        base: Any = relaxed_prior(prior)
-        if base is None:
-            raise ValueError(f"kl: the prior of the site {site.name!r} is no relaxed choice; use kl='relaxed'.")
-        ours, theirs = self.site_logits(site.name) / self.beta, base.logits
-        if not self._block_of[site.name].num_choices:  # an open gate and a closed one
-            ours, theirs = (torch.stack([logits, torch.zeros_like(logits)], -1) for logits in (ours, theirs))
-        log_q, log_p = ours.log_softmax(-1), theirs.log_softmax(-1)
-        return (log_q.exp() * (log_q - log_p)).reshape(*prior.batch_shape, -1).sum(-1)

@@ -26,13 +26,13 @@ import torch
 from torch import Tensor, nn
 
 from pyrobnn.bayesianize import evaluating, frozen_buffers
-from pyrobnn.curvature import Block, BlockGaussian, Group, Structure, best_multiplier, fill, lay_out
+from pyrobnn.curvature import Block, BlockGaussian, Group, Structure, fill, lay_out, tune_multipliers
 from pyrobnn.divergence import Divergence, PriorTerm
 from pyrobnn.draws import Draws
 from pyrobnn.facts import Facts
-from pyrobnn.guides.base import Guide, Init, sample_site
+from pyrobnn.guides.base import Init, sample_site
 from pyrobnn.guides.low_rank import joint_divergence
-from pyrobnn.guides.point import TrainedAsPoint
+from pyrobnn.guides.point import TrainedAsPoint, values_of_point
 from pyrobnn.initialization import initial_values
 from pyrobnn.supervised import SupervisedModel
 
@@ -81,7 +81,7 @@ class Laplace(TrainedAsPoint):
         only: Collection[str] | None = None,
     ) -> None:
         super().__init__(model, example=example, only=only)
-        self.loc = nn.Parameter(self.layout.join(initial_values(model, self.layout, _point(init))))
+        self.loc = nn.Parameter(self.layout.join(initial_values(model, self.layout, values_of_point(init))))
         self.structure, self.last_layer = structure, last_layer
         like = self.flat_loc.detach()
         groups = lay_out(model, self.layout, structure, last_layer, like)
@@ -175,7 +175,7 @@ class Laplace(TrainedAsPoint):
 
     @torch.no_grad()
     def optimize_prior_precision(self, *, per_layer: bool = False) -> float | dict[str, float]:
-        """Multiplies the prior precision by what maximises :meth:`log_evidence`; the mode stays where it is.
+        """Multiplies the prior precision by what maximizes :meth:`log_evidence`; the mode stays where it is.
 
         Args:
             per_layer: One multiplier for each layer (diagonal and Kronecker structures) instead of one for all.
@@ -192,23 +192,13 @@ class Laplace(TrainedAsPoint):
             raise ValueError("structure: some covered sites have priors that are not Normal; they cannot be tuned.")
         if per_layer and self.structure == "full":
             raise ValueError("per_layer: structure='full' correlates the layers; leave it False.")
-        blocks = self.flat_blocks
-        parts = [[block] for block in blocks] if per_layer else [blocks]
-        found = []
-        for part in parts:
-            found.append(best_multiplier(part))
-            for block in part:
-                block.multiplier.fill_(found[-1])
+        found = tune_multipliers(self.flat_blocks, separately=per_layer)
         return dict(zip(self.group_names, found, strict=True)) if per_layer else found[0]
 
     # -------------------------------------------------------------------------------------- distribution
 
     def joint(self) -> BlockGaussian:
-        """The distribution of the flat vector.
-
-        Raises:
-            RuntimeError: Before :meth:`fit`.
-        """
+        """The distribution of the flat vector; refused before :meth:`fit`."""
         if not self.fitted:
             raise RuntimeError("Laplace: it has no curvature yet; call laplace.fit(model, loader) first.")
         return BlockGaussian(self.mean, self.flat_blocks)
@@ -235,20 +225,12 @@ class Laplace(TrainedAsPoint):
         return self.layout.constrain(self.layout.split(self.joint().mean))
 
     def rsample(self, noise: Tensor | None = None) -> Draws:
-        """One draw of the Gaussian, whose parameters are not trained.
-
-        Raises:
-            RuntimeError: Before :meth:`fit`.
-        """
+        """One draw of the Gaussian, whose parameters are not trained; refused before :meth:`fit`."""
         return self.sample(1).at(0)
 
     @torch.no_grad()
     def sample(self, num_samples: int) -> Draws:
-        """Draws ``{site: [num_samples, *site shape]}`` of the Gaussian.
-
-        Raises:
-            RuntimeError: Before :meth:`fit`.
-        """
+        """Draws ``{site: [num_samples, *site shape]}`` of the Gaussian; refused before :meth:`fit`."""
         return Draws(self.layout.constrain(self.layout.split(self.joint().rsample((num_samples,)))))
 
     def marginal(self, name: str) -> dist.Distribution:
@@ -314,22 +296,3 @@ class Laplace(TrainedAsPoint):
             values = self.layout.constrain(self.layout.split(flat))
             found = {n: dist.Delta(values[n], event_dim=site.event_dim) for n, site in self.layout.items()}
         return {name: sample_site(self.layout[name], distribution) for name, distribution in found.items()}
-
-
-def _point(init: Init) -> Init:
-    """The values of a point estimate, if ``init`` is one."""
-    if not isinstance(init, Guide):
-        return init
-    if not isinstance(init, TrainedAsPoint):
-        raise TypeError(
-            f"init: expected a point estimate (a fitted Map), a network or values, got a {type(init).__name__}; pass "
-            "the values {site: value} of the mode."
-        )
-    values = {name: value.detach().clone() for name, value in init.point().items()}
-
-    def value_of(name: str, prior: dist.Distribution) -> Tensor:
-        if name not in values:
-            raise ValueError(f"init: the {type(init).__name__} guide has no site {name!r}; pass that of this model.")
-        return values[name]
-
-    return value_of

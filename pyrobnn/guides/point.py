@@ -13,13 +13,13 @@ from pyrobnn.divergence import Divergence, PriorTerm
 from pyrobnn.draws import Draws
 from pyrobnn.estimators.base import Estimator
 from pyrobnn.facts import Facts
-from pyrobnn.guides.base import Guide
+from pyrobnn.guides.base import Guide, Init
 from pyrobnn.layout import Site
 from pyrobnn.steps.autograd import AutogradStep
 from pyrobnn.steps.base import Step
 from pyrobnn.steps.points import PointScore, PointStep
 
-__all__ = ["PointMass", "TrainedAsPoint"]
+__all__ = ["PointMass", "TrainedAsPoint", "point_mass", "values_of_point"]
 
 
 class TrainedAsPoint(Guide):
@@ -90,3 +90,22 @@ def point_mass(site: Site, value: Tensor, log_density: Tensor | None = None) -> 
     if log_density is None:
         return dist.Delta(value, event_dim=site.event_dim)
     return PointMass(value, log_density, event_dim=site.event_dim)
+
+
+def values_of_point(init: Init) -> Init:
+    """The values of a point estimate, if ``init`` is one."""
+    if not isinstance(init, Guide):
+        return init
+    if not isinstance(init, TrainedAsPoint):
+        raise TypeError(
+            f"init: expected a point estimate (a fitted Map), a network or values, got a {type(init).__name__}; pass "
+            "the values {site: value} of the mode."
+        )
+    values = {name: value.detach().clone() for name, value in init.point().items()}
+
+    def value_of(name: str, prior: dist.Distribution) -> Tensor:
+        if name not in values:
+            raise ValueError(f"init: the {type(init).__name__} guide has no site {name!r}; pass that of this model.")
+        return values[name]
+
+    return value_of

@@ -21,10 +21,9 @@ from torch import Tensor, nn
 from pyrobnn.divergence import Divergence, PriorTerm, kl_or_difference
 from pyrobnn.draws import Draws
 from pyrobnn.estimators.base import Estimator
-from pyrobnn.estimators.weight import GaussianWeight
 from pyrobnn.layout import Layout
 from pyrobnn.steps.base import Lease, Pool, Step, refuse_second_derivatives
-from pyrobnn.steps.mean_field_memory import MeanFieldMemory
+from pyrobnn.steps.mean_field_memory import Drawn, MeanFieldMemory
 from pyrobnn.steps.normal_prior import FlatNormalPrior
 
 __all__ = ["MeanFieldStep"]
@@ -76,16 +75,17 @@ class MeanFieldStep(Step):
                 torch.addcmul(self.loc, memory.noise, memory.scale, out=memory.value)
         record = _Record(lease, self._estimators)
         token, *pieces = _Node.apply(self.loc, self.log_scale, record)
-        record.token = token
+        drawn = Drawn(record, token)
         values = dict(zip(self.layout, pieces, strict=True))
         if self._estimators:
-            record.weights = memory.weights_under(values, token, self._estimators, self._antithetic, noise)
-            values = {n: w if n in self._estimators else w.shared for n, w in record.weights.items()}
-        return Draws(self.layout.constrain(values), record=record)
+            weights = memory.weights_under(values, drawn, self._estimators, self._antithetic, noise)
+            values = {n: w if n in self._estimators else w.shared for n, w in weights.items()}
+        return Draws(self.layout.constrain(values), record=drawn)
 
     def divergence(self, draws: Draws, priors: Mapping[str, PriorTerm]) -> Divergence:
         """The KL: of fixed Normal priors on flat vectors, of others site by site."""
-        record: _Record = draws.record
+        drawn: Drawn = draws.record
+        record: _Record = drawn.record
         prior = self._prior
         if prior is None or not prior.matches(priors, self.loc):
             prior = self._prior = FlatNormalPrior(self.layout, priors, self.loc)
@@ -95,7 +95,7 @@ class MeanFieldStep(Step):
             if name not in prior.names:
                 kl, is_exact = kl_or_difference(self._marginal(name), term.distribution, draws[name])
                 terms[name], exact = term.sum(kl), exact and is_exact
-        total = sum(terms.values(), start=self._flat_kl(record) + record.token)
+        total = sum(terms.values(), start=self._flat_kl(record) + drawn.token)
 
         def by_site() -> Mapping[str, Tensor]:
             flat = {n: kl_or_difference(self._marginal(n), priors[n].distribution, draws[n])[0] for n in prior.names}
@@ -126,14 +126,12 @@ class MeanFieldStep(Step):
 
 
 class _Record:
-    """What a draw needs until its backward pass: its memory, its token, and the prior that its KL counted."""
+    """What a draw needs until its backward pass: its memory, and the prior that its KL counted."""
 
     def __init__(self, lease: Lease[MeanFieldMemory], estimators: Mapping[str, Estimator]) -> None:
         self.lease, self.is_layerwise = lease, bool(estimators)
         self._generation = lease.memory.generation
-        self.weights: Mapping[str, GaussianWeight] = {}
         self.prior: FlatNormalPrior | None = None
-        self.token: Any = None
 
     def pieces(self) -> Sequence[Tensor]:
         """The values that the node hands out: the draw's, or the means'."""
@@ -199,7 +197,7 @@ class _Record:
                 tail.mul_(memory.scale[gap]).mul_(2.0)
             else:
                 tail.zero_()
-        memory.add_deviations(self.weights)
+        memory.add_deviations()
 
 
 class _Node(torch.autograd.Function):

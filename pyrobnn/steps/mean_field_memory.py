@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -15,7 +16,7 @@ from pyrobnn.estimators.weight import GaussianWeight, WeightMemory
 from pyrobnn.layout import Layout
 from pyrobnn.steps.base import GradientBuffers, refuse_second_derivatives
 
-__all__ = ["MeanFieldMemory"]
+__all__ = ["Drawn", "MeanFieldMemory"]
 
 _SHARED = SharedDraw()
 _GROUP = 8  # training draws that share one block of random numbers
@@ -54,10 +55,8 @@ class MeanFieldMemory:
         self._memories: dict[str, tuple[Estimator, WeightMemory]] = {}
         self._made_for: tuple[Any, ...] = ()
         self._by_variance: dict[str, Tensor] = {}
-        self._receivers: dict[str, Callable[[Tensor], None]] = {}
-        self._attached_variances: dict[str, Tensor] = {}
-        self._attached_deviations: dict[str, Tensor] = {}
-        self._token: Callable[[], Tensor | None] = lambda: None
+        self._by_deviation: list[tuple[str, int, Tensor, Tensor]] = []
+        self._drawn: Callable[[], Drawn | None] = lambda: None
         self._scalar, self.zero = like.new_zeros(()), like.new_zeros(())
         self.generation = 0
 
@@ -72,8 +71,7 @@ class MeanFieldMemory:
             self._made_for = ()
         self.has_variance = self._has_noise = False
         self._by_variance.clear()
-        self._receivers = {}
-        self._attached_variances, self._attached_deviations = {}, {}
+        self._by_deviation.clear()
         self.generation += 1
 
     def constant(self, value: float) -> Tensor:
@@ -113,41 +111,41 @@ class MeanFieldMemory:
     def weights_under(
         self,
         locs: Mapping[str, Tensor],
-        token: Tensor,
+        drawn: Drawn,
         estimators: Mapping[str, Estimator],
         antithetic: bool,
         noise: Tensor | None,
     ) -> dict[str, GaussianWeight]:
         """The sites' distributions, whose means and standard deviations lie in this memory.
 
-        What layers make of the standard deviations hangs on the node's ``token``, so that the node's backward pass
+        What layers make of the standard deviations hangs on the token of the draw, so that the node's backward pass
         comes after theirs.
         """
-        self._token = weakref.ref(token)  # whoever holds the graph holds the lease of this memory
+        self._drawn = weakref.ref(drawn)  # this memory must not keep the graph alive
         if noise is not None:
             self.refresh_noise(antithetic, noise)
             self._has_noise = True
         if self._made_for != (estimators, antithetic, noise is None):
-            for position, site in enumerate(self.layout.values()):
-                name, by = site.name, estimators.get(site.name, _SHARED)
+            for position, name in enumerate(self.layout):
+                by = estimators.get(name, _SHARED)
                 shares = (by.shares_noise and antithetic) or noise is not None
-                self._memories[name] = (
-                    by,
-                    WeightMemory(
-                        self._deviations[name],
-                        self._slots[position],
-                        self._variance_slots[name],
-                        partial(self._variance_of, name),
-                        lambda: self.has_variance,
-                        self._attached,
-                        partial(self._deviation_of, name, antithetic) if shares else None,
-                    ),
-                )
+                self._memories[name] = by, self._memory_of(name, position, antithetic if shares else None)
             self._made_for = estimators, antithetic, noise is None
         return {
             name: GaussianWeight.of(locs[name], self._scales[name], by, memory)
             for name, (by, memory) in self._memories.items()
         }
+
+    def _memory_of(self, name: str, position: int, shares: bool | None) -> WeightMemory:
+        return WeightMemory(
+            self._deviations[name],
+            self._slots[position],
+            self._variance_slots[name],
+            partial(self._variance_of, name),
+            lambda: self.has_variance,
+            partial(self._attached, name),
+            None if shares is None else partial(self._deviation_of, name, shares),
+        )
 
     def collect_variances(self) -> None:
         """Puts the gradients by variances where those by log scales are made."""
@@ -160,56 +158,84 @@ class MeanFieldMemory:
             elif gradient.data_ptr() != slot.data_ptr():
                 slot.copy_(gradient)
 
-    def add_deviations(self, weights: Mapping[str, GaussianWeight]) -> None:
-        """Adds what the layers' deviations ``σε`` give to the gradient by log σ."""
-        for name, weight in weights.items():
-            weight.add_gradient_by_log_scale(self._variance_slots[name])
+    def add_deviations(self) -> None:
+        """Adds what the layers' deviations ``δ = σε`` give to the gradient by log σ, ``δ dL/dδ``."""
+        for name, count, deviation, gradient in self._by_deviation:
+            if count:
+                self._variance_slots[name].add_((gradient * deviation).sum(0))
+            else:
+                self._variance_slots[name].addcmul_(gradient, deviation)
 
-    def _deviation_of(self, name: str, antithetic: bool, receive: Callable[[Tensor], None]) -> Tensor:
+    def _deviation_of(self, name: str, antithetic: bool) -> Tensor:
         """A site's part of the draw's deviations in the graph; all are made when a layer first asks for one."""
-        if not self._has_noise:
-            self.refresh_noise(antithetic)
-            self._has_noise = True
-        if not self._attached_deviations:
+        drawn = self._alive()
+        if not drawn.deviations:
+            if not self._has_noise:
+                self.refresh_noise(antithetic)
+                self._has_noise = True
             with torch.no_grad():
                 scale = self.scale.sqrt() if self.has_variance else self.scale
                 torch.mul(self.noise, scale, out=self.value)
-            self._attached_deviations = self._together(self._deviations, self._receivers)
-        self._receivers[name] = receive
-        return self._attached_deviations[name]
+            drawn.deviations = self._together(drawn, self._deviations, self._receive_deviation)
+        return drawn.deviations[name]
 
     def _variance_of(self, name: str) -> Tensor:
         """A site's variances in the graph; when one first asks, all take the memory of the standard deviations."""
+        drawn = self._alive()
         if not self.has_variance:
             with torch.no_grad():
                 self.scale.square_()
             self.has_variance = True
-            receivers = {site: partial(self._by_variance.__setitem__, site) for site in self.layout}
-            self._attached_variances = self._together(self._scales, receivers)
-        return self._attached_variances[name]
+            drawn.variances = self._together(drawn, self._scales, self._by_variance.__setitem__)
+        return drawn.variances[name]
 
-    def _together(self, values: Mapping[str, Tensor], receivers: Mapping[str, Any]) -> dict[str, Tensor]:
-        return dict(
-            zip(values, _Attached.apply(self._alive_token(), list(values), receivers, *values.values()), strict=True)
-        )
+    def _attached(self, name: str, value: Tensor, count: int) -> Tensor:
+        """Deviations of one site, ``count`` of them, in the graph."""
 
-    def _attached(self, value: Tensor, receive: Callable[[Tensor], None]) -> Tensor:
-        return _Attached.apply(self._alive_token(), [""], {"": receive}, value)[0]
+        def receive(_: str, gradient: Tensor) -> None:
+            self._by_deviation.append((name, count, value, gradient))
 
-    def _alive_token(self) -> Tensor:
-        token = self._token()
-        assert token is not None, "the draw is not alive"
-        return token
+        return _Attached.apply(self._alive().token, [name], receive, value)[0]
+
+    def _receive_deviation(self, name: str, gradient: Tensor) -> None:
+        self._by_deviation.append((name, 0, self._deviations[name], gradient))
+
+    def _together(
+        self, drawn: Drawn, values: Mapping[str, Tensor], receive: Callable[[str, Tensor], None]
+    ) -> dict[str, Tensor]:
+        attached = _Attached.apply(drawn.token, list(values), receive, *values.values())
+        return dict(zip(values, attached, strict=True))
+
+    def _alive(self) -> Drawn:
+        drawn = self._drawn()
+        assert drawn is not None, "the draw is not alive"
+        return drawn
+
+
+@dataclass
+class Drawn:
+    """What a draw keeps of its graph: the token, and what layers share.
+
+    Attributes:
+        record: What scoring the draw needs; the node holds it, too.
+        token: The zero that the KL's value is added to.
+        variances, deviations: Of all sites, once a layer has asked for one.
+    """
+
+    record: Any
+    token: Tensor
+    variances: dict[str, Tensor] = field(default_factory=dict)
+    deviations: dict[str, Tensor] = field(default_factory=dict)
 
 
 class _Attached(torch.autograd.Function):
-    """Tensors in the graph whose gradients go to ``receivers`` by name, before the token's node is differentiated."""
+    """Tensors in the graph whose gradients are received by name before the token's node is differentiated."""
 
     @staticmethod
     def forward(
-        ctx: Any, token: Tensor, names: list[str], receivers: Mapping[str, Callable[[Tensor], None]], *values: Tensor
+        ctx: Any, token: Tensor, names: list[str], receive: Callable[[str, Tensor], None], *values: Tensor
     ) -> tuple[Tensor, ...]:
-        ctx.names, ctx.receivers = names, receivers
+        ctx.names, ctx.receive = names, receive
         ctx.set_materialize_grads(False)
         return tuple([value.detach() for value in values])
 
@@ -218,5 +244,5 @@ class _Attached(torch.autograd.Function):
         refuse_second_derivatives()
         for name, gradient in zip(ctx.names, gradients, strict=True):
             if gradient is not None:
-                ctx.receivers[name](gradient)
+                ctx.receive(name, gradient)
         return (None,) * (3 + len(gradients))

@@ -145,7 +145,7 @@ class PointStep(Step):
         if self._rows is None or not self._rows.fits(self.loc):
             self._rows = MemberRows(self.layout, self.loc)
         token, values = self._rows.leaves(member)
-        record = _Record(token, member, self._rows)
+        record = _Record(member, self._rows), token
         return Draws(self.layout.constrain(values), buffers, component=component, record=record, live=live)
 
     def _whole(self, size: int | None) -> Draws:
@@ -153,12 +153,11 @@ class PointStep(Step):
         if self._place != (loc.data_ptr(), loc.dtype, loc.device):
             self._place = loc.data_ptr(), loc.dtype, loc.device
             self._views, self._zero = list(self.layout.split(loc.detach()).values()), loc.detach().new_zeros(())
-        record = _Record(None, slice(None) if size is not None else None, self._gradients.take())
+        record = _Record(slice(None) if size is not None else None, self._gradients.take())
         token, *pieces = _Node.apply(self.loc, self, record)
-        record.token = token
         values = self.layout.constrain(dict(zip(self.layout, pieces, strict=True)))
         component = None if size is None else torch.arange(size)
-        return Draws(values, component=component, record=record, size=size)
+        return Draws(values, component=component, record=(record, token), size=size)
 
     def pieces(self) -> tuple[Tensor, ...]:
         """A token, and views of the parameter by site."""
@@ -166,9 +165,9 @@ class PointStep(Step):
 
     def divergence(self, draws: Draws, priors: Mapping[str, PriorTerm]) -> Divergence:
         """``-log p`` of the draw, of several their mean: of fixed Normal priors on flat vectors, else by site."""
-        record: _Record | None = draws.record
-        if record is None or not self.score.counts_prior:
+        if draws.record is None or not self.score.counts_prior:
             return self.score.divergence(draws, priors)
+        record, token = draws.record
         prior = self._prior
         if prior is None or not prior.matches(priors, self.loc):
             prior = self._prior = FlatNormalPrior(self.layout, priors, self.loc)
@@ -178,7 +177,7 @@ class PointStep(Step):
             for name, term in priors.items()
             if name not in prior.names
         }
-        total = sum(terms.values(), start=record.token + self._flat_score(record))
+        total = sum(terms.values(), start=token + self._flat_score(record))
 
         def by_site() -> Mapping[str, Tensor]:
             return self.score.divergence(draws, priors).by_site
@@ -233,10 +232,9 @@ class PointStep(Step):
 
 
 class _Record:
-    """What a draw needs until its backward pass."""
+    """What a draw needs until its backward pass, beside its token, which the node may not hold."""
 
-    def __init__(self, token: Tensor | None, member: Any, holder: Any) -> None:
-        self.token: Any = token
+    def __init__(self, member: Any, holder: Any) -> None:
         self.member, self.holder = member, holder
         self._normals: Sequence[NormalWindow] = []
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pyro
@@ -18,7 +19,7 @@ from pyrobnn.elbo import MeanFieldELBO
 from pyrobnn.guides import MeanField
 from pyrobnn.steps import Step
 from pyrobnn.supervised import SupervisedModel
-from tests.conformance.comparisons import assert_same
+from tests.conformance.comparisons import assert_same, gradients, seeded
 from tests.conformance.conjugate import ConjugateRegression
 from tests.guides.test_base import Sites
 
@@ -287,3 +288,43 @@ def test_a_divergence_that_is_computed_but_not_in_the_loss_adds_nothing() -> Non
     found = taken(guide)
     for ours, theirs in zip(found, by_autograd(model, guide, batch, [noise], 0.0), strict=True):
         torch.testing.assert_close(ours, theirs)
+
+
+# --------------------------------------------------------------------------------------------- under estimators
+
+
+def tied() -> nn.Module:
+    """Two layers that share one weight, and one that does not."""
+    net = nn.Sequential(nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 2))
+    net[2].weight = net[0].weight
+    return net
+
+
+NETWORKS: dict[str, Callable[[], nn.Module]] = {
+    "apart": lambda: nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)),
+    "tied": tied,
+}
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("name", ["flipout", "local_reparameterization", "per_example", "per_group"])
+def test_under_estimators_gradients_are_those_of_autograd(name: str, network: str) -> None:
+    """Losses and gradients of one evaluation, from equal random states."""
+    rules = [("*bias", dist.Laplace(0.1, 0.8)), ("*", dist.Normal(0.2, 0.7))]
+    likelihood = likelihoods.Normal(0.5)  # all sites are Gaussian, so that both ways draw the same numbers
+    model = SupervisedModel(NETWORKS[network](), likelihood, rules, num_data=12).double()
+    guide = scattered(MeanField(model, antithetic=False))
+    batch = torch.randn(8, 3).double(), torch.randn(8, 2).double()
+
+    class ByAutograd(MeanFieldELBO):
+        def loss_and_grads(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
+            loss = self.differentiable_loss(model, guide, *args, **kwargs)
+            loss.backward()
+            return loss.item()
+
+    ours, theirs = (
+        seeded(lambda e=elbo: gradients(model, guide, batch, e))
+        for elbo in (MeanFieldELBO(estimator=name), ByAutograd(estimator=name))
+    )
+    assert {"guide.loc", "guide.log_scale"} <= set(ours)
+    assert_same(ours, theirs, rtol=1e-9, atol=1e-9)
