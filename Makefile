@@ -39,6 +39,7 @@ test-py313:  ## the ArviZ bridge on Python 3.13, where ArviZ is 1.x
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-cache
 
 types: $(VENV)/.test
 	$(BIN)/mypy

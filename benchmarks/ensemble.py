@@ -1,6 +1,6 @@
 """A step of an ensemble of M members, as a multiple of M steps of one network.
 
-Baseline: M steps of ``Map`` in a row, which is what M separate trainings cost; the data they would load M times are not
+Baseline: M steps of ``MAP`` in a row, which is what M separate trainings cost; the data they would load M times are not
 counted. Contenders: one step of ``DeltaMixture`` by the automatic choice, by the loop and by vmap.
 
     python -m benchmarks.ensemble --networks small lenet --members 8 --threads 1 --rounds 15
@@ -24,8 +24,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it also 
 from benchmarks.networks import WORKLOADS, Workload
 from benchmarks.timing import CLOCKS, Alternating, Timing, environment, markdown_table, write_json
 from benchmarks.training_step import bayesian, single_step
-from pyrobnn.guides import DeltaMixture, Guide, Map
-from pyrobnn.supervised import SupervisedModel
+from pyrobnn.guides import MAP, DeltaMixture, Guide
+from pyrobnn.model.supervised import SupervisedModel
 
 
 def dense(*sizes: int, batch: int = 64) -> Callable[[], Workload]:
@@ -60,7 +60,7 @@ def measure(workload: Workload, members: int, rounds: int, block_seconds: float,
     contenders: dict[str, bool | str] = {"auto": "auto", "loop": False}
     if not any(True for _ in workload.net.buffers()):
         contenders["vmap"] = True
-    single = step_of(workload, Map)
+    single = step_of(workload, MAP)
 
     def separately() -> None:
         for _ in range(members):
@@ -68,10 +68,10 @@ def measure(workload: Workload, members: int, rounds: int, block_seconds: float,
 
     timings = []
     for name, vmap in contenders.items():
-        together = step_of(workload, lambda model, vmap=vmap: DeltaMixture(model, members, vmap=vmap))  # type: ignore[misc]
+        vectorized = step_of(workload, lambda model, vmap=vmap: DeltaMixture(model, members, vmap=vmap))  # type: ignore[misc]
         turns = Alternating(separately, rounds, block_seconds, clock)
         for _ in turns:
-            together()
+            vectorized()
         timings.append(turns.result(f"DeltaMixture, M = {members}, {name}"))
     return timings
 

@@ -33,12 +33,12 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it also runs as a file
 
 from benchmarks.timing import CLOCKS, Alternating, Timing, environment, markdown_table, write_json
-from pyrobnn.likelihoods import Normal
+from pyrobnn.model.likelihoods import Normal
+from pyrobnn.model.supervised import SupervisedModel
 from pyrobnn.sampling import HMC, NUTS
-from pyrobnn.sampling.hmc import Chains
-from pyrobnn.sampling.nuts import flat_potential
-from pyrobnn.sampling.potential import Potential
-from pyrobnn.supervised import SupervisedModel
+from pyrobnn.sampling.hmc.potential import Potential
+from pyrobnn.sampling.kernels.hmc import Chains
+from pyrobnn.sampling.kernels.nuts import flat_potential
 
 HIDDEN, NUM_DATA, NOISE = 50, 100, 0.1
 STEP_SIZE, LEAPFROGS, TREE_DEPTH = 1e-3, 63, 6
@@ -77,15 +77,15 @@ def value_and_gradient() -> Callable[[], Any]:
 # ------------------------------------------------------------------------------------------------------- running
 
 
-def ours(chains: int, compile: bool) -> Count:
+def ours(num_chains: int, compile: bool) -> Count:
     potential = Potential(model(), data())
     kernel = HMC(STEP_SIZE, LEAPFROGS, adapt_step_size=False, adapt_mass=None, compile=compile)
-    running = Chains(kernel, potential, potential.start().repeat(chains, 1), 0, 10**6, seed=0)
+    running = Chains(kernel, potential, potential.start().repeat(num_chains, 1), 0, 10**6, seed=0)
 
     def transition() -> int:
         with torch.no_grad():
             running.transition(0)
-        return LEAPFROGS * chains
+        return LEAPFROGS * num_chains
 
     return transition
 
@@ -214,7 +214,7 @@ def whole_ours(imports: float, hidden: int) -> Whole:
     potential = Potential(net, args)
     kernel = HMC(STEP_SIZE, LEAPFROGS, adapt_step_size=False, adapt_mass=None, compile=True)
     init = potential.start().repeat(CHAINS, 1)
-    options = {"burn_in": 0, "thinning": 1, "chains": CHAINS, "init": init, "seed": 0, "progress": False}
+    options = {"warmup_steps": 0, "thinning": 1, "num_chains": CHAINS, "init": init, "seed": 0, "progress": False}
     kernel.run(net, args, num_samples=TRANSITIONS, **options)
     run, wall = processor_seconds() - start, time.perf_counter() - wall
     return Whole("", imports, run, wall, CHAINS * TRANSITIONS * LEAPFROGS)

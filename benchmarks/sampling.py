@@ -31,9 +31,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it also 
 from benchmarks.networks import WORKLOADS, Workload
 from benchmarks.timing import Alternating, Timing, environment, markdown_table, write_json
 from benchmarks.training_step import arguments, repeated
-from pyrobnn.likelihoods import Categorical
+from pyrobnn.model.likelihoods import Categorical
+from pyrobnn.model.supervised import SupervisedModel
 from pyrobnn.sampling import SGHMC, SGLD, SGNHT, Kernel, PreconditionedSGLD, sample
-from pyrobnn.supervised import SupervisedModel
 
 STEP = 1e-9  # so small that no chain moves anywhere
 
@@ -115,7 +115,7 @@ class _PacedLoader:
         self.turns = self.later
 
 
-def sampled(kernel: Kernel, chains: int = 1) -> Callable[[Workload, Alternating], None]:
+def sampled(kernel: Kernel, num_chains: int = 1) -> Callable[[Workload, Alternating], None]:
     """A contender that is :func:`pyrobnn.sample` itself, from its second pass on."""
 
     def run(workload: Workload, turns: Alternating) -> None:
@@ -128,7 +128,7 @@ def sampled(kernel: Kernel, chains: int = 1) -> Callable[[Workload, Alternating]
                 kernel=kernel,
                 num_samples=1,
                 thinning=2**40,
-                chains=chains,
+                num_chains=num_chains,
                 batch_norm="freeze",
                 init=workload.net,
                 progress=False,

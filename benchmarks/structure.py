@@ -25,8 +25,8 @@ from benchmarks.timing import CLOCKS, Alternating, environment, markdown_table, 
 from benchmarks.training_step import single_step
 from models import dbsn
 from pyrobnn.estimators import PerGroup
-from pyrobnn.guides import Guide, Map
-from pyrobnn.supervised import SupervisedModel
+from pyrobnn.guides import MAP, Guide
+from pyrobnn.model.supervised import SupervisedModel
 
 SIZES: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
     "small": (dbsn.SMALL, (128, 1, 14, 14)),
@@ -60,7 +60,7 @@ def main() -> None:
     tables = {}
     for size in options.sizes:
         contenders = {
-            "fixed structure": (Map, False, 1),
+            "fixed structure": (MAP, False, 1),
             "a point for the structure": (dbsn.learned_structure, True, 1),
             "concrete, one draw": (dbsn.deep_bayesian_structure, True, 1),
             "concrete, four draws": (dbsn.deep_bayesian_structure, True, 4),
@@ -68,7 +68,7 @@ def main() -> None:
         timings = []
         for name, contender in contenders.items():
             step = functools.partial(step_of, size)
-            turns = Alternating(step(Map, False), options.rounds, options.block_seconds, options.clock)
+            turns = Alternating(step(MAP, False), options.rounds, options.block_seconds, options.clock)
             run = step(*contender)
             for _ in turns:
                 run()

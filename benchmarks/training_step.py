@@ -29,11 +29,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it also 
 from benchmarks import peers
 from benchmarks.networks import WORKLOADS, Workload
 from benchmarks.timing import CLOCKS, Alternating, Timing, environment, markdown_table, write_json
-from pyrobnn.elbo import MeanFieldELBO
 from pyrobnn.estimators import EstimatorSpec
-from pyrobnn.guides import Guide, Map, MeanField
-from pyrobnn.likelihoods import Categorical
-from pyrobnn.supervised import SupervisedModel
+from pyrobnn.guides import MAP, Guide, MeanField
+from pyrobnn.model.likelihoods import Categorical
+from pyrobnn.model.supervised import SupervisedModel
+from pyrobnn.objectives import ELBO
 from pyrobnn.training import fit, make_optimizer, train_step
 
 Contender = Callable[[Workload, Alternating], None]
@@ -85,7 +85,7 @@ def fitted(make_guide: Callable[[SupervisedModel], Guide], estimator: EstimatorS
 
     def run(workload: Workload, turns: Alternating) -> None:
         model, guide = bayesian(workload, make_guide)
-        elbo = MeanFieldELBO(estimator=estimator)
+        elbo = ELBO(estimator=estimator)
         fit(model, guide, _PacedLoader(workload, turns), epochs=2, lr=peers.LR, elbo=elbo, progress=False)
 
     return run
@@ -101,7 +101,7 @@ def single_step(
     model: SupervisedModel, guide: Guide, x: Tensor, y: Tensor, num_data: int, estimator: EstimatorSpec = None
 ) -> Callable[[], Any]:
     """One step as :func:`pyrobnn.fit` takes it."""
-    elbo, optimizer = MeanFieldELBO(estimator=estimator), make_optimizer(model, guide)
+    elbo, optimizer = ELBO(estimator=estimator), make_optimizer(model, guide)
     return lambda: train_step(model, guide, elbo, optimizer, (x, y), num_data=num_data)
 
 
@@ -109,7 +109,7 @@ def pyro_svi_step(workload: Workload) -> Callable[[], float]:
     """Our model, guide and objective under Pyro's own SVI and optimizer."""
     pyro.clear_param_store()
     model, guide = bayesian(workload, MeanField)
-    svi = pyro.infer.SVI(model, guide, pyro.optim.Adam({"lr": peers.LR}), MeanFieldELBO())
+    svi = pyro.infer.SVI(model, guide, pyro.optim.Adam({"lr": peers.LR}), ELBO())
     return lambda: svi.step(workload.x, workload.y)
 
 
@@ -120,7 +120,7 @@ CONTENDERS: dict[str, Contender] = {
     "deterministic, Adam()": repeated(deterministic_step),
     "pyrobnn MeanField, fit": fitted(MeanField),
     "pyrobnn MeanField(antithetic=False), fit": fitted(functools.partial(MeanField, antithetic=False)),
-    "pyrobnn Map, fit": fitted(Map),
+    "pyrobnn MAP, fit": fitted(MAP),
     **{f"pyrobnn MeanField, {name}": fitted(MeanField, name) for name in ESTIMATORS},
     "pyrobnn MeanField, Pyro's SVI": repeated(pyro_svi_step),
     "Pyro AutoNormal": repeated(functools.partial(peers.pyro_step, validate=True)),

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from pyrobnn.arguments import check_positive_int
+from pyrobnn.core.arguments import check_positive_int
 from pyrobnn.structure import Choice, Edges, Zero
 
 __all__ = ["OPERATIONS", "Cell", "CellNetwork"]

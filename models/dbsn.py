@@ -8,7 +8,7 @@ features :math:`f_j`, ``growth`` channels each, and
 
 the cell returns its input beside all its nodes. Cells stand in stages, between which a 1×1 convolution keeps a fraction
 ``reduction`` of the channels and pooling halves the image. All cells have weights of their own but share one
-:math:`\alpha`: one site ``net.edges.structure`` of shape ``[E, 4]``. Batch normalisation follows each operation, with
+:math:`\alpha`: one site ``net.edges.structure`` of shape ``[E, 4]``. Batch normalization follows each operation, with
 α for its scale, so that no weight can undo α. The paper's network has 7 nodes, hence 21 edges, and 3 stages of 4
 cells; its weights are points, and its posterior over α is concrete.
 
@@ -30,7 +30,7 @@ from torch import nn
 import pyrobnn as pb
 from models.cells import OPERATIONS, CellNetwork
 from pyrobnn import guides, schedules
-from pyrobnn.arguments import check_positive_int
+from pyrobnn.core.arguments import check_positive_int
 
 __all__ = [
     "METHODS",
@@ -115,9 +115,9 @@ def deep_bayesian_structure(
     *,
     temperature: schedules.Schedule = 1.0,
     beta: schedules.Schedule = 1.0,
-    weights: Callable[..., guides.Guide] = guides.Map,
+    weights: Callable[..., guides.Guide] = guides.MAP,
     **options: Any,
-) -> guides.GuideMap:
+) -> guides.Composite:
     """A concrete posterior over the structure, one point (or another family) for the weights.
 
     :func:`annealing` makes the paper's schedules: ``deep_bayesian_structure(model, **annealing(num_steps))``.
@@ -131,7 +131,7 @@ def deep_bayesian_structure(
     """
     options = {"temperature": temperature, "beta": beta, "anneal_prior": True} | options
     structure = functools.partial(guides.ConcreteStructure, **options)
-    return guides.GuideMap(model, [(_STRUCTURE, structure), ("*", weights)])
+    return guides.Composite(model, [(_STRUCTURE, structure), ("*", weights)])
 
 
 def annealing(num_steps: int) -> dict[str, schedules.Schedule]:
@@ -153,15 +153,15 @@ def annealing(num_steps: int) -> dict[str, schedules.Schedule]:
     }
 
 
-def learned_structure(model: pb.SupervisedModel) -> guides.GuideMap:
+def learned_structure(model: pb.SupervisedModel) -> guides.Composite:
     """MAP: one point for the structure, another for the weights."""
-    return guides.GuideMap(model, [(_STRUCTURE, guides.Map), ("*", guides.Map)])
+    return guides.Composite(model, [(_STRUCTURE, guides.MAP), ("*", guides.MAP)])
 
 
-def random_structure(model: pb.SupervisedModel) -> guides.GuideMap:
+def random_structure(model: pb.SupervisedModel) -> guides.Composite:
     """The structure as random as its prior, in training and prediction; one point for the weights."""
     prior = functools.partial(guides.ConcreteStructure, init_scale=0.0, learned=False)
-    return guides.GuideMap(model, [(_STRUCTURE, prior), ("*", guides.Map)])
+    return guides.Composite(model, [(_STRUCTURE, prior), ("*", guides.MAP)])
 
 
 def dropout(model: pb.SupervisedModel, p: float = 0.1) -> guides.MCDropout:
@@ -200,7 +200,7 @@ class Method:
 METHODS: dict[str, Method] = {
     "DBSN": Method(deep_bayesian_structure),
     "MAP": Method(learned_structure),
-    "MAP, fixed structure": Method(guides.Map, is_random=False),
+    "MAP, fixed structure": Method(guides.MAP, is_random=False),
     "random structure": Method(random_structure),
     "MC dropout": Method(dropout, is_random=False),
     "mean field": Method(mean_field, is_random=False),

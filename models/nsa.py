@@ -24,15 +24,15 @@ from torch import Tensor, nn
 import pyrobnn as pb
 from models.dbsn import dbsn
 from pyrobnn import guides
-from pyrobnn.arguments import check_positive_int
-from pyrobnn.divergence import PriorTerm
-from pyrobnn.guides.base import Init
-from pyrobnn.guides.ensemble import Ensemble
-from pyrobnn.layout import Layout, Site
+from pyrobnn.core.arguments import check_positive_int
+from pyrobnn.diagnostics.structure.posterior import Structure
+from pyrobnn.guides.ensembles.base import Ensemble
+from pyrobnn.model.divergence import PriorTerm
+from pyrobnn.model.initialization import Init
+from pyrobnn.model.layout import Layout, Site
 from pyrobnn.steps.member_buffers import MemberBuffers
 from pyrobnn.steps.points import PointScore
 from pyrobnn.structure import Edges, structure_sites, structure_values
-from pyrobnn.structure.distribution import Structure
 
 __all__ = ["StructureSet", "nsa", "random_structures"]
 
@@ -59,7 +59,7 @@ class StructureSet(Ensemble):
         model: The Pyro model.
         structures: The set, each of the form of :func:`~pyrobnn.structure.most_probable`, or the number of structures
             that are drawn from the prior.
-        init: Where the weights start, as for :class:`~pyrobnn.guides.Map`.
+        init: Where the weights start, as for :class:`~pyrobnn.guides.MAP`.
         own_statistics: Whether each structure has running statistics of its own; otherwise all share the model's.
         structures_per_step: Structures that a training step visits, chosen at random; all of them if None.
 
@@ -86,7 +86,7 @@ class StructureSet(Ensemble):
         for index, name in enumerate(self.structural):
             self.register_buffer(f"structures_{index}", torch.stack([value[name] for value in values]))
         weights = [name for name in self.layout if name not in values[0]]
-        self.weights = guides.Map(model, init, only=weights)
+        self.weights = guides.MAP(model, init, sites=weights)
 
     def config(self) -> dict[str, Any]:
         """Constructor arguments; the structures themselves are in the state dict."""

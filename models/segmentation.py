@@ -9,7 +9,7 @@ Network Structure*, 2019, whose segmentation network is a DenseNet). Images are 
 pixels are dimensions of one event, which void masks and nothing scales: a batch of B images counts N / B times, however
 many pixels it has.
 
-Each operation ends in batch normalisation without a scale, which would undo α. Running statistics are averages over
+Each operation ends in batch normalization without a scale, which would undo α. Running statistics are averages over
 structures; re-estimate them by :func:`pyrobnn.recalibrate_batch_norm` after training. Mean intersection over union:
 ``torchmetrics.classification.MulticlassJaccardIndex(classes, ignore_index=void)``.
 """
@@ -46,8 +46,8 @@ def segmentation(
 ) -> pb.SupervisedModel:
     """The model; pair it with a concrete distribution over the structure and a point for the weights::
 
-        rules = [("*structure*", pb.guides.ConcreteStructure), ("*", pb.guides.Map)]
-        guide = pb.guides.GuideMap(model, rules)
+        rules = [("*structure*", pb.guides.ConcreteStructure), ("*", pb.guides.MAP)]
+        guide = pb.guides.Composite(model, rules)
 
     Args:
         num_data: Number of training images.

@@ -1,34 +1,38 @@
 """Bayesian neural networks on Pyro: any network becomes a Pyro model, every posterior is a guide."""
 
+from typing import TYPE_CHECKING, Any
+
 from pyrobnn import (
-    calibration,
-    decisions,
-    detection,
     diagnostics,
-    elbo,
+    distillation,
     estimators,
     guides,
-    likelihoods,
-    plots,
-    priors,
+    metrics,
+    objectives,
     robustness,
     sampling,
-    schedules,
     structure,
-    uncertainty,
+    training,
 )
 from pyrobnn._version import __version__
-from pyrobnn.batches import Batch
-from pyrobnn.bayesianize import BayesianModule, bayesianize
 from pyrobnn.checkpoint import load, save
-from pyrobnn.description import describe
+from pyrobnn.core import schedules
+from pyrobnn.core.batches import Batch
 from pyrobnn.diagnostics import check, sbc, to_arviz
-from pyrobnn.finetuning import finetune
+from pyrobnn.distillation import distill
+from pyrobnn.model import likelihoods, priors
+from pyrobnn.model.bayesianize import BayesianModule, bayesianize
+from pyrobnn.model.supervised import SupervisedModel
 from pyrobnn.prediction import Prediction, Predictive, predict, predict_batches
-from pyrobnn.running_statistics import recalibrate_batch_norm
-from pyrobnn.sampling import distill, sample
-from pyrobnn.supervised import SupervisedModel
+from pyrobnn.reporting.description import describe
+from pyrobnn.sampling import sample
 from pyrobnn.training import History, fit
+from pyrobnn.training.finetuning import finetune
+from pyrobnn.training.running_statistics import recalibrate_batch_norm
+
+if TYPE_CHECKING:
+    from pyrobnn.reporting import plots
+
 
 __all__ = [
     "Batch",
@@ -39,20 +43,19 @@ __all__ = [
     "SupervisedModel",
     "__version__",
     "bayesianize",
-    "calibration",
     "check",
-    "decisions",
     "describe",
-    "detection",
     "diagnostics",
     "distill",
-    "elbo",
+    "distillation",
     "estimators",
     "finetune",
     "fit",
     "guides",
     "likelihoods",
     "load",
+    "metrics",
+    "objectives",
     "plots",
     "predict",
     "predict_batches",
@@ -66,5 +69,14 @@ __all__ = [
     "schedules",
     "structure",
     "to_arviz",
-    "uncertainty",
+    "training",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Loads the plots, and matplotlib with them, only when they are used."""
+    if name == "plots":
+        from pyrobnn.reporting import plots
+
+        return plots
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

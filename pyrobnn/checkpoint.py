@@ -7,7 +7,7 @@ A checkpoint is a directory with two files.
 * ``tensors-<token>.safetensors``: parameters and persistent buffers of the model (``model.<name>``) and the
   guide (``guide.<name>``). Weights that are random are left out: their values are the guide's draws.
 
-Both are written and read by :mod:`pyrobnn.storage`: atomically, without pickle. A save that fails or is cut
+Both are written and read by :mod:`pyrobnn.core.storage`: atomically, without pickle. A save that fails or is cut
 short leaves the earlier checkpoint as it was.
 """
 
@@ -22,9 +22,14 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from pyrobnn import guides, likelihoods, priors
-from pyrobnn.bayesianize import BayesianModule, bayesianize
-from pyrobnn.fingerprint import (
+from pyrobnn import guides
+from pyrobnn.core.storage import Document, load_state, read, save_state, write
+from pyrobnn.guides import Guide
+from pyrobnn.model import likelihoods, priors
+from pyrobnn.model.bayesianize import BayesianModule, bayesianize
+from pyrobnn.model.layout import Layout
+from pyrobnn.model.supervised import SupervisedModel
+from pyrobnn.reporting.fingerprint import (
     as_table,
     differences,
     fingerprint,
@@ -35,10 +40,6 @@ from pyrobnn.fingerprint import (
     shape_and_dtype,
     site_table,
 )
-from pyrobnn.guides import Guide
-from pyrobnn.layout import Layout
-from pyrobnn.storage import Document, load_state, read, save_state, write
-from pyrobnn.supervised import SupervisedModel
 
 __all__ = ["load", "load_state", "save", "save_state"]
 

@@ -78,7 +78,7 @@ def _parser() -> _Parser:
     parser = _Parser(prog="pyrobnn", description="Bayesian neural networks on Pyro.")
     parser.add_argument("--version", action="version", version=f"pyrobnn {__version__}")
     commands = parser.add_subparsers(dest="command", title="commands")
-    text = "Fits posteriors of a small network to real handwritten digits (0-7) and asks them about 8 and 9."
+    text = "Fits posteriors of a small network to real handwritten digits (0-7) and evaluates them on 8 and 9."
     command = commands.add_parser(
         "demo",
         help="train on real digits, compare posteriors, write a report",

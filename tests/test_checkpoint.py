@@ -27,10 +27,11 @@ from torch import Tensor, nn
 
 import pyrobnn.checkpoint as checkpoint
 from pyrobnn import likelihoods, priors
-from pyrobnn.bayesianize import bayesianize, buffers
-from pyrobnn.checkpoint import load, load_state, save, save_state
-from pyrobnn.guides import SWAG, DeltaMixture, Guide, GuideMap, LowRankNormal, Map, MeanField
-from pyrobnn.supervised import SupervisedModel
+from pyrobnn.checkpoint import load, save
+from pyrobnn.core.storage import load_state, save_state
+from pyrobnn.guides import MAP, SWAG, Composite, DeltaMixture, Guide, LowRankNormal, MeanField
+from pyrobnn.model.bayesianize import bayesianize, buffers
+from pyrobnn.model.supervised import SupervisedModel
 
 NORMAL = dist.Normal(0.0, 1.0)
 X = torch.linspace(-1.0, 1.0, 12).reshape(4, 3)
@@ -103,7 +104,7 @@ PRIORS = {
     "horseshoe": priors.horseshoe(0.3),
     "latent scale": priors.latent_scale(dist.LogNormal(0.0, 0.5)),
     "learned scale": priors.learned_scale(0.7),
-    "centred": priors.centred(0.2),
+    "centered": priors.centered(0.2),
     "first layer only": [("0.*", NORMAL), ("*", None)],
     "norm layers too": [(nn.BatchNorm1d, dist.Normal(1.0, 0.1)), ("*", NORMAL)],
 }
@@ -170,33 +171,33 @@ def swag(model: nn.Module) -> SWAG:
 HALF_AND_HALF = [
     ("3.*", functools.partial(LowRankNormal, rank=2)),
     (("net.0.weight", "likelihood*"), functools.partial(MeanField, antithetic=False, init_scale=0.3)),
-    ("*", Map),
+    ("*", MAP),
 ]
 
 
 @pytest.mark.parametrize(
     "build",
     [
-        lambda m: Map(m, jacobian=True),
-        lambda m: Map(m),
+        lambda m: MAP(m, jacobian=True),
+        lambda m: MAP(m),
         lambda m: MeanField(m, antithetic=False, init_scale=0.3),
         lambda m: LowRankNormal(m, rank=3, max_bytes=10_000),
         swag,
-        lambda m: GuideMap(m, HALF_AND_HALF),
-        lambda m: GuideMap(
-            m, [("net.*", functools.partial(GuideMap, rules=[*HALF_AND_HALF[:1], ("*", Map)])), ("*", Map)]
+        lambda m: Composite(m, HALF_AND_HALF),
+        lambda m: Composite(
+            m, [("net.*", functools.partial(Composite, rules=[*HALF_AND_HALF[:1], ("*", MAP)])), ("*", MAP)]
         ),
-        lambda m: GuideMap(m, [("3*", functools.partial(DeltaMixture, num_members=3)), ("*", Map)]),
+        lambda m: Composite(m, [("3*", functools.partial(DeltaMixture, num_members=3)), ("*", MAP)]),
     ],
     ids=[
-        "Map, Jacobian",
-        "Map",
+        "MAP, Jacobian",
+        "MAP",
         "MeanField, not antithetic",
         "LowRankNormal",
         "SWAG",
-        "GuideMap",
-        "GuideMap, nested",
-        "GuideMap, ensemble",
+        "Composite",
+        "Composite, nested",
+        "Composite, ensemble",
     ],
 )
 def test_guides_come_back_with_their_options(tmp_path: Path, build: Callable[[nn.Module], Guide]) -> None:
@@ -208,26 +209,26 @@ def test_guides_come_back_with_their_options(tmp_path: Path, build: Callable[[nn
 
 def test_parts_of_a_guide_map_come_back_as_they_were(tmp_path: Path) -> None:
     model = SupervisedModel(mlp(), likelihoods.Normal(dist.HalfNormal(1.0)), NORMAL, num_data=40)
-    guide = GuideMap(model, HALF_AND_HALF)
+    guide = Composite(model, HALF_AND_HALF)
     save(tmp_path, model, guide)
     parts = load(tmp_path, mlp())[1].parts
     assert [(type(p), list(p.layout), p.config()) for p in parts] == [
         (type(p), list(p.layout), p.config()) for p in guide.parts
     ]
-    assert [type(p) for p in parts] == [LowRankNormal, MeanField, Map]
+    assert [type(p) for p in parts] == [LowRankNormal, MeanField, MAP]
 
 
-class OwnFamily(Map):
+class OwnFamily(MAP):
     """Not one of the library's."""
 
 
 def test_a_guide_map_with_a_family_of_ones_own_is_filled_in_place(tmp_path: Path) -> None:
     model = SupervisedModel(mlp(), likelihoods.Categorical(), NORMAL, num_data=40)
-    trained(model, guide := GuideMap(model, [("3*", OwnFamily), ("*", Map)]))
+    trained(model, guide := Composite(model, [("3*", OwnFamily), ("*", MAP)]))
     save(tmp_path, model, guide)
     with pytest.raises(ValueError, match=r"guide: 'tests.test_checkpoint.OwnFamily' is not one.*pass it as guide="):
         load(tmp_path, mlp())
-    other = GuideMap(model, [("3*", OwnFamily), ("*", Map)])
+    other = Composite(model, [("3*", OwnFamily), ("*", MAP)])
     _, loaded = load(tmp_path, model=model, guide=other)
     assert torch.equal(loaded.state_dict()["0.loc"], guide.state_dict()["0.loc"])
 

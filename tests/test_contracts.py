@@ -22,7 +22,7 @@ POSTERIORS = {"guide", "posterior", "laplace", "chains"}
 OF_ONE_FAMILY = {
     ("guides", "*"),
     ("finetuning.py", "*"),  # recipes by family
-    ("training/snapshot.py", "Map"),
+    ("training/snapshot.py", "MAP"),
     ("prediction/linearized.py", "Laplace"),
     ("structure/distribution.py", "ConcreteStructure"),
     ("diagnostics/sampling.py", "Chains"),  # energies and temperatures of a sampler

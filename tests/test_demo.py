@@ -14,7 +14,7 @@ import torch
 from pyrobnn import demo
 from pyrobnn.checkpoint import load
 from pyrobnn.demo.methods import fit_method
-from pyrobnn.guides import SWAG, GuideMap, Laplace, LowRankNormal, Map, MeanField
+from pyrobnn.guides import MAP, SWAG, Composite, Laplace, LowRankNormal, MeanField
 from pyrobnn.prediction import predict
 from pyrobnn.training import History
 
@@ -191,10 +191,10 @@ def test_swag_collects_even_after_the_shortest_training(results: dict[str, demo.
 def test_low_rank_is_for_the_readout_and_a_point_for_the_rest() -> None:
     method = next(method for method in demo.METHODS if method.name == "last-layer low rank")
     guide = method.make_guide(demo.make_model(num_data=8))
-    assert isinstance(guide, GuideMap)
+    assert isinstance(guide, Composite)
     assert isinstance(guide.part("net.readout.weight"), LowRankNormal)
     assert guide.part("net.readout.weight") is guide.part("net.readout.bias")
-    assert isinstance(guide.part("net.conv1.weight"), Map)
+    assert isinstance(guide.part("net.conv1.weight"), MAP)
 
 
 @pytest.mark.parametrize(("epochs", "seed", "name"), [(0, 0, "epochs"), (1, -1, "seed"), (1, 2**32, "seed")])

@@ -17,7 +17,7 @@ def run(code: str) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("module", ["pyrobnn", "pyrobnn.report"])
+@pytest.mark.parametrize("module", ["pyrobnn", "pyrobnn.reporting.report"])
 def test_import_loads_nothing_that_only_a_part_needs(module: str) -> None:
     assert run(f"import sys, {module}; print([m for m in {SLOW} if m in sys.modules])").strip() == "[]"
 
@@ -31,7 +31,7 @@ def test_figures_load_matplotlib_when_they_are_drawn() -> None:
 import sys, torch, pyrobnn as pb
 pb.plots.reliability(torch.tensor([[0.9, 0.1], [0.4, 0.6]]), torch.tensor([0, 1]))
 print("matplotlib" in sys.modules, "torchmetrics" in sys.modules)
-pb.calibration.ExpectedCalibrationError()
+pb.metrics.ExpectedCalibrationError()
 print("torchmetrics" in sys.modules)
 """
     assert run("import matplotlib; matplotlib.use('Agg')" + code).split() == ["True", "False", "True"]

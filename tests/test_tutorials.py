@@ -91,5 +91,5 @@ def test_is_committed_with_the_outputs_of_a_whole_run(name: str) -> None:
         ("https://example.org/a/b", False),
     ],
 )
-def test_absolute_paths_are_recognised(line: str, is_path: bool) -> None:
+def test_absolute_paths_are_recognized(line: str, is_path: bool) -> None:
     assert (ABSOLUTE_PATH.search(line) is not None) == is_path

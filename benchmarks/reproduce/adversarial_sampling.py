@@ -22,8 +22,8 @@ import pyrobnn as pb
 from benchmarks.networks import resnet20
 from benchmarks.reproduce import datasets
 from benchmarks.reproduce.experiment import Batches, Experiment, Row, arguments, flip_and_shift, subset
-from pyrobnn.elbo import AdversarialELBO
-from pyrobnn.guides import Map, MeanField
+from pyrobnn.guides import MAP, MeanField
+from pyrobnn.objectives import AdversarialELBO
 
 STRENGTHS = (0.0, 0.2, 0.5, 0.8, 1.0)
 
@@ -52,7 +52,7 @@ def run(seed: int, options: argparse.Namespace) -> dict[str, Row]:
     start = pb.SupervisedModel(net, pb.likelihoods.Categorical(), prior, num_data=len(train[0]))
     init = None
     if options.pretrain:
-        point = Map(start)
+        point = MAP(start)
         fit(start, point, epochs=1 if options.quick else options.pretrain)
         init = {name: value[0] for name, value in point.sample(1).items()}
     rows = {}

@@ -29,10 +29,9 @@ import pyrobnn as pb
 from benchmarks.reproduce import datasets
 from benchmarks.reproduce.experiment import Batches, Experiment, Row, arguments, subset
 from pyrobnn import guides
-from pyrobnn.detection import aupr, auroc
+from pyrobnn.metrics import accuracy, aupr, auroc, probability_variance
 from pyrobnn.robustness import fgsm, pgd
 from pyrobnn.sampling import SGLD
-from pyrobnn.uncertainty import accuracy, probability_variance
 
 LEARNING_RATE = 0.05
 """Of SGD on the mean loss, and of SGLD: its step size is twice that over the number of data."""
@@ -80,16 +79,18 @@ def posteriors(seed: int, options: argparse.Namespace) -> dict[str, Posterior]:
             seed=seed,
             progress=False,
         )
-        return Posterior(target, guide, 1 if guide_of is guides.Map else options.draws)
+        return Posterior(target, guide, 1 if guide_of is guides.MAP else options.draws)
 
     target = model()
-    burn_in, thinning, steps = (10, 1, 30) if options.quick else (options.burn_in, options.thinning, options.steps)
+    warmup_steps, thinning, steps = (
+        (10, 1, 30) if options.quick else (options.warmup_steps, options.thinning, options.steps)
+    )
     chain = pb.sample(
         target,
         data,
         kernel=SGLD(2.0 * LEARNING_RATE / len(x)),
-        num_samples=(steps - burn_in) // thinning,
-        burn_in=burn_in,
+        num_samples=(steps - warmup_steps) // thinning,
+        warmup_steps=warmup_steps,
         thinning=thinning,
         device=options.device,
         max_bytes=2**35,
@@ -108,7 +109,7 @@ def posteriors(seed: int, options: argparse.Namespace) -> dict[str, Posterior]:
         progress=False,
     )
     return {
-        "SGD": fit(guides.Map),
+        "SGD": fit(guides.MAP),
         "MC dropout": fit(guides.MCDropout, p=options.dropout, where=after_hidden, per_example=True),
         "SGLD": Posterior(target, chain, options.draws),
         "APD": Posterior(target, generator, options.draws),
@@ -122,12 +123,12 @@ def unknown(count: int, seed: int) -> dict[str, Tensor]:
     def some(images: Tensor) -> Tensor:
         return images[torch.randperm(len(images), generator=generator)[:count]]
 
-    colour = some(datasets.cifar10("test")[0])
-    grey = (colour * torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)).sum(1, keepdim=True)
+    color = some(datasets.cifar10("test")[0])
+    gray = (color * torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)).sum(1, keepdim=True)
     return {
         "notMNIST": some(datasets.not_mnist()[0]),
         "Omniglot": some(datasets.omniglot()[0]),
-        "CIFAR-10 grey": F.interpolate(grey, size=28, mode="bilinear", antialias=True, align_corners=False),
+        "CIFAR-10 gray": F.interpolate(gray, size=28, mode="bilinear", antialias=True, align_corners=False),
         "Gaussian": torch.randn(count, 1, 28, 28, generator=generator),
         "uniform": torch.rand(count, 1, 28, 28, generator=generator),
     }
@@ -157,8 +158,8 @@ def run(seed: int, options: argparse.Namespace) -> dict[str, Row]:
                     pair = value, scores(found)[score]
                     row |= {
                         f"ROC {score}": 100 * auroc(*pair),
-                        f"PR+ {score}": 100 * aupr(*pair, positive="unknown"),
-                        f"PR- {score}": 100 * aupr(*pair, positive="known"),
+                        f"PR+ {score}": 100 * aupr(*pair, positive="out"),
+                        f"PR- {score}": 100 * aupr(*pair, positive="in"),
                     }
                 rows[f"{images}{' × 5' if scale > 1 else ''}: {name}"] = row
     if options.attacks:
@@ -226,8 +227,8 @@ def main() -> None:
     parser.add_argument("--test", type=int, default=2000, help="test digits, and images of each unknown set")
     parser.add_argument("--epochs", type=int, default=100, help="of SGD and MC dropout (default %(default)s)")
     parser.add_argument("--dropout", type=float, default=0.5, help="probability, after each hidden layer")
-    parser.add_argument("--steps", type=int, default=20_500, help="of SGLD, burn-in included (default %(default)s)")
-    parser.add_argument("--burn-in", type=int, default=500, help="steps (default %(default)s)")
+    parser.add_argument("--steps", type=int, default=20_500, help="of SGLD, warmup included (default %(default)s)")
+    parser.add_argument("--warmup-steps", type=int, default=500, help="steps (default %(default)s)")
     parser.add_argument("--thinning", type=int, default=20, help="steps for a draw (default %(default)s)")
     parser.add_argument("--draws", type=int, default=100, help="draws of a prediction (default %(default)s)")
     parser.add_argument("--components", type=int, default=30, help="of the generator; 0: weights, as in the paper")

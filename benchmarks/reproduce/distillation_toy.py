@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import pyrobnn as pb
 from benchmarks.reproduce.experiment import Experiment, Row, arguments
-from pyrobnn.guides import Chains, Map
+from pyrobnn.guides import MAP, Chains
 
 GRID = torch.cartesian_prod(torch.linspace(-6, 6, 41), torch.linspace(-6, 6, 41))
 
@@ -36,7 +36,7 @@ def run(seed: int, options: argparse.Namespace) -> dict[str, Row]:
     torch.manual_seed(seed)
     net = nn.Sequential(nn.Linear(2, 10), nn.ReLU(), nn.Linear(10, 2))
     model = pb.SupervisedModel(net, pb.likelihoods.Categorical(), dist.Normal(0.0, options.prior), num_data=20)
-    point = Map(model)
+    point = MAP(model)
     pb.fit(model, point, [(x, y)], epochs=100 if options.quick else 1000, lr=1e-2, seed=seed, progress=False)
     draws, steps = (50, 20) if options.quick else (options.draws, options.steps)
     # One run gives the draws and, beside them, as many again, which tell how far two halves of a chain are apart.
@@ -45,7 +45,7 @@ def run(seed: int, options: argparse.Namespace) -> dict[str, Row]:
         (x, y),
         kernel=pb.sampling.SGLD(options.step_size),
         num_samples=2 * draws,
-        burn_in=500,
+        warmup_steps=500,
         thinning=options.thinning,
         init=point,
         seed=seed,

@@ -17,9 +17,9 @@ import pyrobnn as pb
 from benchmarks.reproduce import datasets
 from benchmarks.reproduce.experiment import Batches, Experiment, Row, arguments, subset
 from benchmarks.reproduce.posteriors import network
-from pyrobnn.elbo import MeanFieldELBO
 from pyrobnn.estimators import PerGroup
 from pyrobnn.guides import MeanField
+from pyrobnn.objectives import ELBO
 
 ESTIMATORS = {
     "shared": None,
@@ -27,7 +27,7 @@ ESTIMATORS = {
     "per group, G = 8": PerGroup(8),
     "per example": "per_example",
     "flipout": "flipout",
-    "local reparameterisation": "local_reparameterization",
+    "local reparameterization": "local_reparameterization",
 }
 
 
@@ -57,7 +57,7 @@ def variances(
     options: argparse.Namespace,
 ) -> Row:
     """Traces of the covariances."""
-    elbo, found = MeanFieldELBO(estimator=estimator), []
+    elbo, found = ELBO(estimator=estimator), []
     draws = 5 if options.quick else options.draws
     torch.manual_seed(0)
     for _ in range(draws):

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 import pyrobnn as pb
 from benchmarks.reproduce import datasets
 from benchmarks.reproduce.experiment import Batches, Experiment, Row, arguments
-from benchmarks.reproduce.uci import Standardiser
+from benchmarks.reproduce.uci import Standardizer
 from pyrobnn import guides, priors
 from pyrobnn.diagnostics import function_space_diagnostics
 from pyrobnn.prediction import ClassPrediction
@@ -73,9 +73,9 @@ def digits(seed: int, images: int) -> Problem:
 
 
 def regression(name: str, split: int) -> Problem:
-    """A UCI set, standardised."""
+    """A UCI set, standardized."""
     train, test = datasets.uci(name, split)
-    inputs, targets = Standardiser(train[0]), Standardiser(train[1])
+    inputs, targets = Standardizer(train[0]), Standardizer(train[1])
     torch.manual_seed(split)
     net = nn.Sequential(nn.Linear(train[0].shape[1], 50), nn.Tanh(), nn.Linear(50, 1))
     noise = functools.partial(pb.likelihoods.Normal, NOISE)
@@ -154,7 +154,7 @@ def distance(problem: Problem, found: pb.Prediction, reference: pb.Prediction) -
 
 
 def scores(problem: Problem, found: pb.Prediction) -> Row:
-    """Against the test targets, standardised ones for a regression."""
+    """Against the test targets, standardized ones for a regression."""
     row = {"NLL": float(-found.log_prob(problem.test_y).mean())}
     if isinstance(found, ClassPrediction):
         return row | {"accuracy": float((found.mean.argmax(-1) == problem.test_y).float().mean() * 100)}
@@ -167,11 +167,17 @@ def scores(problem: Problem, found: pb.Prediction) -> Row:
 def hmc(case: Case) -> guides.Chains:
     """The reference."""
     options, data = case.options, (case.problem.x, case.problem.y)
-    burn_in, draws, leapfrogs = (
-        (60, 20, 8) if options.quick else (options.burn_in, options.hmc_draws, options.leapfrogs)
+    warmup_steps, draws, leapfrogs = (
+        (60, 20, 8) if options.quick else (options.warmup_steps, options.hmc_draws, options.leapfrogs)
     )
     kernel = HMC(num_leapfrog=leapfrogs, compile=False if options.quick else "auto")
-    settings = {"num_samples": draws, "burn_in": burn_in, "chains": 4, "seed": case.seed, "progress": False}
+    settings = {
+        "num_samples": draws,
+        "warmup_steps": warmup_steps,
+        "num_chains": 4,
+        "seed": case.seed,
+        "progress": False,
+    }
     return pb.sample(case.model, data, kernel=kernel, **settings)
 
 
@@ -186,15 +192,15 @@ def train(make: Callable[[pb.SupervisedModel], guides.Guide], case: Case, speed:
 
 
 def laplace(case: Case) -> guides.Guide:
-    """A full Gauss–Newton matrix at the mode; it predicts by linearisation."""
-    point = train(guides.Map, case)
+    """A full Gauss–Newton matrix at the mode; it predicts by linearization."""
+    point = train(guides.MAP, case)
     every_row = [(case.problem.x, case.problem.y)]
     return guides.Laplace(case.model, init=point, structure="full").fit(case.model, every_row)
 
 
 def swag(case: Case) -> guides.Guide:
     """Adam to the mode, then iterates of SGD at a constant step, one for each epoch."""
-    point = {name: value[0] for name, value in train(guides.Map, case).sample(1).items()}
+    point = {name: value[0] for name, value in train(guides.MAP, case).sample(1).items()}
     guide = guides.SWAG(case.model, init=point)
     epochs = 4 if case.options.quick else 100
     sgd = functools.partial(torch.optim.SGD, momentum=0.9)
@@ -218,7 +224,7 @@ def sgmcmc(kernel: StochasticGradientKernel, case: Case) -> guides.Guide:
     """Four chains, a hundred draws of each."""
     options = case.options
     cycle, draws = (20, 5) if options.quick else (options.cycle, 100)
-    settings = {"num_samples": draws, "burn_in": 2 * cycle, "thinning": max(1, cycle // 20), "chains": 4}
+    settings = {"num_samples": draws, "warmup_steps": 2 * cycle, "thinning": max(1, cycle // 20), "num_chains": 4}
     return pb.sample(case.model, case.problem.batches, kernel=kernel, seed=case.seed, progress=False, **settings)
 
 
@@ -234,12 +240,12 @@ MEAN_FIELD = functools.partial(guides.MeanField, init_scale=0.02)
 LOW_RANK = functools.partial(guides.LowRankNormal, rank=10, init_scale=0.02)
 
 METHODS: dict[str, Callable[[Case], guides.Guide]] = {
-    "MAP": functools.partial(train, guides.Map),
+    "MAP": functools.partial(train, guides.MAP),
     "mean field": functools.partial(train, MEAN_FIELD),
     "low rank, r = 10": functools.partial(train, LOW_RANK, speed=0.3),
     "ensemble of 5": functools.partial(train, functools.partial(guides.DeltaMixture, num_members=5)),
     "MC dropout, p = 0.1": functools.partial(train, functools.partial(guides.MCDropout, p=0.1)),
-    "Laplace, linearised": laplace,
+    "Laplace, linearized": laplace,
     "SWAG": swag,
     "SGLD": sgld,
     "cSGHMC": cyclical,
@@ -253,10 +259,10 @@ def main() -> None:
     parser.add_argument("--sets", nargs="+", default=["digits", "bostonHousing"], help="digits, or names of UCI sets")
     parser.add_argument("--images", type=int, default=400, help="training digits (default %(default)s)")
     parser.add_argument("--steps", type=int, default=3000, help="of Adam (default %(default)s)")
-    parser.add_argument("--burn-in", type=int, default=200, help="transitions of HMC (default %(default)s)")
+    parser.add_argument("--warmup-steps", type=int, default=200, help="transitions of HMC (default %(default)s)")
     parser.add_argument("--hmc-draws", type=int, default=250, help="of each of four chains (default %(default)s)")
     parser.add_argument("--leapfrogs", type=int, default=64, help="in a transition (default %(default)s)")
-    parser.add_argument("--cycle", type=int, default=2000, help="steps of a cycle; SGLD's burn-in lasts two")
+    parser.add_argument("--cycle", type=int, default=2000, help="steps of a cycle; SGLD's warmup lasts two")
     parser.add_argument("--distillation-steps", type=int, default=3000, help="of the generator (default %(default)s)")
     Experiment("Posteriors against HMC", run, lambda method: method.partition(":")[0]).main(parser)
 

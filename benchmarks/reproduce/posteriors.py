@@ -2,11 +2,11 @@
 
 Accuracy, NLL and ECE on the test images; AUROC of notMNIST, Fashion-MNIST, KMNIST and perturbed test images against
 them by mutual information (by entropy for the point estimate, which has none); training time as a multiple of MAP's,
-to which fine-tuning, SWAG and Laplace add their own part; time of a prediction per draw. The uncertainty regulariser
+to which fine-tuning, SWAG and Laplace add their own part; time of a prediction per draw. The uncertainty regularizer
 sees perturbed images made of half a batch, and may have a learning rate of its own.
 
     python -m benchmarks.reproduce.posteriors --seeds 0 1 2 --json posteriors.json
-    python -m benchmarks.reproduce.posteriors --methods "*regularised*"
+    python -m benchmarks.reproduce.posteriors --methods "*regularized*"
     python -m benchmarks.reproduce.posteriors --data cifar10 --network resnet20 --images 50000 --device cuda
 """
 
@@ -30,10 +30,8 @@ from benchmarks.networks import resnet20
 from benchmarks.reproduce import datasets
 from benchmarks.reproduce.experiment import Batches, Experiment, Row, arguments, flip_and_shift, subset
 from pyrobnn import guides
-from pyrobnn.calibration import expected_calibration_error
-from pyrobnn.detection import auroc
-from pyrobnn.elbo import perturbed
-from pyrobnn.uncertainty import accuracy
+from pyrobnn.metrics import accuracy, auroc, expected_calibration_error
+from pyrobnn.objectives import perturbed
 
 EPSILON = {"mnist": 0.5, "cifar10": 0.1}
 """Amplitude of the uniform noise on perturbed images, whose pixels lie between 0 and 1."""
@@ -94,7 +92,7 @@ class Trainer:
         start = model.net.network
         members = {"num_members": 10, "members_per_step": 1}
         head = functools.partial(guides.DeltaMixture, **members, init=start, spread=0.1)
-        return guides.GuideMap(model, [(f"net.{self.head}.*", head), ("*", functools.partial(guides.Map, init=start))])
+        return guides.Composite(model, [(f"net.{self.head}.*", head), ("*", functools.partial(guides.MAP, init=start))])
 
     def swag(self, net: nn.Module) -> Fitted:
         """A constant step from the MAP network, an iterate collected each epoch."""
@@ -141,7 +139,7 @@ def run(seed: int, options: argparse.Namespace) -> dict[str, Row]:
         rows[name] |= {"seconds": seconds, "× MAP": seconds / base + adds}
         return fitted
 
-    model, guide = record("MAP", lambda: trainer.fit(guides.Map), 1)  # where the others start, and their measure
+    model, guide = record("MAP", lambda: trainer.fit(guides.MAP), 1)  # where the others start, and their measure
     trained = copy.deepcopy(model.net.network).requires_grad_()  # the model's own are placeholders for draws
     with torch.no_grad():
         for name, value in guide.sample(1).items():
@@ -158,15 +156,15 @@ def methods(trainer: Trainer, trained: nn.Module, draws: int) -> dict[str, tuple
     """Of each method: how to fit it, the draws of a prediction, and whether its time comes on top of MAP's."""
     finetune = functools.partial(trainer.finetune, trained)
     noise = half_of_them(perturbed(EPSILON[trainer.options.data]))
-    regularised = functools.partial(finetune, auxiliary=noise, lr=trainer.options.regularised_lr)
+    regularized = functools.partial(finetune, auxiliary=noise, lr=trainer.options.regularized_lr)
     mean_field = functools.partial(guides.MeanField, init_scale=3e-3)
     ensemble = functools.partial(guides.DeltaMixture, num_members=5)
     return {
         "mean field from scratch": (lambda: trainer.fit(mean_field), draws, False),
         "fine-tuned mean field": (lambda: finetune("mean_field"), draws, True),
-        "fine-tuned mean field, regularised": (lambda: regularised("mean_field"), draws, True),
+        "fine-tuned mean field, regularized": (lambda: regularized("mean_field"), draws, True),
         "fine-tuned low-rank sharing": (lambda: finetune("low_rank_sharing"), 5, True),
-        "fine-tuned low-rank sharing, regularised": (lambda: regularised("low_rank_sharing"), 5, True),
+        "fine-tuned low-rank sharing, regularized": (lambda: regularized("low_rank_sharing"), 5, True),
         "fine-tuned last-layer ensemble": (lambda: finetune(trainer.last_layer_ensemble), 10, True),
         "MC dropout": (lambda: trainer.fit(functools.partial(guides.MCDropout, p=0.1)), draws, False),
         "ensemble of 5": (lambda: trainer.fit(ensemble), 5, False),
@@ -224,7 +222,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=10_000, help="training images (default %(default)s)")
     parser.add_argument("--epochs", type=int, default=30, help="epochs of MAP and of what starts from scratch")
     parser.add_argument("--finetune-epochs", type=int, default=4)
-    parser.add_argument("--regularised-lr", type=float, help="default: that of pb.finetune")
+    parser.add_argument("--regularized-lr", type=float, help="default: that of pb.finetune")
     parser.add_argument("--methods", nargs="+", default=["*"], metavar="NAME", help="or patterns of names, beside MAP")
     Experiment("Posteriors, from scratch and by fine-tuning", run).main(parser)
 

@@ -24,8 +24,8 @@ from benchmarks.reproduce import datasets
 from benchmarks.reproduce.experiment import Batches, Experiment, Row, arguments
 from models.segmentation import segmentation
 from pyrobnn import plots, schedules
-from pyrobnn.detection import auroc
-from pyrobnn.guides import ConcreteStructure, Guide, GuideMap, Map
+from pyrobnn.guides import MAP, Composite, ConcreteStructure, Guide
+from pyrobnn.metrics import auroc
 
 CLASSES, VOID = 11, 11
 
@@ -87,7 +87,7 @@ def fit(
         temperature=schedules.Exponential(3.0, 2.2 / steps, floor=1.0),
         beta=schedules.Linear(1.0, 0.5, steps),
     )
-    guide = GuideMap(model, [("*structure*", structure), ("*", Map)])
+    guide = Composite(model, [("*structure*", structure), ("*", MAP)])
     cosine = functools.partial(torch.optim.lr_scheduler.CosineAnnealingLR, T_max=settings["epochs"])
     pb.fit(
         model,

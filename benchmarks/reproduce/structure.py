@@ -33,12 +33,10 @@ from benchmarks.reproduce import datasets
 from benchmarks.reproduce.experiment import Batches, Experiment, Row, arguments, flip_and_shift, subset
 from models import dbsn, nsa
 from pyrobnn import guides, structure
-from pyrobnn.bayesianize import frozen_buffers
-from pyrobnn.calibration import expected_calibration_error
-from pyrobnn.detection import auroc
+from pyrobnn.metrics import accuracy, auroc, expected_calibration_error
+from pyrobnn.model.bayesianize import frozen_buffers
+from pyrobnn.model.substitution import SubstituteMessenger
 from pyrobnn.robustness import fgsm, pgd
-from pyrobnn.substitution import Substitution
-from pyrobnn.uncertainty import accuracy
 
 NSA = ("stochastic, shared statistics", "stochastic, own statistics")
 """Networks with stochastic architectures, by whose running statistics they have."""
@@ -167,7 +165,7 @@ def disparity(
     model.train()
     with frozen_buffers(model):
         for x, y in itertools.islice(batches, most):
-            with Substitution(guide.sample(1).at(0)):
+            with SubstituteMessenger(guide.sample(1).at(0)):
                 outputs = model.predictive(x.to(device)).cpu()
             right, rows = right + int((outputs.argmax(-1) == y).sum()), rows + len(y)
     model.eval()

@@ -1,6 +1,6 @@
 """UCI regression on the splits of Gal & Ghahramani (2016): RMSE and test log likelihood in the target's own units.
 
-One hidden layer of 50 units (100 for protein), inputs and targets standardised, the noise a parameter that is fitted
+One hidden layer of 50 units (100 for protein), inputs and targets standardized, the noise a parameter that is fitted
 with the posterior; the same number of Adam steps for every method. A seed is a split. Beside each set stand the figures
 published for MC dropout (there with a grid search over rates and noise levels for each split, here with one rate).
 
@@ -38,7 +38,7 @@ PUBLISHED = {
 Make = Callable[[pb.SupervisedModel], guides.Guide]
 
 METHODS: dict[str, tuple[Make, int, float]] = {
-    "MAP": (guides.Map, 1, 1.0),
+    "MAP": (guides.MAP, 1, 1.0),
     "MC dropout, p = 0.01": (functools.partial(guides.MCDropout, p=0.01, where="*.weight"), 100, 1.0),
     "mean field": (functools.partial(guides.MeanField, init_scale=0.02), 100, 1.0),
     "low rank, r = 5": (functools.partial(guides.LowRankNormal, rank=5, init_scale=0.02), 100, 0.3),
@@ -47,7 +47,7 @@ METHODS: dict[str, tuple[Make, int, float]] = {
 """How to build a guide, the draws of a prediction, and a factor of the learning rate."""
 
 
-class Standardiser:
+class Standardizer:
     """Shift and scale of a training set's columns; constant columns are left alone."""
 
     def __init__(self, x: Tensor) -> None:
@@ -64,7 +64,7 @@ def run(split: int, options: argparse.Namespace) -> dict[str, Row]:
     rows = {}
     for name in options.sets:
         (x, y), test = datasets.uci(name, split)
-        inputs, targets = Standardiser(x), Standardiser(y)
+        inputs, targets = Standardizer(x), Standardizer(y)
         train, known = (inputs(x), targets(y)), (inputs(test[0]), targets(test[1]))
         for method, (make, draws, speed) in METHODS.items():
             model, guide = fit(name, train, make, speed * options.lr, split, options)

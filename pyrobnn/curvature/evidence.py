@@ -18,11 +18,11 @@ from pyrobnn.curvature.blocks import Block
 __all__ = ["best_multiplier", "tune_multipliers"]
 
 _REACH = math.log(1e8)
-_GRID = 201  # there may be several maxima; steps of a factor 1.2 tell them apart
+_GRID = 201  # there may be several maxima; steps of a factor 1.2 resolve them
 
 
 def best_multiplier(blocks: Sequence[Block]) -> float:
-    """The multiplier, the same for all ``blocks``, that maximises the evidence: the best of a grid, polished.
+    """The multiplier, the same for all ``blocks``, that maximizes the evidence: the best of a grid, polished.
 
     Args:
         blocks: Fitted blocks.

@@ -2,7 +2,7 @@ r"""Fisher information of an observation in the network's outputs, as a sum of o
 
 .. math::  \Lambda(f) = E_{y \sim p(y \mid f)}\big[\nabla_f \log p\, \nabla_f \log p^\top\big] = \sum_c r_c r_c^\top.
 
-With it the generalised Gauss–Newton matrix of the weights is :math:`\sum_n J_n^\top \Lambda_n J_n =
+With it the generalized Gauss–Newton matrix of the weights is :math:`\sum_n J_n^\top \Lambda_n J_n =
 \sum_{n,c} (J_n^\top r_{nc})(J_n^\top r_{nc})^\top` (Martens 2020). For classes (softmax or sigmoid), Gaussian noise of
 a given scale and Poisson counts :math:`\Lambda` is also the Hessian of :math:`-\log p` in the outputs.
 """
@@ -14,8 +14,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from pyrobnn import likelihoods
-from pyrobnn.likelihoods import Likelihood
+from pyrobnn.model import likelihoods
+from pyrobnn.model.likelihoods import Likelihood
 
 __all__ = ["SAMPLED_COLUMNS", "fisher_roots"]
 

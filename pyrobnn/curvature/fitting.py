@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from pyrobnn.batches import Batch
+from pyrobnn.core.batches import Batch
 from pyrobnn.curvature.blocks import DenseBlock, DiagonalBlock, KroneckerBlock
 from pyrobnn.curvature.gauss_newton import gauss_newton
 from pyrobnn.curvature.kronecker import KroneckerFactors, add_batch
 from pyrobnn.curvature.layout import Group
-from pyrobnn.independent import base_distribution
-from pyrobnn.substitution import Substitution
-from pyrobnn.supervised import SupervisedModel
+from pyrobnn.distributions.independent import base_distribution
+from pyrobnn.model.substitution import SubstituteMessenger
+from pyrobnn.model.supervised import SupervisedModel
 
 __all__ = ["fill"]
 
@@ -58,7 +58,7 @@ def fill(
         if batch.weight is not None:
             raise TypeError("loader: its batches bring weights, which the curvature does not take; pass (x, y).")
         x, y = batch.inputs, batch.targets
-        with torch.no_grad(), Substitution(values):
+        with torch.no_grad(), SubstituteMessenger(values):
             outputs = model.predictive(x)
             model.likelihood.check_shape(outputs, y)
             log_likelihood += float(model.likelihood(outputs).log_prob(y).double().sum())
@@ -126,7 +126,7 @@ class _Curvature:
 
 def _priors(model: SupervisedModel, values: Mapping[str, Tensor]) -> dict[str, Any]:
     """Each site's prior, given the others at the mode."""
-    with torch.no_grad(), Substitution(values) as run:
+    with torch.no_grad(), SubstituteMessenger(values) as run:
         model.sample_latents()
     missing = [message["name"] for message in run.latent if message["name"] not in values]
     if missing:

@@ -1,4 +1,4 @@
-r"""The generalised Gauss–Newton matrix from per-example Jacobians, :math:`H = \sum_n J_n^\top \Lambda_n J_n`.
+r"""The generalized Gauss–Newton matrix from per-example Jacobians, :math:`H = \sum_n J_n^\top \Lambda_n J_n`.
 
 ``J_n [O, n]`` are the derivatives of a datum's ``O`` outputs by the chosen weights: :func:`torch.func.jacrev` under
 :func:`torch.func.vmap`, in chunks of examples that fit a byte budget. (Recurrent networks, which torch cannot vmap, go
@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.func import jacrev, vmap
 
+from pyrobnn.core.trees import leaves, map_leaves, num_rows
 from pyrobnn.curvature.fisher import fisher_roots
-from pyrobnn.substitution import Substitution
-from pyrobnn.supervised import SupervisedModel
-from pyrobnn.trees import leaves, map_leaves, num_rows
+from pyrobnn.model.substitution import SubstituteMessenger
+from pyrobnn.model.supervised import SupervisedModel
 
 __all__ = ["gauss_newton", "outputs_and_jacobians"]
 
@@ -36,7 +36,7 @@ def gauss_newton(
     Args:
         model: The model, in evaluation mode.
         values: Values of all its sites.
-        names: The sites whose curvature is asked for, in this order.
+        names: The sites whose curvature is requested, in this order.
         x: A batch of inputs.
         diagonal: Only the diagonal.
         max_bytes: Budget for Jacobians.
@@ -46,7 +46,7 @@ def gauss_newton(
     """
     total: Tensor | float = 0.0
     for outputs, jacobians in outputs_and_jacobians(model, values, names, x, max_bytes=max_bytes):
-        with Substitution(values):
+        with SubstituteMessenger(values):
             roots = fisher_roots(model.likelihood, outputs).flatten(2)  # [columns, b, O]
         rows = torch.einsum("cbo,bon->cbn", roots, jacobians).flatten(0, 1).double()
         total = total + (rows.square().sum(0) if diagonal else rows.T @ rows)
@@ -68,14 +68,14 @@ def outputs_and_jacobians(
     chosen = {name: values[name].detach() for name in names}
 
     def outputs_of(weights: dict[str, Tensor], example: Any) -> tuple[Tensor, Tensor]:
-        with Substitution({**values, **weights}):
+        with SubstituteMessenger({**values, **weights}):
             outputs = model.predictive(example).squeeze(0)
         return outputs.reshape(-1), outputs
 
     with torch.no_grad():
         num_outputs = outputs_of(chosen, _rows(x, slice(0, 1)))[0].numel()
     num_weights = sum(value.numel() for value in chosen.values())
-    # Twice: jacrev holds one gradient per output beside the assembled matrix.
+    # Twice: jacrev holds one gradient per output and the assembled matrix.
     bytes_per_example = 2 * num_outputs * num_weights * next(iter(chosen.values())).element_size()
     chunk = max(1, max_bytes // max(1, bytes_per_example))
     rows = num_rows(x)

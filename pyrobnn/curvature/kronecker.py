@@ -26,8 +26,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pyrobnn.curvature.fisher import SAMPLED_COLUMNS, fisher_roots
-from pyrobnn.substitution import Substitution
-from pyrobnn.supervised import SupervisedModel
+from pyrobnn.model.substitution import SubstituteMessenger
+from pyrobnn.model.supervised import SupervisedModel
 
 __all__ = ["KroneckerFactors", "add_batch", "kronecker_layers"]
 
@@ -94,7 +94,7 @@ def add_batch(
     """
     # The graph must reach every factored layer, so their weights are leaves.
     leaves = {name: values[name].detach().clone().requires_grad_() for name in names}
-    with torch.enable_grad(), Substitution({**values, **leaves}), _recorded(factors):
+    with torch.enable_grad(), SubstituteMessenger({**values, **leaves}), _recorded(factors):
         outputs = model.predictive(x)
         roots = fisher_roots(model.likelihood, outputs, max_exact=SAMPLED_COLUMNS)
     for name, layer in factors.items():

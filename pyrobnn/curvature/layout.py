@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from pyrobnn._pyro import full_name
-from pyrobnn.bayesianize import BayesianModule, bayesian_modules
+from pyrobnn.core.pyro_compat import full_name
 from pyrobnn.curvature.blocks import Block, DenseBlock, DiagonalBlock, KroneckerBlock
 from pyrobnn.curvature.kronecker import kronecker_layers
+from pyrobnn.model.bayesianize import BayesianModule, bayesian_modules
 
 if TYPE_CHECKING:
-    from pyrobnn.layout import Site
+    from pyrobnn.model.layout import Site
 
 __all__ = ["Group", "Structure", "lay_out"]
 

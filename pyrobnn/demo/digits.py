@@ -1,7 +1,7 @@
 """The demo's data and model: digits 0 to 7 are known, 8 and 9 are not.
 
 The images are the 1,797 handwritten 8×8 digits of the UCI repository that come with scikit-learn (Alpaydin & Kaynak
-1998). Pixels are standardised with the mean and the standard deviation of all training pixels, because fan-in scaled
+1998). Pixels are standardized with the mean and the standard deviation of all training pixels, because fan-in scaled
 priors suppose inputs of unit variance.
 """
 
@@ -17,8 +17,8 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from pyrobnn import likelihoods
-from pyrobnn.supervised import SupervisedModel
+from pyrobnn.model import likelihoods
+from pyrobnn.model.supervised import SupervisedModel
 
 __all__ = ["NUM_KNOWN", "Digits", "load_digits", "make_model", "network"]
 
@@ -30,7 +30,7 @@ TEST_SHARE = 0.25
 
 @dataclass(frozen=True)
 class Digits:
-    """Images ``[N, 8, 8]``, standardised, and labels ``[N]``.
+    """Images ``[N, 8, 8]``, standardized, and labels ``[N]``.
 
     Attributes:
         train: Images and labels to learn from, of known classes.

@@ -14,15 +14,15 @@ import torch
 from torch import Tensor, nn
 
 from pyrobnn import guides
-from pyrobnn.calibration import expected_calibration_error
 from pyrobnn.demo.digits import Digits, make_model, network
-from pyrobnn.detection import auroc
-from pyrobnn.elbo import MeanFieldELBO
 from pyrobnn.guides import Guide
+from pyrobnn.metrics.calibration import expected_calibration_error
+from pyrobnn.metrics.detection import auroc
+from pyrobnn.metrics.scores import accuracy, brier, nll
+from pyrobnn.model.supervised import SupervisedModel
+from pyrobnn.objectives import ELBO
 from pyrobnn.prediction import Prediction, predict
-from pyrobnn.supervised import SupervisedModel
 from pyrobnn.training import History, fit, make_optimizer, train_step
-from pyrobnn.uncertainty import accuracy, brier, nll
 
 __all__ = ["COLUMNS", "METHODS", "TIMINGS", "Method", "Result", "evaluate", "fit_method", "step_ratios"]
 
@@ -85,11 +85,11 @@ class Method:
 def _low_rank_readout(model: SupervisedModel) -> Guide:
     """Correlated weights in the last layer, a point below it."""
     readout = partial(guides.LowRankNormal, init_scale=0.02)
-    return guides.GuideMap(model, [("net.readout.*", readout), ("*", guides.Map)])
+    return guides.Composite(model, [("net.readout.*", readout), ("*", guides.MAP)])
 
 
 METHODS = (
-    Method("MAP", guides.Map, num_samples=1),
+    Method("MAP", guides.MAP, num_samples=1),
     Method("mean field", partial(guides.MeanField, init_scale=0.02)),
     # Weights of the low-rank factor are of the size of standard deviations: smaller steps for them.
     Method("last-layer low rank", _low_rank_readout, train=partial(train_by_adam, lr=0.3 * LEARNING_RATE)),
@@ -158,7 +158,7 @@ def fit_method(method: Method, data: Digits, epochs: int, seed: int, progress: b
 
 
 def evaluate(result: Result, labels: Tensor) -> dict[str, str | float | None]:
-    """The metrics of one method, apart from its step time.
+    """The metrics of one method, except its step time.
 
     Args:
         result: The fitted method.
@@ -196,7 +196,7 @@ def step_ratios(methods: Sequence[Method], data: Digits, rounds: int = 60) -> di
         model = make_model(num_data)
         guide = method.make_guide(model)
         optimizer = make_optimizer(model, guide)
-        steps[method.name] = partial(train_step, model, guide, MeanFieldELBO(), optimizer, tuple(batch))
+        steps[method.name] = partial(train_step, model, guide, ELBO(), optimizer, tuple(batch))
     times: dict[str, list[float]] = {name: [] for name in steps}
     with pyro.validation_enabled(False):  # as in `fit` after its first epoch
         for _ in range(rounds):

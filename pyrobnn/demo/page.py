@@ -14,12 +14,12 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from torch import Tensor
 
-from pyrobnn import plots
 from pyrobnn.demo.digits import NUM_KNOWN, Digits
 from pyrobnn.demo.methods import COLUMNS, Result
-from pyrobnn.description import describe
 from pyrobnn.diagnostics import CheckReport
-from pyrobnn.report import Report
+from pyrobnn.reporting import plots
+from pyrobnn.reporting.description import describe
+from pyrobnn.reporting.report import Report
 
 __all__ = ["write_report"]
 
@@ -27,14 +27,15 @@ NUM_IMAGES = 8
 NUM_COLUMNS = 4
 
 _METRICS = """NLL: negative log likelihood in nats. ECE: expected calibration error, 15 bins. AUROC: how well unknown
-digits are told from known ones, by mutual information (MI) or predictive entropy (H); 0.5 is chance. A point estimate
-has no mutual information. Step: processor time of a training step as a multiple of the plain network's, interleaved in
-one run; that of SWAG and Laplace is the step of the point they start from, that of the ensemble trains all members.
+digits are separated from known ones, by mutual information (MI) or predictive entropy (H); 0.5 is chance. A point
+estimate has no mutual information. Step: processor time of a training step as a multiple of the plain network's,
+interleaved in one run; that of SWAG and Laplace is the step of the point they start from, that of the ensemble trains
+all members.
 Seconds: training, what follows it, and prediction."""
 
 _CALIBRATION = """On the held-out images of known digits. Bars above the diagonal mean underconfidence. Mean field errs
 so when data are few for its weights: it must pay, in KL, for every weight that it pins down. So does Laplace when
-classes are easily told apart: the curvature is small then, and the prior stays."""
+classes are easily separated: the curvature is small then, and the prior stays."""
 
 _PARTS = """Total uncertainty is the entropy of the averaged class probabilities. Its aleatoric part is the mean entropy
 of the single draws: what remains ambiguous whichever weights are right. Its epistemic part is the mutual information
@@ -116,7 +117,7 @@ def write_report(
             report.figure(
                 _training(result),
                 f"{result.method.name}: ELBO = expected log likelihood - KL",
-                "The ELBO rises towards a plateau while the divergence falls.",
+                "The ELBO rises toward a plateau while the divergence falls.",
             )
 
     report.section("What became of the network", f"One row per parameter: its prior, and its factor in {name}.")

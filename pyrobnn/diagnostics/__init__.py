@@ -2,6 +2,8 @@
 
 from pyrobnn.diagnostics.arviz import GROUPS, to_arviz
 from pyrobnn.diagnostics.checks import Check, CheckReport, check
+from pyrobnn.diagnostics.estimator_report import EstimatorReport
+from pyrobnn.diagnostics.estimator_report import report as estimator_report
 from pyrobnn.diagnostics.function_space import FunctionSpaceDiagnostics, function_space_diagnostics
 from pyrobnn.diagnostics.importance import importance_k_hat, k_hat_threshold, last_layer_sites
 from pyrobnn.diagnostics.sampling import (
@@ -20,6 +22,7 @@ __all__ = [
     "GROUPS",
     "Check",
     "CheckReport",
+    "EstimatorReport",
     "FunctionSpaceDiagnostics",
     "LogDensityDiagnostics",
     "SimulationBasedCalibration",
@@ -28,6 +31,7 @@ __all__ = [
     "WeightStatistics",
     "check",
     "energy_bfmi",
+    "estimator_report",
     "function_space_diagnostics",
     "importance_k_hat",
     "k_hat_threshold",

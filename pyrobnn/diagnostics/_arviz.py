@@ -1,4 +1,4 @@
-"""The one place that knows which ArviZ is installed.
+"""All code that depends on the version of ArviZ.
 
 ArviZ 0.x (Python 3.11) keeps results in its own ``InferenceData``, ArviZ 1.x (Python 3.12 and later) in an
 :class:`xarray.DataTree`. Groups are :class:`xarray.Dataset` in both. ArviZ and
@@ -33,7 +33,7 @@ def from_groups(groups: Mapping[str, xr.Dataset]) -> InferenceData:
 
 
 def split_rhat(values: np.ndarray) -> np.ndarray:
-    """Rank-normalised split R-hat of ``values[chain, draw, ...]``, shape ``[...]`` (Vehtari et al. 2021)."""
+    """Rank-normalized split R-hat of ``values[chain, draw, ...]``, shape ``[...]`` (Vehtari et al. 2021)."""
     return _arviz().rhat(_dataset(values))["values"].to_numpy()
 
 
@@ -70,7 +70,7 @@ def pareto_k(log_ratios: np.ndarray) -> float:
 @functools.cache
 def _arviz() -> ModuleType:
     with warnings.catch_warnings():
-        # 0.x announces its successor at import, which a user of this library can do nothing about.
+        # 0.x announces its successor at import, which users of this library cannot change.
         warnings.simplefilter("ignore", FutureWarning)
         import arviz
     return arviz

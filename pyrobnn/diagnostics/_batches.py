@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from pyrobnn.arguments import check_positive_int
-from pyrobnn.supervised import SupervisedModel
-from pyrobnn.trees import num_rows, take_rows
+from pyrobnn.core.arguments import check_positive_int
+from pyrobnn.core.trees import num_rows, take_rows
+from pyrobnn.model.supervised import SupervisedModel
 
 __all__ = ["Piece", "batches"]
 

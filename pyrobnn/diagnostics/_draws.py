@@ -16,12 +16,12 @@ from pyro import poutine
 from pyro.infer import MCMC
 from torch import Tensor, nn
 
-from pyrobnn.arguments import check_positive_int
-from pyrobnn.bayesianize import evaluating, frozen_buffers
+from pyrobnn.core.arguments import check_positive_int
 from pyrobnn.diagnostics._batches import Piece
-from pyrobnn.draws import Draws, installed_buffers
 from pyrobnn.guides.base import Guide
-from pyrobnn.substitution import Substitution, unscaled_score
+from pyrobnn.model.bayesianize import evaluating, frozen_buffers
+from pyrobnn.model.draws import Draws, installed_buffers
+from pyrobnn.model.substitution import SubstituteMessenger, unscaled_score
 
 __all__ = [
     "DrawsByChain",
@@ -50,17 +50,17 @@ class DrawsByChain:
 
     Args:
         sources: One per chain.
-        num_draws: Draws per chain.
+        num_samples: Draws per chain.
     """
 
-    def __init__(self, sources: Sequence[Source], num_draws: int) -> None:
+    def __init__(self, sources: Sequence[Source], num_samples: int) -> None:
         self.sources = sources
-        self.num_draws = num_draws
+        self.num_samples = num_samples
 
     @property
     def shape(self) -> tuple[int, int]:
         """Number of chains, and of draws in each."""
-        return len(self.sources), self.num_draws
+        return len(self.sources), self.num_samples
 
     def first(self) -> dict[str, Tensor]:
         """One draw, to see sites and shapes."""
@@ -69,8 +69,8 @@ class DrawsByChain:
     def __iter__(self) -> Iterator[tuple[int, int, dict[str, Tensor]]]:
         for chain, source in enumerate(self.sources):
             start, block = 0, 1
-            while start < self.num_draws:
-                stop = min(start + block, self.num_draws)
+            while start < self.num_samples:
+                stop = min(start + block, self.num_samples)
                 draws = Draws.of(source(start, stop))
                 for index in range(stop - start):
                     yield chain, start + index, draws.at(index)
@@ -135,7 +135,7 @@ def _caller(guide: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[st
     def source(start: int, stop: int) -> dict[str, Tensor]:
         draws = []
         for _ in range(start, stop):
-            with Substitution({}) as run:
+            with SubstituteMessenger({}) as run:
                 guide(*args, **kwargs)
             draws.append({m["name"]: m["value"] for m in run.latent if not m["infer"].get("is_auxiliary")})
         return {name: torch.stack([draw[name] for draw in draws]) for name in draws[0]}
@@ -161,28 +161,28 @@ def _chain(guide: Guide, index: int, kept: Tensor) -> Source:
 
 
 def evenly(available: int, num_samples: int | None) -> Tensor:
-    """Which draws to take, all if no number is asked for."""
+    """Which draws to take, all if no number is requested."""
     if num_samples is not None and num_samples > available:
         raise ValueError(f"num_samples: there are {available} draws per chain, got {num_samples}.")
     return torch.linspace(0, available - 1, num_samples or available).round().long()
 
 
-def prior_chain(model: Any, names: set[str], num_draws: int, batch: Piece) -> DrawsByChain:
+def prior_chain(model: Any, names: set[str], num_samples: int, batch: Piece) -> DrawsByChain:
     """Draws of the sites ``names`` from the prior, as one chain."""
     reader = getattr(model, "sample_latents", None)
 
     def source(start: int, stop: int) -> dict[str, Tensor]:
         draws = []
         for _ in range(start, stop):
-            with Substitution({}) as run:
+            with SubstituteMessenger({}) as run:
                 poutine.uncondition(model)(*batch.args, **batch.kwargs) if reader is None else reader()
             draws.append({m["name"]: m["value"] for m in run.latent if m["name"] in names})
         return {name: torch.stack([draw[name] for draw in draws]) for name in draws[0]}
 
-    return DrawsByChain([source], num_draws)
+    return DrawsByChain([source], num_samples)
 
 
-def check_sites(model: Any, values: Mapping[str, Tensor], run: Substitution) -> None:
+def check_sites(model: Any, values: Mapping[str, Tensor], run: SubstituteMessenger) -> None:
     """Refuses a posterior that is not one of this model.
 
     Args:
@@ -203,7 +203,7 @@ def check_sites(model: Any, values: Mapping[str, Tensor], run: Substitution) -> 
     expected = sampled if run.observed else set()
     reader = getattr(model, "sample_latents", None)
     if reader is not None:
-        with Substitution(values) as latents:
+        with SubstituteMessenger(values) as latents:
             reader()
         expected = {message["name"] for message in latents.latent}
     missing = sorted(expected - set(values))
@@ -228,16 +228,16 @@ def data_sites(observed: list[Any]) -> list[Any]:
 
 
 @contextmanager
-def at_draw(model: Any, values: Mapping[str, Tensor]) -> Iterator[Substitution]:
-    """Lets the model run at one draw: with its values, and with its own buffers if it brings some."""
+def at_draw(model: Any, values: Mapping[str, Tensor]) -> Iterator[SubstituteMessenger]:
+    """Lets the model run at one draw: with its values, and with its own buffers if it has some."""
     module = model if isinstance(model, nn.Module) else nn.Module()
-    with installed_buffers(module, Draws.of(values).buffers), Substitution(values) as run:
+    with installed_buffers(module, Draws.of(values).buffers), SubstituteMessenger(values) as run:
         yield run
 
 
 @contextmanager
 def undisturbed(model: Any) -> Iterator[None]:
-    """Evaluation mode without gradients; modes and buffers of the model come back when the block ends."""
+    """Evaluation mode without gradients; modes and buffers of the model are restored when the block ends."""
     module = model if isinstance(model, nn.Module) else nn.Module()
     with torch.no_grad(), evaluating(module), frozen_buffers(module):
         yield

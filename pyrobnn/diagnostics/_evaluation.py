@@ -11,17 +11,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyrobnn import random_state
-from pyrobnn.batches import Batch, Reader
+from pyrobnn.core import random_state
+from pyrobnn.core.batches import Batch, Reader
+from pyrobnn.core.trees import join_rows
 from pyrobnn.diagnostics._batches import Piece, batches
 from pyrobnn.diagnostics._draws import DrawsByChain, at_draw, data_sites
-from pyrobnn.divergence import prior_terms
-from pyrobnn.draws import Draws
 from pyrobnn.guides.base import Guide
-from pyrobnn.likelihoods import ClassLikelihood
-from pyrobnn.substitution import unscaled_score
-from pyrobnn.supervised import SupervisedModel
-from pyrobnn.trees import join_rows
+from pyrobnn.model.divergence import prior_terms
+from pyrobnn.model.draws import Draws
+from pyrobnn.model.likelihoods import ClassLikelihood
+from pyrobnn.model.substitution import unscaled_score
+from pyrobnn.model.supervised import SupervisedModel
 
 __all__ = ["Evaluation", "Rows", "evaluate", "same_random_state"]
 

@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pyrobnn._pyro import full_name
-from pyrobnn.bayesianize import bayesian_modules
+from pyrobnn.core.pyro_compat import full_name
 from pyrobnn.diagnostics._batches import Piece
 from pyrobnn.diagnostics._draws import check_sites, data_sites
-from pyrobnn.substitution import Substitution, unscaled_score
+from pyrobnn.model.bayesianize import bayesian_modules
+from pyrobnn.model.substitution import SubstituteMessenger, unscaled_score
 
 __all__ = ["Layout", "Variable", "matching", "to_numpy"]
 
@@ -35,14 +35,14 @@ class Layout:
 
     def __init__(self, model: Any, values: dict[str, Tensor], pieces: list[Piece]) -> None:
         self.values = values
-        with Substitution(values) as run:
+        with SubstituteMessenger(values) as run:
             model(*pieces[0].args, **pieces[0].kwargs)
         check_sites(model, values, run)
         last = pieces[-1].rows
         rows = last.stop if isinstance(last, slice) else None
         self.latent = {m["name"]: m for m in run.latent if m["name"] in values}
         self.has_targets = bool(data_sites(run.observed))
-        # Without targets the model draws them: then they are the latent sites that the posterior knows
+        # Without targets the model draws them: then they are the latent sites that the posterior has
         # nothing of.
         predicted = data_sites(run.observed) or [m for m in run.latent if m["name"] not in values]
         self.predicted = {m["name"]: m for m in predicted}
@@ -75,7 +75,7 @@ class Layout:
 
 
 def _layer_dims(model: Any) -> dict[str, tuple[str, ...]]:
-    """Dimension names of the weights whose layer says what its dimensions mean."""
+    """Dimension names of the weights whose layer defines its dimensions."""
     dims: dict[str, tuple[str, ...]] = {}
     for converted in bayesian_modules(model) if isinstance(model, nn.Module) else []:
         modules = dict(converted.network.named_modules())
@@ -90,7 +90,7 @@ def _layer_dims(model: Any) -> dict[str, tuple[str, ...]]:
 
 
 def _labels(model: Any) -> dict[str, tuple[tuple[str, ...], ...]]:
-    """Names of what lies along the dimensions of a site, for modules that say so by an attribute ``dimensions``."""
+    """Names of what lies along the dimensions of a site, for modules with an attribute ``dimensions``."""
     found: dict[str, tuple[tuple[str, ...], ...]] = {}
     for converted in bayesian_modules(model) if isinstance(model, nn.Module) else []:
         modules = dict(converted.network.named_modules())
@@ -129,6 +129,6 @@ def matching(names: list[str], patterns: Sequence[str] | None) -> list[str]:
 
 
 def to_numpy(value: Tensor) -> np.ndarray:
-    """The values on the CPU; half precision, which netCDF does not know, in 32 bits."""
+    """The values on the CPU; half precision, which netCDF does not have, in 32 bits."""
     value = value.detach().cpu()
     return (value.float() if value.dtype in (torch.bfloat16, torch.float16) else value).numpy()

@@ -42,7 +42,7 @@ from pyrobnn.diagnostics._draws import (
 )
 from pyrobnn.diagnostics._layout import Layout, Variable, to_numpy
 from pyrobnn.guides.base import Guide
-from pyrobnn.substitution import Substitution, unscaled_score
+from pyrobnn.model.substitution import SubstituteMessenger, unscaled_score
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -78,11 +78,11 @@ def to_arviz(
         num_samples: Draws per chain. None takes 500 of a guide and all that an MCMC run has; a run with more is
             thinned.
         sites: Names or patterns (``"net.4.*"``) of the latent sites to store; None stores all of them. ``[]``
-            leaves out the groups of weights; ``az.loo`` then wants ``reff=1.0``. The other groups always come
+            leaves out the groups of weights; ``az.loo`` then needs ``reff=1.0``. The other groups always come
             from complete draws.
         groups: Which of :data:`GROUPS`, or ``"sample_stats"``, to make; None makes all that the arguments allow.
         batch_size: Rows of data that a :class:`~pyrobnn.SupervisedModel` sees at a time. Other models see all
-            of their data in one run, because only they know what their rows are.
+            of their data in one run, because only they define what their rows are.
         max_bytes: The largest result that is built.
         **kwargs: Keyword arguments of the model.
 
@@ -94,7 +94,7 @@ def to_arviz(
     Raises:
         TypeError: If ``posterior`` is of the wrong kind.
         ValueError: If the result would be larger than ``max_bytes``, a pattern or group is unknown, the
-            arguments cannot give a group that is asked for, or model and posterior do not belong together.
+            arguments cannot give a group that is requested, or model and posterior do not belong together.
     """
     groups = [groups] if isinstance(groups, str) else None if groups is None else list(groups)
     asks_stats = groups is not None and "sample_stats" in groups
@@ -106,7 +106,7 @@ def to_arviz(
         variables = {group: layout.variables(group, sites) for group in wanted}
         wanted = [group for group in wanted if variables[group]]
         leads = {group: () if group == "observed_data" else chains.shape for group in wanted}
-        leads.update({group: (1, chains.num_draws) for group in wanted if group.startswith("prior")})
+        leads.update({group: (1, chains.num_samples) for group in wanted if group.startswith("prior")})
         _check_size(variables, leads, max_bytes)
         attrs = {
             "inference_library": "pyrobnn",
@@ -121,7 +121,7 @@ def to_arviz(
             *(data.get(g) for g in ("posterior", "posterior_predictive", "log_likelihood")),
         )
         if "prior" in data or "prior_predictive" in data:
-            prior = prior_chain(model, set(layout.latent), chains.num_draws, pieces[0])
+            prior = prior_chain(model, set(layout.latent), chains.num_samples, pieces[0])
             _fill(model, prior, pieces, data.get("prior"), data.get("prior_predictive"), None)
         if "observed_data" in data:
             _fill_observed(model, layout.values, pieces, data["observed_data"])
@@ -245,14 +245,14 @@ def _sample_stats(
 
 def _fill_observed(model: Any, values: dict[str, Tensor], pieces: list[Piece], observed: xr.Dataset) -> None:
     for rows, args, kwargs, _ in pieces:
-        with Substitution(values) as run:
+        with SubstituteMessenger(values) as run:
             model(*args, **kwargs)
         for message in data_sites(run.observed):
             observed[message["name"]].values[rows] = to_numpy(message["value"])
 
 
 def _predict(
-    model: Any, values: dict[str, Tensor], run: Substitution, args: tuple[Any, ...], kwargs: dict[str, Any]
+    model: Any, values: dict[str, Tensor], run: SubstituteMessenger, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> dict[str, Tensor]:
     """Draws the observations, given a run of the model at this draw."""
     observed = data_sites(run.observed)

@@ -1,7 +1,7 @@
 """check(): did the inference work? Five questions to a fitted guide, answered with numbers and reasons.
 
 * **ELBO noise floor**: how much one draw's ELBO scatters; smaller improvements cannot be seen.
-* **Weights at the prior**: how many weights the data taught nothing.
+* **Weights at the prior**: how many weights have stayed at their prior.
 * **Signal-to-noise**: whether a layer's weights are mostly noise.
 * **Calibration**: expected calibration error of classes, coverage of the central 90 % interval of anything
   else.
@@ -20,14 +20,14 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from pyrobnn.batches import Reader
-from pyrobnn.calibration import expected_calibration_error
+from pyrobnn.core.batches import Reader
 from pyrobnn.diagnostics._arviz import pareto_k
 from pyrobnn.diagnostics._draws import undisturbed
 from pyrobnn.diagnostics._evaluation import Evaluation, Rows, evaluate, same_random_state
 from pyrobnn.diagnostics.importance import default_sites, k_hat_threshold, log_ratios
 from pyrobnn.diagnostics.weights import WeightStatistics, weight_statistics
 from pyrobnn.guides.base import Guide
+from pyrobnn.metrics.calibration import expected_calibration_error
 
 __all__ = ["Check", "CheckReport", "check"]
 
@@ -116,7 +116,7 @@ def check(
         guide: A guide of this library.
         loader: Training data, as for :func:`pyrobnn.fit`.
         held_out: Other batches to judge calibration on, which training data flatter; ``loader`` if None.
-        batch: For loaders that yield something else than :func:`pyrobnn.fit` knows: a function from that to
+        batch: For loaders whose items :func:`pyrobnn.fit` cannot read: a function from an item to
             ``(inputs, targets)``, ``(inputs, targets, weight)`` or a :class:`~pyrobnn.Batch`.
         num_samples: Draws, each of which sees all rows once or twice.
         max_rows: Rows read at most (whole batches). k-hat needs all training data, so it is not applicable to
@@ -187,7 +187,7 @@ def _check_prior(guide: Guide, weights: dict[str, WeightStatistics]) -> Check:
     found = f"{share:.1%} of {total:,} weights; most in {worst} ({known[worst].at_prior:.1%})"
     if share <= AT_PRIOR_SHARE:
         return Check(name, "pass", share, found)
-    advice = "the data taught most weights nothing; train longer, anneal the KL, or use a smaller network"
+    advice = "most weights are at their prior; train longer, anneal the KL, or use a smaller network"
     return Check(name, "warn", share, f"{found}: {advice}")
 
 

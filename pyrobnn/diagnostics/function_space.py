@@ -2,7 +2,7 @@ r"""Convergence in function space: R-hat and effective sample size of what the n
 
 Weights are not identified: permuting hidden units changes the weights and not the function, so R-hat of
 weights is large for chains that agree and means nothing. The predictions :math:`f_w(x_n)` are identified. For
-chains :math:`c` and draws :math:`s`, the values ``[chain, draw, n, ...]`` enter the rank-normalised split
+chains :math:`c` and draws :math:`s`, the values ``[chain, draw, n, ...]`` enter the rank-normalized split
 R-hat and the bulk and tail effective sample sizes, one of each per input and output. For classes the values
 are probabilities, because logits are identified only up to a constant.
 
@@ -22,7 +22,7 @@ from torch import Tensor
 from pyrobnn.diagnostics._arviz import effective_sample_size, split_rhat
 from pyrobnn.diagnostics._batches import Piece, batches
 from pyrobnn.diagnostics._draws import Posterior, at_draw, check_sites, read_chains, undisturbed
-from pyrobnn.supervised import SupervisedModel
+from pyrobnn.model.supervised import SupervisedModel
 
 __all__ = ["FunctionSpaceDiagnostics", "function_space_diagnostics"]
 
@@ -33,17 +33,17 @@ class FunctionSpaceDiagnostics:
 
     Attributes:
         rhat: R-hat; None with a single chain. Up to 1.01 is good, above 1.05 the chains disagree.
-        ess_bulk: Effective number of draws for the centre of the distribution, over all chains.
+        ess_bulk: Effective number of draws for the center of the distribution, over all chains.
         ess_tail: The same for its 5 % and 95 % quantiles.
         num_chains: Number of chains.
-        num_draws: Draws in each.
+        num_samples: Draws in each.
     """
 
     rhat: Tensor | None
     ess_bulk: Tensor
     ess_tail: Tensor
     num_chains: int
-    num_draws: int
+    num_samples: int
 
     @property
     def max_rhat(self) -> float | None:
@@ -58,7 +58,7 @@ class FunctionSpaceDiagnostics:
     def __str__(self) -> str:
         rhat = "needs several chains" if self.max_rhat is None else f"at most {self.max_rhat:.3f}"
         return (
-            f"function space, {self.num_chains} x {self.num_draws} draws, {self.ess_bulk.numel()} values: "
+            f"function space, {self.num_chains} x {self.num_samples} draws, {self.ess_bulk.numel()} values: "
             f"R-hat {rhat}, effective sample size at least {self.min_ess:.0f}"
         )
 
@@ -106,7 +106,7 @@ def function_space_diagnostics(
         ess_bulk=_tensor(effective_sample_size(values, "bulk")),
         ess_tail=_tensor(effective_sample_size(values, "tail")),
         num_chains=values.shape[0],
-        num_draws=values.shape[1],
+        num_samples=values.shape[1],
     )
 
 
@@ -121,8 +121,8 @@ def function_values(
     """What is compared, ``[chain, draw, N, ...]``; arguments and errors as of :func:`function_space_diagnostics`."""
     with undisturbed(model):
         chains = read_chains(posterior, num_samples, args, kwargs)
-        if chains.num_draws < 4:
-            raise ValueError(f"num_samples: R-hat needs at least 4 draws per chain, got {chains.num_draws}.")
+        if chains.num_samples < 4:
+            raise ValueError(f"num_samples: R-hat needs at least 4 draws per chain, got {chains.num_samples}.")
         pieces = batches(model, args, kwargs, batch_size)
         values: np.ndarray | None = None
         for chain, draw, sites in chains:

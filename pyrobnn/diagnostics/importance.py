@@ -7,7 +7,7 @@ If q is the posterior the ratios are equal; where q is too narrow, rare draws ge
 :math:`\min(1 - 1 / \log_{10} S,\; 0.7)` importance sampling from q would work, above 1 the ratios have no
 mean.
 
-In all weights of a network :math:`\hat k` is nearly always large, which teaches little. For a guide whose
+In all weights of a network :math:`\hat k` is nearly always large, which is uninformative. For a guide whose
 sites are independent it is therefore taken over a *subset* A of sites (by default the last layer), the others
 held at one draw :math:`w_B`: q(w_A) is then compared with :math:`p(w_A \mid w_B, D)`.
 
@@ -24,14 +24,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyrobnn._pyro import full_name
-from pyrobnn.bayesianize import bayesian_modules
+from pyrobnn.core.pyro_compat import full_name
 from pyrobnn.diagnostics._arviz import pareto_k
 from pyrobnn.diagnostics._batches import Piece, batches
 from pyrobnn.diagnostics._draws import DrawsByChain, log_prob_sum, undisturbed
 from pyrobnn.diagnostics._layout import matching
 from pyrobnn.guides.base import Guide
-from pyrobnn.substitution import Substitution
+from pyrobnn.model.bayesianize import bayesian_modules
+from pyrobnn.model.substitution import SubstituteMessenger
 
 __all__ = ["default_sites", "importance_k_hat", "k_hat_threshold", "last_layer_sites", "log_ratios"]
 
@@ -124,7 +124,7 @@ def log_joint(model: Any, values: dict[str, Tensor], pieces: list[Piece]) -> flo
     """``log p(data, values)`` in 64 bits, with the densities of the sites' own values."""
     total = 0.0
     for index, (rows, args, kwargs, weight) in enumerate(pieces):
-        with Substitution(values) as run:
+        with SubstituteMessenger(values) as run:
             model(*args, **kwargs)
         # Batches add up to the data set, so their own scale N / B does not count; data seen at once keep
         # theirs.

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyrobnn.arguments import check_positive
+from pyrobnn.core.arguments import check_positive
 from pyrobnn.diagnostics import _arviz
 from pyrobnn.diagnostics._batches import batches
 from pyrobnn.diagnostics._draws import Posterior, read_chains, undisturbed
@@ -48,7 +48,7 @@ class LogDensityDiagnostics:
     Attributes:
         values: ``log p(D, w)`` of each draw, ``[C, S]``, in nats.
         rhat: R-hat; None with a single chain.
-        ess_bulk: Effective number of draws for its centre, over all chains.
+        ess_bulk: Effective number of draws for its center, over all chains.
         ess_tail: The same for its 5 % and 95 % quantiles.
     """
 
@@ -59,9 +59,10 @@ class LogDensityDiagnostics:
 
     def __str__(self) -> str:
         rhat = "needs several chains" if self.rhat is None else f"{self.rhat:.3f}"
-        num_chains, num_draws = self.values.shape
+        num_chains, num_samples = self.values.shape
         return (
-            f"log density, {num_chains} x {num_draws} draws, {self.values.mean():.4g} ± {self.values.std():.2g} nats: "
+            f"log density, {num_chains} x {num_samples} draws, {self.values.mean():.4g} ± {self.values.std():.2g} "
+            f"nats: "
             f"R-hat {rhat}, effective sample size {min(self.ess_bulk, self.ess_tail):.0f}"
         )
 
@@ -152,8 +153,8 @@ def log_density_diagnostics(
     """
     with undisturbed(model):
         chains = read_chains(posterior, num_samples, args, kwargs)
-        if chains.num_draws < 4:
-            raise ValueError(f"num_samples: R-hat needs at least 4 draws per chain, got {chains.num_draws}.")
+        if chains.num_samples < 4:
+            raise ValueError(f"num_samples: R-hat needs at least 4 draws per chain, got {chains.num_samples}.")
         pieces = batches(model, args, kwargs, batch_size)
         values = np.empty(chains.shape)
         for chain, draw, sites in chains:

@@ -28,12 +28,12 @@ from pyro.infer import MCMC
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from pyrobnn import random_state
-from pyrobnn.arguments import check_positive_int
+from pyrobnn.core import random_state
+from pyrobnn.core.arguments import check_positive_int
 from pyrobnn.diagnostics._draws import at_draw, log_prob_sum, undisturbed
-from pyrobnn.draws import Draws
 from pyrobnn.guides.base import Guide
-from pyrobnn.substitution import Substitution
+from pyrobnn.model.draws import Draws
+from pyrobnn.model.substitution import SubstituteMessenger
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -52,20 +52,20 @@ class SimulationBasedCalibration:
 
     Attributes:
         names: Names of the quantities.
-        ranks: Ranks ``[n, Q]``, from 0 to ``num_draws``.
-        num_draws: Posterior draws L of each simulation.
+        ranks: Ranks ``[n, Q]``, from 0 to ``num_samples``.
+        num_samples: Posterior draws L of each simulation.
         num_bins: Bins of the test.
     """
 
     names: tuple[str, ...]
     ranks: Tensor
-    num_draws: int
+    num_samples: int
     num_bins: int
 
     @property
     def counts(self) -> Tensor:
         """Ranks by bin ``[Q, num_bins]``."""
-        bins = self.ranks * self.num_bins // (self.num_draws + 1)
+        bins = self.ranks * self.num_bins // (self.num_samples + 1)
         return torch.stack([torch.bincount(column, minlength=self.num_bins) for column in bins.T])
 
     @property
@@ -81,7 +81,7 @@ class SimulationBasedCalibration:
         return min(1.0, float(self.p_values.min()) * len(self.names))
 
     def passed(self, level: float = 0.01) -> bool:
-        """Whether no quantity speaks against calibration; a correct inference fails with probability ``level``."""
+        """Whether no quantity rejects calibration; a correct inference fails with probability ``level``."""
         return self.p_value >= level
 
     def plot(
@@ -97,14 +97,14 @@ class SimulationBasedCalibration:
         Raises:
             ValueError: If there is no such quantity or kind.
         """
-        from pyrobnn import plots  # which stands above diagnostics
+        from pyrobnn.reporting import plots  # which loads matplotlib
 
         index = int(self.p_values.argmin()) if name is None else self._index(name)
         ranks, title = self.ranks[:, index], f"{self.names[index]}, p = {float(self.p_values[index]):.2g}"
         if kind == "ecdf":
-            ax = plots.rank_ecdf(ranks, self.num_draws, ax=ax)
+            ax = plots.rank_ecdf(ranks, self.num_samples, ax=ax)
         elif kind == "histogram":
-            ax = plots.rank_histogram(ranks, self.num_draws, num_bins=self.num_bins, ax=ax)
+            ax = plots.rank_histogram(ranks, self.num_samples, num_bins=self.num_bins, ax=ax)
         else:
             raise ValueError(f"kind: expected 'ecdf' or 'histogram', got {kind!r}.")
         ax.set_title(title)
@@ -142,17 +142,18 @@ def sbc(
     observed: str = "y",
     quantities: Quantities | None = None,
     num_points: int = 4,
-    num_draws: int = 99,
+    num_samples: int = 99,
     num_bins: int = 10,
     seed: int | None = None,
     progress: bool = True,
 ) -> SimulationBasedCalibration:
-    """Checks an inference on data that the model itself makes.
+    """Checks an inference on data simulated from the model.
 
     For example ``sbc(model, lambda model, data: pb.sample(model, data, kernel=NUTS(), ...), inputs=x)``. Draws of a
-    Markov chain are to be thinned until they are nearly independent (an effective sample size of about ``num_draws``):
-    autocorrelation alone makes ranks pile up at both ends. A posterior that is wrong only far from the prior's typical
-    data is not found; with 200 simulations, one wrong everywhere by half a standard deviation or a factor of 1.5 is.
+    Markov chain are to be thinned until they are nearly independent (an effective sample size of about
+    ``num_samples``): autocorrelation alone makes ranks pile up at both ends. A posterior that is wrong only far from
+    the prior's typical data is not found; with 200 simulations, one wrong everywhere by half a standard deviation or a
+    factor of 1.5 is.
 
     Args:
         model: The Pyro model, which draws its observation when called as ``model(*inputs)`` and scores it as
@@ -167,7 +168,7 @@ def sbc(
         quantities: ``{site: value} -> {name: tensor}``: what is ranked, element by element. None: the model's outputs
             at ``num_points`` of the inputs, the log likelihood, and each latent site that is one number.
         num_points: Number of these inputs, evenly spaced in their order.
-        num_draws: Posterior draws L; 19 suffice, more make ranks finer.
+        num_samples: Posterior draws L; 19 suffice, more make ranks finer.
         num_bins: Bins of the χ² test; it divides L + 1.
         seed: Seeds the simulations, and torch, numpy, Python and Pyro at the start.
         progress: Show a progress bar.
@@ -178,16 +179,16 @@ def sbc(
     Raises:
         TypeError: If ``infer`` returns something else.
         ValueError: If an argument is out of range, the inputs are not all data of the model, the observed site is not
-            there, or the posterior has fewer draws than ``num_draws`` or lacks a site.
+            there, or the posterior has fewer draws than ``num_samples`` or lacks a site.
     """
-    _check(model, num_simulations, num_points, num_draws, num_bins)
+    _check(model, num_simulations, num_points, num_samples, num_bins)
     arguments = inputs if isinstance(inputs, tuple) else (inputs,)
     _check_inputs(model, arguments)
     device = next((p.device for p in model.parameters()), torch.device("cpu")) if hasattr(model, "parameters") else None
     device = torch.device("cpu") if device is None else device
     if seed is not None:
         pyro.set_rng_seed(seed)
-    # The inference may seed as it likes: what is random here comes from seeds drawn beforehand.
+    # The inference may seed the generators: what is random here uses seeds drawn beforehand.
     seeds = torch.randint(2**62, (num_simulations, 2)).tolist()
     ranks: list[Tensor] = []
     names: tuple[str, ...] = ()
@@ -198,22 +199,22 @@ def sbc(
         data = (*arguments, target)
         posterior = infer(own, data)
         with random_state.seeded(after, device), undisturbed(own):
-            draws = _draws(posterior, num_draws)
+            draws = _draws(posterior, num_samples)
             if missing := sorted(set(truth) - set(draws)):
                 raise ValueError(f"infer: the posterior it returned lacks the site {missing[0]!r} of the model.")
-            rows = [_evaluate(own, draws.at(i), data, quantities, num_points) for i in range(num_draws)]
+            rows = [_evaluate(own, draws.at(i), data, quantities, num_points) for i in range(num_samples)]
             true = _evaluate(own, truth, data, quantities, num_points)
             names = tuple(true)
             found = torch.stack([torch.stack([row[name] for name in names]) for row in rows])
             value = torch.stack([true[name] for name in names])
             ties = (found == value).sum(0)
             ranks.append((found < value).sum(0) + (torch.rand(len(ties)) * (ties + 1)).long())
-    return SimulationBasedCalibration(names, torch.stack(ranks), num_draws, num_bins)
+    return SimulationBasedCalibration(names, torch.stack(ranks), num_samples, num_bins)
 
 
 def _simulate(model: Any, arguments: tuple[Any, ...], observed: str) -> tuple[dict[str, Tensor], Tensor]:
     """Parameters from the prior, and data given them."""
-    with undisturbed(model), Substitution({}) as run:
+    with undisturbed(model), SubstituteMessenger({}) as run:
         model(*arguments)
     values = {message["name"]: message["value"] for message in run.latent}
     if observed not in values:
@@ -224,25 +225,26 @@ def _simulate(model: Any, arguments: tuple[Any, ...], observed: str) -> tuple[di
     return values, values.pop(observed)
 
 
-def _draws(posterior: Any, num_draws: int) -> Draws:
+def _draws(posterior: Any, num_samples: int) -> Draws:
     """L draws, those of a longer run evenly thinned."""
     if isinstance(posterior, Guide):
         points = posterior.facts.num_points or 1
-        available = points if points > 1 else num_draws
-        draws = Draws.of(posterior.sample(num_draws))
+        available = points if points > 1 else num_samples
+        draws = Draws.of(posterior.sample(num_samples))
     elif isinstance(posterior, MCMC | Mapping):
         samples = posterior if isinstance(posterior, Mapping) else posterior.get_samples()
         available = min((len(value) for value in samples.values()), default=0)
-        draws = Draws.of(samples).at(torch.linspace(0, max(available - 1, 0), num_draws).round().long())
+        draws = Draws.of(samples).at(torch.linspace(0, max(available - 1, 0), num_samples).round().long())
     else:
         raise TypeError(
             f"infer: expected it to return a guide, draws {{site: [K, ...]}} or a finished MCMC, got "
             f"{type(posterior).__name__}."
         )
-    if available < num_draws:
+    if available < num_samples:
         raise ValueError(
-            f"num_draws: the posterior has {available} draws, fewer than the {num_draws} that ranks are taken among; "
-            "draw more, or lower num_draws (and num_bins, which divides num_draws + 1)."
+            f"num_samples: the posterior has {available} draws, fewer than the {num_samples} that ranks are taken "
+            f"among; "
+            "draw more, or lower num_samples (and num_bins, which divides num_samples + 1)."
         )
     return draws
 
@@ -269,19 +271,19 @@ def _evaluate(
     return elements
 
 
-def _check(model: Any, num_simulations: Any, num_points: Any, num_draws: Any, num_bins: Any) -> None:
+def _check(model: Any, num_simulations: Any, num_points: Any, num_samples: Any, num_bins: Any) -> None:
     if not callable(model):
         raise TypeError(f"model: expected a Pyro model, got {type(model).__name__}.")
     for name, count in (
         ("num_simulations", num_simulations),
         ("num_points", num_points),
-        ("num_draws", num_draws),
+        ("num_samples", num_samples),
         ("num_bins", num_bins),
     ):
         check_positive_int(name, count)
-    if num_bins < 2 or (num_draws + 1) % num_bins:
+    if num_bins < 2 or (num_samples + 1) % num_bins:
         raise ValueError(
-            f"num_bins: expected at least 2 that divide num_draws + 1 = {num_draws + 1}, got {num_bins}; bins of "
+            f"num_bins: expected at least 2 that divide num_samples + 1 = {num_samples + 1}, got {num_bins}; bins of "
             "unequal size would look like ranks that are not uniform."
         )
     if num_simulations < _EXPECTED * num_bins:
@@ -295,6 +297,7 @@ def _check_inputs(model: Any, arguments: tuple[Any, ...]) -> None:
     num_data, rows = getattr(model, "num_data", None), next((len(a) for a in arguments if isinstance(a, Tensor)), None)
     if isinstance(num_data, int) and rows is not None and rows != num_data:
         raise ValueError(
-            f"inputs: the model was told of num_data={num_data}, but there are {rows} rows; its posterior would weigh "
+            f"inputs: the model was built with num_data={num_data}, but there are {rows} rows; its posterior would "
+            f"weigh "
             "each of them otherwise than the data were drawn. Build the model for as many."
         )

@@ -2,7 +2,7 @@ r"""What the posterior learned about each weight: signal-to-noise ratio, and dis
 
 For a weight with posterior mean :math:`\mu` and standard deviation :math:`\sigma` the signal-to-noise ratio
 is :math:`|\mu| / \sigma`; a weight *sits at its prior* if :math:`\mathrm{KL}(q(w_i) \,\|\, p(w_i))` is below
-0.01 nats (a mean shifted by 0.14 prior standard deviations, say): the data taught it nothing. Variational
+0.01 nats (a mean shifted by 0.14 prior standard deviations, say): the data carry no information about it. Variational
 networks that are too wide for their data park most weights there.
 
 Graves, *Practical variational inference for neural networks* (2011); Blundell et al., *Weight Uncertainty in
@@ -20,10 +20,10 @@ from torch import Tensor
 from torch.distributions import kl_divergence
 
 from pyrobnn.diagnostics._draws import undisturbed
+from pyrobnn.distributions.independent import base_distribution
 from pyrobnn.guides.base import Guide
-from pyrobnn.independent import base_distribution
-from pyrobnn.layout import Site
-from pyrobnn.substitution import Substitution
+from pyrobnn.model.layout import Site
+from pyrobnn.model.substitution import SubstituteMessenger
 
 __all__ = ["AT_PRIOR", "WeightStatistics", "weight_statistics"]
 
@@ -55,7 +55,7 @@ def weight_statistics(model: Any, guide: Guide, *args: Any, num_samples: int = 2
     Args:
         model: The Pyro model.
         guide: A guide of this library.
-        *args: Arguments of the model; needed only by models that do not know their sites without data.
+        *args: Arguments of the model; needed only by models whose sites are not known without data.
         num_samples: Draws, where moments or KL have no closed form and for priors that depend on other sites.
 
     Returns:
@@ -106,7 +106,7 @@ def _klbase_distribution(model: Any, guide: Guide, args: tuple[Any, ...], num_sa
     while used < num_samples and not is_exact:
         used += 1
         values = {name: value[0] for name, value in guide.sample(1).items()}
-        with Substitution(values) as run:
+        with SubstituteMessenger(values) as run:
             model(*args) if reader is None else reader()
         is_exact = True
         for message in run.latent:

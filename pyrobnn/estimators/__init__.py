@@ -7,12 +7,10 @@ from pyrobnn.estimators.local_reparameterization import LocalReparameterization
 from pyrobnn.estimators.path_derivative import PathDerivative
 from pyrobnn.estimators.per_example import PerExample
 from pyrobnn.estimators.per_group import PerGroup
-from pyrobnn.estimators.report import EstimatorReport, report
 from pyrobnn.estimators.weight import GaussianWeight
 
 __all__ = [
     "Estimator",
-    "EstimatorReport",
     "EstimatorSpec",
     "Flipout",
     "GaussianWeight",
@@ -24,7 +22,6 @@ __all__ = [
     "active_estimators",
     "by_site",
     "coverage",
-    "report",
     "resolve",
     "use",
 ]

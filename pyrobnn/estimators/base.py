@@ -19,7 +19,7 @@ class Estimator:
     """Base class. Layer-wise estimators implement :meth:`layer`; others change the whole step.
 
     Attributes:
-        name: What :func:`use` and ``MeanFieldELBO(estimator=...)`` know it by.
+        name: Name for :func:`use` and ``ELBO(estimator=...)``.
         handles: Layer classes it applies to; others see one draw shared by the batch.
         layerwise: Whether it may be chosen for single sites.
         groups: Number of parts a batch is split into, one draw for each.
@@ -36,7 +36,7 @@ class Estimator:
     groups: int = 1
 
     def layer(self, layer: Layer, x: Tensor, weight: GaussianWeight, bias: Tensor | None) -> Any:
-        """The output of a linear or convolution layer, or ``NotImplemented`` to let it have the shared draw.
+        """The output of a linear or convolution layer, or ``NotImplemented`` for the shared draw.
 
         Args:
             layer: The call.

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import nn
 
-from pyrobnn._pyro import full_name
-from pyrobnn.bayesianize import bayesian_modules
+from pyrobnn.core.pyro_compat import full_name
 from pyrobnn.estimators.base import EstimatorSpec, by_site, resolve
+from pyrobnn.model.bayesianize import bayesian_modules
 
 __all__ = ["coverage"]
 
@@ -16,7 +16,7 @@ def coverage(model: nn.Module, estimator: EstimatorSpec) -> dict[str, str]:
 
     Args:
         model: The model.
-        estimator: As for :class:`~pyrobnn.elbo.MeanFieldELBO`.
+        estimator: As for :class:`~pyrobnn.objectives.ELBO`.
 
     Returns:
         By site, the estimator's name, or ``"shared"`` where the layer is of a kind that it does not handle (a weight

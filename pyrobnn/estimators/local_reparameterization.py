@@ -1,4 +1,4 @@
-r"""Local reparameterisation: draw the layer's outputs instead of its weights.
+r"""Local reparameterization: draw the layer's outputs instead of its weights.
 
 For an input :math:`x` and independent weights :math:`w_{oi} \sim N(\mu_{oi}, \sigma_{oi}^2)` the outputs are
 independent Gaussians,
@@ -71,7 +71,7 @@ class _Drawn(torch.autograd.Function):
         scale, noise = variance.add_(_SMALLEST_VARIANCE).sqrt_(), balanced_noise(mean, channel)
         mean.addcmul_(scale, noise)
         ctx.mark_dirty(mean, variance)  # whose memory is used again
-        ctx.set_materialize_grads(False)  # nobody has the second output
+        ctx.set_materialize_grads(False)  # the second output is not returned to users
         ctx.save_for_backward(noise.div_(scale))
         return mean, variance
 
@@ -83,7 +83,7 @@ class _Drawn(torch.autograd.Function):
 
 
 class _DrawnLinear(torch.autograd.Function):
-    """A whole linear layer, for steps whose gradients are collected by hand: they are written to their places.
+    """A whole linear layer, for steps whose gradients are collected outside autograd, in preallocated buffers.
 
     Such a step differentiates once, so the memory of the saved quotient is used again.
     """

@@ -1,9 +1,9 @@
-r"""Per-example draws (exemplar reparameterisation): each datum has weights of its own.
+r"""Per-example draws (exemplar reparameterization): each datum has weights of its own.
 
 .. math::  y_n = W_n x_n, \qquad W_n = \mu + \sigma \circ \varepsilon_n \text{ independent over the batch.}
 
 Convolutions run as one grouped convolution over all examples. For a linear layer on ``[B, in]`` the outputs' exact
-distribution is that of local reparameterisation, which is drawn from instead: weights ``[B, out, in]`` would cost a
+distribution is that of local reparameterization, which is drawn from instead: weights ``[B, out, in]`` would cost a
 hundred times as much. On sequences ``[B, T, in]`` the outputs of an example share its weights, so there they are made.
 The KL is that of the one distribution of the weights and is counted once. Deng, Zhang, Yang, Dong & Zhu,
 *BayesAdapter* (2020).

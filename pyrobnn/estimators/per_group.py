@@ -2,9 +2,9 @@
 
 The batch is cut into G parts of (nearly) equal size. With independent Gaussian weights (``MeanField``) each linear and
 convolution layer runs on each part under a draw of its own, in mirrored pairs; other layers see the whole batch, so
-batch normalisation keeps its statistics, and other weights one shared draw. With any other guide the whole model runs
-on each part under a draw of the guide; batch normalisation then sees B/G examples at a time, and running statistics
-follow the first part. Either way the KL is counted once. Less variance for little where a draw costs little beside
+batch normalization keeps its statistics, and other weights one shared draw. With any other guide the whole model runs
+on each part under a draw of the guide; batch normalization then sees B/G examples at a time, and running statistics
+follow the first part. Either way the KL is counted once. Less variance at little cost where a draw is cheap compared to
 the network.
 """
 
@@ -16,11 +16,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from pyrobnn.arguments import check_positive_int
+from pyrobnn.core.arguments import check_positive_int
+from pyrobnn.core.trees import num_rows, take_rows
 from pyrobnn.estimators.base import Estimator
 from pyrobnn.estimators.local_reparameterization import LocalReparameterization
 from pyrobnn.estimators.weight import GaussianWeight, Layer
-from pyrobnn.trees import num_rows, take_rows
 
 __all__ = ["PerGroup", "split_batch"]
 
@@ -80,7 +80,7 @@ def split_batch(
     Args:
         args: The arguments.
         groups: Number of parts.
-        whole_if_few: Where there are fewer rows than groups, let each group have all of them.
+        whole_if_few: Where there are fewer rows than groups, each group gets all of them.
 
     Raises:
         ValueError: If there are fewer rows than groups (but for ``whole_if_few``), or the arguments' lengths differ.

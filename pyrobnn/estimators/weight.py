@@ -1,8 +1,8 @@
 """A Gaussian weight that decides at the layer how it is drawn.
 
-Under an estimator the model is not handed a drawn weight but a :class:`GaussianWeight`. Linear and convolution layers
+Under an estimator the model receives not a drawn weight but a :class:`GaussianWeight`. Linear and convolution layers
 that receive one dispatch (by torch's ``__torch_function__`` protocol) to the estimator, which draws outputs, signs or
-one weight per example; whatever else touches it sees one ordinary draw, the same for the whole step.
+one weight per example; any other operation gets one ordinary draw, the same for the whole step.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ class GaussianWeight(Tensor):
     # ----------------------------------------------------------------------------- gradients in memory
 
     def take_slots(self) -> tuple[Tensor, Tensor] | None:
-        """Where the gradients by :attr:`loc` and :attr:`variance` may be written, for the first layer that asks.
+        """Where the gradients by :attr:`loc` and :attr:`variance` may be written, for the first layer that uses them.
 
         Gradients of further layers are added to what those places hold.
         """

@@ -2,33 +2,33 @@
 
 from pyrobnn.guides.base import Guide
 from pyrobnn.guides.chains import Chains
+from pyrobnn.guides.composite import Composite
 from pyrobnn.guides.concrete_structure import ConcreteStructure
 from pyrobnn.guides.delta_mixture import DeltaMixture
 from pyrobnn.guides.generator import Generator
-from pyrobnn.guides.guide_map import GuideMap
 from pyrobnn.guides.laplace import Laplace
 from pyrobnn.guides.low_rank_ensemble import LowRankEnsemble
 from pyrobnn.guides.low_rank_normal import LowRankNormal
-from pyrobnn.guides.map import Map
+from pyrobnn.guides.map import MAP
 from pyrobnn.guides.mc_dropout import MCDropout
 from pyrobnn.guides.mean_field import MeanField
 from pyrobnn.guides.swag import SWAG
-from pyrobnn.layout import Layout, Site
+from pyrobnn.model.layout import Layout, Site
 
 __all__ = [
+    "MAP",
     "SWAG",
     "Chains",
+    "Composite",
     "ConcreteStructure",
     "DeltaMixture",
     "Generator",
     "Guide",
-    "GuideMap",
     "Laplace",
     "Layout",
     "LowRankEnsemble",
     "LowRankNormal",
     "MCDropout",
-    "Map",
     "MeanField",
     "Site",
 ]

@@ -2,7 +2,7 @@ r"""What every posterior shares: a Pyro guide over the model's latent sites, bui
 
 A guide draws each latent site of the model, so it works wherever Pyro takes a guide. Beside that it makes draws with
 and without gradients, scores them, says how it is trained (:meth:`Guide.step`) and what is true of it
-(:attr:`Guide.facts`). Families are beside this file, one to a file, and implement what is abstract here.
+(:attr:`Guide.facts`). Each family has a file of its own and implements what is abstract here.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ import torch
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
-from pyrobnn._pyro import announce_parameter, full_name, is_observed_from_outside
-from pyrobnn.divergence import Divergence, PriorTerm, kl_or_difference
-from pyrobnn.draws import Draws
+from pyrobnn.core.pyro_compat import announce_parameter, full_name, is_observed_from_outside
+from pyrobnn.distributions.independent import base_distribution
 from pyrobnn.estimators.base import Estimator
-from pyrobnn.facts import Facts
-from pyrobnn.independent import base_distribution
-from pyrobnn.initialization import Init
-from pyrobnn.layout import Layout, Site
+from pyrobnn.model.divergence import Divergence, PriorTerm, kl_or_difference
+from pyrobnn.model.draws import Draws
+from pyrobnn.model.facts import Facts
+from pyrobnn.model.initialization import Init
+from pyrobnn.model.layout import Layout, Site
 from pyrobnn.steps.autograd import AutogradStep
 from pyrobnn.steps.base import Step
 
@@ -44,15 +44,15 @@ class Guide(PyroModule, metaclass=GuideMeta):  # type: ignore[metaclass]
         model: The Pyro model. Models of this library are read without data; any other needs ``example``. Or a layout,
             or a guide, for the same sites.
         example: Arguments for one run of the model, to find its sites.
-        only: Names of the sites that this guide is for, where others cover the rest
-            (:class:`~pyrobnn.guides.GuideMap`); all of them if None.
+        sites: Names of the sites that this guide is for, where others cover the rest
+            (:class:`~pyrobnn.guides.Composite`); all of them if None.
 
     Attributes:
         layout: The model's latent sites and their places in the flat vector.
 
     Raises:
         TypeError: If the model is no Pyro model, or needs ``example`` and has none.
-        ValueError: If the model has no latent sites, or one this library cannot handle, or lacks one of ``only``.
+        ValueError: If the model has no latent sites, or one this library cannot handle, or lacks one of ``sites``.
     """
 
     layout: Layout
@@ -62,14 +62,14 @@ class Guide(PyroModule, metaclass=GuideMeta):  # type: ignore[metaclass]
         model: Callable[..., Any] | Layout,
         *,
         example: tuple[Any, ...] | None = None,
-        only: Collection[str] | None = None,
+        sites: Collection[str] | None = None,
     ) -> None:
         super().__init__()
         known = model.layout if isinstance(model, Guide) else model
         if isinstance(known, Layout):
-            self.layout = known if only is None else known.select(only)
+            self.layout = known if sites is None else known.select(sites)
         else:
-            self.layout = Layout.of(known, example=example, sites=only)
+            self.layout = Layout.of(known, example=example, sites=sites)
 
     # ------------------------------------------------------------------ what a family implements
 
@@ -160,7 +160,7 @@ class Guide(PyroModule, metaclass=GuideMeta):  # type: ignore[metaclass]
         return AutogradStep(self.layout, self.rsample, self.divergence, estimators, self.gaussian)
 
     def config(self) -> dict[str, Any]:
-        """JSON-able constructor arguments beside ``model``; a checkpoint rebuilds the guide from them.
+        """JSON-able constructor arguments other than ``model``; a checkpoint rebuilds the guide from them.
 
         Starting values are left out: the parameters come from the state dict.
         """

@@ -1,6 +1,6 @@
 r"""Markov chains as a posterior: C chains of S draws each, :math:`q(w) = \frac{1}{CS} \sum_{c,s} \delta(w - w_{cs})`.
 
-What :func:`pyrobnn.sample` returns. It is an ensemble whose members know their chain and their place in it, so
+What :func:`pyrobnn.sample` returns. It is an ensemble whose members are indexed by chain and position, so
 prediction, checkpoints and diagnostics take it as they take a deep ensemble, and those that compare chains find them.
 Draws lie in blocks ``[k, C, P]`` of unconstrained values, which may be files that are read only where they are looked
 at.
@@ -16,12 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyrobnn.arguments import check_positive_int
-from pyrobnn.draws import Draws
+from pyrobnn.core.arguments import check_positive_int
 from pyrobnn.estimators.base import Estimator
-from pyrobnn.facts import Facts
-from pyrobnn.guides.ensemble import Ensemble
-from pyrobnn.initialization import initial_values
+from pyrobnn.guides.ensembles.base import Ensemble
+from pyrobnn.model.draws import Draws
+from pyrobnn.model.facts import Facts
+from pyrobnn.model.initialization import initial_values
 from pyrobnn.steps.base import Step
 
 __all__ = ["Chains"]
@@ -35,18 +35,18 @@ class Chains(Ensemble):
     Args:
         model: The Pyro model.
         num_chains: Number C of chains.
-        num_draws: Draws S of each chain.
+        num_samples: Draws S of each chain.
         draws: Blocks ``[k, C, P]`` of unconstrained flat draws, S in all, in the order of the layout; None leaves
             all of them at zero, to be loaded into.
         stats: Figures of each draw by name, ``[C, S]``, kept in the draws' precision; names alone for figures that are
             to be loaded.
         block_sizes: Lengths of the blocks where ``draws`` is None; one block if None.
         example: Arguments of one run, for models whose sites are not known without data.
-        only: Names of the sites that the guide is for; all of them if None.
+        sites: Names of the sites that the guide is for; all of them if None.
 
     Attributes:
         num_chains: Number of chains.
-        num_draws: Draws of each.
+        num_samples: Draws of each.
 
     Raises:
         ValueError: If sizes do not fit each other or the model.
@@ -56,21 +56,21 @@ class Chains(Ensemble):
         self,
         model: Callable[..., Any],
         num_chains: int,
-        num_draws: int,
+        num_samples: int,
         draws: Sequence[Tensor] | None = None,
         *,
         stats: Mapping[str, Tensor] | Collection[str] = (),
         block_sizes: Sequence[int] | None = None,
         example: tuple[Any, ...] | None = None,
-        only: Collection[str] | None = None,
+        sites: Collection[str] | None = None,
     ) -> None:
         check_positive_int("num_chains", num_chains)
-        check_positive_int("num_draws", num_draws)
-        super().__init__(model, num_chains * num_draws, example=example, only=only)
-        self.num_chains, self.num_draws = num_chains, num_draws
+        check_positive_int("num_samples", num_samples)
+        super().__init__(model, num_chains * num_samples, example=example, sites=sites)
+        self.num_chains, self.num_samples = num_chains, num_samples
         like = self.layout.join(initial_values(model, self.layout, "prior_mean"))
         if draws is None:
-            sizes = [num_draws] if block_sizes is None else list(block_sizes)
+            sizes = [num_samples] if block_sizes is None else list(block_sizes)
             draws = [like.new_zeros(size, num_chains, self.layout.size) for size in sizes]
         self._ends = list(accumulate(len(block) for block in draws))
         for index, block in enumerate(draws):
@@ -80,13 +80,17 @@ class Chains(Ensemble):
                     f"{self.layout.size}): draws, chains, and the flat vector of the model's sites."
                 )
             self.register_parameter(f"block_{index}", nn.Parameter(block))
-        if not draws or self._ends[-1] != num_draws:
-            raise ValueError(f"draws: the blocks hold {sum(map(len, draws))} draws, expected num_draws={num_draws}.")
+        if not draws or self._ends[-1] != num_samples:
+            raise ValueError(
+                f"draws: the blocks hold {sum(map(len, draws))} draws, expected num_samples={num_samples}."
+            )
         self.stat_names = list(stats)
         for name in self.stat_names:
-            value = stats[name] if isinstance(stats, Mapping) else like.new_zeros(num_chains, num_draws)
-            if value.shape != (num_chains, num_draws):
-                raise ValueError(f"stats: {name!r} has shape {tuple(value.shape)}, expected {(num_chains, num_draws)}.")
+            value = stats[name] if isinstance(stats, Mapping) else like.new_zeros(num_chains, num_samples)
+            if value.shape != (num_chains, num_samples):
+                raise ValueError(
+                    f"stats: {name!r} has shape {tuple(value.shape)}, expected {(num_chains, num_samples)}."
+                )
             self.register_buffer(f"stat_{name}", value.to(like))
 
     @classmethod
@@ -96,7 +100,7 @@ class Chains(Ensemble):
         Args:
             model: The model.
             draws: ``{site: [C, S, *site shape]}``.
-            **options: ``stats``, ``example`` and ``only`` of the constructor.
+            **options: ``stats``, ``example`` and ``sites`` of the constructor.
 
         Raises:
             ValueError: If a site is missing or unknown, or draws do not fit.
@@ -107,10 +111,10 @@ class Chains(Ensemble):
                 f"draws: expected as many chains and draws of each site, got {{"
                 f"{', '.join(f'{n!r}: {tuple(v.shape[:2])}' for n, v in draws.items())}}}."
             )
-        num_chains, num_draws = size
-        guide = cls(model, num_chains, num_draws, **options)
+        num_chains, num_samples = size
+        guide = cls(model, num_chains, num_samples, **options)
         if missing := [name for name in guide.layout if name not in draws]:
-            raise ValueError(f"draws: they lack the site {missing[0]!r}; name the sites you have with only=.")
+            raise ValueError(f"draws: they lack the site {missing[0]!r}; name the sites you have with sites=.")
         if unknown := [name for name in draws if name not in guide.layout]:
             raise ValueError(f"draws: there is no latent site {unknown[0]!r}; the model has {', '.join(guide.layout)}.")
         pieces = {}
@@ -131,7 +135,7 @@ class Chains(Ensemble):
         sizes = [len(block) for block in self.blocks]
         return {
             "num_chains": self.num_chains,
-            "num_draws": self.num_draws,
+            "num_samples": self.num_samples,
             "stats": self.stat_names,
             "block_sizes": sizes,
         }
@@ -153,7 +157,7 @@ class Chains(Ensemble):
     @property
     def facts(self) -> Facts:
         """Equally likely points in chains."""
-        return replace(super().facts, chain_shape=(self.num_chains, self.num_draws))
+        return replace(super().facts, chain_shape=(self.num_chains, self.num_samples))
 
     def step(
         self,
@@ -178,7 +182,7 @@ class Chains(Ensemble):
     def flat_draws(self, members: Tensor) -> Tensor:
         """Copies of unconstrained flat vectors ``[K, P]`` of members ``[K]``; no gradients."""
         members = members.to("cpu")
-        chains, places = members // self.num_draws, members % self.num_draws
+        chains, places = members // self.num_samples, members % self.num_samples
         blocks = [block.detach() for block in self.blocks]
         if len(blocks) == 1:
             return blocks[0][places.to(blocks[0].device), chains.to(blocks[0].device)]
@@ -195,7 +199,7 @@ class Chains(Ensemble):
 
     def member(self, index: int) -> dict[str, Tensor]:
         """The sites' values in one draw, with gradients."""
-        chain, place = divmod(index, self.num_draws)
+        chain, place = divmod(index, self.num_samples)
         block = next(number for number, end in enumerate(self._ends) if place < end)
         own = self.blocks[block]
         return self.layout.constrain(self.layout.split(self.scaled(own[place - self._ends[block] + len(own), chain])))
@@ -210,14 +214,14 @@ class Chains(Ensemble):
         for name in self.layout if sites is None else sites:
             site = self.layout[name]
             flat = torch.cat([block.detach()[..., site.window] for block in self.blocks])
-            lead = (self.num_chains, self.num_draws)
+            lead = (self.num_chains, self.num_samples)
             pieces[name] = flat.transpose(0, 1).reshape(lead + site.unconstrained_shape)
         return self.layout.constrain(pieces)
 
     @torch.no_grad()
     def chain_draws(self, chain: int, places: Tensor | None = None) -> Draws:
         """Draws of one chain, ``{site: [k, *site shape]}`` with their buffers, at ``places [k]`` (None: all)."""
-        members = chain * self.num_draws + (torch.arange(self.num_draws) if places is None else places)
+        members = chain * self.num_samples + (torch.arange(self.num_samples) if places is None else places)
         return self.atoms(members)
 
     def sample(self, num_samples: int) -> Draws:
@@ -244,4 +248,4 @@ class Chains(Ensemble):
 
     def extra_repr(self) -> str:
         """Sizes."""
-        return f"{super().extra_repr()}, num_chains={self.num_chains}, num_draws={self.num_draws}"
+        return f"{super().extra_repr()}, num_chains={self.num_chains}, num_samples={self.num_samples}"

@@ -9,7 +9,7 @@ logistic :math:`l` for gates. The operation that is largest is k with probabilit
 schedule.
 
 The KL to the prior has no closed form; it is estimated from the draw itself in log space, where nothing underflows,
-with the normalisers of both densities. At a reparameterised draw :math:`\log q` depends on the noise and on τ/β alone,
+with the normalizers of both densities. At a reparameterized draw :math:`\log q` depends on the noise and on τ/β alone,
 
 .. math::  \log q = \log\Gamma(K) + (K - 1) \log\tfrac\tau\beta - \sum_k g_k - K \log\sum_k e^{-g_k},
 
@@ -34,20 +34,16 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from pyrobnn import schedules
-from pyrobnn.arguments import check_non_negative
-from pyrobnn.concrete import (
-    BinaryConcrete,
-    Concrete,
-    relaxed_of,
-)
-from pyrobnn.divergence import Divergence, PriorTerm
-from pyrobnn.draws import Draws
+from pyrobnn.core import schedules
+from pyrobnn.core.arguments import check_non_negative
+from pyrobnn.distributions.concrete import BinaryConcrete, Concrete, relaxed_of
 from pyrobnn.estimators.base import Estimator
-from pyrobnn.facts import Facts
 from pyrobnn.guides.base import Guide
-from pyrobnn.guides.concrete_blocks import find_blocks, relaxed_prior, starting_logits
-from pyrobnn.guides.concrete_divergence import discrete_divergence, log_density_of_values, relaxed_divergence
+from pyrobnn.guides.components.concrete_blocks import find_blocks, relaxed_prior, starting_logits
+from pyrobnn.guides.components.concrete_divergence import discrete_divergence, log_density_of_values, relaxed_divergence
+from pyrobnn.model.divergence import Divergence, PriorTerm
+from pyrobnn.model.draws import Draws
+from pyrobnn.model.facts import Facts
 from pyrobnn.steps.autograd import AutogradStep
 from pyrobnn.steps.base import Step
 
@@ -57,11 +53,11 @@ __all__ = ["ConcreteStructure"]
 class ConcreteStructure(Guide):
     """A posterior over sites of structure (:mod:`pyrobnn.structure`); weights go to other guides.
 
-    Put the two together by :class:`~pyrobnn.guides.GuideMap`::
+    Combine the two by :class:`~pyrobnn.guides.Composite`::
 
-        guide = GuideMap(model, [("*structure*", ConcreteStructure), ("*", Map)])
+        guide = Composite(model, [("*structure*", ConcreteStructure), ("*", MAP)])
 
-    Each draw of a training step is one structure for its batch; ``MeanFieldELBO(num_particles=G)`` takes G of them on
+    Each draw of a training step is one structure for its batch; ``ELBO(num_particles=G)`` takes G of them on
     the whole batch, ``estimator=PerGroup(G)`` G on its G parts. Schedules count the gradient steps of this library's
     objectives; under another objective call :meth:`count_step` before each step.
 
@@ -74,12 +70,12 @@ class ConcreteStructure(Guide):
         init_scale: Standard deviation of the scatter of the starting logits.
         straight_through: Run the network with one-hot (zero-one) structures and give them the gradient of the relaxed
             draw. The KL is the relaxed draw's, and draws have no density.
-        kl: ``"relaxed"``, as in the paper, or ``"discrete"``: see above. Pyro's own objectives know only the first.
+        kl: ``"relaxed"``, as in the paper, or ``"discrete"``: see above. Pyro's own objectives use only the first.
         anneal_prior: Measure the KL of the relaxed choices to the prior at temperature τ instead of its own, so that
             both relaxations are sharpened together. Pyro's own objectives keep the model's.
         learned: Whether the logits are trained; otherwise the structure stays as random as it starts.
         example: Arguments of one run, for models whose sites are not known without data.
-        only: Names of the sites that the guide is for; all of them if None.
+        sites: Names of the sites that the guide is for; all of them if None.
 
     Attributes:
         num_steps: Gradient steps so far (a buffer that stays on the CPU).
@@ -103,9 +99,9 @@ class ConcreteStructure(Guide):
         anneal_prior: bool = False,
         learned: bool = True,
         example: tuple[Any, ...] | None = None,
-        only: Collection[str] | None = None,
+        sites: Collection[str] | None = None,
     ) -> None:
-        super().__init__(model, example=example, only=only)
+        super().__init__(model, example=example, sites=sites)
         check_non_negative("init_scale", init_scale, "standard deviation")
         if kl not in ("relaxed", "discrete"):
             raise ValueError(f"kl: expected 'relaxed' or 'discrete', got {kl!r}.")
@@ -268,7 +264,7 @@ class ConcreteStructure(Guide):
         """``log q - log p`` of the draw, in log space (see above), or the KL of the discrete choices.
 
         Raises:
-            ValueError: If the KL of discrete choices is asked for, but a prior is no relaxed one.
+            ValueError: If the KL of discrete choices is requested, but a prior is no relaxed one.
         """
         if self.kl == "discrete":
             exact = {}

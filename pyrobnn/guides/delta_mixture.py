@@ -3,10 +3,10 @@ r"""A deep ensemble as a posterior: a mixture of M point masses (Lakshminarayana
 .. math::  q(w) = \frac1M \sum_m \delta(w - w_m), \qquad
            L = \frac1M \sum_m \left[ -\log p(D \mid w_m) - \log p_m(w_m) \right].
 
-Three strategies differ in :math:`p_m`. ``"regularised"``: the prior, so that each member is a MAP estimate.
-``"free"``: no prior at all, the maximum-likelihood members of the paper. ``"anchored"``: the Normal prior centred
+Three strategies differ in :math:`p_m`. ``"regularized"``: the prior, so that each member is a MAP estimate.
+``"free"``: no prior at all, the maximum-likelihood members of the paper. ``"anchored"``: the Normal prior centered
 instead on a draw from it that is the member's own, :math:`a_m \sim p`, which spreads members where the data say
-little (randomised MAP, Pearce et al. 2020). For a linear model with noise σ and posterior precision Λ, anchored
+little (randomized MAP, Pearce et al. 2020). For a linear model with noise σ and posterior precision Λ, anchored
 members have the posterior mean and the covariance :math:`\Lambda^{-1} S^{-1} \Lambda^{-1}`, S being the prior's:
 smaller than :math:`\Lambda^{-1}`, from which only noise on the targets, too, would close the gap.
 """
@@ -20,20 +20,20 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from pyrobnn.divergence import PriorTerm
-from pyrobnn.draws import Draws
 from pyrobnn.estimators.base import Estimator
-from pyrobnn.guides.ensemble import Ensemble
-from pyrobnn.guides.member_starts import MemberInit, check_shared, member_starts
-from pyrobnn.guides.point import point_mass
-from pyrobnn.layout import Site
+from pyrobnn.guides.components.point import point_mass
+from pyrobnn.guides.ensembles.base import Ensemble
+from pyrobnn.guides.ensembles.initialization import MemberInit, check_shared, member_initialization
+from pyrobnn.model.divergence import PriorTerm
+from pyrobnn.model.draws import Draws
+from pyrobnn.model.layout import Site
 from pyrobnn.steps.base import Step
 from pyrobnn.steps.normal_prior import is_fixed_normal
 from pyrobnn.steps.points import PointScore, PointStep
 
 __all__ = ["DeltaMixture"]
 
-Strategy = Literal["regularised", "free", "anchored"]
+Strategy = Literal["regularized", "free", "anchored"]
 
 
 class DeltaMixture(Ensemble):
@@ -46,28 +46,28 @@ class DeltaMixture(Ensemble):
     Args:
         model: The Pyro model.
         num_members: Number M of members.
-        init: How members start apart. None: the first is the network as it was given, the others are copies whose
-            modules' ``reset_parameters()`` ran anew (initialisations that a network does elsewhere, in its own
+        init: How members are initialized. None: the first is the network as it was given, the others are copies whose
+            modules' ``reset_parameters()`` ran anew (initializations that a network does elsewhere, in its own
             constructor say, are not repeated: pass a list of freshly built networks then). ``"prior"``: prior draws. A
-            network, state dict or dict of site values: all start there, apart by ``spread``. A list of M of them. A
-            function ``(site name, prior) -> value``, called for each member. Sites that are no weights start at the
-            centre of their prior.
-        spread: With one common start: standard deviation of the noise that tells members apart, as a fraction of
+            network, state dict or dict of site values: all start there, with noise of ``spread``. A list of M of them.
+            A function ``(site name, prior) -> value``, called for each member. Sites that are no weights start at the
+            center of their prior.
+        spread: With one common start: standard deviation of the noise that distinguishes members, as a fraction of
             the root mean square of each site.
-        strategy: ``"regularised"``, ``"free"`` or ``"anchored"``. Pyro's own objectives see the last two right
+        strategy: ``"regularized"``, ``"free"`` or ``"anchored"``. Pyro's own objectives see the last two right
             where priors are fixed.
         members_per_step: Members that a step visits, at random; all if None. Those chosen count M / k times, which
             keeps gradients unbiased.
-        vmap: Whether a step runs all members in one vectorised pass; ``"auto"`` does where that is faster and
+        vmap: Whether a step runs all members in one vectorized pass; ``"auto"`` does where that is faster and
             possible (:mod:`pyrobnn.steps.vectorized`).
-        jacobian: Score the density in unconstrained space, as :class:`~pyrobnn.guides.Map` does.
+        jacobian: Score the density in unconstrained space, as :class:`~pyrobnn.guides.MAP` does.
         example: Arguments of one run, for models whose sites are not known without data.
-        only: Names of the sites that the guide is for; all of them if None.
+        sites: Names of the sites that the guide is for; all of them if None.
 
     Raises:
         TypeError: If ``init`` is of another kind.
-        ValueError: If an argument is out of range, ``init`` does not fit, members would not start apart, or
-            ``"anchored"`` meets a prior that is no fixed Normal.
+        ValueError: If an argument is out of range, ``init`` does not fit, members would start equal, or
+            ``"anchored"`` is used with a prior that is no fixed Normal.
     """
 
     def __init__(
@@ -77,24 +77,24 @@ class DeltaMixture(Ensemble):
         init: MemberInit = None,
         *,
         spread: float = 0.1,
-        strategy: Strategy = "regularised",
+        strategy: Strategy = "regularized",
         members_per_step: int | None = None,
         vmap: bool | Literal["auto"] = "auto",
         jacobian: bool = False,
         example: tuple[Any, ...] | None = None,
-        only: Collection[str] | None = None,
+        sites: Collection[str] | None = None,
     ) -> None:
-        super().__init__(model, num_members, members_per_step=members_per_step, example=example, only=only)
+        super().__init__(model, num_members, members_per_step=members_per_step, example=example, sites=sites)
         if strategy not in get_args(Strategy):
             raise ValueError(f"strategy: expected one of {', '.join(map(repr, get_args(Strategy)))}, got {strategy!r}.")
         if vmap not in (True, False, "auto"):
             raise ValueError(f"vmap: expected True, False or 'auto', got {vmap!r}.")
         if vmap is True and (members_per_step is not None or len(self.own_buffers)):
             what = "members_per_step" if members_per_step is not None else "buffers, such as running statistics"
-            raise ValueError(f"vmap: a vectorised step visits all members and cannot have {what}; use vmap='auto'.")
+            raise ValueError(f"vmap: a vectorized step visits all members and cannot have {what}; use vmap='auto'.")
         self.strategy = strategy
         self.jacobian = jacobian
-        loc, buffers = member_starts(self.layout, model, init, num_members, spread)
+        loc, buffers = member_initialization(self.layout, model, init, num_members, spread)
         self.loc = nn.Parameter(loc)
         for index, own in enumerate(buffers):
             self.own_buffers.write(index, own)
@@ -120,7 +120,7 @@ class DeltaMixture(Ensemble):
         draws, num_members = Draws.of(draws), next(iter(counts.values()))
         guide = cls(model, num_members, init=[draws.at(index) for index in range(num_members)], **options)
         if missing := [name for name in guide.layout if name not in draws]:
-            raise ValueError(f"draws: they lack the site {missing[0]!r}; name the sites you have with only=.")
+            raise ValueError(f"draws: they lack the site {missing[0]!r}; name the sites you have with sites=.")
         for index in range(num_members):
             guide.own_buffers.write(index, draws.at(index).buffers)
         return guide
@@ -204,7 +204,7 @@ class DeltaMixture(Ensemble):
 
     def point_mass(self, site: Site, value: Tensor, component: Tensor | None) -> dist.Distribution:
         """The point mass of one member; its log density turns the prior's into that of the strategy."""
-        if self.strategy == "regularised":
+        if self.strategy == "regularized":
             return super().point_mass(site, value, component)
         log_prior = site.prior.log_prob(value)
         score = self.score().of_site(site, value, PriorTerm(site.prior), component)

@@ -2,7 +2,7 @@ r"""A generator of weights as a posterior: an implicit distribution, draws witho
 
 .. math::  w = m + s \odot u, \qquad u = G_\phi(z) \quad\text{or}\quad u = G_\phi(z) B, \qquad z \sim N(0, I),
 
-with a perceptron :math:`G_\phi` and, for each weight, the mean m and standard deviation s of the draws that it learnt
+with a perceptron :math:`G_\phi` and, for each weight, the mean m and standard deviation s of the draws that it learned
 from. It makes weights, or coordinates along the rows of B, the principal axes of those draws.
 :func:`pyrobnn.distill` trains one to reproduce the draws of a Markov chain, whose storage it replaces; it then draws as
 many functions as one likes, K of them by one chain of matrix products. Constrained sites are generated in unconstrained
@@ -27,15 +27,15 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from pyrobnn.arguments import check_positive_int
-from pyrobnn.divergence import Divergence, PriorTerm
-from pyrobnn.draws import Draws
+from pyrobnn.core.arguments import check_positive_int
 from pyrobnn.estimators.base import Estimator
-from pyrobnn.facts import Facts
 from pyrobnn.guides.base import Guide, sample_site
-from pyrobnn.guides.generated import Generated, Storage, refuse_density
-from pyrobnn.initialization import initial_values
-from pyrobnn.layout import Layout
+from pyrobnn.guides.components.generated import Generated, Storage, refuse_density
+from pyrobnn.model.divergence import Divergence, PriorTerm
+from pyrobnn.model.draws import Draws
+from pyrobnn.model.facts import Facts
+from pyrobnn.model.initialization import initial_values
+from pyrobnn.model.layout import Layout
 from pyrobnn.steps.base import Step
 
 __all__ = ["Generator", "perceptron"]
@@ -44,7 +44,7 @@ __all__ = ["Generator", "perceptron"]
 class Generator(Guide):
     """Draws that a network makes of noise.
 
-    Freshly built it generates noise about the priors' centres; :func:`pyrobnn.distill` trains it.
+    Freshly built it generates noise about the priors' centers; :func:`pyrobnn.distill` trains it.
 
     Args:
         model: The Pyro model; or a guide of it, for the same sites.
@@ -54,14 +54,14 @@ class Generator(Guide):
         latent_dim: Length of the noise z.
         components: Number C of axes, for which (C + 2) numbers are kept for each weight; None: it makes the weights
             themselves.
-        num_draws: Number of draws that it replaces, for :meth:`storage`.
+        num_samples: Number of draws that it replaces, for :meth:`storage`.
         example: Arguments of one run, for models whose sites are not known without data.
-        only: Names of the sites that the guide is for; all of them if None.
+        sites: Names of the sites that the guide is for; all of them if None.
 
     Attributes:
-        loc, scale: Mean and standard deviation ``[P]`` of the draws it learnt from, in the order of the layout;
+        loc, scale: Mean and standard deviation ``[P]`` of the draws it learned from, in the order of the layout;
             where the scale is zero, all draws are alike.
-        basis: The axes ``[C, P]``, in standardised weights; None without components.
+        basis: The axes ``[C, P]``, in standardized weights; None without components.
         history: What :func:`pyrobnn.distill` noted; None else. It is no part of the state.
 
     Raises:
@@ -79,29 +79,29 @@ class Generator(Guide):
         latent_dim: int = 32,
         *,
         components: int | None = None,
-        num_draws: int | None = None,
+        num_samples: int | None = None,
         example: tuple[Any, ...] | None = None,
-        only: Collection[str] | None = None,
+        sites: Collection[str] | None = None,
     ) -> None:
         check_positive_int("latent_dim", latent_dim)
-        for name, count in (("components", components), ("num_draws", num_draws)):
+        for name, count in (("components", components), ("num_samples", num_samples)):
             if count is not None:
                 check_positive_int(name, count)
-        super().__init__(model, example=example, only=only)
-        centre = self.layout.join(initial_values(model, self.layout, "prior_mean"))
-        self.hidden, self.latent_dim, self.num_draws = check_hidden("hidden", hidden), latent_dim, num_draws
+        super().__init__(model, example=example, sites=sites)
+        center = self.layout.join(initial_values(model, self.layout, "prior_mean"))
+        self.hidden, self.latent_dim, self.num_samples = check_hidden("hidden", hidden), latent_dim, num_samples
         self.components = components
         self.num_coordinates = self.layout.size if components is None else components
-        self.network = perceptron([latent_dim, *self.hidden, self.num_coordinates]).to(centre)
-        self.register_buffer("loc", centre)
-        self.register_buffer("scale", torch.ones_like(centre))
-        axes = None if components is None else torch.randn(components, self.layout.size).to(centre) / components**0.5
+        self.network = perceptron([latent_dim, *self.hidden, self.num_coordinates]).to(center)
+        self.register_buffer("loc", center)
+        self.register_buffer("scale", torch.ones_like(center))
+        axes = None if components is None else torch.randn(components, self.layout.size).to(center) / components**0.5
         self.register_buffer("basis", axes)
         self.history: Any = None
 
     def config(self) -> dict[str, Any]:
         """Constructor arguments."""
-        sizes = {"latent_dim": self.latent_dim, "components": self.components, "num_draws": self.num_draws}
+        sizes = {"latent_dim": self.latent_dim, "components": self.components, "num_samples": self.num_samples}
         return {"hidden": list(self.hidden), **sizes}
 
     # -------------------------------------------------------------------------------------------------- storage
@@ -111,9 +111,9 @@ class Generator(Guide):
         """Numbers that are kept of it: parameters and buffers."""
         return sum(tensor.numel() for tensor in self.state_dict().values())
 
-    def storage(self, num_draws: int | None = None) -> Storage:
-        """What it takes, against ``num_draws`` stored draws (None: those that it was distilled from)."""
-        return Storage(self.num_parameters, self.num_draws if num_draws is None else num_draws, self.layout.size)
+    def storage(self, num_samples: int | None = None) -> Storage:
+        """What it takes, against ``num_samples`` stored draws (None: those that it was distilled from)."""
+        return Storage(self.num_parameters, self.num_samples if num_samples is None else num_samples, self.layout.size)
 
     @property
     def storage_ratio(self) -> float | None:
@@ -123,24 +123,24 @@ class Generator(Guide):
     # ---------------------------------------------------------------------------------------------------- draws
 
     def coordinates(self, num_samples: int) -> Tensor:
-        """What the network makes of noise ``[K, C]``, with gradients: standardised weights where there are no axes."""
+        """What the network makes of noise ``[K, C]``, with gradients: standardized weights where there are no axes."""
         loc = self._buffers["loc"]
         assert loc is not None
         network = self._modules["network"]  # past Pyro's attribute hooks
         return network(torch.randn(num_samples, self.latent_dim, dtype=loc.dtype, device=loc.device))  # type: ignore[misc]
 
-    def standardised(self, num_samples: int) -> Tensor:
+    def standardized(self, num_samples: int) -> Tensor:
         """Draws ``[K, P]`` with gradients: unconstrained weights less ``loc``, over ``scale``."""
         made, axes = self.coordinates(num_samples), self._buffers["basis"]
         return made if axes is None else made @ axes
 
     def flat(self, num_samples: int) -> Tensor:
         """Draws ``[K, P]`` of unconstrained flat vectors, with gradients."""
-        return torch.addcmul(self._buffers["loc"], self.standardised(num_samples), self._buffers["scale"])  # type: ignore[arg-type]
+        return torch.addcmul(self._buffers["loc"], self.standardized(num_samples), self._buffers["scale"])  # type: ignore[arg-type]
 
     @torch.no_grad()
     def move_coordinates(self, mean: Tensor, factor: Tensor) -> None:
-        """Turns coordinates c into ``(c - mean) factor``, ``[C]`` each, by changing what they stand for."""
+        """Turns coordinates c into ``(c - mean) factor``, ``[C]`` each, by rescaling the axes."""
         if self.basis is None:
             self.scale.mul_(factor)
             self.loc.sub_(self.scale * mean)

@@ -2,7 +2,7 @@ r"""Laplace approximation: a Gaussian at the mode, as wide as the curvature says
 
 .. math::  q(w) = N\big(\hat w, (H + P)^{-1}\big), \qquad H = \sum_{n=1}^N J_n^\top \Lambda_n J_n,
 
-with P the prior's precision and H the generalised Gauss–Newton matrix of the log likelihood, summed over *all* data. It
+with P the prior's precision and H the generalized Gauss–Newton matrix of the log likelihood, summed over *all* data. It
 stands for the Hessian, which is indefinite for a network; for networks linear in their weights the two are equal. The
 Laplace evidence compares models and tunes the prior,
 
@@ -25,16 +25,16 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from pyrobnn.bayesianize import evaluating, frozen_buffers
 from pyrobnn.curvature import Block, BlockGaussian, Group, Structure, fill, lay_out, tune_multipliers
-from pyrobnn.divergence import Divergence, PriorTerm
-from pyrobnn.draws import Draws
-from pyrobnn.facts import Facts
-from pyrobnn.guides.base import Init, sample_site
-from pyrobnn.guides.low_rank import joint_divergence
-from pyrobnn.guides.point import TrainedAsPoint, values_of_point
-from pyrobnn.initialization import initial_values
-from pyrobnn.supervised import SupervisedModel
+from pyrobnn.guides.base import sample_site
+from pyrobnn.guides.components.low_rank import joint_divergence
+from pyrobnn.guides.components.point import TrainedAsPoint, values_of_point
+from pyrobnn.model.bayesianize import evaluating, frozen_buffers
+from pyrobnn.model.divergence import Divergence, PriorTerm
+from pyrobnn.model.draws import Draws
+from pyrobnn.model.facts import Facts
+from pyrobnn.model.initialization import Init, initial_values
+from pyrobnn.model.supervised import SupervisedModel
 
 __all__ = ["Laplace"]
 
@@ -42,7 +42,7 @@ __all__ = ["Laplace"]
 class Laplace(TrainedAsPoint):
     """A point while it is trained, the Gaussian around it after :meth:`fit`.
 
-    Training is that of :class:`~pyrobnn.guides.Map`; a point that is fitted already is taken as the start::
+    Training is that of :class:`~pyrobnn.guides.MAP`; a point that is fitted already is taken as the start::
 
         guide = Laplace(model, init=map_guide).fit(model, loader)
 
@@ -53,12 +53,12 @@ class Laplace(TrainedAsPoint):
 
     Args:
         model: The Pyro model.
-        init: Where to start: a fitted :class:`~pyrobnn.guides.Map`, or as for :class:`~pyrobnn.guides.MeanField`.
+        init: Where to start: a fitted :class:`~pyrobnn.guides.MAP`, or as for :class:`~pyrobnn.guides.MeanField`.
         structure: ``"last_layer"``, a full matrix over one layer; ``"full"``, over all weights; ``"diagonal"``;
             ``"kronecker"``, one Kronecker product for each linear or 2-d convolutional layer.
         last_layer: That layer's name in the network, if it is not the last linear one.
         example: Arguments of one run, for models whose sites are not known without data.
-        only: Names of the sites that the guide is for; all of them if None.
+        sites: Names of the sites that the guide is for; all of them if None.
 
     Attributes:
         mean: The mode at the time of :meth:`fit`, ``[d]``.
@@ -78,9 +78,9 @@ class Laplace(TrainedAsPoint):
         structure: Structure = "last_layer",
         last_layer: str | None = None,
         example: tuple[Any, ...] | None = None,
-        only: Collection[str] | None = None,
+        sites: Collection[str] | None = None,
     ) -> None:
-        super().__init__(model, example=example, only=only)
+        super().__init__(model, example=example, sites=sites)
         self.loc = nn.Parameter(self.layout.join(initial_values(model, self.layout, values_of_point(init))))
         self.structure, self.last_layer = structure, last_layer
         like = self.flat_loc.detach()
@@ -128,7 +128,7 @@ class Laplace(TrainedAsPoint):
         Args:
             model: The model, a :class:`~pyrobnn.SupervisedModel`.
             loader: Batches ``(x, y)`` of the whole data set, of any size.
-            given: Values of sites that this guide is not for (``only``).
+            given: Values of sites that this guide is not for (``sites``).
             max_bytes: Budget for Jacobians.
             progress: Show a progress bar.
 

@@ -22,11 +22,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyrobnn.arguments import check_positive, check_positive_int
-from pyrobnn.guides.base import Init
-from pyrobnn.guides.ensemble import Ensemble
-from pyrobnn.initialization import initial_values
-from pyrobnn.layout import Layout, Site
+from pyrobnn.core.arguments import check_positive, check_positive_int
+from pyrobnn.guides.ensembles.base import Ensemble
+from pyrobnn.model.initialization import Init, initial_values
+from pyrobnn.model.layout import Layout, Site
 
 __all__ = ["LowRankEnsemble"]
 
@@ -38,7 +37,7 @@ class LowRankEnsemble(Ensemble):
     """Members that differ in low-rank factors of shared weights.
 
     Each member is scored as a point, by ``-log p(w_m)``, under gradients as in any
-    :class:`~pyrobnn.guides.ensemble.Ensemble`: shared weights follow the average member, factors their own.
+    :class:`~pyrobnn.guides.ensembles.base.Ensemble`: shared weights follow the average member, factors their own.
 
     Args:
         model: The Pyro model.
@@ -48,9 +47,9 @@ class LowRankEnsemble(Ensemble):
             0.8 divided by the number of weight matrices and kernels if None, at most 0.2.
         init: Where the shared weights start, as for :class:`~pyrobnn.guides.MeanField`.
         members_per_step: Members that a step visits, at random; all if None.
-        jacobian: Score the density in unconstrained space, as :class:`~pyrobnn.guides.Map` does.
+        jacobian: Score the density in unconstrained space, as :class:`~pyrobnn.guides.MAP` does.
         example: Arguments of one run, for models whose sites are not known without data.
-        only: Names of the sites that the guide is for; all of them if None.
+        sites: Names of the sites that the guide is for; all of them if None.
 
     Raises:
         ValueError: If ``rank`` or ``spread`` is not positive, no site is a matrix, or a starting value does not fit.
@@ -67,9 +66,9 @@ class LowRankEnsemble(Ensemble):
         members_per_step: int | None = None,
         jacobian: bool = False,
         example: tuple[Any, ...] | None = None,
-        only: Collection[str] | None = None,
+        sites: Collection[str] | None = None,
     ) -> None:
-        super().__init__(model, num_members, members_per_step=members_per_step, example=example, only=only)
+        super().__init__(model, num_members, members_per_step=members_per_step, example=example, sites=sites)
         check_positive_int("rank", rank)
         if spread is not None:
             check_positive("spread", spread, "standard deviation")
@@ -110,7 +109,7 @@ class LowRankEnsemble(Ensemble):
         return self._parameters.get("own")
 
     def scale_parameters(self) -> list[nn.Parameter]:
-        """The factors, which scale the shared weights: what tells members apart may learn faster than those do."""
+        """The factors, which scale the shared weights: what distinguishes members may learn faster than those do."""
         return [self.flat_factors]
 
     def config(self) -> dict[str, Any]:

@@ -9,12 +9,12 @@ into minus the joint entropy, by the matrix determinant lemma, and one cross-ent
 
 .. math::  \mathrm{KL}(q \,\|\, p) = -H(q) + \sum_s E_q[-\log p(u_s)].
 
-A prior that factorises over elements sees no more than the marginals :math:`N(\mu_i, v_i)`,
+A prior that factorizes over elements sees no more than the marginals :math:`N(\mu_i, v_i)`,
 :math:`v_i = \sigma_i^2 + \sum_k F_{ik}^2`, so that wherever mean field has a closed-form KL the cross-entropy,
 :math:`\mathrm{KL}(N(\mu_i, v_i) \,\|\, p_i) + H(N(\mu_i, v_i))` summed over i, is exact too.
 
 Ong, Nott & Smith, *Gaussian variational approximation with a factor covariance structure* (2018). Parameters:
-``loc`` and ``log_scale``, ``[d]``, and ``cov_factor``, ``[d, r]``; see :mod:`pyrobnn.guides.low_rank`.
+``loc`` and ``log_scale``, ``[d]``, and ``cov_factor``, ``[d, r]``; see :mod:`pyrobnn.guides.components.low_rank`.
 """
 
 from __future__ import annotations
@@ -27,12 +27,9 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from pyrobnn.arguments import check_positive, check_positive_int
-from pyrobnn.divergence import Divergence, PriorTerm
-from pyrobnn.draws import Draws
-from pyrobnn.facts import Facts
-from pyrobnn.guides.base import Guide, Init
-from pyrobnn.guides.low_rank import (
+from pyrobnn.core.arguments import check_positive, check_positive_int
+from pyrobnn.guides.base import Guide
+from pyrobnn.guides.components.low_rank import (
     LowRankGaussian,
     independent_normal,
     joint_divergence,
@@ -40,7 +37,10 @@ from pyrobnn.guides.low_rank import (
     on_support,
     sample_jointly,
 )
-from pyrobnn.initialization import initial_values
+from pyrobnn.model.divergence import Divergence, PriorTerm
+from pyrobnn.model.draws import Draws
+from pyrobnn.model.facts import Facts
+from pyrobnn.model.initialization import Init, initial_values
 
 __all__ = ["LowRankNormal"]
 
@@ -59,7 +59,7 @@ class LowRankNormal(Guide):
         max_bytes: Budget for what the factor costs in training: the ``[d, r]`` numbers four times over, for the
             factor, its gradient and the two moments of Adam. (The rest is what mean field costs.)
         example: Arguments of one run, for models whose sites are not known without data.
-        only: Names of the sites that the guide is for; all of them if None.
+        sites: Names of the sites that the guide is for; all of them if None.
 
     Raises:
         ValueError: If ``rank`` is no positive int or its factor exceeds ``max_bytes``, ``init_scale`` is not
@@ -75,9 +75,9 @@ class LowRankNormal(Guide):
         init_scale: float = 1e-2,
         max_bytes: int = 2**30,
         example: tuple[Any, ...] | None = None,
-        only: Collection[str] | None = None,
+        sites: Collection[str] | None = None,
     ) -> None:
-        super().__init__(model, example=example, only=only)
+        super().__init__(model, example=example, sites=sites)
         check_positive_int("rank", rank)
         check_positive("init_scale", init_scale, "standard deviation")
         check_positive_int("max_bytes", max_bytes)
@@ -96,7 +96,7 @@ class LowRankNormal(Guide):
                 f"rank: a factor of rank {self.rank} over {self.layout.size:,} latent elements, with its gradient and "
                 f"Adam's two moments, takes {self.rank * per_column:,} bytes, more than max_bytes={self.max_bytes:,}; "
                 f"ask for a rank of at most {self.max_bytes // per_column}, raise max_bytes, or keep to some of the "
-                "sites (GuideMap)."
+                "sites (Composite)."
             )
 
     # Read past Pyro's attribute hooks, which would enter them in the global parameter store.
@@ -174,7 +174,9 @@ class LowRankNormal(Guide):
         return joint_log_prob(self.layout, self.joint(), draws)
 
     def divergence(self, draws: Draws, priors: Mapping[str, PriorTerm]) -> Divergence:
-        """The KL: minus the joint entropy plus a cross-entropy by site (:func:`~pyrobnn.guides.low_rank`)."""
+        """The KL: minus the joint entropy plus a cross-entropy by site
+        (:func:`~pyrobnn.guides.components.low_rank`).
+        """
         record = draws.record
         if record is None:
             gaussian = self.joint()

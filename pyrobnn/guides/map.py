@@ -18,16 +18,15 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from pyrobnn.divergence import Divergence, PriorTerm
-from pyrobnn.draws import Draws
-from pyrobnn.guides.base import Init
-from pyrobnn.guides.point import TrainedAsPoint
-from pyrobnn.initialization import initial_values
+from pyrobnn.guides.components.point import TrainedAsPoint
+from pyrobnn.model.divergence import Divergence, PriorTerm
+from pyrobnn.model.draws import Draws
+from pyrobnn.model.initialization import Init, initial_values
 
-__all__ = ["Map"]
+__all__ = ["MAP"]
 
 
-class Map(TrainedAsPoint):
+class MAP(TrainedAsPoint):
     """A point estimate of every latent site.
 
     Args:
@@ -35,7 +34,7 @@ class Map(TrainedAsPoint):
         init: Where to start, as for :class:`~pyrobnn.guides.MeanField`.
         jacobian: Maximize the density in unconstrained space instead of the sites' own.
         example: Arguments of one run, for models whose sites are not known without data.
-        only: Names of the sites that the guide is for; all of them if None.
+        sites: Names of the sites that the guide is for; all of them if None.
     """
 
     def __init__(
@@ -45,9 +44,9 @@ class Map(TrainedAsPoint):
         *,
         jacobian: bool = False,
         example: tuple[Any, ...] | None = None,
-        only: Collection[str] | None = None,
+        sites: Collection[str] | None = None,
     ) -> None:
-        super().__init__(model, example=example, only=only)
+        super().__init__(model, example=example, sites=sites)
         self.loc = nn.Parameter(self.layout.join(initial_values(model, self.layout, init)))
         self.jacobian = jacobian
 

@@ -27,16 +27,16 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from pyrobnn.bayesianize import bayesian_modules
-from pyrobnn.divergence import Divergence, PriorTerm
-from pyrobnn.draws import Draws
+from pyrobnn.distributions.independent import base_distribution
 from pyrobnn.estimators.base import Estimator
-from pyrobnn.facts import Facts
-from pyrobnn.guides.base import Guide, Init, sample_site
-from pyrobnn.guides.dropout_rates import DROPOUTS, Maskable, Rates, maskable_sites, resolve_rates
-from pyrobnn.guides.dropped_columns import DroppedColumns
-from pyrobnn.independent import base_distribution
-from pyrobnn.initialization import initial_values
+from pyrobnn.guides.base import Guide, sample_site
+from pyrobnn.guides.components.dropout_rates import DROPOUTS, Maskable, Rates, maskable_sites, resolve_rates
+from pyrobnn.guides.components.dropped_columns import DroppedColumns
+from pyrobnn.model.bayesianize import bayesian_modules
+from pyrobnn.model.divergence import Divergence, PriorTerm
+from pyrobnn.model.draws import Draws
+from pyrobnn.model.facts import Facts
+from pyrobnn.model.initialization import Init, initial_values
 from pyrobnn.steps.autograd import AutogradStep
 from pyrobnn.steps.base import Step
 
@@ -46,7 +46,7 @@ __all__ = ["MCDropout"]
 class MCDropout(Guide):
     """Dropout as a posterior; a site without dropout is a point.
 
-    Dropout modules that the network has are silent in training steps of :func:`pyrobnn.fit` and in predictions, where
+    Dropout modules of the network are switched off in training steps of :func:`pyrobnn.fit` and in predictions, where
     the guide's masks take their place. (Pyro's own ``SVI`` does not ask the guide; put them in evaluation mode there.)
 
     Args:
@@ -57,13 +57,13 @@ class MCDropout(Guide):
         init: Where M starts, as for :class:`~pyrobnn.guides.MeanField`.
         where: Glob patterns of sites (or of parameters in the network) that one ``p`` is for. By default the weights of
             all linear and convolutional layers, the first one's included (Gal & Ghahramani put dropout before every
-            weight layer; inputs are often given a smaller p), except where the only unit, as the channel of grey
+            weight layer; inputs are often given a smaller p), except where the only unit, as the channel of gray
             images, would be dropped. Recurrent weights and embeddings (columns: word types) are masked if named.
         per_example: In training steps, draw masks for each example instead of each draw, as ordinary dropout does: the
             same objective in expectation, with less noise where examples agree. Only for linear and (not transposed)
             convolutional layers.
         example: Arguments of one run, for models whose sites are not known without data.
-        only: Names of the sites that the guide is for; all of them if None.
+        sites: Names of the sites that the guide is for; all of them if None.
 
     Attributes:
         rates: Probability of dropping by site; other sites are points.
@@ -83,9 +83,9 @@ class MCDropout(Guide):
         where: str | Sequence[str] | None = None,
         per_example: bool = False,
         example: tuple[Any, ...] | None = None,
-        only: Collection[str] | None = None,
+        sites: Collection[str] | None = None,
     ) -> None:
-        super().__init__(model, example=example, only=only)
+        super().__init__(model, example=example, sites=sites)
         maskable = maskable_sites(model, self.layout)
         self.rates = resolve_rates(maskable, p, where)
         self.per_example = per_example
@@ -175,7 +175,9 @@ class MCDropout(Guide):
         sequential: bool = True,
         vectorize: bool = True,
     ) -> Step:
-        """Draws under which the network's own dropout is silent; with ``per_example`` masks are on layers' inputs."""
+        """Draws under which the network's own dropout is switched off; with ``per_example`` masks are on layers'
+        inputs.
+        """
         return AutogradStep(self.layout, self._training_draw, self.divergence)
 
     def _training_draw(self, noise: Tensor | None = None) -> Draws:
@@ -255,7 +257,7 @@ def _mask_inputs(masks: dict[str, Tensor], name: str, rate: float) -> Callable[.
 def _silent_dropout(model: nn.Module) -> Iterator[None]:
     """Dropout of the converted networks in evaluation mode while the block lasts."""
     networks = [network.network for network in bayesian_modules(model)]
-    kinds = (*DROPOUTS, nn.RNNBase, nn.MultiheadAttention)  # the last two know no other difference between modes
+    kinds = (*DROPOUTS, nn.RNNBase, nn.MultiheadAttention)  # the last two have no other difference between modes
     modules = [m for network in networks for m in network.modules() if isinstance(m, kinds) and m.training]
     try:
         for module in modules:

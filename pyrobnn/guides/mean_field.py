@@ -23,14 +23,14 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from pyrobnn.arguments import check_positive
-from pyrobnn.draws import Draws
+from pyrobnn.core.arguments import check_positive
+from pyrobnn.core.prefetch import prefetched
 from pyrobnn.estimators.base import Estimator
-from pyrobnn.facts import Facts
-from pyrobnn.guides.base import Guide, Init
-from pyrobnn.guides.low_rank import independent_normal
-from pyrobnn.guides.prefetch import prefetched
-from pyrobnn.initialization import initial_values
+from pyrobnn.guides.base import Guide
+from pyrobnn.guides.components.low_rank import independent_normal
+from pyrobnn.model.draws import Draws
+from pyrobnn.model.facts import Facts
+from pyrobnn.model.initialization import Init, initial_values
 from pyrobnn.steps.base import Step
 from pyrobnn.steps.mean_field import MeanFieldStep
 
@@ -46,14 +46,14 @@ class MeanField(Guide):
             ``"prior"``, ``"prior_mean"``, a dict of site values or a function ``(name, prior) -> value``.
         init_scale: Starting standard deviation in unconstrained space; small, because a deep network fed with
             large weight noise does not train.
-        antithetic: In training steps, let eight draws in a row share one block of random numbers: on the quarters
+        antithetic: In training steps, eight draws in a row share one block of random numbers: on the quarters
             of the flat vector they bear the signs of four orthogonal (Hadamard) rows, each followed by its mirror
             image. First-order noise cancels across each pair; noise of second order averages over the eight as over
             four fresh pairs; and random numbers cost an eighth. At fixed parameters each draw is distributed as q
             and each gradient unbiased. Across a parameter update later draws depend on earlier ones, an effect of
             the order of the learning rate; with ``num_particles`` a multiple of eight there is none.
         example: Arguments of one run, for models whose sites are not known without data.
-        only: Names of the sites that the guide is for; all of them if None.
+        sites: Names of the sites that the guide is for; all of them if None.
 
     Raises:
         ValueError: If ``init_scale`` is not positive or a starting value does not fit.
@@ -67,9 +67,9 @@ class MeanField(Guide):
         init_scale: float = 1e-2,
         antithetic: bool = True,
         example: tuple[Any, ...] | None = None,
-        only: Collection[str] | None = None,
+        sites: Collection[str] | None = None,
     ) -> None:
-        super().__init__(model, example=example, only=only)
+        super().__init__(model, example=example, sites=sites)
         check_positive("init_scale", init_scale, "standard deviation")
         loc = self.layout.join(initial_values(model, self.layout, init))
         self.loc = nn.Parameter(loc)

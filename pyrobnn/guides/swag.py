@@ -11,7 +11,7 @@ The halves are the paper's: diagonal and low-rank part are two estimates of one 
 taken. The diagonal part alone is SWAG-Diagonal, the mean alone stochastic weight averaging (Izmailov et al. 2018).
 
 Maddox, Garipov, Izmailov, Vetrov & Wilson, *A Simple Baseline for Bayesian Uncertainty in Deep Learning* (2019).
-Vectors are those of :math:`u`, the sites' unconstrained values. The running variance is kept centred (Welford),
+Vectors are those of :math:`u`, the sites' unconstrained values. The running variance is kept centered (Welford),
 equal to the difference of moments but without its cancellation; elements that never moved keep the reference
 implementation's floor of 1e-30.
 """
@@ -26,12 +26,10 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from pyrobnn.arguments import check_int, check_positive, check_positive_int
-from pyrobnn.divergence import Divergence, PriorTerm
-from pyrobnn.draws import Draws
-from pyrobnn.facts import Facts
-from pyrobnn.guides.base import Init, sample_site
-from pyrobnn.guides.low_rank import (
+from pyrobnn.core.arguments import check_int, check_positive, check_positive_int
+from pyrobnn.core.moments import add_rows
+from pyrobnn.guides.base import sample_site
+from pyrobnn.guides.components.low_rank import (
     LowRankGaussian,
     independent_normal,
     joint_divergence,
@@ -39,9 +37,11 @@ from pyrobnn.guides.low_rank import (
     on_support,
     sample_jointly,
 )
-from pyrobnn.guides.point import TrainedAsPoint
-from pyrobnn.initialization import initial_values
-from pyrobnn.moments import add_rows
+from pyrobnn.guides.components.point import TrainedAsPoint
+from pyrobnn.model.divergence import Divergence, PriorTerm
+from pyrobnn.model.draws import Draws
+from pyrobnn.model.facts import Facts
+from pyrobnn.model.initialization import Init, initial_values
 
 __all__ = ["SWAG"]
 
@@ -49,9 +49,9 @@ _SMALLEST_VARIANCE = 1e-30
 
 
 class SWAG(TrainedAsPoint):
-    """A point while it is trained, the Gaussian of its collected iterates afterwards.
+    """A point while it is trained, the Gaussian of its collected iterates afterward.
 
-    Training is that of :class:`~pyrobnn.guides.Map` (with the density of unconstrained values, of which the Gaussian
+    Training is that of :class:`~pyrobnn.guides.MAP` (with the density of unconstrained values, of which the Gaussian
     is one)::
 
         guide = SWAG(model)
@@ -60,7 +60,7 @@ class SWAG(TrainedAsPoint):
         recalibrate_batch_norm(model, guide, loader)  # where there is BatchNorm: its statistics are the last iterate's
 
     :meth:`sample`, and so everything that predicts, needs at least two iterates; for validation during the training
-    before that, fit a ``Map`` and start from its network. Pyro's view, a call of the guide, follows its mode: the
+    before that, fit a ``MAP`` and start from its network. Pyro's view, a call of the guide, follows its mode: the
     point in training mode (how every module starts), the Gaussian after ``guide.eval()``. Only latent sites are
     averaged; parameters that the model trains as points stay where the last step left them.
 
@@ -70,7 +70,7 @@ class SWAG(TrainedAsPoint):
         rank: Number of deviations kept, the latest ones; memory is ``rank + 3`` times that of the weights.
         scale: Factor of the draws' distance from the mean; its square multiplies the covariance.
         example: Arguments of one run, for models whose sites are not known without data.
-        only: Names of the sites that the guide is for; all of them if None.
+        sites: Names of the sites that the guide is for; all of them if None.
 
     Attributes:
         num_collected: Number of iterates so far, an integer tensor.
@@ -92,9 +92,9 @@ class SWAG(TrainedAsPoint):
         rank: int = 20,
         scale: float = 1.0,
         example: tuple[Any, ...] | None = None,
-        only: Collection[str] | None = None,
+        sites: Collection[str] | None = None,
     ) -> None:
-        super().__init__(model, example=example, only=only)
+        super().__init__(model, example=example, sites=sites)
         self.loc = nn.Parameter(self.layout.join(initial_values(model, self.layout, init)))
         check_int("rank", rank, 2)  # a covariance's least
         check_positive("scale", scale, "factor")

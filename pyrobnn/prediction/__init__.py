@@ -1,7 +1,7 @@
 """Predictions: a predictor answers for the posterior, the likelihood says how its draws are reduced."""
 
-from pyrobnn.likelihoods.predictions import ClassPrediction, GaussianPrediction, MomentPrediction, Prediction
-from pyrobnn.likelihoods.reductions import ClassReduction, MomentReduction, Reduction
+from pyrobnn.model.likelihoods.predictions import ClassPrediction, GaussianPrediction, MomentPrediction, Prediction
+from pyrobnn.model.likelihoods.reductions import ClassReduction, MomentReduction, Reduction
 from pyrobnn.prediction.draws import PinnedDraws
 from pyrobnn.prediction.linearized import LinearizedPredictor, predict_linearized
 from pyrobnn.prediction.predict import predict, predict_batches

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyrobnn import random_state
-from pyrobnn.arguments import check_positive_int
-from pyrobnn.draws import Draws
+from pyrobnn.core import random_state
+from pyrobnn.core.arguments import check_positive_int
 from pyrobnn.guides.base import Guide
+from pyrobnn.model.draws import Draws
 
 __all__ = ["PinnedDraws"]
 
@@ -76,7 +76,7 @@ class PinnedDraws:
         sizes = [min(self._chunk, self.num_samples - made) for made in range(0, self.num_samples, self._chunk)]
         blocks = self.posterior.sample_blocks(sizes)
         for _ in sizes:
-            with random_state.kept(device):
+            with random_state.preserved(device):
                 if state is None:
                     random_state.seed(self._seed, device)
                 else:
@@ -93,6 +93,6 @@ def _thinned(posterior: Mapping[str, Tensor], num_samples: int) -> list[dict[str
         raise ValueError(f"guide: the sites have different numbers of draws: {available}.")
     count = next(iter(available.values()))
     if num_samples > count:
-        raise ValueError(f"num_samples: {num_samples} were asked for, but there are {count} draws.")
+        raise ValueError(f"num_samples: {num_samples} were requested, but there are {count} draws.")
     chosen = torch.linspace(0, count - 1, num_samples).round().long()
     return [Draws.of(posterior).at(chosen)]

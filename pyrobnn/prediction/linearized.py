@@ -29,16 +29,16 @@ from typing import Any, get_args
 import torch
 from torch import Tensor, nn
 
-from pyrobnn.bayesianize import evaluating, frozen_buffers
 from pyrobnn.curvature import outputs_and_jacobians
 from pyrobnn.guides.laplace import Laplace
-from pyrobnn.likelihoods import ClassLikelihood
-from pyrobnn.likelihoods.predictions import ClassPrediction, Prediction
+from pyrobnn.model.bayesianize import evaluating, frozen_buffers
+from pyrobnn.model.likelihoods import ClassLikelihood
+from pyrobnn.model.likelihoods.predictions import ClassPrediction, Prediction
+from pyrobnn.model.substitution import SubstituteMessenger
+from pyrobnn.model.supervised import SupervisedModel
 from pyrobnn.prediction.draws import PinnedDraws
 from pyrobnn.prediction.predictor import Link, PredictorOptions
 from pyrobnn.prediction.runners import inputs_on, splittable_rows
-from pyrobnn.substitution import Substitution
-from pyrobnn.supervised import SupervisedModel
 
 __all__ = ["LinearizedPredictor", "predict_linearized"]
 
@@ -66,7 +66,7 @@ def predict_linearized(
         num_samples: Draws of the linearized network: for ``"samples"``, for likelihoods with neither a closed form nor
             classes, and to tell aleatoric from epistemic uncertainty under ``"probit"``.
         link: How outputs become class probabilities; other likelihoods ignore it.
-        given: Values of sites that ``laplace`` is not for (``only``).
+        given: Values of sites that ``laplace`` is not for (``sites``).
         return_draws: Keep what each draw predicts, for which there are draws even where there is a closed form.
         seed: Fixes the draws, and leaves torch's random state alone; None takes a seed from it.
         max_bytes: Budget for Jacobians, draws and kept results.
@@ -164,7 +164,7 @@ class LinearizedPredictor:
     def _closed_form(self, outputs: Tensor, covariance: Tensor) -> Prediction | None:
         if self.options.return_draws:
             return None
-        with Substitution(self.values):
+        with SubstituteMessenger(self.values):
             return self.likelihood.closed_form(outputs, covariance, self.options.num_samples)
 
     def _predicted(self, block: _Block) -> Prediction:
@@ -175,7 +175,7 @@ class LinearizedPredictor:
             return exact
         options, likelihood = self.options, self.likelihood
         reduction = likelihood.reduction(options.num_samples, keep=options.return_draws, max_bytes=options.max_bytes)
-        with Substitution(self.values):
+        with SubstituteMessenger(self.values):
             draws = block.outputs + block.deviations.reshape(-1, *block.outputs.shape)
             reduction.add(torch.func.vmap(reduction.summary)(draws))
             prediction = reduction.finish(None)

@@ -1,9 +1,9 @@
-r"""predict(): what the posterior says about inputs, with its uncertainty taken apart.
+r"""predict(): what the posterior says about inputs, with its uncertainty decomposed.
 
 A *predictor* (:mod:`pyrobnn.prediction.predictor`) answers for the posterior: draws of the weights, or the linearized
 network. ``K`` functions are drawn once and *pinned*: every batch goes through the same K, so results do not depend on
 how the inputs were cut into batches. What the draws say is reduced at once, as the likelihood says
-(:mod:`pyrobnn.likelihoods.reductions`).
+(:mod:`pyrobnn.model.likelihoods.reductions`).
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 from tqdm.auto import tqdm
 
-from pyrobnn.batches import inputs_of
+from pyrobnn.core.batches import inputs_of
 from pyrobnn.guides.base import Guide
-from pyrobnn.likelihoods import Likelihood
-from pyrobnn.likelihoods.predictions import Prediction
+from pyrobnn.model.likelihoods import Likelihood
+from pyrobnn.model.likelihoods.predictions import Prediction
 from pyrobnn.prediction.linearized import LinearizedPredictor
 from pyrobnn.prediction.predictor import Link, PredictorFactory, PredictorOptions, WeightsPredictor
 from pyrobnn.prediction.runners import Method, splittable_rows
@@ -26,7 +26,7 @@ from pyrobnn.prediction.runners import Method, splittable_rows
 __all__ = ["predict", "predict_batches"]
 
 _PREDICTORS: dict[str, PredictorFactory] = {"weights": WeightsPredictor, "linearized": LinearizedPredictor}
-_BLOCK_ROWS = 8192  # rows whose accumulators are alive at a time when the inputs are one long tensor
+_BLOCK_ROWS = 8192  # rows whose accumulators exist at a time when the inputs are one long tensor
 
 
 def predict(

@@ -10,10 +10,10 @@ import pyro.poutine as poutine
 import torch
 from torch import Tensor, nn
 
-from pyrobnn.bayesianize import frozen_buffers
-from pyrobnn.draws import Draws, installed_buffers
 from pyrobnn.guides.base import Guide
-from pyrobnn.substitution import Substitution
+from pyrobnn.model.bayesianize import frozen_buffers
+from pyrobnn.model.draws import Draws, installed_buffers
+from pyrobnn.model.substitution import SubstituteMessenger
 
 __all__ = ["Predictive"]
 
@@ -96,7 +96,7 @@ class Predictive(nn.Module):
         with frozen_buffers(module):
             for index in range(self.num_samples):
                 draw = Draws.of(self._draw(index, args, kwargs))
-                with installed_buffers(module, draw.buffers), Substitution(draw) as run:
+                with installed_buffers(module, draw.buffers), SubstituteMessenger(draw) as run:
                     returned = self.model(*args, **kwargs)
                 messages = [*run.latent, *run.observed, *run.deterministic]
                 lead = lead or _missing_dims(messages)
@@ -128,7 +128,7 @@ class Predictive(nn.Module):
 
 
 def _missing_dims(messages: list[Any]) -> dict[str, int]:
-    """How many batch dimensions each site has fewer than the model's deepest plate asks for."""
+    """How many batch dimensions each site has fewer than the model's deepest plate requires."""
     depth = max((-f.dim for m in messages for f in m["cond_indep_stack"] if f.vectorized), default=0)
     return {message["name"]: depth - len(message["fn"].batch_shape) for message in messages}
 

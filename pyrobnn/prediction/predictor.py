@@ -9,9 +9,9 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-from pyrobnn.denormals import denormals_as_zero
-from pyrobnn.likelihoods import Likelihood
-from pyrobnn.likelihoods.predictions import Prediction
+from pyrobnn.core.denormals import denormals_as_zero
+from pyrobnn.model.likelihoods import Likelihood
+from pyrobnn.model.likelihoods.predictions import Prediction
 from pyrobnn.prediction.draws import PinnedDraws
 from pyrobnn.prediction.runners import Method, Runner
 

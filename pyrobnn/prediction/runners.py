@@ -9,13 +9,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from pyrobnn import random_state
-from pyrobnn.bayesianize import BayesianModule, evaluating, frozen_buffers
-from pyrobnn.draws import Draws, installed_buffers
-from pyrobnn.likelihoods import Likelihood
-from pyrobnn.substitution import Substitution
-from pyrobnn.supervised import SupervisedModel, run_network
-from pyrobnn.trees import leaves, num_rows, take_rows, to_device
+from pyrobnn.core import random_state
+from pyrobnn.core.trees import leaves, num_rows, take_rows, to_device
+from pyrobnn.model.bayesianize import BayesianModule, evaluating, frozen_buffers
+from pyrobnn.model.draws import Draws, installed_buffers
+from pyrobnn.model.likelihoods import Likelihood
+from pyrobnn.model.substitution import SubstituteMessenger
+from pyrobnn.model.supervised import SupervisedModel, run_network
 
 __all__ = ["Method", "Runner", "inputs_on", "model_outputs", "splittable_rows"]
 
@@ -44,9 +44,8 @@ class Runner:
         own = likelihood if likelihood is not None else getattr(model, "likelihood", None)
         if not isinstance(own, Likelihood):
             raise TypeError(
-                f"likelihood: {type(model).__name__} has no likelihood of its own, so what its outputs mean "
-                "is unknown; pass "
-                "likelihood=pyrobnn.likelihoods.Categorical(), say."
+                f"likelihood: {type(model).__name__} has no likelihood of its own, so what its outputs mean is "
+                "unknown; pass likelihood=pyrobnn.likelihoods.Categorical(), say."
             )
         if method not in ("auto", "loop", "vmap"):
             raise ValueError(f"method: expected 'auto', 'loop' or 'vmap', got {method!r}.")
@@ -81,22 +80,21 @@ class Runner:
         if reader is None:
             return
         with (
-            random_state.kept(self.device),
-            Substitution({name: value[0] for name, value in draws.items()}) as run,
+            random_state.preserved(self.device),
+            SubstituteMessenger({name: value[0] for name, value in draws.items()}) as run,
         ):
             reader()
         missing = [message["name"] for message in run.latent if message["name"] not in draws]
         if missing:
             raise ValueError(
-                f"guide: it has no draws of the model's site {missing[0]!r} ({len(missing)} missing in all); "
-                "it knows "
+                f"guide: it has no draws of the model's site {missing[0]!r} ({len(missing)} missing in all); it knows "
                 f"{', '.join(list(draws)[:8])}. Pass the guide (or draws) of this model."
             )
 
     def summaries(self, draws: dict[str, Tensor], x: Any, summarize: Summarize) -> Iterator[dict[str, Tensor]]:
         """What ``summarize`` makes of the outputs under draws ``{site: [k, …]}``: ``{name: [k', N, …]}`` by chunks.
 
-        Draws that bring buffers (:class:`~pyrobnn.draws.Draws`) are each run with their own.
+        Draws that have buffers (:class:`~pyrobnn.model.draws.Draws`) are each run with their own.
         """
         x, own = inputs_on(x, self.device), Draws.of(draws).buffers
         draws = Draws(to_device(dict(draws), self.device), to_device(own, self.device))
@@ -120,37 +118,39 @@ class Runner:
         with contextlib.ExitStack() as stack:
             stack.enter_context(installed_buffers(self.model, draw.buffers))
             if isinstance(self.model, SupervisedModel) and isinstance(net, BayesianModule):
-                with Substitution(draw):
+                with SubstituteMessenger(draw):
                     weights = net.sample_weights()
                     parts = list(self._parts(x, 1))  # may run the model once: under this draw, not one from the prior
                 plain = stack.enter_context(net.written(weights))
                 outputs = torch.cat([self.model.select(run_network(plain, part)) for part in parts])
             else:
-                stack.enter_context(Substitution(draw))
+                stack.enter_context(SubstituteMessenger(draw))
                 outputs = torch.cat([model_outputs(self.model, part) for part in self._parts(x, 1)])
-        with Substitution(draw):
+        with SubstituteMessenger(draw):
             return summarize(outputs)
 
     def _vmapped(self, draws: Draws, x: Any, summarize: Summarize) -> Iterator[dict[str, Tensor]]:
         def one(draw: dict[str, Tensor], buffers: dict[str, Tensor], part: Any) -> dict[str, Tensor]:
-            with installed_buffers(self.model, buffers), Substitution(draw):
+            with installed_buffers(self.model, buffers), SubstituteMessenger(draw):
                 return summarize(model_outputs(self.model, part))
 
         count = len(next(iter(draws.values())))
         rows = splittable_rows(x) or 1
-        together = max(1, min(count, self.activation_bytes // max(1, self._bytes_per_row(x) * min(rows, _CHUNK_ROWS))))
+        chunk_size = max(
+            1, min(count, self.activation_bytes // max(1, self._bytes_per_row(x) * min(rows, _CHUNK_ROWS)))
+        )
         run = torch.func.vmap(one, in_dims=(0, 0, None), randomness="different")
-        for start in range(0, count, together):
-            chunk = draws.at(slice(start, start + together))
+        for start in range(0, count, chunk_size):
+            chunk = draws.at(slice(start, start + chunk_size))
             pieces = [run(dict(chunk), chunk.buffers, part) for part in self._parts(x, len(next(iter(chunk.values()))))]
             yield {name: torch.cat([piece[name] for piece in pieces], 1) for name in pieces[0]}
 
-    def _parts(self, x: Any, num_draws: int) -> Iterator[Any]:
+    def _parts(self, x: Any, num_samples: int) -> Iterator[Any]:
         rows = splittable_rows(x)
         if rows is None:  # such as a graph, which is run whole
             yield x
             return
-        size = min(_CHUNK_ROWS, max(1, self.activation_bytes // max(1, num_draws * self._bytes_per_row(x))))
+        size = min(_CHUNK_ROWS, max(1, self.activation_bytes // max(1, num_samples * self._bytes_per_row(x))))
         for start in range(0, rows, size):
             yield take_rows(x, slice(start, start + size), rows) if size < rows else x
 
@@ -167,7 +167,7 @@ class Runner:
             layers = [module for module in self.model.modules() if not list(module.children())]
             hooks = [layer.register_forward_hook(look) for layer in layers]
             try:
-                with random_state.kept(self.device):
+                with random_state.preserved(self.device):
                     model_outputs(self.model, x if rows is None else take_rows(x, slice(0, 1), rows))
             finally:
                 for hook in hooks:
@@ -185,8 +185,7 @@ def model_outputs(model: nn.Module, x: Any) -> Tensor:
     outputs = model.predictive(x) if isinstance(model, SupervisedModel) else run_network(model, x)
     if not isinstance(outputs, Tensor):
         raise TypeError(
-            f"model: called with inputs it returned a {type(outputs).__name__}; predict needs a model that "
-            "returns the "
+            f"model: called with inputs it returned a {type(outputs).__name__}; predict needs a model that returns the "
             "network's outputs as one tensor."
         )
     return outputs

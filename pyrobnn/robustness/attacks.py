@@ -21,13 +21,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyrobnn import random_state
-from pyrobnn.arguments import check_positive_int
-from pyrobnn.draws import Draws, installed_buffers
-from pyrobnn.likelihoods import Likelihood
+from pyrobnn.core import random_state
+from pyrobnn.core.arguments import check_positive_int
+from pyrobnn.model.draws import Draws, installed_buffers
+from pyrobnn.model.likelihoods import Likelihood
+from pyrobnn.model.substitution import SubstituteMessenger
 from pyrobnn.prediction.draws import PinnedDraws
 from pyrobnn.prediction.runners import Runner, model_outputs
-from pyrobnn.substitution import Substitution
 
 __all__ = ["fgsm", "pgd"]
 
@@ -54,11 +54,11 @@ def fgsm(
     Args:
         model: A :class:`~pyrobnn.SupervisedModel`, or any Pyro model that returns the network's outputs when called
             with inputs only (then ``likelihood`` is needed). It is run in evaluation mode; its modes, buffers and
-            ``requires_grad`` are as before afterwards.
+            ``requires_grad`` are as before afterward.
         posterior: A guide, or draws ``{site: [K, *site shape]}``. A single draw to be attacked is
             ``{site: value.unsqueeze(0)}`` with ``num_samples=1``.
         x: Inputs ``[N, ...]``.
-        y: Their targets, or with ``targeted`` those that are to be reached, ``[N]`` or as the likelihood wants them.
+        y: Their targets, or with ``targeted`` those that are to be reached, ``[N]`` or as the likelihood expects them.
         epsilon: Radius of the ball, in the inputs' units; 0 changes nothing.
         num_samples: Number K of draws.
         clip: Smallest and largest input allowed, such as ``(0.0, 1.0)``; None for no limits.
@@ -107,7 +107,7 @@ def pgd(
         epsilon: Radius of the ball, in the inputs' units.
         steps: Number of steps.
         step_size: Length of a step; None takes ``2.5 * epsilon / steps``, with which any point of the ball is in reach.
-        random_start: Begin at a uniform point of the ball instead of its centre.
+        random_start: Begin at a uniform point of the ball instead of its center.
         num_samples: Number K of draws, the same in all steps.
         clip: Smallest and largest input allowed.
         targeted: Lower the loss of ``y`` instead of raising it.
@@ -173,7 +173,7 @@ class _Attack:
                 f"x: inputs reach from {float(x.min()):.4g} to {float(x.max()):.4g}, beyond clip={self.clip}; pass the "
                 "range of your inputs."
             )
-        with self.runner.ready(), random_state.kept(x.device):
+        with self.runner.ready(), random_state.preserved(x.device):
             self.runner.check_sites(next(iter(self.draws)))
             random_state.seed(self.seed, x.device)
             pieces = []
@@ -196,7 +196,7 @@ class _Attack:
         return moved if self.clip is None else moved.clamp(*self.clip)
 
     def gradient(self, x: Tensor, y: Tensor) -> Tensor:
-        """The gradient of each input's loss, up to a positive factor; one draw's graph is alive at a time."""
+        """The gradient of each input's loss, up to a positive factor; the graph of one draw exists at a time."""
         total = torch.zeros_like(x)
         largest = x.new_full((len(x),), -math.inf)
         for chunk in self.draws:
@@ -216,7 +216,7 @@ class _Attack:
         """``log p(y | x, w)`` of each input ``[N]``, and its gradient with respect to the input."""
         leaf = x.detach().clone().requires_grad_()
         own = Draws.of(draw).buffers
-        with torch.enable_grad(), installed_buffers(self.model, own), Substitution(draw):
+        with torch.enable_grad(), installed_buffers(self.model, own), SubstituteMessenger(draw):
             outputs = model_outputs(self.model, leaf)
             self.runner.likelihood.check_shape(outputs, y)
             likelihood = self.runner.likelihood

@@ -1,18 +1,16 @@
 """Markov chain Monte Carlo: kernels for :func:`pyrobnn.sample`."""
 
-from pyrobnn.elbo.parts import NonFiniteLossError
-from pyrobnn.sampling.cyclical import Cyclical
-from pyrobnn.sampling.distillation import distill
-from pyrobnn.sampling.hmc import HMC
-from pyrobnn.sampling.kernel import ChainResult, FullBatchKernel, Kernel, StochasticGradientKernel
-from pyrobnn.sampling.nuts import NUTS, PyroKernel
-from pyrobnn.sampling.online_distillation import online_distill
-from pyrobnn.sampling.preconditioned_sgld import PreconditionedSGLD
-from pyrobnn.sampling.sample import SamplingDivergedWarning, sample
-from pyrobnn.sampling.sghmc import SGHMC
-from pyrobnn.sampling.sgld import SGLD
-from pyrobnn.sampling.sgnht import SGNHT
-from pyrobnn.sampling.wasserstein import CriticHistory, DistillationDivergedError
+from pyrobnn.objectives.parts import NonFiniteLossError
+from pyrobnn.sampling.kernels.base import ChainResult, FullBatchKernel, Kernel, StochasticGradientKernel
+from pyrobnn.sampling.kernels.cyclical import Cyclical
+from pyrobnn.sampling.kernels.hmc import HMC
+from pyrobnn.sampling.kernels.nuts import NUTS, PyroKernel
+from pyrobnn.sampling.kernels.preconditioned_sgld import PreconditionedSGLD
+from pyrobnn.sampling.kernels.sghmc import SGHMC
+from pyrobnn.sampling.kernels.sgld import SGLD
+from pyrobnn.sampling.kernels.sgnht import SGNHT
+from pyrobnn.sampling.sample import sample
+from pyrobnn.sampling.sgmcmc.run import SamplingDivergedWarning
 
 __all__ = [
     "HMC",
@@ -21,9 +19,7 @@ __all__ = [
     "SGLD",
     "SGNHT",
     "ChainResult",
-    "CriticHistory",
     "Cyclical",
-    "DistillationDivergedError",
     "FullBatchKernel",
     "Kernel",
     "NonFiniteLossError",
@@ -31,7 +27,5 @@ __all__ = [
     "PyroKernel",
     "SamplingDivergedWarning",
     "StochasticGradientKernel",
-    "distill",
-    "online_distill",
     "sample",
 ]

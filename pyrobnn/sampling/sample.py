@@ -14,16 +14,16 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from pyrobnn.arguments import check_int, check_positive_int
-from pyrobnn.batches import Reader
+from pyrobnn.core.arguments import check_int, check_positive_int
+from pyrobnn.core.batches import Reader
 from pyrobnn.guides.chains import Chains
-from pyrobnn.layout import Layout
-from pyrobnn.sampling.batches import all_data
-from pyrobnn.sampling.kernel import FullBatchKernel, Kernel, StochasticGradientKernel
-from pyrobnn.sampling.run import Run, SamplingDivergedWarning, start_run
-from pyrobnn.sampling.starts import ChainInit, seed_chains, starting_points
-from pyrobnn.sampling.store import DiskStore, MemoryStore
-from pyrobnn.sampling.surroundings import BatchNormPolicy, sampled
+from pyrobnn.model.layout import Layout
+from pyrobnn.sampling.initialization import ChainInit, initial_points, seed_chains
+from pyrobnn.sampling.kernels.base import FullBatchKernel, Kernel, StochasticGradientKernel
+from pyrobnn.sampling.sampling_mode import BatchNormPolicy, sampled
+from pyrobnn.sampling.sgmcmc.batches import all_data
+from pyrobnn.sampling.sgmcmc.run import Run, SamplingDivergedWarning, start_run
+from pyrobnn.sampling.sgmcmc.store import DiskStore, MemoryStore
 
 __all__ = ["Run", "SamplingDivergedWarning", "sample", "start_run"]
 
@@ -35,9 +35,9 @@ def sample(
     kernel: Kernel,
     num_samples: int,
     batch: Reader | None = None,
-    burn_in: int = 0,
+    warmup_steps: int = 0,
     thinning: int = 1,
-    chains: int = 1,
+    num_chains: int = 1,
     init: ChainInit = None,
     batch_norm: BatchNormPolicy = "refuse",
     vmap: bool | Literal["auto"] = "auto",
@@ -59,18 +59,18 @@ def sample(
             such as ``(x, y)``. HMC and NUTS join a loader's batches.
         kernel: The sampler, such as ``pyrobnn.sampling.SGLD(step_size=1e-5)``.
         num_samples: Draws S that are kept of each chain.
-        batch: For loaders that yield something else than :func:`pyrobnn.fit` knows: a function from that to
+        batch: For loaders whose items :func:`pyrobnn.fit` cannot read: a function from an item to
             ``(inputs, targets)``, ``(inputs, targets, weight)`` or a :class:`~pyrobnn.Batch`.
-        burn_in: Steps (of HMC and NUTS: transitions) before the first of them.
+        warmup_steps: Steps (of HMC and NUTS: transitions) before the first of them.
         thinning: Steps for each kept draw; with a :class:`~pyrobnn.sampling.Cyclical` kernel those of its sampling
             parts.
-        chains: Number C of chains.
+        num_chains: Number C of chains.
         init: Where they start: None (the network's weights, further chains at fresh ones), a guide (a draw of it each),
             ``"prior"`` (a draw each), a network, state dict or dict of site values (all there), a list of C of them, or
             a function ``(site name, prior) -> value``.
         batch_norm: ``"refuse"`` raises an error for BatchNorm layers, under whose batch statistics there is no
             posterior; ``"freeze"`` declares that the running statistics are constants of the model.
-        vmap: Whether SG-MCMC steps all chains in one vectorised pass; ``"auto"`` does where that is faster and
+        vmap: Whether SG-MCMC steps all chains in one vectorized pass; ``"auto"`` does where that is faster and
             possible.
         seed: Seeds torch, numpy, Python and Pyro at the start.
         device: Moves the model and each batch there.
@@ -94,7 +94,7 @@ def sample(
         ValueError: If an argument is out of its range, data and model do not fit, the draws would not fit into
             ``max_bytes``, or ``directory`` holds another run.
     """
-    _check(kernel, num_samples, burn_in, thinning, chains, vmap, max_bytes, directory, resume)
+    _check(kernel, num_samples, warmup_steps, thinning, num_chains, vmap, max_bytes, directory, resume)
     seed_chains(seed)
     if device is not None and isinstance(model, nn.Module):
         model.to(device)
@@ -102,29 +102,29 @@ def sample(
         if isinstance(kernel, FullBatchKernel):
             args = all_data(model, data, device, batch)
             example = None if hasattr(model, "sample_latents") else args
-            start = starting_points(Layout.of(model, example=example), model, init, chains)
+            start = initial_points(Layout.of(model, example=example), model, init, num_chains)
             _check_memory(num_samples, start, max_bytes, None)
             result = kernel.run(
                 model,
                 args,
                 num_samples=num_samples,
-                burn_in=burn_in,
+                warmup_steps=warmup_steps,
                 thinning=thinning,
-                chains=chains,
+                num_chains=num_chains,
                 init=start,
                 seed=seed,
                 progress=progress,
             )
             draws = result.draws.transpose(0, 1).contiguous()
-            return Chains(model, chains, len(draws), [draws], stats=result.stats, example=example)
+            return Chains(model, num_chains, len(draws), [draws], stats=result.stats, example=example)
         assert isinstance(kernel, StochasticGradientKernel)
         run = start_run(
             model,
             data,
             kernel,
-            burn_in=burn_in,
+            warmup_steps=warmup_steps,
             thinning=thinning,
-            chains=chains,
+            num_chains=num_chains,
             init=init,
             vmap=vmap,
             device=device,
@@ -142,7 +142,7 @@ def sample(
 
 
 def _open(run: Run, store: DiskStore, resume: bool) -> None:
-    """Continues the run in the store's directory, or sees that there is none."""
+    """Continues the run in the store's directory, or checks that there is none."""
     if not DiskStore.exists(store.directory):
         return
     if not resume:
@@ -155,9 +155,9 @@ def _open(run: Run, store: DiskStore, resume: bool) -> None:
 def _check(
     kernel: Any,
     num_samples: Any,
-    burn_in: Any,
+    warmup_steps: Any,
     thinning: Any,
-    chains: Any,
+    num_chains: Any,
     vmap: Any,
     max_bytes: Any,
     directory: Any,
@@ -169,11 +169,11 @@ def _check(
     for name, count in (
         ("num_samples", num_samples),
         ("thinning", thinning),
-        ("chains", chains),
+        ("num_chains", num_chains),
         ("max_bytes", max_bytes),
     ):
         check_positive_int(name, count)
-    check_int("burn_in", burn_in, 0)
+    check_int("warmup_steps", warmup_steps, 0)
     if vmap not in (True, False, "auto"):
         raise ValueError(f"vmap: expected True, False or 'auto', got {vmap!r}.")
     if resume and directory is None:

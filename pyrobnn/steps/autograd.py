@@ -7,11 +7,11 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from pyrobnn.divergence import Divergence, PriorTerm
-from pyrobnn.draws import Draws
 from pyrobnn.estimators.base import Estimator
 from pyrobnn.estimators.weight import GaussianWeight
-from pyrobnn.layout import Layout
+from pyrobnn.model.divergence import Divergence, PriorTerm
+from pyrobnn.model.draws import Draws
+from pyrobnn.model.layout import Layout
 from pyrobnn.steps.base import Step
 
 __all__ = ["AutogradStep"]

@@ -15,9 +15,9 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
-from pyrobnn.divergence import Divergence, PriorTerm
-from pyrobnn.draws import Draws
-from pyrobnn.layout import Layout
+from pyrobnn.model.divergence import Divergence, PriorTerm
+from pyrobnn.model.draws import Draws
+from pyrobnn.model.layout import Layout
 
 __all__ = ["GradientBuffers", "Lease", "Pool", "Step", "refuse_second_derivatives"]
 
@@ -37,8 +37,8 @@ class Step(ABC):
     layout: Layout
     vectorized: bool = False
 
-    def num_draws(self, asked: int) -> int:
-        """How many draws a training step makes where the objective asks for ``asked``."""
+    def num_samples(self, asked: int) -> int:
+        """How many draws a training step makes if the objective requests ``asked``."""
         return asked
 
     @abstractmethod
@@ -46,7 +46,7 @@ class Step(ABC):
         """A draw for one run of the model.
 
         Args:
-            index: Its position in the training step, which the first draw begins; None for one more, beside them.
+            index: Its position in the training step, which the first draw begins; None for an additional draw.
             noise: Standard normals to make it from, ``[noise_size]``; fresh ones if None.
             avoid: A component of a mixture that it shall not be, if there is another.
         """
@@ -108,13 +108,13 @@ class Lease(Generic[Memory]):
 
 
 class Pool(Generic[Memory]):
-    """Memory that one draw after another uses, and more of it while several draws are alive.
+    """Memory that one draw after another uses, and more of it while several draws are in use.
 
     Args:
         make: Makes a memory.
     """
 
-    _KEPT = 2  # one for the step's draws, one for a draw beside them
+    _KEPT = 2  # one for the step's draws, one for an additional draw
 
     def __init__(self, make: Callable[[], Memory]) -> None:
         self._make = make

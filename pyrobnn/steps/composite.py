@@ -9,9 +9,9 @@ from operator import add
 import torch
 from torch import Tensor
 
-from pyrobnn.divergence import Divergence, PriorTerm
-from pyrobnn.draws import Draws
-from pyrobnn.layout import Layout
+from pyrobnn.model.divergence import Divergence, PriorTerm
+from pyrobnn.model.draws import Draws
+from pyrobnn.model.layout import Layout
 from pyrobnn.steps.base import Step
 
 __all__ = ["CompositeStep"]
@@ -29,9 +29,9 @@ class CompositeStep(Step):
     def __init__(self, layout: Layout, steps: Sequence[Step], noise_sizes: Sequence[int | None]) -> None:
         self.layout, self._steps, self._noise_sizes = layout, list(steps), list(noise_sizes)
 
-    def num_draws(self, asked: int) -> int:
+    def num_samples(self, asked: int) -> int:
         """As many as the part says that does not make any number of them; else what is asked."""
-        return next((count for step in self._steps if (count := step.num_draws(asked)) != asked), asked)
+        return next((count for step in self._steps if (count := step.num_samples(asked)) != asked), asked)
 
     def draw(self, index: int | None, noise: Tensor | None = None, *, avoid: Tensor | None = None) -> Draws:
         """A draw of each part."""

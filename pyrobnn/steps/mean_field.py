@@ -7,7 +7,7 @@ log scales with a handful of fused passes,
            dL/d\psi = \sigma \varepsilon\, dL/dw + \lambda (p \sigma^2 - 1),
 
 with :math:`p = 1 / s^2` of a prior :math:`N(m, s^2)`. The weight λ of the KL is the gradient of a *token*, a zero that
-the node returns beside the values and that the KL's value is added to: whatever scales the loss scales λ too.
+the node returns with the values and that the KL's value is added to: whatever scales the loss scales λ too.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyrobnn.divergence import Divergence, PriorTerm, kl_or_difference
-from pyrobnn.draws import Draws
 from pyrobnn.estimators.base import Estimator
-from pyrobnn.layout import Layout
+from pyrobnn.model.divergence import Divergence, PriorTerm, kl_or_difference
+from pyrobnn.model.draws import Draws
+from pyrobnn.model.layout import Layout
 from pyrobnn.steps.base import Lease, Pool, Step, refuse_second_derivatives
 from pyrobnn.steps.mean_field_memory import Drawn, MeanFieldMemory
 from pyrobnn.steps.normal_prior import FlatNormalPrior
@@ -134,7 +134,7 @@ class _Record:
         self.prior: FlatNormalPrior | None = None
 
     def pieces(self) -> Sequence[Tensor]:
-        """The values that the node hands out: the draw's, or the means'."""
+        """The values that the node returns: the draw's, or the means'."""
         memory = self.lease.memory
         return memory.locs if self.is_layerwise else memory.values
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from pyrobnn.estimators.base import Estimator, SharedDraw
 from pyrobnn.estimators.weight import GaussianWeight, WeightMemory
-from pyrobnn.layout import Layout
+from pyrobnn.model.layout import Layout
 from pyrobnn.steps.base import GradientBuffers, refuse_second_derivatives
 
 __all__ = ["Drawn", "MeanFieldMemory"]
@@ -180,7 +180,7 @@ class MeanFieldMemory:
         return drawn.deviations[name]
 
     def _variance_of(self, name: str) -> Tensor:
-        """A site's variances in the graph; when one first asks, all take the memory of the standard deviations."""
+        """A site's variances in the graph; at the first use all take the memory of the standard deviations."""
         drawn = self._alive()
         if not self.has_variance:
             with torch.no_grad():

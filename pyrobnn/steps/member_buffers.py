@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyrobnn.bayesianize import BayesianModule
+from pyrobnn.model.bayesianize import BayesianModule
 
 __all__ = ["MemberBuffers", "network_buffers"]
 

@@ -39,7 +39,7 @@ class MemberOrder:
             self._order = torch.randperm(self.num_members)[: self.members_per_step].tolist()
         return self._order[index % len(self._order)]
 
-    def surroundings(self, member: int) -> tuple[Tensor, dict[str, Tensor], bool]:
+    def member_state(self, member: int) -> tuple[Tensor, dict[str, Tensor], bool]:
         """The member as a component, its buffers, and whether these keep what a run writes into them."""
         live = torch.is_grad_enabled()
         own = {} if self.buffers is None else self.buffers.rows(member) if live else self.buffers.copies(member)

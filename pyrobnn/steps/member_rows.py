@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from pyrobnn.layout import Layout
+from pyrobnn.model.layout import Layout
 from pyrobnn.steps.base import GradientBuffers
 from pyrobnn.steps.normal_prior import NormalWindow
 

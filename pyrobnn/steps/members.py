@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
-from pyrobnn.divergence import Divergence, PriorTerm
-from pyrobnn.draws import Draws
-from pyrobnn.layout import Layout
+from pyrobnn.model.divergence import Divergence, PriorTerm
+from pyrobnn.model.draws import Draws
+from pyrobnn.model.layout import Layout
 from pyrobnn.steps.base import Step
 from pyrobnn.steps.member_order import MemberOrder
 from pyrobnn.steps.points import PointScore
@@ -31,14 +31,14 @@ class MemberStep(Step):
     ) -> None:
         self.layout, self._member, self._score, self._order = layout, member, score, order
 
-    def num_draws(self, asked: int) -> int:
+    def num_samples(self, asked: int) -> int:
         """One for each member of a training step."""
         return self._order.per_step
 
     def draw(self, index: int | None, noise: Tensor | None = None, *, avoid: Tensor | None = None) -> Draws:
         """A member, with buffers of its own."""
         member = self._order.pick(index, avoid)
-        component, buffers, live = self._order.surroundings(member)
+        component, buffers, live = self._order.member_state(member)
         return Draws(self._member(member), buffers, component=component, live=live)
 
     def divergence(self, draws: Draws, priors: Mapping[str, PriorTerm]) -> Divergence:

@@ -10,9 +10,9 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from pyrobnn.divergence import PriorTerm
-from pyrobnn.independent import base_distribution
-from pyrobnn.layout import Layout, Site, is_trained
+from pyrobnn.distributions.independent import base_distribution
+from pyrobnn.model.divergence import PriorTerm
+from pyrobnn.model.layout import Layout, Site, is_trained
 
 __all__ = ["FlatNormalPrior", "NormalWindow", "is_fixed_normal"]
 

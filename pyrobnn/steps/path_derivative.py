@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping
 import pyro.distributions as dist
 from torch import Tensor
 
-from pyrobnn.divergence import Divergence, PriorTerm
-from pyrobnn.draws import Draws
 from pyrobnn.estimators.path_derivative import path_log_density
+from pyrobnn.model.divergence import Divergence, PriorTerm
+from pyrobnn.model.draws import Draws
 from pyrobnn.steps.base import Step
 
 __all__ = ["PathDerivativeStep"]
@@ -26,9 +26,9 @@ class PathDerivativeStep(Step):
     def __init__(self, step: Step, marginal: Callable[[str], dist.Distribution]) -> None:
         self.layout, self._step, self._marginal = step.layout, step, marginal
 
-    def num_draws(self, asked: int) -> int:
+    def num_samples(self, asked: int) -> int:
         """As many as the step makes."""
-        return self._step.num_draws(asked)
+        return self._step.num_samples(asked)
 
     def draw(self, index: int | None, noise: Tensor | None = None, *, avoid: Tensor | None = None) -> Draws:
         """A draw of the step."""

@@ -14,10 +14,10 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from pyrobnn.divergence import Divergence, PriorTerm
-from pyrobnn.draws import Draws
-from pyrobnn.independent import base_distribution
-from pyrobnn.layout import Layout, Site
+from pyrobnn.distributions.independent import base_distribution
+from pyrobnn.model.divergence import Divergence, PriorTerm
+from pyrobnn.model.draws import Draws
+from pyrobnn.model.layout import Layout, Site
 from pyrobnn.steps.base import GradientBuffers, Lease, Pool, Step, refuse_second_derivatives
 from pyrobnn.steps.member_buffers import MemberBuffers
 from pyrobnn.steps.member_order import MemberOrder
@@ -36,8 +36,8 @@ class PointScore:
         jacobian: Whether the density in unconstrained space counts instead of the sites' own.
         centers: Rows ``[M, d]`` that members' fixed Normal priors are centered on in place of their means, if any.
         counts_prior: Whether the prior counts at all.
-        reports_value: Whether the value is computed beside the gradient. A sampler reads none, and the pass over the
-            weights is two per cent of a perceptron's step.
+        reports_value: Whether the value is computed with the gradient. A sampler does not need it, and the pass over
+            the weights is two per cent of a perceptron's step.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class PointScore:
         self.counts_prior, self.reports_value = counts_prior, reports_value
 
     def of_site(self, site: Site, value: Tensor, term: PriorTerm, component: Tensor | None) -> Tensor:
-        """``-log p(v)``, minus the log Jacobian if asked; a scalar under the term's mask and scale."""
+        """``-log p(v)``, minus the log Jacobian if ``jacobian`` is set; a scalar under the term's mask and scale."""
         if not self.counts_prior:
             return value.new_zeros(())
         if self.centers is not None:
@@ -101,7 +101,7 @@ class PointStep(Step):
 
     Attributes:
         vectorized: Whether it does now.
-        must_vectorize: Whether it was told to, so that it may not fall back to a loop because vmap cannot.
+        must_vectorize: Whether vmap was requested explicitly, so that falling back to a loop is an error.
     """
 
     def __init__(
@@ -127,7 +127,7 @@ class PointStep(Step):
         self._rows: MemberRows | None = None
         self._prior: FlatNormalPrior | None = None
 
-    def num_draws(self, asked: int) -> int:
+    def num_samples(self, asked: int) -> int:
         """One for each member of a training step; one for all of them in a vectorized pass."""
         return asked if self._order is None else 1 if self.vectorized else self._order.per_step
 
@@ -138,7 +138,7 @@ class PointStep(Step):
         if self._order is None or (self.vectorized and index is not None):
             return self._whole(None if self._order is None else len(self.loc))
         member = self._order.pick(index, avoid)
-        component, buffers, live = self._order.surroundings(member)
+        component, buffers, live = self._order.member_state(member)
         if not torch.is_grad_enabled():
             values = self.layout.split(self.loc.detach()[member])
             return Draws(self.layout.constrain(values), buffers, component=component, live=live)

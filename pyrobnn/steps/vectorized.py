@@ -1,6 +1,6 @@
 """When a training step of an ensemble is faster with all members in one vectorized pass.
 
-A small network's step is mostly Python, which :func:`torch.func.vmap` pays once for all members instead of M times.
+A small network's step is mostly Python, which :func:`torch.func.vmap` incurs once for all members instead of M times.
 """
 
 from __future__ import annotations

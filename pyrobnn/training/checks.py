@@ -9,10 +9,10 @@ import torch
 from pyro.optim import PyroOptim
 from torch.utils.data import DistributedSampler, RandomSampler, WeightedRandomSampler
 
-from pyrobnn import random_state
-from pyrobnn.batches import Batch, Reader
-from pyrobnn.bayesianize import evaluating, frozen_buffers
+from pyrobnn.core import random_state
+from pyrobnn.core.batches import Batch, Reader
 from pyrobnn.guides.base import Guide
+from pyrobnn.model.bayesianize import evaluating, frozen_buffers
 
 __all__ = ["check_arguments", "check_loader", "check_optimizer", "check_rows", "check_targets", "stated_rows"]
 
@@ -29,12 +29,11 @@ def check_arguments(
     resume: bool,
     reader: Reader | None = None,
 ) -> None:
-    """What can be told before the first batch."""
+    """Checks that need no batch."""
     if not isinstance(guide, Guide):
         raise TypeError(
-            f"guide: expected one of pyrobnn.guides, got {type(guide).__name__}; fit a guide from elsewhere "
-            "with "
-            "pyro.infer.SVI(model, guide, optimizer, pyrobnn.elbo.MeanFieldELBO())."
+            f"guide: expected one of pyrobnn.guides, got {type(guide).__name__}; fit a guide from elsewhere with "
+            "pyro.infer.SVI(model, guide, optimizer, pyrobnn.objectives.ELBO())."
         )
     for name, count in (("epochs", epochs), ("patience", patience)):
         if isinstance(count, bool) or not (
@@ -53,7 +52,7 @@ def check_arguments(
 
 
 def check_loader(model: Any, loader: Any, epochs: int, reader: Reader | None = None) -> None:
-    """What can be told of a loader before the first batch.
+    """Checks of a loader that need no batch.
 
     Raises:
         TypeError: If it is an iterator, which is used up after one pass, or its reader is no function.
@@ -74,16 +73,13 @@ def _check_repeatable(name: str, batches: Any, epochs: int) -> None:
 
 
 def check_optimizer(optimizer: Any, scheduler: Any, checkpoint: Any) -> None:
-    """What only torch optimizers can do."""
+    """Refuses what only torch optimizers can do."""
     if isinstance(optimizer, PyroOptim):
         if scheduler is not None:
-            raise TypeError(
-                "scheduler: a pyro.optim optimizer brings its own schedule; pass a torch optimizer instead."
-            )
+            raise TypeError("scheduler: a pyro.optim optimizer has its own schedule; pass a torch optimizer instead.")
         if checkpoint is not None:
             raise TypeError(
-                "checkpoint: the state of a pyro.optim optimizer cannot be saved, for it is kept under names "
-                "in Pyro's "
+                "checkpoint: the state of a pyro.optim optimizer cannot be saved, for it is kept under names in Pyro's "
                 "global parameter store; pass a torch optimizer instead."
             )
 
@@ -94,9 +90,8 @@ def check_rows(num_data: int | None, loader: Any, rows: int, reader: Reader | No
         return
     if num_data not in _possible_rows(loader):
         raise ValueError(
-            f"num_data: the model was told of {num_data} data, but the loader yielded {rows} rows in one "
-            "pass; build the "
-            f"model with num_data={rows}."
+            f"num_data: the model was built for {num_data} data, but the loader yielded {rows} rows in one pass; build "
+            f"the model with num_data={rows}."
         )
 
 
@@ -106,7 +101,7 @@ def _check_stated_rows(num_data: int | None, loader: Any) -> None:
         return
     owner = "sampler" if len(stated) == 1 and stated != _possible_rows(loader) else "data set"
     raise ValueError(
-        f"num_data: the model was told of {num_data} data, but the loader's {owner} has {stated[0]}; the KL would be "
+        f"num_data: the model was built for {num_data} data, but the loader's {owner} has {stated[0]}; the KL would be "
         f"weighed wrongly. Build the model with num_data={stated[0]}, or set model.num_data."
     )
 
@@ -119,7 +114,7 @@ def _possible_rows(loader: Any) -> tuple[int, ...]:
 def stated_rows(loader: Any) -> tuple[int, ...]:
     """Which N the loader's own account allows; none if it gives none.
 
-    A sampler of a subset tells how many data there are. Of those that draw from all data with replacement, as many or
+    The sampler of a subset gives the number of data. Of those that draw from all data with replacement, as many or
     as few as they please, or give each process its share, the data set does; importance weights leave it open.
     """
     data, sampler = _possible_rows(loader), getattr(loader, "sampler", None)
@@ -140,5 +135,5 @@ def check_targets(model: Any, batch: Batch) -> None:
     likelihood = getattr(model, "likelihood", None)
     if likelihood is None or not hasattr(model, "predictive"):
         return
-    with torch.no_grad(), random_state.kept(batch.device), evaluating(model), frozen_buffers(model):
+    with torch.no_grad(), random_state.preserved(batch.device), evaluating(model), frozen_buffers(model):
         likelihood.check_targets(model.predictive(batch.inputs), batch.targets)

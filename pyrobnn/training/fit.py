@@ -19,11 +19,11 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from tqdm.auto import tqdm
 
-from pyrobnn.batches import Reader
-from pyrobnn.checkpoint import load_state, save_state
-from pyrobnn.denormals import denormals_as_zero
-from pyrobnn.elbo import MeanFieldELBO, Objective
+from pyrobnn.core.batches import Reader
+from pyrobnn.core.denormals import denormals_as_zero
+from pyrobnn.core.storage import load_state, save_state
 from pyrobnn.guides.base import Guide
+from pyrobnn.objectives import ELBO, Objective
 from pyrobnn.training.checks import check_arguments, check_optimizer
 from pyrobnn.training.history import Callback, History
 from pyrobnn.training.optimizers import OptimizerSpec, make_optimizer
@@ -60,11 +60,11 @@ def fit(
     """Fits a guide to a model.
 
     Args:
-        model: The Pyro model, called as ``model(x, y)``; as ``model(x, y, weight)`` where batches bring weights.
+        model: The Pyro model, called as ``model(x, y)``; as ``model(x, y, weight)`` where batches have weights.
         guide: A guide of this library built for it. (Any other goes through Pyro's own ``SVI``.)
         loader: Yields batches ``(x, y)``, ``(x, y, weight)`` with a weight of the log likelihood for each row, or
             mappings with the targets under ``"labels"``, ``"label"``, ``"targets"``, ``"target"`` or ``"y"`` and the
-            network's keyword arguments beside them. Inputs ``x`` may be tuples or mappings of the network's arguments
+            network's keyword arguments in addition. Inputs ``x`` may be tuples or mappings of the network's arguments
             (:class:`~pyrobnn.Batch`). The data set, or the sampler of a subset, has the model's ``num_data`` rows.
         batch: For loaders that yield something else (graphs, say): a function from that to ``(inputs, targets)``,
             ``(inputs, targets, weight)`` or a :class:`~pyrobnn.Batch`; also for ``validation``.
@@ -77,7 +77,7 @@ def fit(
             rates of their own.
         scheduler: A function from the optimizer to a learning-rate schedule, stepped after each epoch. A
             ``ReduceLROnPlateau`` (in either mode) watches the validation value, or the ELBO if there is none.
-        elbo: The objective; ``MeanFieldELBO()`` if None.
+        elbo: The objective; ``ELBO()`` if None.
         players: Further objectives with parameters and optimizers of their own, which take turns on every batch
             (:class:`~pyrobnn.training.Player`).
         clip_norm: Largest norm of the gradient of the objective per datum.
@@ -95,10 +95,10 @@ def fit(
 
     Raises:
         NonFiniteLossError: If the objective becomes NaN or infinite: the message names the epoch, the step
-            and the part to blame; model and guide hold the last good state, ``error.history`` what happened
+            and the non-finite part; model and guide hold the last good state, ``error.history`` what happened
             until then.
         TypeError: If the guide is not of this library, a batch is of no known form, or an argument is of a kind
-            that cannot do what was asked.
+            that cannot do what was requested.
         ValueError: If the loader does not fit the model, is empty, or a batch holds what the model cannot
             take.
     """
@@ -112,7 +112,7 @@ def fit(
     run = Run(
         model,
         guide,
-        elbo or MeanFieldELBO(),
+        elbo or ELBO(),
         make_optimizer(model, guide, optimizer, lr, scale_lr, [p for player in players for p in player.parameters]),
         loader,
         validation=validation,
@@ -141,7 +141,7 @@ def _train(
     checkpoint: str | Path | None,
     progress: bool,
 ) -> None:
-    """Epochs until there are enough, or something stops them; each module's mode comes back."""
+    """Epochs until there are enough, or something stops them; each module's mode is restored."""
     history = run.history
     modes = [(module, module.training) for module in run.model.modules()]
     bar = tqdm(total=epochs, initial=history.epochs, disable=not progress, unit="epoch")

@@ -1,4 +1,4 @@
-"""What happened in training."""
+"""The record of a training run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["Callback", "History"]
 
 @dataclass
 class History:
-    """What happened in training, one entry per epoch; nats per datum.
+    """The record of a training run, one entry per epoch; nats per datum.
 
     Attributes:
         elbo: The (untempered) evidence lower bound, averaged over the epoch's data. For points and mixtures of them,

@@ -10,7 +10,7 @@ from pyro.optim import PyroOptim
 from torch import nn
 from torch.optim import Optimizer
 
-from pyrobnn.arguments import check_non_negative
+from pyrobnn.core.arguments import check_non_negative
 from pyrobnn.guides.base import Guide
 
 __all__ = ["OptimizerSpec", "make_optimizer", "trainable_parameters"]
@@ -48,9 +48,8 @@ def make_optimizer(
         return optimizer
     if optimizer is not None and not callable(optimizer):
         raise TypeError(
-            "optimizer: expected None, a function of parameter groups such as torch.optim.SGD, a torch "
-            "optimizer or one "
-            f"of pyro.optim, got {type(optimizer).__name__}."
+            "optimizer: expected None, a function of parameter groups such as torch.optim.SGD, a torch optimizer or "
+            f"one of pyro.optim, got {type(optimizer).__name__}."
         )
     check_non_negative("lr", lr, "learning rate")
     if scale_lr is not None:
@@ -82,23 +81,20 @@ def _check_ready(
 ) -> None:
     if scale_lr is not None:
         raise ValueError(
-            "scale_lr: a ready optimizer has its own learning rates; put guide.scale_parameters() into a "
-            "parameter group "
-            "of its own, or pass a function of parameter groups as optimizer."
+            "scale_lr: a ready optimizer has its own learning rates; put guide.scale_parameters() into a parameter "
+            "group of its own, or pass a function of parameter groups as optimizer."
         )
     if isinstance(optimizer, PyroOptim):
         if callable(optimizer.pt_optim_args) or callable(optimizer.pt_clip_args):
             raise ValueError(
-                "optimizer: Pyro finds a parameter's own options by its name in the global parameter store, "
-                "where modules' "
-                "own parameters are not; pass options for all parameters, or a torch optimizer."
+                "optimizer: Pyro finds a parameter's own options by its name in the global parameter store, where "
+                "modules' own parameters are not; pass options for all parameters, or a torch optimizer."
             )
         return
     known = {id(p) for group in optimizer.param_groups for p in group["params"]} | {id(p) for p in exclude}
     missing = [n for m in (guide, model) for n, p in m.named_parameters() if p.requires_grad and id(p) not in known]
     if missing:
         raise ValueError(
-            f"optimizer: it does not hold the parameter {missing[0]!r} ({len(missing)} in all); build it "
-            "over the "
+            f"optimizer: it does not hold the parameter {missing[0]!r} ({len(missing)} in all); build it over the "
             "parameters of both the guide and the model, or pass a function of parameter groups."
         )

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from pyrobnn.arguments import check_positive_int
-from pyrobnn.batches import Batch
-from pyrobnn.elbo import Objective, Parts
+from pyrobnn.core.arguments import check_positive_int
+from pyrobnn.core.batches import Batch
+from pyrobnn.objectives import Objective, Parts
 
 __all__ = ["Player"]
 

@@ -16,11 +16,11 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from pyrobnn import random_state
-from pyrobnn.batches import Batch, Reader
-from pyrobnn.bayesianize import frozen_buffers
-from pyrobnn.elbo import NonFiniteLossError, Objective, Parts
+from pyrobnn.core import random_state
+from pyrobnn.core.batches import Batch, Reader
 from pyrobnn.guides.base import Guide
+from pyrobnn.model.bayesianize import frozen_buffers
+from pyrobnn.objectives import NonFiniteLossError, Objective, Parts
 from pyrobnn.training.checks import check_rows, check_targets
 from pyrobnn.training.history import History
 from pyrobnn.training.optimizers import trainable_parameters
@@ -173,7 +173,7 @@ class Run:
         return found
 
     def _remaining(self) -> int | None:
-        """How many training steps are to come, None if the loader does not know its length."""
+        """How many training steps are to come, None if the loader has no length."""
         if not isinstance(self.loader, Sized):
             return None
         try:
@@ -207,7 +207,7 @@ class Run:
         batch = self.previous
         if batch is None:
             return True
-        with pyro.validation_enabled(False), random_state.kept(batch.device):
+        with pyro.validation_enabled(False), random_state.preserved(batch.device):
             try:
                 return math.isfinite(self.elbo.loss(self.model, self.guide, *batch.args, **batch.kwargs))
             except NonFiniteLossError:

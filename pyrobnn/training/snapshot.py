@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingWarmRestarts, LRScheduler
 
-from pyrobnn.arguments import check_positive_int
-from pyrobnn.bayesianize import bayesian_modules
-from pyrobnn.draws import Draws
-from pyrobnn.guides import DeltaMixture, Map
+from pyrobnn.core.arguments import check_positive_int
+from pyrobnn.guides import MAP, DeltaMixture
+from pyrobnn.model.bayesianize import bayesian_modules
+from pyrobnn.model.draws import Draws
 from pyrobnn.steps.member_buffers import network_buffers
 from pyrobnn.training.history import History
 
@@ -26,11 +26,11 @@ __all__ = ["Snapshots"]
 
 
 class Snapshots:
-    """Schedule and callback for :func:`pyrobnn.fit`; afterwards the members that were collected.
+    """Schedule and callback for :func:`pyrobnn.fit`; afterward the members that were collected.
 
     .. code-block:: python
 
-        guide = Map(model)
+        guide = MAP(model)
         snapshots = Snapshots(model, guide, cycle=20)
         fit(model, guide, loader, epochs=100, lr=0.1, optimizer=partial(torch.optim.SGD, momentum=0.9),
             scheduler=snapshots.schedule, callbacks=[snapshots])
@@ -44,14 +44,14 @@ class Snapshots:
         cycle: Epochs C of a cycle.
 
     Raises:
-        TypeError: If the guide is no :class:`~pyrobnn.guides.Map`.
+        TypeError: If the guide is no :class:`~pyrobnn.guides.MAP`.
         ValueError: If ``cycle`` is not positive, or the model has trained parameters that are no sites, of which a
             snapshot could not keep its own.
     """
 
-    def __init__(self, model: nn.Module, guide: Map, cycle: int) -> None:
-        if not isinstance(guide, Map):
-            raise TypeError(f"guide: snapshots are taken of one network, a Map, not of a {type(guide).__name__}.")
+    def __init__(self, model: nn.Module, guide: MAP, cycle: int) -> None:
+        if not isinstance(guide, MAP):
+            raise TypeError(f"guide: snapshots are taken of one network, a MAP, not of a {type(guide).__name__}.")
         check_positive_int("cycle", cycle)
         placeholders = {id(m.network.get_parameter(n)) for m in bayesian_modules(model) for n in m.parameter_names}
         for name, parameter in model.named_parameters():
@@ -90,12 +90,12 @@ class Snapshots:
         wanted = len(self._taken) if num_members is None else num_members
         if not 1 <= wanted <= len(self._taken):
             raise ValueError(
-                f"num_members: {wanted} snapshots were asked for, but {len(self._taken)} taken, one at the end of "
+                f"num_members: {wanted} snapshots were requested, but {len(self._taken)} taken, one at the end of "
                 f"every {self.cycle} epochs; train for longer, with this object among the callbacks."
             )
         taken = self._taken[-wanted:]
         draws = Draws(_stacked(taken), _stacked([snapshot.buffers for snapshot in taken]))
-        return DeltaMixture.from_draws(self.model, draws, only=list(self.guide.layout), **options)
+        return DeltaMixture.from_draws(self.model, draws, sites=list(self.guide.layout), **options)
 
 
 def _stacked(members: Any) -> dict[str, Tensor]:

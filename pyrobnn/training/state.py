@@ -1,4 +1,4 @@
-"""The state of a training run: what a checkpoint holds, so that a resumed run goes on bit for bit."""
+"""The state of a training run: what a checkpoint holds, so that a resumed run continues bit for bit."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from pyrobnn import random_state
+from pyrobnn.core import random_state
 from pyrobnn.training.history import History
 
 if TYPE_CHECKING:
@@ -67,14 +67,12 @@ def write_run(run: Run, state: dict[str, Any]) -> None:
     """
     if (run.scheduler is None) != (state["scheduler"] is None):
         raise ValueError(
-            f"scheduler: the run to resume was made {'with' if run.scheduler is None else 'without'} one; "
-            "pass the same "
-            "arguments as then."
+            f"scheduler: the run to resume was made {'with' if run.scheduler is None else 'without'} one; pass the "
+            "same arguments as then."
         )
     if len(_generators(run)) != len(state["random"]["generators"]):
         raise ValueError(
-            f"loader: it has {len(_generators(run))} random generators of its own, but in the run to resume "
-            "there were "
+            f"loader: it has {len(_generators(run))} random generators of its own, but in the run to resume there were "
             f"{len(state['random']['generators'])}; build the loader as it was built then."
         )
     names = [player["name"] for player in state["players"]]

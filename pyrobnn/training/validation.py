@@ -15,13 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyrobnn import random_state
-from pyrobnn.batches import Batch, Reader
-from pyrobnn.bayesianize import evaluating, frozen_buffers
-from pyrobnn.draws import Draws, installed_buffers
+from pyrobnn.core import random_state
+from pyrobnn.core.batches import Batch, Reader
 from pyrobnn.guides.base import Guide
-from pyrobnn.substitution import Substitution, unscaled_score
-from pyrobnn.supervised import SupervisedModel
+from pyrobnn.model.bayesianize import evaluating, frozen_buffers
+from pyrobnn.model.draws import Draws, installed_buffers
+from pyrobnn.model.substitution import SubstituteMessenger, unscaled_score
+from pyrobnn.model.supervised import SupervisedModel
 
 __all__ = ["log_predictive"]
 
@@ -68,7 +68,7 @@ def log_predictive(
 
 def _log_likelihood(model: nn.Module, draw: Draws, batch: Batch) -> Tensor:
     """``log p(y | x, w)`` of each row, ``[B]``, unweighted; what is masked counts nothing."""
-    with installed_buffers(model, draw.buffers), Substitution(draw) as run:
+    with installed_buffers(model, draw.buffers), SubstituteMessenger(draw) as run:
         if isinstance(model, SupervisedModel):  # past the data plate: held-out data may outnumber the training data
             outputs = model.predictive(batch.inputs)
             model.likelihood.check_shape(outputs, batch.targets)

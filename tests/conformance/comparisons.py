@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pyrobnn.elbo import MeanFieldELBO
 from pyrobnn.guides import Guide
+from pyrobnn.objectives import ELBO
 
 
 def seeded(act: Callable[[], Any]) -> Any:
@@ -26,7 +26,7 @@ def gradients(model: nn.Module, guide: Guide, batch: Any, elbo: Any = None) -> d
     """Loss and gradients of one evaluation by ``loss_and_grads``; gradients are clear before and after."""
     both = nn.ModuleDict({"model": model, "guide": guide})
     both.zero_grad()
-    loss = (elbo or MeanFieldELBO()).loss_and_grads(model, guide, *batch)
+    loss = (elbo or ELBO()).loss_and_grads(model, guide, *batch)
     found = {name: p.grad.clone() for name, p in both.named_parameters() if p.grad is not None}
     both.zero_grad()
     return {"loss": torch.tensor(loss, dtype=torch.float64), **found}
@@ -49,7 +49,7 @@ def broken_off() -> Iterator[None]:
 
 def step(model: nn.Module, guide: Guide, batch: Any) -> None:
     """One optimizer step on the guide."""
-    MeanFieldELBO().loss_and_grads(model, guide, *batch)
+    ELBO().loss_and_grads(model, guide, *batch)
     torch.optim.SGD(guide.parameters(), lr=1e-3).step()
     nn.ModuleDict({"model": model, "guide": guide}).zero_grad()
 
@@ -59,7 +59,7 @@ def assert_in_place_matches_autograd(model: nn.Module, guide: Guide, batch: Any)
     clone_of_model, clone = copy.deepcopy((model, guide))
     in_place = seeded(lambda: gradients(model, guide, batch))
 
-    class ByAutograd(MeanFieldELBO):
+    class ByAutograd(ELBO):
         def loss_and_grads(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
             loss = self.differentiable_loss(model, guide, *args, **kwargs)
             loss.backward()

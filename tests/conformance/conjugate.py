@@ -2,7 +2,7 @@ r"""Bayesian linear regression with known noise: everything in closed form.
 
 With features :math:`\Phi = [X, 1]`, noise :math:`\sigma` and prior :math:`N(0, s^2)` the posterior is
 :math:`N(m, \Lambda^{-1})` with :math:`\Lambda = \Phi^\top\Phi/\sigma^2 + I/s^2` and
-:math:`m = \Lambda^{-1}\Phi^\top y/\sigma^2`. The best factorised Gaussian has the same means and the
+:math:`m = \Lambda^{-1}\Phi^\top y/\sigma^2`. The best factorized Gaussian has the same means and the
 variances :math:`1/\Lambda_{ii}`; its ELBO misses the log evidence by
 :math:`\tfrac12(\sum_i\log\Lambda_{ii} - \log\det\Lambda)` (Bishop 2006, section 10.1.2).
 """
@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from pyrobnn.guides import MeanField
-from pyrobnn.likelihoods import Normal
-from pyrobnn.supervised import SupervisedModel
+from pyrobnn.model.likelihoods import Normal
+from pyrobnn.model.supervised import SupervisedModel
 
 
 @dataclass
@@ -37,7 +37,7 @@ class ConjugateRegression:
     def __post_init__(self) -> None:
         generator = torch.Generator().manual_seed(0)
         x = torch.randn(self.num_data, self.dim, generator=generator, dtype=torch.float64)
-        x[:, 1:] += 0.8 * x[:, :1]  # correlated inputs: the factorised posterior is not exact
+        x[:, 1:] += 0.8 * x[:, :1]  # correlated inputs: the factorized posterior is not exact
         weights = torch.linspace(-1.5, 2.0, self.dim, dtype=torch.float64)
         noise = self.noise * torch.randn(self.num_data, generator=generator, dtype=torch.float64)
         self.x, self.y = x, (x @ weights + 0.8 + noise).unsqueeze(-1)
@@ -61,7 +61,7 @@ class ConjugateRegression:
 
     @property
     def mean_field_variance(self) -> Tensor:
-        """Variances of the best factorised Gaussian."""
+        """Variances of the best factorized Gaussian."""
         return 1.0 / self.precision.diagonal()
 
     @property
@@ -74,7 +74,7 @@ class ConjugateRegression:
 
     @property
     def gap(self) -> float:
-        """KL from the best factorised Gaussian to the posterior."""
+        """KL from the best factorized Gaussian to the posterior."""
         return float(0.5 * (self.precision.diagonal().log().sum() - torch.logdet(self.precision)))
 
     def model(self) -> SupervisedModel:

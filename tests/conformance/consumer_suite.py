@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import pyrobnn as pb
+from pyrobnn.diagnostics.estimator_report import NAMES
 from pyrobnn.diagnostics.importance import default_sites
-from pyrobnn.divergence import prior_terms
-from pyrobnn.elbo import MeanFieldELBO
-from pyrobnn.estimators.report import NAMES
-from pyrobnn.guides import Guide, GuideMap, Map
+from pyrobnn.guides import MAP, Composite, Guide
+from pyrobnn.model.divergence import prior_terms
+from pyrobnn.objectives import ELBO
 from tests.conformance.comparisons import assert_same, gradients, seeded
 from tests.conformance.guide_models import BATCH_NORM, CASES, Case
 
@@ -164,7 +164,7 @@ class ConsumerConformance:
         model, guide, batch = self.build(case)
         if not self.trains:
             return
-        elbo = MeanFieldELBO(estimator=estimator)
+        elbo = ELBO(estimator=estimator)
         if self.refuses(guide, estimator):
             with pytest.raises((TypeError, ValueError), match=r"^(estimator|groups):"):
                 gradients(model, guide, batch, elbo)
@@ -216,7 +216,7 @@ class ConsumerConformance:
             return
         model, guide, batch = self.build(case)
         copied = copy.deepcopy(guide)
-        around = GuideMap(model, [("*", lambda model, only: copied)])
+        around = Composite(model, [("*", lambda model, sites: copied)])
         assert around.facts.sites == guide.facts.sites and around.facts.density == guide.facts.density
         ours, theirs = (seeded(lambda g=g: gradients(model, g, batch)) for g in (around, guide))
         renamed = {name.replace("guide.0.", "guide."): value for name, value in ours.items()}
@@ -228,7 +228,7 @@ class ConsumerConformance:
         if not self.trains or case not in CASES:
             return
         model, batch = case.model(), case.batch()
-        guide = GuideMap(model, [("net.2.*", functools.partial(self.make_guide)), ("*", Map)])
+        guide = Composite(model, [("net.2.*", functools.partial(self.make_guide)), ("*", MAP)])
         found = gradients(model, guide, batch)
         assert any(name.startswith("guide.0") for name in found) and any(name.startswith("guide.1") for name in found)
         assert guide.facts.density == guide.parts[0].facts.density

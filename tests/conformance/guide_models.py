@@ -12,8 +12,8 @@ from pyro.nn import PyroModule
 from torch import Tensor, nn
 
 from pyrobnn import likelihoods, priors
-from pyrobnn.bayesianize import bayesianize
-from pyrobnn.supervised import SupervisedModel
+from pyrobnn.model.bayesianize import bayesianize
+from pyrobnn.model.supervised import SupervisedModel
 
 Batch = tuple[Tensor, Tensor]
 

@@ -23,13 +23,13 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 
 from pyrobnn import likelihoods
-from pyrobnn.divergence import PriorTerm
-from pyrobnn.draws import Draws
-from pyrobnn.elbo import MeanFieldELBO
 from pyrobnn.guides import Guide
-from pyrobnn.guides.ensemble import Ensemble
+from pyrobnn.guides.ensembles.base import Ensemble
+from pyrobnn.model.divergence import PriorTerm
+from pyrobnn.model.draws import Draws
+from pyrobnn.model.supervised import SupervisedModel
+from pyrobnn.objectives import ELBO
 from pyrobnn.steps.normal_prior import is_fixed_normal
-from pyrobnn.supervised import SupervisedModel
 from tests.conformance.comparisons import (
     assert_in_place_matches_autograd,
     assert_same,
@@ -304,7 +304,7 @@ class GuideConformance(ConsumerConformance):
     # ------------------------------------------------------------------------------------ Pyro's inference
 
     @each_case
-    @pytest.mark.parametrize("objective", [Trace_ELBO, TraceMeanField_ELBO, MeanFieldELBO])
+    @pytest.mark.parametrize("objective", [Trace_ELBO, TraceMeanField_ELBO, ELBO])
     def test_svi_step(self, case: Case, objective: type) -> None:
         model, guide, batch = self.build(case)
         before = copy.deepcopy(dict(guide.named_parameters()))
@@ -316,7 +316,7 @@ class GuideConformance(ConsumerConformance):
         assert not list(pyro.get_param_store().keys())
 
     @each_case
-    @pytest.mark.parametrize("objective", [Trace_ELBO, TraceMeanField_ELBO, MeanFieldELBO])
+    @pytest.mark.parametrize("objective", [Trace_ELBO, TraceMeanField_ELBO, ELBO])
     def test_objective_as_a_module(self, case: Case, objective: type) -> None:
         model, guide, batch = self.build(case)
         loss = objective()(model, guide)
@@ -362,7 +362,7 @@ class GuideConformance(ConsumerConformance):
         model, guide, batch = self.build(case)
         is_point = self.is_point or self.trains_as_point
         found = []
-        for objective in (MeanFieldELBO, TraceMeanField_ELBO):
+        for objective in (ELBO, TraceMeanField_ELBO):
             pyro.set_rng_seed(3)
             elbo = objective(num_particles=2)
             rows = [gradients(model, guide, batch, elbo) for _ in range(1 if is_point else 40)]
@@ -385,19 +385,19 @@ class GuideConformance(ConsumerConformance):
         guide = self.make_guide(model, **({"example": batch} if case.needs_example else {}))
         guide.sample(2)
         guide()
-        MeanFieldELBO(num_particles=3).loss(model, guide, *batch)
+        ELBO(num_particles=3).loss(model, guide, *batch)
         assert_same_state(network_state(model), before)
 
     def test_running_statistics_move_once_per_step(self) -> None:
         model, guide, batch = self.build(BATCH_NORM)
         start = copy.deepcopy(self.running_statistics(model, guide))
         for steps in (1, 2):
-            MeanFieldELBO(num_particles=3).loss_and_grads(model, guide, *batch)
+            ELBO(num_particles=3).loss_and_grads(model, guide, *batch)
             assert [own["num_batches_tracked"] for own in self.running_statistics(model, guide)] == [steps] * len(start)
         for own, before in zip(self.running_statistics(model, guide), start, strict=True):
             assert not torch.equal(own["running_mean"], before["running_mean"])
-        SVI(model, guide, pyro.optim.Adam({"lr": 0.01}), MeanFieldELBO(num_particles=3)).step(*batch)
-        MeanFieldELBO(num_particles=3).loss(model, guide, *batch)  # an evaluation moves none
+        SVI(model, guide, pyro.optim.Adam({"lr": 0.01}), ELBO(num_particles=3)).step(*batch)
+        ELBO(num_particles=3).loss(model, guide, *batch)  # an evaluation moves none
         assert [own["num_batches_tracked"] for own in self.running_statistics(model, guide)] == [3] * len(start)
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from pyrobnn.sampling import sample
-from pyrobnn.sampling.kernel import StochasticGradientKernel
+from pyrobnn.sampling.kernels.base import StochasticGradientKernel
 from tests.conformance.conjugate import ConjugateRegression
 
 COVARIANCE = torch.tensor([[1.0, 0.6], [0.6, 0.5]], dtype=torch.float64)
@@ -30,11 +30,11 @@ def fresh(like: Tensor, generator: torch.Generator | None = None) -> Callable[[]
 
 
 def run_on_gaussian(
-    kernel: StochasticGradientKernel, chains: int, steps: int, noise: float = 0.0, start: Tensor | None = None
+    kernel: StochasticGradientKernel, num_chains: int, steps: int, noise: float = 0.0, start: Tensor | None = None
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Final values ``[C, 2]`` on ``N(MEAN, COVARIANCE)`` and the kernel's state, with gradient noise of that size."""
     precision = torch.linalg.inv(COVARIANCE)
-    flat = MEAN.repeat(chains, 1) if start is None else start.clone()
+    flat = MEAN.repeat(num_chains, 1) if start is None else start.clone()
     state, source = kernel.start(flat, steps // 2), fresh(flat)
     for step in range(steps):
         gradient = (flat - MEAN) @ precision + noise * torch.randn_like(flat)
@@ -49,7 +49,7 @@ class KernelConformance:
         gaussian_step: Step size on the two-dimensional Gaussian.
         gaussian_steps: Steps until its stationary law is reached.
         regression_step: Step size on the conjugate regression.
-        regression_steps: Steps of burn-in there.
+        regression_steps: Steps of warmup there.
     """
 
     gaussian_step: ClassVar[float] = 0.01
@@ -90,9 +90,9 @@ class KernelConformance:
             (data.x, data.y),
             kernel=self.make_kernel(self.regression_step),
             num_samples=100,
-            burn_in=self.regression_steps,
+            warmup_steps=self.regression_steps,
             thinning=5,
-            chains=120,
+            num_chains=120,
             init=start,
             seed=1,
             progress=False,

@@ -24,9 +24,9 @@ from pyrobnn import load, save
 from pyrobnn.diagnostics import check
 from pyrobnn.guides import MeanField
 from pyrobnn.guides.base import Guide
-from pyrobnn.likelihoods import ClassLikelihood, Likelihood
+from pyrobnn.model.likelihoods import ClassLikelihood, Likelihood
+from pyrobnn.model.supervised import SupervisedModel
 from pyrobnn.prediction import Prediction, predict, predict_batches
-from pyrobnn.supervised import SupervisedModel
 from pyrobnn.training import fit
 from tests.conformance.monte_carlo import Z, z_of_mean
 

@@ -26,9 +26,9 @@ def test_closed_form_satisfies_bayes_rule() -> None:
 
 def test_gap_is_the_kl_to_the_posterior() -> None:
     data = ConjugateRegression()
-    factorised = dist.MultivariateNormal(data.mean, torch.diag(data.mean_field_variance))
+    factorized = dist.MultivariateNormal(data.mean, torch.diag(data.mean_field_variance))
     posterior = dist.MultivariateNormal(data.mean, precision_matrix=data.precision)
-    assert data.gap == pytest.approx(float(torch.distributions.kl_divergence(factorised, posterior)), rel=1e-9)
+    assert data.gap == pytest.approx(float(torch.distributions.kl_divergence(factorized, posterior)), rel=1e-9)
     assert data.gap > 0.1
 
 

@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pyrobnn.draws import Draws
-from pyrobnn.facts import Facts
 from pyrobnn.guides.base import Guide
-from pyrobnn.initialization import initial_values
+from pyrobnn.model.draws import Draws
+from pyrobnn.model.facts import Facts
+from pyrobnn.model.initialization import initial_values
 from tests.conformance.guide_suite import GuideConformance
 
 

@@ -13,7 +13,7 @@ from torch.autograd.functional import hessian
 
 from pyrobnn import likelihoods
 from pyrobnn.curvature.fisher import SAMPLED_COLUMNS, fisher_roots
-from pyrobnn.likelihoods import Likelihood
+from pyrobnn.model.likelihoods import Likelihood
 from tests.conformance.monte_carlo import Z, z_of_mean
 
 SMOOTH = {

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from pyrobnn import likelihoods
 from pyrobnn.curvature import Group, fill, lay_out
-from pyrobnn.guides import Map
-from pyrobnn.supervised import SupervisedModel
+from pyrobnn.guides import MAP
+from pyrobnn.model.supervised import SupervisedModel
 
 X, Y = torch.randn(10, 3).double(), torch.arange(10) % 3
 
@@ -23,7 +23,7 @@ def filled(structure: Any, batches: list[tuple[Tensor, Tensor]], prior: Any = No
     prior = dist.Normal(0.5, 2.0) if prior is None else prior
     net = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 3))
     model = SupervisedModel(net, likelihoods.Categorical(), prior, num_data=10).double().eval()
-    guide = Map(model).double()
+    guide = MAP(model).double()
     groups = lay_out(model, guide.layout, structure, None, guide.flat_loc.detach())
     values = {name: value.detach() for name, value in guide.rsample().items()}
     log_likelihood, is_normal = fill(model, values, groups, batches, max_bytes=2**20)

@@ -13,8 +13,8 @@ from torch.func import functional_call
 
 from pyrobnn import likelihoods
 from pyrobnn.curvature import fisher_roots, gauss_newton, outputs_and_jacobians
-from pyrobnn.likelihoods import Likelihood
-from pyrobnn.supervised import SupervisedModel
+from pyrobnn.model.likelihoods import Likelihood
+from pyrobnn.model.supervised import SupervisedModel
 
 X = torch.linspace(-1.0, 1.0, 15).double().reshape(5, 3).sin()
 

@@ -48,7 +48,7 @@ def test_draws() -> None:
     pyro.set_rng_seed(1)
     draws = gaussian.rsample((100, 100)).reshape(-1, 6)
     assert bool((draws[:, [1, 4]] == gaussian.loc[[1, 4]]).all())
-    centred = draws - gaussian.loc
+    centered = draws - gaussian.loc
     assert z_of_mean(draws, gaussian.loc) < Z
-    assert z_of_mean(centred.unsqueeze(-1) * centred.unsqueeze(-2), covariance) < Z
+    assert z_of_mean(centered.unsqueeze(-1) * centered.unsqueeze(-2), covariance) < Z
     assert gaussian.rsample().shape == (6,)

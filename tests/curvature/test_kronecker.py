@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from pyrobnn import likelihoods
 from pyrobnn.curvature import KroneckerFactors, add_batch, gauss_newton, kronecker_layers
-from pyrobnn.supervised import SupervisedModel
+from pyrobnn.model.supervised import SupervisedModel
 
 
 def factored(net: nn.Module, x: Tensor, has_bias: bool = True) -> tuple[SupervisedModel, dict[str, Tensor], dict]:

@@ -11,8 +11,8 @@ from torch import nn
 
 from pyrobnn import likelihoods, priors
 from pyrobnn.curvature import Group, lay_out
-from pyrobnn.guides import Map
-from pyrobnn.supervised import SupervisedModel
+from pyrobnn.guides import MAP
+from pyrobnn.model.supervised import SupervisedModel
 
 
 def network() -> nn.Sequential:
@@ -22,7 +22,7 @@ def network() -> nn.Sequential:
 def groups(structure: Any, net: nn.Module | None = None, prior: Any = None, **options: Any) -> list[Group]:
     prior = dist.Normal(0.0, 1.0) if prior is None else prior
     model = SupervisedModel(net or network(), likelihoods.Categorical(), prior, num_data=8)
-    guide = Map(model)
+    guide = MAP(model)
     return lay_out(model, guide.layout, structure, options.pop("last_layer", None), guide.flat_loc.detach())
 
 

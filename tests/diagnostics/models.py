@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pyrobnn import likelihoods
 from pyrobnn.guides import MeanField
-from pyrobnn.supervised import SupervisedModel
+from pyrobnn.model.supervised import SupervisedModel
 
 NOISE = 0.5
 

@@ -17,10 +17,10 @@ from pyro.nn import PyroModule
 from torch import nn
 
 from pyrobnn import likelihoods, priors
-from pyrobnn.bayesianize import bayesianize
 from pyrobnn.diagnostics.arviz import GROUPS, to_arviz
-from pyrobnn.guides import Map, MeanField
-from pyrobnn.supervised import SupervisedModel
+from pyrobnn.guides import MAP, MeanField
+from pyrobnn.model.bayesianize import bayesianize
+from pyrobnn.model.supervised import SupervisedModel
 from tests.diagnostics.models import NOISE, Conjugate, small_network
 
 with warnings.catch_warnings():
@@ -102,7 +102,7 @@ def test_prior_draws_come_from_the_prior() -> None:
 @given(batch_size=st.integers(1, 25), rows=st.integers(1, 20))
 def test_batches_change_nothing(batch_size: int, rows: int) -> None:
     model, x, y = small_network()
-    guide = Map(model)  # a point: the same draw every time
+    guide = MAP(model)  # a point: the same draw every time
     wanted = ["log_likelihood", "observed_data"]
     whole = to_arviz(model, guide, x[:rows], y[:rows], num_samples=1, groups=wanted)
     parts = to_arviz(model, guide, x[:rows], y[:rows], num_samples=1, groups=wanted, batch_size=batch_size)
@@ -114,7 +114,7 @@ def test_batches_change_nothing(batch_size: int, rows: int) -> None:
 
 def test_more_rows_than_training_data() -> None:
     model, x, y = small_network(num_data=20)
-    data = to_arviz(model, Map(model), x.repeat(3, 1), y.repeat(3, 1), num_samples=1)
+    data = to_arviz(model, MAP(model), x.repeat(3, 1), y.repeat(3, 1), num_samples=1)
     scores = values(data, "log_likelihood", "y")[0, 0]
     assert scores.shape == (60,)
     np.testing.assert_allclose(scores[:20], scores[40:], rtol=1e-5)
@@ -159,8 +159,8 @@ def test_several_guides_are_chains() -> None:
     weight = values(data, "posterior", "net.0.weight")
     assert weight.shape[:2] == (2, 5)
     for chain, guide in enumerate((first, second)):  # sd 0.01: the draws tell whose they are
-        centre = guide.marginal("net.0.weight").mean.detach().numpy()
-        assert np.abs(weight[chain] - centre).max() < 0.1
+        center = guide.marginal("net.0.weight").mean.detach().numpy()
+        assert np.abs(weight[chain] - center).max() < 0.1
     assert values(data, "log_likelihood", "y").shape == (2, 5, 20)
     assert values(data, "prior", "net.0.weight").shape[:2] == (1, 5)
 

@@ -12,8 +12,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from pyrobnn import likelihoods
 from pyrobnn.diagnostics._evaluation import Rows, evaluate
 from pyrobnn.diagnostics.checks import Check, CheckReport, check
-from pyrobnn.guides import SWAG, Guide, GuideMap, Laplace, LowRankNormal, Map, MeanField
-from pyrobnn.supervised import SupervisedModel
+from pyrobnn.guides import MAP, SWAG, Composite, Guide, Laplace, LowRankNormal, MeanField
+from pyrobnn.model.supervised import SupervisedModel
 from tests.conformance.conjugate import ConjugateRegression
 from tests.conformance.monte_carlo import Z, z_of_mean, z_of_means
 from tests.diagnostics.models import NOISE, Conjugate, set_parameters, small_network
@@ -86,7 +86,7 @@ def test_shares_of_a_guide_at_its_prior() -> None:
 def test_calibration_of_known_probabilities(ones: int, status: str) -> None:
     # Every input gets the probabilities (0.3, 0.7); the error is |share of ones - 0.7| exactly.
     model = SupervisedModel(nn.Linear(1, 2), likelihoods.Categorical(), dist.Normal(0.0, 1.0), num_data=200)
-    guide = Map(model, init={"net.weight": torch.zeros(2, 1), "net.bias": torch.tensor([0.3, 0.7]).log()})
+    guide = MAP(model, init={"net.weight": torch.zeros(2, 1), "net.bias": torch.tensor([0.3, 0.7]).log()})
     y = (torch.arange(200) < ones).long()
     result = check(model, guide, [(torch.randn(200, 1), y)], num_samples=25)["calibration"]
     assert result.status == status
@@ -96,7 +96,7 @@ def test_calibration_of_known_probabilities(ones: int, status: str) -> None:
 def test_ignored_labels_are_not_judged() -> None:
     likelihood = likelihoods.Categorical(ignore_index=9)
     model = SupervisedModel(nn.Linear(1, 2), likelihood, dist.Normal(0.0, 1.0), num_data=200)
-    guide = Map(model, init={"net.weight": torch.zeros(2, 1), "net.bias": torch.tensor([0.3, 0.7]).log()})
+    guide = MAP(model, init={"net.weight": torch.zeros(2, 1), "net.bias": torch.tensor([0.3, 0.7]).log()})
     y = (torch.arange(200) < 60).long()
     y[100:] = 9  # of the others 60 % are ones
     result = check(model, guide, [(torch.randn(200, 1), y)], num_samples=25)["calibration"]
@@ -106,7 +106,7 @@ def test_ignored_labels_are_not_judged() -> None:
 
 def test_calibration_on_held_out_data() -> None:
     model = SupervisedModel(nn.Linear(1, 2), likelihoods.Categorical(), dist.Normal(0.0, 1.0), num_data=200)
-    guide = Map(model, init={"net.weight": torch.zeros(2, 1), "net.bias": torch.tensor([0.3, 0.7]).log()})
+    guide = MAP(model, init={"net.weight": torch.zeros(2, 1), "net.bias": torch.tensor([0.3, 0.7]).log()})
     train = [(torch.zeros(200, 1), torch.ones(200, dtype=torch.long))]
     held_out = [(torch.zeros(100, 1), (torch.arange(100) < 70).long())]
     result = check(model, guide, train, held_out=held_out, num_samples=25)["calibration"]
@@ -119,7 +119,7 @@ def test_discrete_targets_are_calibrated_under_the_prior_that_made_them(
     likelihood: likelihoods.Likelihood,
 ) -> None:
     model = SupervisedModel(nn.Linear(1, 1), likelihood, dist.Normal(0.0, 1.0), num_data=1000)
-    guide = Map(model, init="prior")
+    guide = MAP(model, init="prior")
     x = torch.rand(1000, 1)
     point = guide.sample(1)
     y = likelihood(x @ point["net.weight"][0].T + point["net.bias"][0]).sample()
@@ -128,7 +128,7 @@ def test_discrete_targets_are_calibrated_under_the_prior_that_made_them(
 
 def test_point_estimate_is_not_judged_by_its_spread() -> None:
     model, x, y = small_network()
-    report = check(model, Map(model), [(x, y)], num_samples=25)
+    report = check(model, MAP(model), [(x, y)], num_samples=25)
     not_applicable = {result.name for result in report.checks if result.status == "not applicable"}
     assert not_applicable == set(NAMES) - {"calibration"}
     assert all(result.reason for result in report.checks)
@@ -209,7 +209,7 @@ def test_weighted_data_of_any_form_are_checked(form: int) -> None:
     loader, reader = forms()[form]
     _, x, y = small_network()
     model = SupervisedModel(TwoInputs(), likelihoods.Normal(NOISE), dist.Normal(0.0, 1.0), num_data=20)
-    guide = Map(model)
+    guide = MAP(model)
     run = evaluate(model, guide, Rows(model, guide, loader, 100, "loader", reader), 3)  # type: ignore[arg-type]
     density = dist.Normal(model.net.network.layer(x), NOISE).log_prob(y)[:, 0].detach()
     torch.testing.assert_close(run.by_datum.float(), WEIGHT * density)
@@ -236,7 +236,7 @@ def test_batches_that_cannot_be_joined_are_checked_one_by_one() -> None:
     x, y = torch.randn(20, 5, 2, generator=torch.Generator().manual_seed(3)), torch.randn(20, 1)
     x[:8, 3:] = 0.0
     model = SupervisedModel(Sums(), likelihoods.Normal(NOISE), dist.Normal(0.0, 1.0), num_data=20)
-    guide = Map(model)
+    guide = MAP(model)
     ragged = evaluate(model, guide, Rows(model, guide, [(x[:8, :3], y[:8]), (x[8:], y[8:])], 100, "loader"), 2)
     whole = evaluate(model, guide, Rows(model, guide, [(x, y)], 100, "loader"), 2)
     torch.testing.assert_close(ragged.by_datum, whole.by_datum)
@@ -296,7 +296,7 @@ def _fitted(family: str, data: ConjugateRegression, model: SupervisedModel) -> t
             guide.flat_cov_factor.copy_(factor)
         return guide, loc, scale.square().diag() + factor @ factor.T
     if family == "composite":
-        composite = GuideMap(model, [("net.weight", lambda *a, **o: LowRankNormal(*a, rank=1, **o)), ("*", MeanField)])
+        composite = Composite(model, [("net.weight", lambda *a, **o: LowRankNormal(*a, rank=1, **o)), ("*", MeanField)])
         composite.double()
         weight, bias = composite.parts
         factor = 0.1 * torch.randn(size - 1, 1, generator=generator, dtype=torch.float64)

@@ -7,11 +7,11 @@ from pyro.nn import PyroModule
 from torch import nn
 
 from pyrobnn import likelihoods
-from pyrobnn.bayesianize import bayesianize
 from pyrobnn.diagnostics._arviz import split_rhat
 from pyrobnn.diagnostics.function_space import function_space_diagnostics
-from pyrobnn.guides import Map, MeanField
-from pyrobnn.supervised import SupervisedModel
+from pyrobnn.guides import MAP, MeanField
+from pyrobnn.model.bayesianize import bayesianize
+from pyrobnn.model.supervised import SupervisedModel
 from tests.diagnostics.models import set_parameters, small_network
 
 pytestmark = pytest.mark.arviz
@@ -52,7 +52,7 @@ def test_different_functions_disagree() -> None:
     result = function_space_diagnostics(model, guides, x[:6], num_samples=100)
     assert result.max_rhat is not None
     assert result.max_rhat > 1.5
-    assert (result.num_chains, result.num_draws) == (2, 100)
+    assert (result.num_chains, result.num_samples) == (2, 100)
 
 
 def test_one_guide_has_an_effective_size_and_no_rhat() -> None:
@@ -110,7 +110,7 @@ def test_batches_give_all_rows() -> None:
 def test_mistakes_get_clear_errors() -> None:
     model, x, _ = small_network()
     with pytest.raises(ValueError, match="posterior: its draws do not differ within a chain"):
-        function_space_diagnostics(model, [Map(model), Map(model, init="prior")], x, num_samples=10)
+        function_space_diagnostics(model, [MAP(model), MAP(model, init="prior")], x, num_samples=10)
     with pytest.raises(ValueError, match="num_samples: R-hat needs at least 4 draws per chain, got 3"):
         function_space_diagnostics(model, MeanField(model), x, num_samples=3)
 

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from pyrobnn import likelihoods
 from pyrobnn.diagnostics._batches import batches
 from pyrobnn.diagnostics.importance import importance_k_hat, k_hat_threshold, last_layer_sites, log_ratios
-from pyrobnn.draws import Draws
-from pyrobnn.guides import GuideMap, LowRankNormal, Map, MeanField
-from pyrobnn.supervised import SupervisedModel
+from pyrobnn.guides import MAP, Composite, LowRankNormal, MeanField
+from pyrobnn.model.draws import Draws
+from pyrobnn.model.supervised import SupervisedModel
 from tests.diagnostics.models import NOISE, Conjugate, set_parameters, small_network
 
 pytestmark = pytest.mark.arviz
@@ -114,8 +114,8 @@ def test_mistakes_get_clear_errors() -> None:
     guide = case.guide()
     with pytest.raises(ValueError, match=r"x, y: k-hat needs all 100 training data \(num_data\), got 50 rows"):
         importance_k_hat(case.model, guide, case.x[:50], case.y[:50])
-    with pytest.raises(ValueError, match="guide: Map has no density"):
-        importance_k_hat(case.model, Map(case.model), case.x, case.y)
+    with pytest.raises(ValueError, match="guide: MAP has no density"):
+        importance_k_hat(case.model, MAP(case.model), case.x, case.y)
     with pytest.raises(ValueError, match="num_samples: the tail of the ratios needs at least 25 draws, got 10"):
         importance_k_hat(case.model, guide, case.x, case.y, num_samples=10)
     with pytest.raises(ValueError, match=r"sites: 'fc' matches no latent site; there are net.weight"):
@@ -140,7 +140,7 @@ def test_weights_of_data_enter_the_log_joint() -> None:
 def test_two_mean_fields_are_one() -> None:
     """Any subset of their sites may be chosen; the value is that of one guide of the same parameters and draws."""
     model, x, y = small_network()
-    two = GuideMap(model, [("net.0.*", MeanField), ("*", MeanField)])
+    two = Composite(model, [("net.0.*", MeanField), ("*", MeanField)])
 
     class WithItsDraws(MeanField):
         def sample(self, num_samples: int) -> Draws:
@@ -164,7 +164,7 @@ def test_two_mean_fields_are_one() -> None:
 def test_a_composite_with_points_has_k_hat_where_it_has_a_density() -> None:
     """Of the last layer it is that of a guide for the last layer of a model whose other weights are those points."""
     model, x, y = small_network()
-    guide = GuideMap(model, [("net.2.*", lambda *a, **o: MeanField(*a, init_scale=0.1, **o)), ("*", Map)])
+    guide = Composite(model, [("net.2.*", lambda *a, **o: MeanField(*a, init_scale=0.1, **o)), ("*", MAP)])
     torch.manual_seed(0)
     k_hat = importance_k_hat(model, guide, x, y, num_samples=100)
     hidden = torch.tanh(model.net.network[0](x)).detach()  # the points start at the network's weights
@@ -174,7 +174,7 @@ def test_a_composite_with_points_has_k_hat_where_it_has_a_density() -> None:
         other.flat_loc.copy_(guide.parts[0].flat_loc)
     torch.manual_seed(0)
     assert k_hat == pytest.approx(importance_k_hat(last, other, hidden, y, sites=["*"], num_samples=100), rel=1e-3)
-    with pytest.raises(ValueError, match=r"sites: Map has no density of the site 'net.0.weight'; choose among net.2"):
+    with pytest.raises(ValueError, match=r"sites: MAP has no density of the site 'net.0.weight'; choose among net.2"):
         importance_k_hat(model, guide, x, y, sites=["net.0.*"])
 
 

@@ -1,4 +1,4 @@
-"""Diagnostics of Markov chains, against chains whose behaviour is known."""
+"""Diagnostics of Markov chains, against chains whose behavior is known."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pyrobnn.diagnostics import (
     step_size_agreement,
     to_arviz,
 )
-from pyrobnn.guides import Chains, Map
+from pyrobnn.guides import MAP, Chains
 from pyrobnn.sampling import HMC, SGHMC, SGLD
 from tests.diagnostics.models import Conjugate
 
@@ -29,20 +29,20 @@ PROBLEM = Conjugate(30, 2)
 
 
 def exact_chains(
-    num_chains: int = 4, num_draws: int = 125, seed: int = 0, width: float = 1.0, **options: Any
+    num_chains: int = 4, num_samples: int = 125, seed: int = 0, width: float = 1.0, **options: Any
 ) -> Chains:
     """Independent draws of the exact posterior, their deviations times ``width``."""
     generator = torch.Generator().manual_seed(seed)
-    noise = torch.randn(num_draws, num_chains, 2, generator=generator, dtype=torch.float64)
+    noise = torch.randn(num_samples, num_chains, 2, generator=generator, dtype=torch.float64)
     draws = PROBLEM.mean + width * noise * PROBLEM.precision.rsqrt()
-    return Chains(PROBLEM.model, num_chains, num_draws, [draws], **options)
+    return Chains(PROBLEM.model, num_chains, num_samples, [draws], **options)
 
 
 def moved(chains: Chains, shift: Tensor | float) -> Chains:
     """The same with the first chain elsewhere."""
     draws = chains.blocks[0].detach().clone()
     draws[:, 0] += shift
-    return Chains(PROBLEM.model, chains.num_chains, chains.num_draws, [draws])
+    return Chains(PROBLEM.model, chains.num_chains, chains.num_samples, [draws])
 
 
 # -------------------------------------------------------------------------------------------------- log density
@@ -77,7 +77,7 @@ def test_chains_that_agree_and_one_that_does_not() -> None:
 def test_function_space_diagnostics_take_chains_as_chains() -> None:
     good = exact_chains()
     found = function_space_diagnostics(PROBLEM.model, good, PROBLEM.x[:3])
-    assert (found.num_chains, found.num_draws) == (4, 125)
+    assert (found.num_chains, found.num_samples) == (4, 125)
     assert found.max_rhat is not None
     assert found.max_rhat < 1.03
     worst = function_space_diagnostics(PROBLEM.model, moved(good, 3.0 * PROBLEM.precision.rsqrt()), PROBLEM.x[:3])
@@ -103,7 +103,9 @@ def test_bfmi_of_independent_and_of_crawling_energies() -> None:
 
 def test_hmc_has_energies_that_move() -> None:
     data, kernel = (PROBLEM.x, PROBLEM.y), HMC(compile=False)
-    chains = pb.sample(PROBLEM.model, data, kernel=kernel, num_samples=60, burn_in=60, chains=2, seed=0, progress=False)
+    chains = pb.sample(
+        PROBLEM.model, data, kernel=kernel, num_samples=60, warmup_steps=60, num_chains=2, seed=0, progress=False
+    )
     assert float(energy_bfmi(chains).min()) > 0.3
 
 
@@ -118,7 +120,7 @@ def test_velocities_are_as_warm_as_the_sampler_says_unless_the_step_is_too_large
     for share in (0.01, 1.9):
         kernel = SGHMC(share / precision, temperature=0.5, friction=0.5)
         chains = pb.sample(
-            PROBLEM.model, data, kernel=kernel, num_samples=600, burn_in=50, chains=2, seed=0, progress=False
+            PROBLEM.model, data, kernel=kernel, num_samples=600, warmup_steps=50, num_chains=2, seed=0, progress=False
         )
         found.append(kinetic_temperature(chains, 0.5))
     assert abs(found[0].mean - 0.5) < 5 * found[0].error + 0.01
@@ -162,8 +164,8 @@ def test_sgld_with_a_large_step_is_found_out() -> None:
     """ε Λ = 2 spreads draws by 1 / sqrt(1 - εΛ / 4) = sqrt(2), against 1.07 for ε Λ = 0.5; 2 x 500 draws."""
     data, precision = (PROBLEM.x, PROBLEM.y), float(PROBLEM.precision.mean())
     runs = [
-        pb.sample(PROBLEM.model, data, kernel=SGLD(share / precision), num_samples=500, thinning=thinning, burn_in=30,
-                  chains=2, seed=seed, progress=False)
+        pb.sample(PROBLEM.model, data, kernel=SGLD(share / precision), num_samples=500, thinning=thinning,
+                  warmup_steps=30, num_chains=2, seed=seed, progress=False)
         for seed, (share, thinning) in enumerate(((2.0, 1), (0.5, 2)))
     ]  # fmt: skip
     found = step_size_agreement(PROBLEM.model, runs[0], runs[1], PROBLEM.x[:3])
@@ -205,12 +207,12 @@ def test_mistakes_get_clear_errors() -> None:
     with pytest.raises(ValueError, match="chains: their sampler noted no 'kinetic_temperature'"):
         kinetic_temperature(exact_chains(2, 8, stats={"energy": torch.zeros(2, 8)}))
     with pytest.raises(TypeError, match="chains: expected Chains"):
-        energy_bfmi(Map(model))  # type: ignore[arg-type]
+        energy_bfmi(MAP(model))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="temperature: expected a positive number"):
         kinetic_temperature(exact_chains(), 0.0)
     with pytest.raises(ValueError, match="num_samples: R-hat needs at least 4 draws"):
         log_density_diagnostics(model, exact_chains(2, 3), x, y)
     with pytest.raises(ValueError, match="posterior: its draws all have one density"):
-        log_density_diagnostics(model, [Map(model), Map(model)], x, y, num_samples=5)
+        log_density_diagnostics(model, [MAP(model), MAP(model)], x, y, num_samples=5)
     with pytest.raises(ValueError, match="args: at some inputs all draws of a run predict the same"):
         step_size_agreement(model, exact_chains(), exact_chains(), torch.zeros(2, 2).double())

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import pyrobnn as pb
 from pyrobnn import likelihoods
 from pyrobnn.diagnostics import SimulationBasedCalibration, sbc
-from pyrobnn.guides import DeltaMixture, Laplace, Map, MeanField
+from pyrobnn.guides import MAP, DeltaMixture, Laplace, MeanField
 from pyrobnn.guides.base import Guide
 from tests.diagnostics.models import NOISE, Conjugate, set_parameters
 
@@ -25,7 +25,7 @@ PROBLEM = Conjugate(20, 3)
 
 
 def exact(model: Any, data: tuple[Tensor, ...], width: float = 1.0, shift: float = 0.0) -> MeanField:
-    """The posterior of the conjugate regression, with a fault if asked: wider, or off by so many deviations."""
+    """The posterior of the conjugate regression, with a fault if requested: wider, or off by so many deviations."""
     x, y = data
     scale = PROBLEM.precision.rsqrt()
     mean = (x * y).sum(0) / NOISE**2 / PROBLEM.precision
@@ -33,7 +33,7 @@ def exact(model: Any, data: tuple[Tensor, ...], width: float = 1.0, shift: float
 
 
 def run(infer: Callable[..., Any] = exact, **options: Any) -> SimulationBasedCalibration:
-    options = {"num_simulations": 150, "num_draws": 19, "inputs": PROBLEM.x, "seed": 1, "progress": False} | options
+    options = {"num_simulations": 150, "num_samples": 19, "inputs": PROBLEM.x, "seed": 1, "progress": False} | options
     return sbc(PROBLEM.model, infer, **options)
 
 
@@ -83,7 +83,7 @@ def test_the_log_likelihood_sees_what_marginals_do_not() -> None:
 
 @pytest.mark.statistical
 def test_laplace_is_exact_for_linear_regression_with_correlated_inputs() -> None:
-    """100 simulations; the posterior has correlations that a factorised one lacks."""
+    """100 simulations; the posterior has correlations that a factorized one lacks."""
     x = torch.randn(12, 2, generator=torch.Generator().manual_seed(3)).double()
     x[:, 1] += 2.0 * x[:, 0]
     model = pb.SupervisedModel(nn.Linear(2, 1), likelihoods.Normal(0.5), dist.Normal(0.0, 1.0), num_data=12).double()
@@ -95,7 +95,7 @@ def test_laplace_is_exact_for_linear_regression_with_correlated_inputs() -> None
         guide = Laplace(model, {"net.weight": mode[None, :2], "net.bias": mode[2:]}, structure="full").double()
         return guide.fit(model, [data]).eval()
 
-    assert sbc(model, laplace, 100, inputs=x, num_draws=19, seed=2, progress=False).passed()
+    assert sbc(model, laplace, 100, inputs=x, num_samples=19, seed=2, progress=False).passed()
 
 
 def test_the_inference_may_set_seeds() -> None:
@@ -143,7 +143,7 @@ def slope(model: Any, data: tuple[Tensor, ...]) -> dict[str, Tensor]:
 @pytest.mark.statistical
 def test_models_and_draws_from_elsewhere() -> None:
     result = sbc(
-        Own(), slope, 100, inputs=torch.linspace(-1, 1, 6), observed="obs", num_draws=19, progress=False, seed=3
+        Own(), slope, 100, inputs=torch.linspace(-1, 1, 6), observed="obs", num_samples=19, progress=False, seed=3
     )
     assert result.names == ("log likelihood", "slope")
     assert result.passed()
@@ -184,22 +184,22 @@ def test_plots() -> None:
 
 
 BAD = [
-    ({"num_bins": 7}, ValueError, r"num_bins: expected at least 2 that divide num_draws \+ 1 = 20, got 7"),
+    ({"num_bins": 7}, ValueError, r"num_bins: expected at least 2 that divide num_samples \+ 1 = 20, got 7"),
     ({"num_bins": 1}, ValueError, "num_bins: expected at least 2"),
     (
         {"num_simulations": 40},
         ValueError,
         "num_simulations: the test needs 5 for each of the 10 bins, 50 in all, got 40",
     ),
-    ({"num_draws": 0}, ValueError, "num_draws: expected a positive int"),
-    ({"inputs": PROBLEM.x[:5]}, ValueError, "inputs: the model was told of num_data=20, but there are 5 rows"),
+    ({"num_samples": 0}, ValueError, "num_samples: expected a positive int"),
+    ({"inputs": PROBLEM.x[:5]}, ValueError, "inputs: the model was built with num_data=20, but there are 5 rows"),
     ({"observed": "z"}, ValueError, "observed: the model drew no site 'z'"),
     ({"infer": lambda model, data: 3}, TypeError, "infer: expected it to return a guide, draws"),
-    ({"infer": lambda model, data: {}}, ValueError, "num_draws: the posterior has 0 draws"),
+    ({"infer": lambda model, data: {}}, ValueError, "num_samples: the posterior has 0 draws"),
     (
         {"infer": lambda m, d: DeltaMixture(m, 3, "prior")},
         ValueError,
-        "num_draws: the posterior has 3 draws, fewer than",
+        "num_samples: the posterior has 3 draws, fewer than",
     ),
     ({"infer": lambda m, d: {"other": torch.zeros(30)}}, ValueError, "infer: the posterior it returned lacks the site"),
 ]
@@ -212,7 +212,7 @@ def test_mistakes_get_clear_errors(options: dict[str, Any], error: type[Exceptio
 
 
 def test_a_point_estimate_fails() -> None:
-    def least_squares(model: Any, data: tuple[Tensor, ...]) -> Map:
-        return Map(model, {"net.weight": torch.linalg.lstsq(*data).solution.T})
+    def least_squares(model: Any, data: tuple[Tensor, ...]) -> MAP:
+        return MAP(model, {"net.weight": torch.linalg.lstsq(*data).solution.T})
 
     assert run(least_squares, num_simulations=50, quantities=weights).p_value < 1e-6

@@ -7,8 +7,8 @@ from torch import nn
 
 from pyrobnn import likelihoods, priors
 from pyrobnn.diagnostics.weights import weight_statistics
-from pyrobnn.guides import GuideMap, Map, MeanField
-from pyrobnn.supervised import SupervisedModel
+from pyrobnn.guides import MAP, Composite, MeanField
+from pyrobnn.model.supervised import SupervisedModel
 from tests.diagnostics.models import set_parameters
 
 pytestmark = pytest.mark.arviz
@@ -33,9 +33,9 @@ def test_signal_to_noise_of_a_constructed_guide() -> None:
 def test_share_at_the_prior(prior: dist.Distribution) -> None:
     """60 weights equal to the prior, 40 far from it; the KL is in closed form, or sampled (the mixture's)."""
     model = linear(prior)
-    centre = 0.5 if isinstance(prior, dist.Normal) else 0.0
+    center = 0.5 if isinstance(prior, dist.Normal) else 0.0
     scale = torch.where(torch.arange(100) < 60, 2.0, 0.1)
-    guide = set_parameters(MeanField(model), torch.full((100,), centre), scale)
+    guide = set_parameters(MeanField(model), torch.full((100,), center), scale)
     assert weight_statistics(model, guide, num_samples=50)["net.weight"].at_prior == pytest.approx(0.6)
 
 
@@ -69,14 +69,14 @@ def test_prior_that_depends_on_other_sites() -> None:
 
 def test_a_point_estimate_has_neither() -> None:
     model = linear(dist.Normal(0.0, 1.0))
-    result = weight_statistics(model, Map(model))["net.weight"]
+    result = weight_statistics(model, MAP(model))["net.weight"]
     assert (result.at_prior, result.signal_to_noise, result.above_noise) == (None, None, None)
 
 
 def test_a_composite_knows_what_its_parts_know() -> None:
     """60 of 100 mean-field weights sit at the prior; of the point's bias there is nothing to say."""
     model = SupervisedModel(nn.Linear(50, 2), likelihoods.Normal(1.0), dist.Normal(0.0, 1.0), num_data=5)
-    guide = GuideMap(model, [("*.weight", MeanField), ("*", Map)])
+    guide = Composite(model, [("*.weight", MeanField), ("*", MAP)])
     scale = torch.where(torch.arange(100) < 60, 1.0, 0.1)
     set_parameters(guide.parts[0], torch.where(torch.arange(100) < 60, 0.0, 1.0), scale)
     result = weight_statistics(model, guide, num_samples=20)

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 import pyrobnn as pb
 from pyrobnn import estimators
-from pyrobnn.elbo import MeanFieldELBO
 from pyrobnn.estimators import EstimatorSpec, Flipout, GaussianWeight, LocalReparameterization, PerExample, PerGroup
 from pyrobnn.estimators.weight import Layer
-from pyrobnn.guides import DeltaMixture, Map, MeanField
+from pyrobnn.guides import MAP, DeltaMixture, MeanField
+from pyrobnn.objectives import ELBO
 from tests.conformance.conjugate import ConjugateRegression
 from tests.conformance.monte_carlo import Z, z_of_mean, z_of_means
 
@@ -42,7 +42,7 @@ def problem(net: nn.Module, shape: tuple[int, ...], scale: float = 0.3) -> tuple
 def gradients(model: Any, guide: Any, batch: Any, spec: EstimatorSpec, count: int, seed: int) -> Tensor:
     """``count`` gradients of the objective ``[count, 2 d]``."""
     pyro.set_rng_seed(seed)
-    elbo, rows = MeanFieldELBO(estimator=spec), []
+    elbo, rows = ELBO(estimator=spec), []
     for _ in range(count):
         guide.zero_grad()
         elbo.loss_and_grads(model, guide, *batch)
@@ -58,7 +58,7 @@ def gradients(model: Any, guide: Any, batch: Any, spec: EstimatorSpec, count: in
 @each_name
 @pytest.mark.parametrize(("net", "shape"), [(mlp, (3,)), (convolutional, (1, 5))], ids=["mlp", "convolutional"])
 def test_mean_gradient_is_that_of_the_shared_draw(name: str, net: Any, shape: tuple[int, ...]) -> None:
-    """700 gradients each; z below 5. (Local reparameterisation is exact for linear layers only.)"""
+    """700 gradients each; z below 5. (Local reparameterization is exact for linear layers only.)"""
     if name == "local_reparameterization" and net is convolutional:
         pytest.skip("it drops the correlation of a convolution's outputs, and says so")
     model, guide, batch = problem(net(), shape)
@@ -123,11 +123,11 @@ def test_by_hand_is_by_autograd(spec: EstimatorSpec, priors: str) -> None:
         model = pb.SupervisedModel(mlp(), pb.likelihoods.Categorical(), rules, num_data=40).double()
         guide = MeanField(model, init_scale=0.3, antithetic=False).double()
     pyro.set_rng_seed(5)
-    loss = MeanFieldELBO(estimator=spec).loss_and_grads(model, guide, *batch)
+    loss = ELBO(estimator=spec).loss_and_grads(model, guide, *batch)
     by_hand = [p.grad.clone() for p in guide.parameters()]
     guide.zero_grad()
     pyro.set_rng_seed(5)
-    differentiable = MeanFieldELBO(estimator=spec).differentiable_loss(model, guide, *batch)
+    differentiable = ELBO(estimator=spec).differentiable_loss(model, guide, *batch)
     differentiable.backward()
     assert loss == pytest.approx(float(differentiable.detach()), rel=1e-9)
     torch.testing.assert_close([p.grad for p in guide.parameters()], by_hand)
@@ -151,7 +151,7 @@ class Shifted(nn.Module):
 def test_what_no_layer_takes_has_the_gradients_of_its_draw(spec: EstimatorSpec) -> None:
     """``dL/dμ - μ = dL/dw`` and ``dL/dψ - σ² + 1 = (w - μ) dL/dw`` under a standard normal prior."""
     model, guide, batch = problem(Shifted(), (3,))
-    MeanFieldELBO(estimator=spec).loss_and_grads(model, guide, *batch)
+    ELBO(estimator=spec).loss_and_grads(model, guide, *batch)
     drawn, site = model.net.network.seen, guide.layout["net.shift"]
     of_site = slice(site.offset, site.offset + site.numel)
     loc, scale = guide.flat_loc.detach()[of_site], guide.flat_log_scale.detach()[of_site].exp()
@@ -182,7 +182,7 @@ def test_flipouts_deviations_are_antithetic() -> None:
                 seen.append(weight.deviations().detach().clone())
             return super().layer(layer, x, weight, bias)
 
-    elbo = MeanFieldELBO(estimator=Spy())
+    elbo = ELBO(estimator=Spy())
     for _ in range(9):
         elbo.backward(model, guide, batch)
     for even, odd in zip(seen[:8:2], seen[1:8:2], strict=True):
@@ -190,7 +190,7 @@ def test_flipouts_deviations_are_antithetic() -> None:
         assert torch.equal(even.abs(), seen[0].abs())
     assert not torch.equal(seen[8].abs(), seen[0].abs())
     guide.antithetic = False
-    elbo = MeanFieldELBO(estimator=Spy())
+    elbo = ELBO(estimator=Spy())
     seen.clear()
     for _ in range(2):
         elbo.backward(model, guide, batch)
@@ -202,7 +202,7 @@ def test_the_kl_is_counted_once(name: str) -> None:
     model, guide, batch = problem(mlp(), (3,))
     divergences = []
     for spec in (None, name):
-        elbo = MeanFieldELBO(estimator=spec)
+        elbo = ELBO(estimator=spec)
         elbo.loss_and_grads(model, guide, *batch)
         assert elbo.parts is not None
         divergences.append(float(elbo.parts.divergence))
@@ -213,7 +213,7 @@ def test_the_kl_is_counted_once(name: str) -> None:
 def test_the_path_derivative_reports_the_kl_in_expectation() -> None:
     """1500 values of the Monte Carlo KL against the closed form; z below 5."""
     model, guide, batch = problem(mlp(), (3,))
-    exact, sampled = MeanFieldELBO(), MeanFieldELBO(estimator="path_derivative")
+    exact, sampled = ELBO(), ELBO(estimator="path_derivative")
     exact.loss(model, guide, *batch)
     values = []
     for _ in range(1500):
@@ -245,7 +245,7 @@ def test_networks_with_layers_and_sites_of_all_kinds(name: str) -> None:
     rules = [("out.weight", dist.Laplace(0.0, 1.0)), ("*", dist.Normal(0.0, 1.0))]
     model = pb.SupervisedModel(Recurrent(), pb.likelihoods.Normal(dist.LogNormal(0.0, 1.0)), rules, num_data=12)
     guide = MeanField(model)
-    elbo = MeanFieldELBO(estimator=name)
+    elbo = ELBO(estimator=name)
     elbo.loss_and_grads(model, guide, torch.randn(12, 4, 2), torch.randn(12, 1))
     for parameter in guide.parameters():
         assert parameter.grad is not None and bool((parameter.grad != 0).all())
@@ -264,12 +264,12 @@ def test_per_group_with_any_guide_runs_the_model_on_parts() -> None:
     """A point estimate: the same loss and gradient, whatever the number of parts (of 8 rows into 3)."""
     torch.manual_seed(0)
     model = pb.SupervisedModel(mlp(), pb.likelihoods.Categorical(), dist.Normal(0.0, 1.0), num_data=40).double()
-    guide = Map(model).double()
+    guide = MAP(model).double()
     x, y = torch.randn(8, 3, dtype=torch.float64), torch.tensor([0, 1] * 4)
     results = []
     for spec in (None, PerGroup(3)):
         guide.zero_grad()
-        loss = MeanFieldELBO(estimator=spec).loss_and_grads(model, guide, x, y)
+        loss = ELBO(estimator=spec).loss_and_grads(model, guide, x, y)
         results.append((loss, guide.flat_loc.grad.clone()))
     assert results[0][0] == pytest.approx(results[1][0], rel=1e-12)
     torch.testing.assert_close(results[0][1], results[1][1])
@@ -277,10 +277,10 @@ def test_per_group_with_any_guide_runs_the_model_on_parts() -> None:
 
 def test_batch_statistics_are_updated_once() -> None:
     net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
-    for make, spec in ((Map, "per_group"), (MeanField, "per_group"), (MeanField, "flipout")):
+    for make, spec in ((MAP, "per_group"), (MeanField, "per_group"), (MeanField, "flipout")):
         model = pb.SupervisedModel(net, pb.likelihoods.Categorical(), dist.Normal(0.0, 1.0), num_data=40)
         guide = make(model)
-        MeanFieldELBO(estimator=spec).loss_and_grads(model, guide, torch.randn(8, 3), torch.tensor([0, 1] * 4))
+        ELBO(estimator=spec).loss_and_grads(model, guide, torch.randn(8, 3), torch.tensor([0, 1] * 4))
         counts = [b for n, b in model.named_buffers() if n.endswith("num_batches_tracked")]
         assert [int(count) for count in counts] == [1]
 
@@ -297,7 +297,7 @@ def test_rules_by_site() -> None:
         "net.2.weight": "per_example",
     }
     model, guide, batch = problem(mlp(), (3,))
-    assert MeanFieldELBO(estimator=[("net.0.*", "flipout")]).loss_and_grads(model, guide, *batch) > 0
+    assert ELBO(estimator=[("net.0.*", "flipout")]).loss_and_grads(model, guide, *batch) > 0
 
 
 def test_a_block_chooses_for_objectives_without_an_estimator() -> None:
@@ -305,7 +305,7 @@ def test_a_block_chooses_for_objectives_without_an_estimator() -> None:
 
     def loss(spec: EstimatorSpec = None) -> float:
         pyro.set_rng_seed(0)
-        return MeanFieldELBO(estimator=spec).loss_and_grads(model, guide, *batch)
+        return ELBO(estimator=spec).loss_and_grads(model, guide, *batch)
 
     plain, flipout, local = loss(), loss("flipout"), loss("local_reparameterization")
     assert len({plain, flipout, local}) == 3
@@ -321,9 +321,7 @@ def test_fit_takes_it_through_the_objective() -> None:
     model, guide, batch = problem(mlp(), (3,))
     model.num_data = 8
     loader = [(batch[0], batch[1])]
-    history = pb.fit(
-        model, guide, loader, epochs=30, lr=0.05, elbo=MeanFieldELBO(estimator="flipout"), seed=0, progress=False
-    )
+    history = pb.fit(model, guide, loader, epochs=30, lr=0.05, elbo=ELBO(estimator="flipout"), seed=0, progress=False)
     assert history.elbo[-1] > history.elbo[0]
 
 
@@ -338,7 +336,7 @@ def test_fit_takes_it_through_the_objective() -> None:
 )
 def test_wrong_choices(spec: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
-        MeanFieldELBO(estimator=spec)
+        ELBO(estimator=spec)
 
 
 def test_a_pattern_that_matches_nothing() -> None:
@@ -346,14 +344,14 @@ def test_a_pattern_that_matches_nothing() -> None:
     with pytest.raises(
         ValueError, match=r"estimator: the pattern 'conv\*' matches no site; the guide has net.0.weight"
     ):
-        MeanFieldELBO(estimator=[("conv*", Flipout())]).loss_and_grads(model, guide, *batch)
+        ELBO(estimator=[("conv*", Flipout())]).loss_and_grads(model, guide, *batch)
 
 
 @pytest.mark.parametrize("name", ["flipout", "path_derivative"])
 def test_a_point_estimate_has_nothing_to_draw(name: str) -> None:
     model, _, batch = problem(mlp(), (3,))
-    with pytest.raises(TypeError, match=rf"estimator: '{name}' .*Map has none"):
-        MeanFieldELBO(estimator=name).loss_and_grads(model, Map(model), *batch)
+    with pytest.raises(TypeError, match=rf"estimator: '{name}' .*MAP has none"):
+        ELBO(estimator=name).loss_and_grads(model, MAP(model), *batch)
 
 
 @pytest.mark.parametrize("groups", [0, -1, 2.0, True])
@@ -365,7 +363,7 @@ def test_groups_are_a_positive_int(groups: Any) -> None:
 def test_too_few_rows_to_split() -> None:
     model, _, batch = problem(mlp(), (3,))
     with pytest.raises(ValueError, match=r"groups: 9 draws need at least as many rows in a batch, got 8"):
-        MeanFieldELBO(estimator=PerGroup(9)).loss_and_grads(model, Map(model).double(), *batch)
+        ELBO(estimator=PerGroup(9)).loss_and_grads(model, MAP(model).double(), *batch)
 
 
 # ---------------------------------------------------------------------------------------------------- the report
@@ -373,10 +371,10 @@ def test_too_few_rows_to_split() -> None:
 
 def test_report_compares_and_leaves_no_trace() -> None:
     model, guide, batch = problem(mlp(), (3,))
-    MeanFieldELBO().loss_and_grads(model, guide, *batch)
+    ELBO().loss_and_grads(model, guide, *batch)
     before = [p.grad.clone() for p in guide.parameters()]
     state = torch.get_rng_state()
-    table = estimators.report(model, guide, batch, num_draws=20)
+    table = pb.diagnostics.estimator_report(model, guide, batch, num_samples=20)
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(p.grad, b) for p, b in zip(guide.parameters(), before, strict=True))
     assert [row["name"] for row in table.rows] == ["shared", "per_group", *NAMES[:3], "path_derivative"]
@@ -386,12 +384,12 @@ def test_report_compares_and_leaves_no_trace() -> None:
 
 def test_report_leaves_out_what_the_guide_cannot_take() -> None:
     model, _, batch = problem(mlp(), (3,))
-    table = estimators.report(model, Map(model).double(), batch, num_draws=2)
+    table = pb.diagnostics.estimator_report(model, MAP(model).double(), batch, num_samples=2)
     assert [row["name"] for row in table.rows] == ["shared", "per_group"]
-    with pytest.raises(ValueError, match=r"estimators: none of them suits Map"):
-        estimators.report(model, Map(model).double(), batch, ["flipout"])
-    with pytest.raises(ValueError, match=r"num_draws: a variance needs at least 2, got 1"):
-        estimators.report(model, Map(model).double(), batch, num_draws=1)
+    with pytest.raises(ValueError, match=r"estimators: none of them suits MAP"):
+        pb.diagnostics.estimator_report(model, MAP(model).double(), batch, ["flipout"])
+    with pytest.raises(ValueError, match=r"num_samples: a variance needs at least 2, got 1"):
+        pb.diagnostics.estimator_report(model, MAP(model).double(), batch, num_samples=1)
 
 
 def test_one_member_of_a_mixture_for_each_group() -> None:
@@ -400,17 +398,17 @@ def test_one_member_of_a_mixture_for_each_group() -> None:
     model = pb.SupervisedModel(mlp(), pb.likelihoods.Categorical(), dist.Normal(0.0, 1.0), num_data=40).double()
     guide = DeltaMixture(model, 4).double()
     x, y = torch.randn(8, 3, dtype=torch.float64), torch.tensor([0, 1] * 4)
-    MeanFieldELBO(estimator=PerGroup(4)).loss_and_grads(model, guide, x, y)
+    ELBO(estimator=PerGroup(4)).loss_and_grads(model, guide, x, y)
     (members,) = guide.parameters()
     for index in range(4):
-        alone = Map(model).double()
+        alone = MAP(model).double()
         with torch.no_grad():
             alone.flat_loc.copy_(members[index])
         rows = slice(2 * index, 2 * index + 2)
-        MeanFieldELBO().loss_and_grads(model, alone, x[rows], y[rows])
+        ELBO().loss_and_grads(model, alone, x[rows], y[rows])
         torch.testing.assert_close(members.grad[index], alone.flat_loc.grad)
-    with pytest.raises(ValueError, match=r"groups: a step has 4 draws and 2 groups; let them be equal"):
-        MeanFieldELBO(estimator=PerGroup(2)).loss_and_grads(model, guide, x, y)
+    with pytest.raises(ValueError, match=r"groups: a step has 4 draws and 2 groups; make them equal"):
+        ELBO(estimator=PerGroup(2)).loss_and_grads(model, guide, x, y)
 
 
 def test_a_batch_with_fewer_rows_than_members_is_shown_whole_to_each() -> None:
@@ -421,7 +419,7 @@ def test_a_batch_with_fewer_rows_than_members_is_shown_whole_to_each() -> None:
     x, y = torch.randn(3, 3, dtype=torch.float64), torch.tensor([0, 1, 1])
     losses, gradients = [], []
     for spec in (PerGroup(4), None):
-        losses.append(MeanFieldELBO(estimator=spec).loss_and_grads(model, guide, x, y))
+        losses.append(ELBO(estimator=spec).loss_and_grads(model, guide, x, y))
         gradients.append(guide.flat_loc.grad)
         guide.flat_loc.grad = None
     assert losses[0] == pytest.approx(losses[1])

@@ -211,7 +211,7 @@ def test_random_signs(shape: tuple[int, ...]) -> None:
 
 
 def test_random_signs_are_fair_and_independent() -> None:
-    """640,000 signs: their mean and the products of neighbours, in and across words, within 5 standard errors."""
+    """640,000 signs: their mean and the products of neighbors, in and across words, within 5 standard errors."""
     from pyrobnn.estimators.flipout import random_signs
 
     torch.manual_seed(0)

@@ -9,10 +9,10 @@ import torch
 from pyro.nn import PyroModule
 from torch import Tensor
 
-from pyrobnn.divergence import PriorTerm
-from pyrobnn.draws import Draws
-from pyrobnn.facts import Facts
 from pyrobnn.guides import Guide
+from pyrobnn.model.divergence import PriorTerm
+from pyrobnn.model.draws import Draws
+from pyrobnn.model.facts import Facts
 
 
 class Sites(PyroModule):
@@ -71,7 +71,7 @@ def test_what_follows_from_what_a_family_implements() -> None:
     assert {name: float(value) for name, value in found.by_site.items()} == {n: float(v) for n, v in by_site.items()}
     torch.testing.assert_close(found.total, by_site["a"] + by_site["b"])
     step = guide.step(None)
-    assert step.num_draws(3) == 3
+    assert step.num_samples(3) == 3
     torch.testing.assert_close(step.divergence(step.draw(0), priors).total, found.total)
 
 

@@ -16,12 +16,12 @@ from torch import Tensor, nn
 
 from pyrobnn import likelihoods
 from pyrobnn.checkpoint import load, save
-from pyrobnn.description import describe
 from pyrobnn.diagnostics import to_arviz
-from pyrobnn.guides import Chains, GuideMap, MeanField
-from pyrobnn.layout import Layout
+from pyrobnn.guides import Chains, Composite, MeanField
+from pyrobnn.model.layout import Layout
+from pyrobnn.model.supervised import SupervisedModel
 from pyrobnn.prediction import PinnedDraws, predict
-from pyrobnn.supervised import SupervisedModel
+from pyrobnn.reporting.description import describe
 from tests.conformance.comparisons import assert_same
 from tests.conformance.guide_suite import EnsembleConformance
 from tests.guides.test_base import Sites
@@ -33,14 +33,14 @@ class TestChainsConformance(EnsembleConformance):
     trains = False
 
     def make_guide(self, model: nn.Module, **options: Any) -> Chains:
-        size = Layout.of(model, example=options.get("example"), sites=options.get("only")).size
+        size = Layout.of(model, example=options.get("example"), sites=options.get("sites")).size
         return Chains(model, 2, 2, [0.1 * torch.randn(2, 2, size)], **options)
 
 
-def numbered(chains: int, draws: int, blocks: list[int] | None = None) -> Chains:
+def numbered(num_chains: int, draws: int, blocks: list[int] | None = None) -> Chains:
     """Chains of one real site, whose value is its member's number."""
-    values = torch.arange(float(chains * draws)).view(chains, draws).T.unsqueeze(-1).contiguous()
-    return Chains(Sites(w=dist.Normal(0.0, 1.0)), chains, draws, list(values.split(blocks or [draws])), example=())
+    values = torch.arange(float(num_chains * draws)).view(num_chains, draws).T.unsqueeze(-1).contiguous()
+    return Chains(Sites(w=dist.Normal(0.0, 1.0)), num_chains, draws, list(values.split(blocks or [draws])), example=())
 
 
 def regression() -> SupervisedModel:
@@ -48,11 +48,11 @@ def regression() -> SupervisedModel:
     return SupervisedModel(nn.Linear(2, 1), noise, dist.Normal(0.0, 1.0), num_data=6)
 
 
-def drawn(chains: int = 2, draws: int = 3) -> dict[str, Tensor]:
+def drawn(num_chains: int = 2, draws: int = 3) -> dict[str, Tensor]:
     return {
-        "net.weight": torch.randn(chains, draws, 1, 2),
-        "net.bias": torch.randn(chains, draws, 1),
-        "likelihood.scale": torch.rand(chains, draws) + 0.5,
+        "net.weight": torch.randn(num_chains, draws, 1, 2),
+        "net.bias": torch.randn(num_chains, draws, 1),
+        "likelihood.scale": torch.rand(num_chains, draws) + 0.5,
     }
 
 
@@ -62,7 +62,7 @@ def drawn(chains: int = 2, draws: int = 3) -> dict[str, Tensor]:
 @pytest.mark.parametrize("blocks", [[4], [1, 3], [1, 1, 2]])
 def test_members_are_numbered_chain_by_chain(blocks: list[int]) -> None:
     guide = numbered(3, 4, blocks)
-    assert (guide.num_chains, guide.num_draws, guide.num_members) == (3, 4, 12)
+    assert (guide.num_chains, guide.num_samples, guide.num_members) == (3, 4, 12)
     assert torch.equal(guide.by_chain()["w"], torch.arange(12.0).view(3, 4))
     assert torch.equal(guide.stacked(torch.tensor([7, 0, 11, 7]))["w"], torch.tensor([7.0, 0.0, 11.0, 7.0]))
     assert [float(guide.member(index)["w"].detach()) for index in range(12)] == list(range(12))
@@ -81,16 +81,18 @@ def test_from_draws_and_by_chain_are_inverse() -> None:
 # ----------------------------------------------------------------------------------------------------- sampling
 
 
-@given(chains=st.integers(1, 4), draws=st.integers(1, 9), data=st.data())
-def test_draws_are_spread_evenly(chains: int, draws: int, data: Any) -> None:
-    """None twice where there are enough; the shares of chains differ by one at most; all of them if asked for all."""
-    guide = numbered(chains, draws)
-    count = data.draw(st.integers(1, 2 * chains * draws))
+@given(num_chains=st.integers(1, 4), draws=st.integers(1, 9), data=st.data())
+def test_draws_are_spread_evenly(num_chains: int, draws: int, data: Any) -> None:
+    """None twice where there are enough; the shares of chains differ by one at most; all of them if requested for
+    all.
+    """
+    guide = numbered(num_chains, draws)
+    count = data.draw(st.integers(1, 2 * num_chains * draws))
     chosen = guide.sample(count)["w"].long()
-    times = torch.bincount(chosen, minlength=chains * draws)
-    least = count // (chains * draws)
+    times = torch.bincount(chosen, minlength=num_chains * draws)
+    least = count // (num_chains * draws)
     assert set(times.tolist()) <= {least, least + 1}
-    shares = times.view(chains, draws).sum(1)
+    shares = times.view(num_chains, draws).sum(1)
     assert int(shares.max() - shares.min()) <= 1
     assert torch.equal(chosen, chosen.sort().values)
 
@@ -137,7 +139,7 @@ def test_checkpoint_round_trip(blocks: list[int], tmp_path: Path) -> None:
 
 
 def test_arviz_has_the_chains() -> None:
-    model, draws = regression(), drawn(chains=3, draws=8)
+    model, draws = regression(), drawn(num_chains=3, draws=8)
     guide = Chains.from_draws(model, draws)
     data = to_arviz(model, guide, torch.randn(6, 2), torch.randn(6, 1))
     posterior = data["posterior"]
@@ -153,8 +155,8 @@ def test_arviz_has_the_chains() -> None:
 
 def test_it_may_have_some_of_the_sites(tmp_path: Path) -> None:
     model = regression()
-    rules = [("net.*", functools.partial(Chains, num_chains=2, num_draws=3)), ("*", MeanField)]
-    guide = GuideMap(model, rules)
+    rules = [("net.*", functools.partial(Chains, num_chains=2, num_samples=3)), ("*", MeanField)]
+    guide = Composite(model, rules)
     with torch.no_grad():
         for parameter in guide.parameters():
             parameter.add_(torch.randn_like(parameter))
@@ -177,7 +179,7 @@ def test_what_does_not_fit() -> None:
     model = regression()
     with pytest.raises(ValueError, match=r"draws: block 0 has shape \(3, 2, 5\), expected \(k, 2, 4\)"):
         Chains(model, 2, 3, [torch.zeros(3, 2, 5)])
-    with pytest.raises(ValueError, match="blocks hold 4 draws, expected num_draws=3"):
+    with pytest.raises(ValueError, match="blocks hold 4 draws, expected num_samples=3"):
         Chains(model, 2, 3, [torch.zeros(4, 2, 4)])
     with pytest.raises(ValueError, match=r"stats: 'energy' has shape \(3, 2\), expected \(2, 3\)"):
         Chains(model, 2, 3, stats={"energy": torch.zeros(3, 2)})

@@ -15,20 +15,20 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import pyrobnn as pb
 from pyrobnn import likelihoods, schedules
-from pyrobnn.concrete import Concrete, concrete_log_density, relaxed_of
-from pyrobnn.divergence import PriorTerm
-from pyrobnn.draws import Draws
-from pyrobnn.elbo import MeanFieldELBO
+from pyrobnn.distributions.concrete import Concrete, concrete_log_density, relaxed_of
 from pyrobnn.estimators import PerGroup
-from pyrobnn.guides import ConcreteStructure, DeltaMixture, Guide, GuideMap, Map, MeanField
+from pyrobnn.guides import MAP, Composite, ConcreteStructure, DeltaMixture, Guide, MeanField
+from pyrobnn.model.divergence import PriorTerm
+from pyrobnn.model.draws import Draws
+from pyrobnn.model.substitution import SubstituteMessenger
+from pyrobnn.model.supervised import SupervisedModel
+from pyrobnn.objectives import ELBO
 from pyrobnn.structure import Edges
-from pyrobnn.substitution import Substitution
-from pyrobnn.supervised import SupervisedModel
 from tests.conformance.comparisons import assert_same, gradients, seeded, step
 from tests.conformance.guide_models import Case
 from tests.conformance.guide_suite import GuideConformance, held_to
 from tests.conformance.monte_carlo import Z, z_of_mean
-from tests.structure.networks import CellNetwork, Mixed, cell_model, images, mixed_model
+from tests.layers.structure.networks import CellNetwork, Mixed, cell_model, images, mixed_model
 
 STRUCTURE = Case("structure", mixed_model, lambda: (torch.randn(12, 3), torch.randn(12, 1)))
 CELL = Case("cell", cell_model, lambda: images(12))
@@ -73,15 +73,15 @@ class TestComposedConformance(GuideConformance):
 
     exact = True
 
-    def make_guide(self, model: nn.Module, **options: Any) -> GuideMap:
+    def make_guide(self, model: nn.Module, **options: Any) -> Composite:
         rules = [("*structure*", ConcreteStructure), ("*", functools.partial(MeanField, init_scale=0.1))]
-        return GuideMap(model, rules, **options)
+        return Composite(model, rules, **options)
 
     def build(self, case: Case, scattered: bool = True) -> tuple[nn.Module, Guide, tuple[Tensor, Tensor]]:
         return super().build(CELL, scattered)
 
     def test_priors_that_change_are_followed(self) -> None:
-        """See the class above and GuideMap's own."""
+        """See the class above and Composite's own."""
 
 
 # ----------------------------------------------------------------------------------------------------------- the KL
@@ -261,7 +261,7 @@ def test_the_guide_approaches_the_exact_posterior_over_structures() -> None:
     for tau in (1.0, 0.1):
         pyro.set_rng_seed(1)
         temperature = schedules.Linear(1.0, tau, 60, hold=True)
-        guide, elbo = ConcreteStructure(model, temperature=temperature, kl="discrete"), MeanFieldELBO(2)
+        guide, elbo = ConcreteStructure(model, temperature=temperature, kl="discrete"), ELBO(2)
         optimizer = torch.optim.Adam(guide.parameters(), lr=0.1)
         mean, count, total = torch.zeros(2, 3), 0, 240
         with pyro.validation_enabled(False):
@@ -311,7 +311,7 @@ def test_straight_through_draws_are_one_hot_and_trained() -> None:
 
 def test_every_group_has_its_own_structure_on_its_own_part() -> None:
     model = cell_model()
-    guide = GuideMap(model, [("*structure*", ConcreteStructure), ("*", Map)])
+    guide = Composite(model, [("*structure*", ConcreteStructure), ("*", MAP)])
     seen: list[tuple[int, Tensor]] = []
 
     def look(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
@@ -319,7 +319,7 @@ def test_every_group_has_its_own_structure_on_its_own_part() -> None:
 
     handle = model.net.network.register_forward_pre_hook(look)
     batch = images(12)
-    elbo = MeanFieldELBO(estimator=PerGroup(4))
+    elbo = ELBO(estimator=PerGroup(4))
     elbo.loss_and_grads(model, guide, *batch)
     handle.remove()
     assert [rows for rows, _ in seen] == [3, 3, 3, 3]
@@ -335,7 +335,7 @@ def test_groups_have_the_expected_gradient_of_one_draw() -> None:
     guide = ConcreteStructure(model, init_scale=0.3).double()
     batch = (torch.randn(8, 3).double(), torch.randn(8, 1).double())
     means = []
-    for elbo in (MeanFieldELBO(), MeanFieldELBO(estimator=PerGroup(2))):
+    for elbo in (ELBO(), ELBO(estimator=PerGroup(2))):
         torch.manual_seed(4)
         means.append(torch.stack([gradients(model, guide, batch, elbo)["guide.logits"] for _ in range(200)]))
     difference = means[0].mean(0) - means[1].mean(0)
@@ -347,7 +347,7 @@ def test_schedules_count_gradient_steps_only() -> None:
     model, batch = mixed_model(), (torch.randn(12, 3), torch.randn(12, 1))
     temperature = schedules.Linear(2.0, 1.0, 3)
     guide = ConcreteStructure(model, temperature=temperature, beta=lambda step: 1.0 / (1 + step))
-    elbo = MeanFieldELBO(num_particles=2)
+    elbo = ELBO(num_particles=2)
     assert (guide.temperature, guide.beta) == (2.0, 1.0)
     for expected in ((2.0, 1.0), (1.5, 0.5), (1.0, 1.0 / 3.0)):
         elbo.backward(model, guide, batch)
@@ -381,8 +381,8 @@ def test_the_counter_stays_where_it_is_read() -> None:
 
 def test_structure_that_is_not_learned_stays_as_it_is() -> None:
     model = cell_model()
-    rules = [("*structure*", functools.partial(ConcreteStructure, learned=False, init_scale=0.0)), ("*", Map)]
-    guide = GuideMap(model, rules)
+    rules = [("*structure*", functools.partial(ConcreteStructure, learned=False, init_scale=0.0)), ("*", MAP)]
+    guide = Composite(model, rules)
     x, y = images()
     pb.fit(model, guide, loader(x, y), epochs=2, progress=False)
     part = guide.parts[0]
@@ -391,11 +391,11 @@ def test_structure_that_is_not_learned_stays_as_it_is() -> None:
     torch.testing.assert_close(part.probabilities(site.name), torch.full(site.shape, 1.0 / 3.0))
 
 
-@pytest.mark.parametrize("weights", [Map, MeanField, functools.partial(DeltaMixture, num_members=2)])
+@pytest.mark.parametrize("weights", [MAP, MeanField, functools.partial(DeltaMixture, num_members=2)])
 def test_it_composes_with_families_of_weights(weights: Any) -> None:
     torch.manual_seed(5)
     model = cell_model()
-    guide = GuideMap(model, [("*structure*", ConcreteStructure), ("*", weights)])
+    guide = Composite(model, [("*structure*", ConcreteStructure), ("*", weights)])
     x, y = images()
     logits = guide.parts[0].flat_logits.detach().clone()
     history = pb.fit(model, guide, loader(x, y), epochs=3, lr=1e-2, progress=False)
@@ -413,7 +413,7 @@ def test_checkpoint_round_trip(tmp_path: Path) -> None:
     family = functools.partial(
         ConcreteStructure, temperature=schedules.Exponential(2.0, 0.1, floor=0.5), beta=0.8, kl="discrete"
     )
-    guide = GuideMap(model, [("*structure*", family), ("*", Map)])
+    guide = Composite(model, [("*structure*", family), ("*", MAP)])
     x, y = images()
     pb.fit(model, guide, loader(x, y), epochs=2, lr=1e-2, progress=False)
     pb.save(tmp_path, model, guide)
@@ -467,7 +467,7 @@ def test_refusals(options: dict[str, Any], message: str) -> None:
 
 
 def test_weights_are_refused_by_name() -> None:
-    with pytest.raises(ValueError, match=r"site 'net.stem.weight'.*Normal.*GuideMap"):
+    with pytest.raises(ValueError, match=r"site 'net.stem.weight'.*Normal.*Composite"):
         ConcreteStructure(cell_model())
     with pytest.raises(TypeError, match="init: expected starting logits by site, or None, got Mixed"):
         ConcreteStructure(mixed_model(), Mixed())  # type: ignore[arg-type]
@@ -486,11 +486,11 @@ def test_a_prior_without_discrete_choices_is_refused_a_discrete_kl() -> None:
 
 def test_one_draw_serves_all_cells_that_share_a_site() -> None:
     model = cell_model()
-    guide = GuideMap(model, [("*structure*", ConcreteStructure), ("*", Map)])
+    guide = Composite(model, [("*structure*", ConcreteStructure), ("*", MAP)])
     seen = []
     cells = (model.net.network.first, model.net.network.second)  # type: ignore[union-attr]
     handles = [c.choices[0].register_forward_pre_hook(lambda m, _: seen.append(m.edges.structure)) for c in cells]  # type: ignore[union-attr,index]
-    with Substitution(guide.rsample()):
+    with SubstituteMessenger(guide.rsample()):
         model(images(4)[0])
     for handle in handles:
         handle.remove()

@@ -15,15 +15,15 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from pyrobnn import likelihoods
 from pyrobnn.checkpoint import load, save
-from pyrobnn.description import describe
 from pyrobnn.diagnostics import to_arviz
-from pyrobnn.draws import Draws
-from pyrobnn.elbo import MeanFieldELBO
-from pyrobnn.guides import DeltaMixture, GuideMap, Map, MeanField
+from pyrobnn.guides import MAP, Composite, DeltaMixture, MeanField
+from pyrobnn.model.draws import Draws
+from pyrobnn.model.supervised import SupervisedModel
+from pyrobnn.objectives import ELBO
 from pyrobnn.prediction import PinnedDraws, predict
-from pyrobnn.running_statistics import recalibrate_batch_norm
-from pyrobnn.supervised import SupervisedModel
+from pyrobnn.reporting.description import describe
 from pyrobnn.training import fit
+from pyrobnn.training.running_statistics import recalibrate_batch_norm
 from tests.conformance.comparisons import assert_same
 from tests.conformance.conjugate import ConjugateRegression
 from tests.conformance.guide_suite import EnsembleConformance
@@ -60,7 +60,7 @@ def data(rows: int = 24) -> DataLoader:
 @pytest.mark.parametrize("optimizer", [None, torch.optim.SGD])
 def test_one_member_is_map_to_the_last_bit(optimizer: Any) -> None:
     model = classifier()
-    guides = [Map(model), DeltaMixture(model, 1)]
+    guides = [MAP(model), DeltaMixture(model, 1)]
     histories = [fit(model, g, data(), epochs=3, lr=0.05, optimizer=optimizer, progress=False) for g in guides]
     assert histories[0].loss == histories[1].loss
     assert histories[0].kl == histories[1].kl
@@ -77,7 +77,7 @@ def test_members_are_trained_as_if_alone(make: Callable[[], nn.Module], optimize
     fit(model, ensemble, data(), epochs=4, lr=0.05, optimizer=optimizer, progress=False)
     for index, network in enumerate(networks):
         alone = classifier(network)
-        point = Map(alone)
+        point = MAP(alone)
         fit(alone, point, data(), epochs=4, lr=0.05, optimizer=optimizer, progress=False)
         torch.testing.assert_close(ensemble.flat_loc[index], point.flat_loc, rtol=1e-5, atol=1e-6)
         for name, buffer in alone.net.network.named_buffers():
@@ -89,13 +89,13 @@ def test_gradient_of_a_subset_is_unbiased() -> None:
     """Over all pairs of three members the mean gradient is that of the whole; each counts 3 / 2 times."""
     model, (batch, *_) = classifier(), data()
     whole = DeltaMixture(model, 3)
-    MeanFieldELBO().backward(model, whole, tuple(batch))
+    ELBO().backward(model, whole, tuple(batch))
     subset = DeltaMixture(model, 3, members_per_step=2)
     subset.load_state_dict(whole.state_dict())
     seen: dict[tuple[int, ...], Tensor] = {}
     for _ in range(40):
         subset.flat_loc.grad = None
-        MeanFieldELBO().backward(model, subset, tuple(batch))
+        ELBO().backward(model, subset, tuple(batch))
         chosen = subset.flat_loc.grad.abs().sum(1).nonzero().flatten()
         assert len(chosen) == 2
         torch.testing.assert_close(subset.flat_loc.grad[chosen], 1.5 * whole.flat_loc.grad[chosen])
@@ -110,10 +110,10 @@ def test_gradients_add_up_over_calls() -> None:
     found = []
     for batch in batches:
         guide.flat_loc.grad = None
-        MeanFieldELBO().backward(model, guide, batch)
+        ELBO().backward(model, guide, batch)
         found.append(guide.flat_loc.grad.clone())
     for batch in batches:  # on top of the second
-        MeanFieldELBO().backward(model, guide, batch)
+        ELBO().backward(model, guide, batch)
     torch.testing.assert_close(guide.flat_loc.grad, found[0] + 2.0 * found[1])
 
 
@@ -121,13 +121,13 @@ def test_shared_parameters_get_the_mean_gradient() -> None:
     """The trunk, a point for all members, is pulled by the average member; heads each by their own loss."""
     model, (batch, *_) = classifier(), data()
     head = functools.partial(DeltaMixture, num_members=3, init="prior")
-    guide = GuideMap(model, [("2.*", head), ("*", Map)])
-    MeanFieldELBO().backward(model, guide, tuple(batch))
+    guide = Composite(model, [("2.*", head), ("*", MAP)])
+    ELBO().backward(model, guide, tuple(batch))
     ensemble, trunk = guide.part("net.2.weight"), guide.part("net.0.weight")
     by_member = []
     for index in range(3):
-        point = Map(model, {name: value[index] for name, value in ensemble.stacked(torch.arange(3)).items()})
-        MeanFieldELBO().backward(model, point, tuple(batch))
+        point = MAP(model, {name: value[index] for name, value in ensemble.stacked(torch.arange(3)).items()})
+        ELBO().backward(model, point, tuple(batch))
         gradient = point.layout.split(point.flat_loc.grad)
         own = ensemble.layout.split(ensemble.flat_loc.grad[index])
         torch.testing.assert_close(own["net.2.weight"], gradient["net.2.weight"])
@@ -189,7 +189,7 @@ class Scale(nn.Module):
     [
         ({"num_members": 0}, ValueError, r"num_members: expected a positive int"),
         ({"members_per_step": 9}, ValueError, r"members_per_step: expected an int from 1 to 5"),
-        ({"strategy": "bold"}, ValueError, r"strategy: expected one of 'regularised'"),
+        ({"strategy": "bold"}, ValueError, r"strategy: expected one of 'regularized'"),
         ({"init": []}, ValueError, r"init: 0 starting points for num_members=5"),
         ({"init": [3] * 5}, TypeError, r"init: expected networks, state dicts or site values"),
         ({"init": [{"0.weight": torch.zeros(4, 3)}] * 5}, ValueError, r"init: the state dict is not one"),
@@ -207,7 +207,7 @@ def test_a_layer_that_cannot_be_started_anew() -> None:
     model = classifier(nn.Sequential(nn.Linear(3, 3), Scale()))
     with pytest.raises(ValueError, match=r"init: the Scale '1' has a parameter of its own, 'factor'"):
         DeltaMixture(model)
-    DeltaMixture(model, only=["net.0.weight"])
+    DeltaMixture(model, sites=["net.0.weight"])
     DeltaMixture(model, init="prior")
 
 
@@ -313,7 +313,7 @@ def test_recalibration_goes_member_by_member() -> None:
     model = classifier(with_norm())
     guide = DeltaMixture.from_networks(model, networks)
     before = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    recalibrate_batch_norm(model, guide, data(), num_draws=2)
+    recalibrate_batch_norm(model, guide, data(), num_samples=2)
     assert_same(dict(model.named_buffers()), before)
     for index, network in enumerate(networks):
         hidden = [network[0](x).detach() for x, _ in data()]
@@ -324,7 +324,7 @@ def test_recalibration_goes_member_by_member() -> None:
     with pytest.raises(ValueError, match="loader: it yielded no batch"):
         recalibrate_batch_norm(model, guide, [])
     assert_same(dict(guide.named_buffers()), kept)
-    composed = GuideMap(model, [("3.*", functools.partial(DeltaMixture, num_members=2)), ("*", Map)])
+    composed = Composite(model, [("3.*", functools.partial(DeltaMixture, num_members=2)), ("*", MAP)])
     heads = composed.parts[0]
     before = {name: buffer.clone() for name, buffer in model.named_buffers()}
     recalibrate_batch_norm(model, composed, data())
@@ -351,7 +351,7 @@ def test_validation_runs_members_with_their_own_statistics() -> None:
     assert history.validation[0] == pytest.approx(float(expected), rel=1e-5)
 
 
-@pytest.mark.parametrize("strategy", ["regularised", "anchored"])
+@pytest.mark.parametrize("strategy", ["regularized", "anchored"])
 def test_checkpoint(tmp_path: Any, strategy: Any) -> None:
     model = classifier(with_norm())
     guide = DeltaMixture(model, 3, strategy=strategy, members_per_step=2, jacobian=True)
@@ -372,24 +372,24 @@ def solved(strategy: Any, num_members: int) -> tuple[ConjugateRegression, DeltaM
     problem = ConjugateRegression()
     model = problem.model()
     guide = DeltaMixture(model, num_members, "prior", strategy=strategy).double()
-    MeanFieldELBO().backward(model, guide, (problem.x, problem.y))
+    ELBO().backward(model, guide, (problem.x, problem.y))
     curvature = problem.precision
     if strategy == "free":
         curvature = curvature - torch.eye(len(curvature), dtype=torch.float64) / problem.prior_scale**2
     with torch.no_grad():
         guide.flat_loc.sub_(torch.linalg.solve(curvature, guide.flat_loc.grad.T).T)
     guide.flat_loc.grad = None
-    MeanFieldELBO().backward(model, guide, (problem.x, problem.y))
+    ELBO().backward(model, guide, (problem.x, problem.y))
     assert float(guide.flat_loc.grad.abs().max()) < 1e-4 * float(curvature.max())
     return problem, guide
 
 
-def test_free_and_regularised_members_meet_at_their_optima() -> None:
+def test_free_and_regularized_members_meet_at_their_optima() -> None:
     problem, guide = solved("free", 3)
     least_squares = torch.linalg.lstsq(problem.features, problem.y).solution.squeeze(-1)
     torch.testing.assert_close(guide.flat_loc.detach(), least_squares.expand(3, -1), rtol=1e-5, atol=1e-6)
-    assert MeanFieldELBO().backward(problem.model(), guide, (problem.x, problem.y)).divergence == 0.0
-    problem, guide = solved("regularised", 3)
+    assert ELBO().backward(problem.model(), guide, (problem.x, problem.y)).divergence == 0.0
+    problem, guide = solved("regularized", 3)
     torch.testing.assert_close(guide.flat_loc.detach(), problem.mean.expand(3, -1), rtol=1e-5, atol=1e-6)
 
 
@@ -414,10 +414,10 @@ def test_anchored_objective_by_hand() -> None:
     model, (batch, *_) = classifier(), data()
     guide = DeltaMixture(model, 1, strategy="anchored")
     score = -dist.Normal(guide.anchors, 1.0).log_prob(guide.flat_loc.detach()).sum()
-    for elbo in (MeanFieldELBO(), TraceMeanField_ELBO(), Trace_ELBO()):
+    for elbo in (ELBO(), TraceMeanField_ELBO(), Trace_ELBO()):
         guide.flat_loc.grad = None
         loss = elbo.loss_and_grads(model, guide, *batch)
-        if isinstance(elbo, MeanFieldELBO):
+        if isinstance(elbo, ELBO):
             torch.testing.assert_close(elbo.parts.divergence, score)
             expected, gradient = loss, guide.flat_loc.grad.clone()
             assert elbo.differentiable_loss(model, guide, *batch).item() == pytest.approx(loss, rel=1e-6)
@@ -428,7 +428,7 @@ def test_anchored_objective_by_hand() -> None:
 def test_free_under_pyros_objectives() -> None:
     model, (batch, *_) = classifier(), data()
     guide = DeltaMixture(model, 1, strategy="free")
-    losses = [elbo().loss_and_grads(model, guide, *batch) for elbo in (MeanFieldELBO, TraceMeanField_ELBO, Trace_ELBO)]
+    losses = [elbo().loss_and_grads(model, guide, *batch) for elbo in (ELBO, TraceMeanField_ELBO, Trace_ELBO)]
     assert losses[1:] == pytest.approx([losses[0]] * 2, rel=1e-5)
 
 
@@ -459,7 +459,7 @@ def test_heads_on_a_shared_trunk(method: Any) -> None:
     """Members that cover the last layer only, statistics of the trunk included: training, prediction."""
     model = classifier(with_norm())
     head = functools.partial(DeltaMixture, num_members=3, strategy="anchored")
-    guide = GuideMap(model, [("3.*", head), ("*", Map)])
+    guide = Composite(model, [("3.*", head), ("*", MAP)])
     fit(model, guide, data(), epochs=2, lr=0.05, progress=False)
     ensemble = guide.part("net.3.weight")
     rows, trunk = ensemble.stacked(torch.arange(3)), guide.part("net.0.weight").sample(1)

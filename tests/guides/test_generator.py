@@ -20,9 +20,9 @@ from torch import Tensor, nn
 import pyrobnn as pb
 from pyrobnn import likelihoods
 from pyrobnn.diagnostics import check, weight_statistics
-from pyrobnn.elbo import MeanFieldELBO
-from pyrobnn.guides import Generator, GuideMap, Map, MeanField
-from pyrobnn.supervised import SupervisedModel
+from pyrobnn.guides import MAP, Composite, Generator, MeanField
+from pyrobnn.model.supervised import SupervisedModel
+from pyrobnn.objectives import ELBO
 from tests.conformance.comparisons import assert_same, assert_same_state, network_state, seeded
 from tests.conformance.guide_models import CASES, Case
 from tests.conformance.guide_suite import GuideConformance
@@ -120,7 +120,7 @@ class TestGeneratorConformance(GuideConformance):
         assert_same_state(network_state(model), before)
 
     @each_case
-    @pytest.mark.parametrize("objective", [Trace_ELBO, TraceMeanField_ELBO, MeanFieldELBO])
+    @pytest.mark.parametrize("objective", [Trace_ELBO, TraceMeanField_ELBO, ELBO])
     def test_objectives_are_refused(self, case: Case, objective: type) -> None:
         model, guide, batch = self.build(case)
         with pytest.raises(NotImplementedError, match="Generator is an implicit distribution"):
@@ -164,11 +164,11 @@ def test_a_linear_generator_is_a_gaussian() -> None:
     flat = guide.layout.join({**draws, "likelihood.scale": draws["likelihood.scale"].log()})
     mean = guide.loc + guide.scale * b
     mixed = guide.scale[:, None] * a
-    centred = flat - mean
+    centered = flat - mean
     varies = guide.scale > 0
     assert torch.equal(flat[:, 2], torch.full((20_000,), 2.0))
     assert z_of_mean(flat[:, varies], mean[varies]) < Z
-    products = centred[:, :, None] * centred[:, None]
+    products = centered[:, :, None] * centered[:, None]
     assert z_of_mean(products[:, varies][:, :, varies], (mixed @ mixed.T)[varies][:, varies], rounding=1e-3) < Z
 
 
@@ -177,13 +177,13 @@ def test_starts_with_noise_of_the_right_size(components: int | None) -> None:
     """Standard deviations of outputs at the start: within a factor of two of one."""
     _, guide = make(nn.Linear(20, 20), hidden=(100, 100, 100), components=components)
     torch.manual_seed(0)
-    spread = guide.standardised(1000).detach().std(0)
+    spread = guide.standardized(1000).detach().std(0)
     assert 0.5 < float(spread.median()) < 2.0
 
 
 @pytest.mark.parametrize("components", [None, 3])
 def test_coordinates_that_are_moved(components: int | None) -> None:
-    """Flat draws afterwards are those that coordinates ``(c - mean) factor`` would have made before."""
+    """Flat draws afterward are those that coordinates ``(c - mean) factor`` would have made before."""
     _, guide = make(nn.Linear(4, 1), components=components)
     guide.double()
     guide.scale.copy_(torch.linspace(0.5, 2.0, guide.layout.size))
@@ -201,7 +201,7 @@ def test_coordinates_that_are_moved(components: int | None) -> None:
 @settings(max_examples=20, deadline=None)
 @given(st.lists(st.integers(1, 9), max_size=3), st.integers(1, 9), st.integers(1, 5))
 def test_storage(hidden: list[int], latent_dim: int, inputs: int) -> None:
-    _, guide = make(nn.Linear(inputs, 1), hidden=hidden, latent_dim=latent_dim, num_draws=40)
+    _, guide = make(nn.Linear(inputs, 1), hidden=hidden, latent_dim=latent_dim, num_samples=40)
     sizes = [latent_dim, *hidden, guide.layout.size]
     expected = sum((a + 1) * b for a, b in itertools.pairwise(sizes)) + 2 * guide.layout.size
     assert guide.num_parameters == expected
@@ -221,11 +221,11 @@ def test_storage_without_a_number_of_draws() -> None:
 
 
 def test_checkpoint_round_trip(tmp_path: Path) -> None:
-    model, guide = make(hidden=(4,), latent_dim=2, num_draws=7)
+    model, guide = make(hidden=(4,), latent_dim=2, num_samples=7)
     guide.scale[1] = 0.0
     pb.save(tmp_path / "saved", model, guide)
     loaded_model, loaded = pb.load(tmp_path / "saved", nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 1)))
-    assert (loaded.hidden, loaded.latent_dim, loaded.num_draws) == ((4,), 2, 7)
+    assert (loaded.hidden, loaded.latent_dim, loaded.num_samples) == ((4,), 2, 7)
     x = torch.randn(3, 2)
     expected = pb.predict(model, guide, x, 4, seed=1).mean
     assert torch.equal(pb.predict(loaded_model, loaded, x, 4, seed=1).mean, expected)
@@ -252,12 +252,12 @@ def test_checks_and_statistics_work_on_draws() -> None:
 
 def test_guide_map_takes_it_for_some_sites() -> None:
     model, _ = make()
-    mixed = GuideMap(model, [("net.2.*", lambda m, **o: Generator(m, (4,), 2, **o)), ("*", Map)])
+    mixed = Composite(model, [("net.2.*", lambda m, **o: Generator(m, (4,), 2, **o)), ("*", MAP)])
     draws = mixed.sample(8)
     assert len(draws["net.2.weight"].unique(dim=0)) == 8
     assert len(draws["net.0.weight"].unique(dim=0)) == 1
     with pytest.raises(NotImplementedError, match="Generator is an implicit"):
-        MeanFieldELBO().loss(model, mixed, torch.randn(8, 2), torch.randn(8, 1))
+        ELBO().loss(model, mixed, torch.randn(8, 2), torch.randn(8, 1))
 
 
 def test_fit_is_refused() -> None:
@@ -278,7 +278,7 @@ def test_refusals() -> None:
     for hidden, error in (((0,), ValueError), ((2.5,), ValueError), (7, TypeError), ("ab", TypeError)):
         with pytest.raises(error, match="hidden: expected"):
             Generator(model, hidden)
-    for option in ({"latent_dim": 0}, {"num_draws": 0}, {"components": 0}):
+    for option in ({"latent_dim": 0}, {"num_samples": 0}, {"components": 0}):
         with pytest.raises(ValueError, match=f"{next(iter(option))}: expected a positive int"):
             Generator(model, **option)
     assert isinstance(MeanField(model), pb.guides.Guide)

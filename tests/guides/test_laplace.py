@@ -17,9 +17,9 @@ from torch.utils.data import DataLoader, TensorDataset
 import pyrobnn as pb
 from pyrobnn import likelihoods, priors
 from pyrobnn.demo.digits import load_digits, make_model
-from pyrobnn.detection import auroc
-from pyrobnn.guides import GuideMap, Laplace, Map, MeanField
-from pyrobnn.supervised import SupervisedModel
+from pyrobnn.guides import MAP, Composite, Laplace, MeanField
+from pyrobnn.metrics import auroc
+from pyrobnn.model.supervised import SupervisedModel
 from tests.conformance.conjugate import ConjugateRegression
 from tests.conformance.guide_models import CASES, Case
 from tests.conformance.guide_suite import GuideConformance
@@ -130,9 +130,9 @@ def test_logistic_regression_against_the_grid() -> None:
     mean = (weights * grid).sum(0)
     std = (weights * (grid - mean).square()).sum(0).sqrt()
 
-    point = Map(model).double()
+    point = MAP(model).double()
     optimizer = torch.optim.LBFGS(point.parameters(), max_iter=50)
-    elbo = pb.elbo.MeanFieldELBO()
+    elbo = pb.objectives.ELBO()
 
     def closure() -> float:
         optimizer.zero_grad()
@@ -180,12 +180,12 @@ def test_prior_precision_by_layer(structure: str) -> None:
     assert [float(block.multiplier) for block in guide.flat_blocks] == pytest.approx(list(by_layer.values()))
 
 
-# ------------------------------------------------------------------------------------------------- behaviour
+# ------------------------------------------------------------------------------------------------- behavior
 
 
 def test_it_starts_from_a_fitted_point_and_keeps_the_mode() -> None:
     model, x, y = mlp_problem()
-    point = Map(model, init="prior")
+    point = MAP(model, init="prior")
     guide = Laplace(model, point).fit(model, loader(x, y))
     for name, value in guide.sample(2).items():
         assert (name in guide.covered) == (not torch.equal(value[0], point.sample(1)[name][0])), name
@@ -197,7 +197,7 @@ def test_it_starts_from_a_fitted_point_and_keeps_the_mode() -> None:
 
 def test_training_it_is_training_a_point() -> None:
     model, x, y = mlp_problem()
-    guides = [Map(model), Laplace(model)]
+    guides = [MAP(model), Laplace(model)]
     for guide in guides:
         pb.fit(model, guide, loader(x, y), epochs=2, seed=0, progress=False)
     assert torch.equal(*(guide.flat_loc for guide in guides))
@@ -235,7 +235,7 @@ def test_describe_shows_points() -> None:
 
 def test_part_of_a_guide_map() -> None:
     model, x, y = mlp_problem()
-    guide = GuideMap(model, [("2.*", partial(Laplace, structure="full")), ("*", Map)])
+    guide = Composite(model, [("2.*", partial(Laplace, structure="full")), ("*", MAP)])
     laplace, rest = guide.parts
     with pytest.raises(ValueError, match=r"given: the site 'net\.0\.weight' belongs to another guide"):
         laplace.fit(model, loader(x, y))
@@ -307,8 +307,8 @@ def test_refusals() -> None:
     with pytest.raises(ValueError, match="'kronecker' cannot take the layer '': its prior has different scales"):
         Laplace(uneven, structure="kronecker").fit(uneven, loader(x, y))
     small = SupervisedModel(nn.Linear(3, 3), likelihoods.Categorical(), dist.Normal(0.0, 1.0), num_data=24)
-    with pytest.raises(ValueError, match=r"init: the Map guide has no site 'net\.weight'"):
-        Laplace(small, Map(model))
+    with pytest.raises(ValueError, match=r"init: the MAP guide has no site 'net\.weight'"):
+        Laplace(small, MAP(model))
 
 
 # ------------------------------------------------------------------------------------------------ real data
@@ -320,7 +320,7 @@ def test_it_tells_noise_from_digits_better_than_the_point() -> None:
     data = load_digits(seed=0)
     pyro.set_rng_seed(0)
     model = make_model(len(data.train[1]))
-    point = Map(model)
+    point = MAP(model)
     pb.fit(model, point, data.loader(), epochs=15, lr=1e-2, seed=0, progress=False)
     guide = Laplace(model, point).fit(model, data.loader())
     noise = torch.randn(400, 8, 8)

@@ -11,10 +11,10 @@ from torch import nn
 
 from pyrobnn import likelihoods
 from pyrobnn.checkpoint import load, save
-from pyrobnn.elbo import MeanFieldELBO
-from pyrobnn.guides import LowRankEnsemble, Map
+from pyrobnn.guides import MAP, LowRankEnsemble
+from pyrobnn.model.supervised import SupervisedModel
+from pyrobnn.objectives import ELBO
 from pyrobnn.prediction import predict
-from pyrobnn.supervised import SupervisedModel
 from pyrobnn.training import make_optimizer
 from tests.conformance.comparisons import assert_same
 from tests.conformance.guide_suite import EnsembleConformance
@@ -83,12 +83,12 @@ def test_shared_weights_follow_the_mean_and_factors_their_own_member() -> None:
     model = model_of(nn.Linear(3, 4))
     guide = LowRankEnsemble(model, 3)
     x, y = torch.randn(12, 3), torch.randint(4, (12,))
-    MeanFieldELBO().backward(model, guide, (x, y))
+    ELBO().backward(model, guide, (x, y))
     shared = torch.zeros(12)
     for index in range(3):
         values = {name: value.detach() for name, value in guide.member(index).items()}
-        point = Map(model, values)
-        MeanFieldELBO().backward(model, point, (x, y))
+        point = MAP(model, values)
+        ELBO().backward(model, point, (x, y))
         gradient = point.layout.split(point.flat_loc.grad)["net.weight"]
         left, right = guide.flat_factors[index, :4].view(4, 1), guide.flat_factors[index, 4:].view(1, 3)
         shared += (gradient * (left @ right).detach()).flatten() / 3
@@ -103,7 +103,7 @@ def test_checkpoint(tmp_path: Any) -> None:
     net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
     model = model_of(net)
     guide = LowRankEnsemble(model, 3, 2, members_per_step=2)
-    MeanFieldELBO().backward(model, guide, (torch.randn(12, 3), torch.randint(2, (12,))))
+    ELBO().backward(model, guide, (torch.randn(12, 3), torch.randint(2, (12,))))
     save(tmp_path, model, guide)
     again_model, again = load(tmp_path, net)
     assert_same(again.state_dict(), guide.state_dict())
@@ -117,7 +117,7 @@ def test_checkpoint(tmp_path: Any) -> None:
         ({"rank": 0}, "rank: expected a positive int"),
         ({"spread": 0.0}, "spread: expected a positive standard deviation"),
         ({"num_members": 0}, "num_members: expected a positive int"),
-        ({"only": ["net.bias"]}, "model: none of its sites"),
+        ({"sites": ["net.bias"]}, "model: none of its sites"),
     ],
 )
 def test_refusals(options: dict[str, Any], message: str) -> None:

@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from torch.distributions import kl_divergence
 
 from pyrobnn import likelihoods
-from pyrobnn.description import describe
 from pyrobnn.diagnostics.weights import weight_statistics
-from pyrobnn.divergence import Divergence, PriorTerm
-from pyrobnn.draws import Draws
-from pyrobnn.elbo import MeanFieldELBO
 from pyrobnn.guides import LowRankNormal, MeanField
-from pyrobnn.supervised import SupervisedModel
+from pyrobnn.model.divergence import Divergence, PriorTerm
+from pyrobnn.model.draws import Draws
+from pyrobnn.model.supervised import SupervisedModel
+from pyrobnn.objectives import ELBO
+from pyrobnn.reporting.description import describe
 from tests.conformance.conjugate import ConjugateRegression
 from tests.conformance.guide_suite import GuideConformance
 from tests.conformance.monte_carlo import Z, z_of_mean
@@ -89,7 +89,7 @@ def fitted(data: ConjugateRegression, rank: int) -> tuple[LowRankNormal, float]:
     """The guide at its optimum, and the ELBO there."""
     model = data.model()
     guide = Cubature(model, rank=rank, init_scale=0.1).double()
-    elbo = MeanFieldELBO(num_particles=guide.num_nodes)
+    elbo = ELBO(num_particles=guide.num_nodes)
     optimizer = torch.optim.LBFGS(
         guide.parameters(), max_iter=200, tolerance_change=1e-12, line_search_fn="strong_wolfe"
     )
@@ -130,9 +130,9 @@ def test_draws_have_the_mean_and_the_covariance() -> None:
         single = torch.stack([guide.layout.join(guide.rsample()) for _ in range(4000)])
     bulk = guide.sample(20_000)
     for draws in (torch.cat([bulk["w"].reshape(-1, 6), bulk["b"]], -1), single):
-        centred = draws - guide.flat_loc.detach()
+        centered = draws - guide.flat_loc.detach()
         assert z_of_mean(draws, guide.flat_loc.detach()) < Z
-        assert z_of_mean(centred.unsqueeze(-1) * centred.unsqueeze(-2), covariance(guide)) < Z
+        assert z_of_mean(centered.unsqueeze(-1) * centered.unsqueeze(-2), covariance(guide)) < Z
 
 
 def test_factor_is_the_sites_marginal() -> None:
@@ -283,7 +283,7 @@ def test_gradient_vanishes_at_the_exact_posterior() -> None:
         guide.flat_loc.copy_(data.mean)
         guide.flat_log_scale.fill_(0.5 * diagonal.log())
         guide.flat_cov_factor.copy_(torch.linalg.cholesky(exact - diagonal * torch.eye(data.dim + 1)))
-    elbo, rows = MeanFieldELBO(), []
+    elbo, rows = ELBO(), []
     for _ in range(800):
         guide.zero_grad()
         loss = elbo.loss_and_grads(model, guide, data.x, data.y)
@@ -355,7 +355,7 @@ def test_scale_must_be_positive(scale: float) -> None:
 
 
 def test_only_some_sites() -> None:
-    guide = LowRankNormal(Sites(**TWO_SITES), example=(), only=["b"])
+    guide = LowRankNormal(Sites(**TWO_SITES), example=(), sites=["b"])
     assert list(guide.layout) == ["b"] and guide.layout.size == 2
     assert guide.log_prob(guide.sample(3)).shape == (3,)
 

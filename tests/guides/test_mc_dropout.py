@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 import pyrobnn as pb
 from pyrobnn import likelihoods, priors
-from pyrobnn.divergence import PriorTerm
-from pyrobnn.elbo import MeanFieldELBO
-from pyrobnn.guides import GuideMap, Map, MCDropout
-from pyrobnn.guides.dropout_rates import maskable_sites
-from pyrobnn.supervised import SupervisedModel
+from pyrobnn.guides import MAP, Composite, MCDropout
+from pyrobnn.guides.components.dropout_rates import maskable_sites
+from pyrobnn.model.divergence import PriorTerm
+from pyrobnn.model.supervised import SupervisedModel
+from pyrobnn.objectives import ELBO
 from tests.conformance.guide_models import CASES, Case
 from tests.conformance.guide_suite import GuideConformance
 from tests.conformance.monte_carlo import Z, z_of_mean, z_of_means
@@ -100,8 +100,8 @@ def test_moments() -> None:
         torch.testing.assert_close(factor.variance, weight.square() * rate / (1 - rate), rtol=1e-6, atol=0.0)
         assert z_of_mean(draws[name], weight) < Z
         assert z_of_mean((draws[name] - weight).square(), factor.variance.detach()) < Z
-        centred = draws[name] - weight
-        assert z_of_mean(centred[:, 0, 0] * centred[:, 0, 1], 0.0) < Z
+        centered = draws[name] - weight
+        assert z_of_mean(centered[:, 0, 0] * centered[:, 0, 1], 0.0) < Z
         assert z_of_means(factor.rsample((20_000,)).detach().square(), draws[name].square()) < Z
     assert bool((draws["net.2.bias"] == net[2].bias).all())
 
@@ -196,7 +196,7 @@ def step_gradients(model: SupervisedModel, guide: MCDropout, data: tuple[Tensor,
     rows = []
     for _ in range(count):
         guide.zero_grad()
-        MeanFieldELBO().loss_and_grads(model, guide, *data)
+        ELBO().loss_and_grads(model, guide, *data)
         rows.append(guide.flat_loc.grad.clone())
     return torch.stack(rows)
 
@@ -257,7 +257,7 @@ def test_a_layer_that_is_not_called_cannot_be_masked_by_example() -> None:
 
     model, guide = make(ByHand(), per_example=True)
     with pytest.raises(ValueError, match=r"the layer of 'net\.layer\.weight' was not called as a module"):
-        MeanFieldELBO().loss_and_grads(model, guide, torch.randn(4, 3), torch.randn(4, 1))
+        ELBO().loss_and_grads(model, guide, torch.randn(4, 3), torch.randn(4, 1))
     with pytest.raises(ValueError, match=r"per_example: the inputs of 'weight' \(Embedding\) cannot be masked"):
         make(nn.Embedding(3, 2), where="weight", per_example=True)
 
@@ -366,7 +366,7 @@ def test_describe_and_guide_map() -> None:
     model, guide = make(nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)))
     posterior = [row["posterior"] for row in pb.describe(model, guide).rows]
     assert posterior == ["DroppedColumns", "Delta", "DroppedColumns", "Delta"]
-    mixed = GuideMap(model, [("2.*", MCDropout), ("*", Map)])
+    mixed = Composite(model, [("2.*", MCDropout), ("*", MAP)])
     draws = mixed.sample(64)
     assert bool((draws["net.0.weight"] == draws["net.0.weight"][0]).all())
     assert not bool((draws["net.2.weight"] == draws["net.2.weight"][0]).all())

@@ -11,12 +11,12 @@ from scipy import stats
 from torch import Tensor, nn
 from torch.distributions import kl_divergence
 
-from pyrobnn.divergence import Divergence, PriorTerm
-from pyrobnn.draws import Draws
-from pyrobnn.elbo import MeanFieldELBO
 from pyrobnn.guides import MeanField
-from pyrobnn.likelihoods import Normal
-from pyrobnn.supervised import SupervisedModel
+from pyrobnn.model.divergence import Divergence, PriorTerm
+from pyrobnn.model.draws import Draws
+from pyrobnn.model.likelihoods import Normal
+from pyrobnn.model.supervised import SupervisedModel
+from pyrobnn.objectives import ELBO
 from tests.conformance.conjugate import ConjugateRegression
 from tests.conformance.guide_suite import GuideConformance
 from tests.conformance.monte_carlo import Z, z_of_mean
@@ -41,7 +41,7 @@ def scattered(guide: MeanField) -> MeanField:
 
 def fit(model: nn.Module, guide: MeanField, data: tuple[Tensor, Tensor], steps: int) -> None:
     """Adam, its learning rate falling from 0.1 to 0.005; the result is the average over the last half of the steps."""
-    elbo = MeanFieldELBO()
+    elbo = ELBO()
     optimizer = torch.optim.Adam(guide.parameters(), lr=0.1)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.05, steps // 2)
     average = torch.optim.swa_utils.AveragedModel(nn.ParameterList(guide.parameters()))
@@ -151,7 +151,7 @@ def test_sampled_kl_is_the_integral(prior: dist.Distribution) -> None:
 
 @pytest.mark.statistical
 @pytest.mark.parametrize("antithetic", [True, False])
-def test_fit_reaches_the_best_factorised_posterior(antithetic: bool) -> None:
+def test_fit_reaches_the_best_factorized_posterior(antithetic: bool) -> None:
     """Means within 2 % of the exact posterior's, variances within 5 % of 1 / Λᵢᵢ.
 
     One network with 256 outputs that are all asked the same: as many independent fits, averaged. The standard
@@ -182,7 +182,7 @@ def test_gradient_is_the_closed_form(antithetic: bool) -> None:
     with torch.no_grad():
         guide.flat_loc.add_(0.3)
         guide.flat_log_scale.sub_(0.4)
-    elbo, rows = MeanFieldELBO(num_particles=2), []
+    elbo, rows = ELBO(num_particles=2), []
     for _ in range(400):
         guide.zero_grad()
         elbo.loss_and_grads(model, guide, data.x, data.y)
@@ -198,7 +198,7 @@ def test_gradient_is_the_closed_form(antithetic: bool) -> None:
 
 
 class Scaled(nn.Module):
-    """Each output is one weight: the posterior of the weights is factorised."""
+    """Each output is one weight: the posterior of the weights is factorized."""
 
     def __init__(self, size: int) -> None:
         super().__init__()
@@ -212,7 +212,7 @@ class Scaled(nn.Module):
 def test_simulation_based_calibration() -> None:
     """Ranks of 1000 prior draws among 99 posterior draws each: uniform (χ² of 10 bins, p > 0.001).
 
-    The posterior of a diagonal model is factorised and Gaussian, so mean field is exact (Talts et al. 2018).
+    The posterior of a diagonal model is factorized and Gaussian, so mean field is exact (Talts et al. 2018).
     """
     size, num_data, noise = 1000, 4, 0.8
     truth = torch.randn(size)

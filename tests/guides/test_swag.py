@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from pyrobnn import likelihoods
-from pyrobnn.description import describe
-from pyrobnn.divergence import PriorTerm
-from pyrobnn.guides import SWAG, Map
-from pyrobnn.running_statistics import recalibrate_batch_norm
-from pyrobnn.supervised import SupervisedModel
+from pyrobnn.guides import MAP, SWAG
+from pyrobnn.model.divergence import PriorTerm
+from pyrobnn.model.supervised import SupervisedModel
+from pyrobnn.reporting.description import describe
 from pyrobnn.training import History, fit
+from pyrobnn.training.running_statistics import recalibrate_batch_norm
 from tests.conformance.comparisons import assert_same, gradients
 from tests.conformance.guide_suite import GuideConformance
 from tests.conformance.monte_carlo import Z, z_of_mean
@@ -119,9 +119,9 @@ def test_draws_have_the_mean_and_the_covariance() -> None:
     guide = weights(rank=3)
     follow(guide, walk(8))
     draws, expected = guide.sample(20_000)["w"], dense(guide)
-    centred = draws - expected.loc
+    centered = draws - expected.loc
     assert z_of_mean(draws, expected.loc) < Z
-    assert z_of_mean(centred.unsqueeze(-1) * centred.unsqueeze(-2), expected.covariance_matrix) < Z
+    assert z_of_mean(centered.unsqueeze(-1) * centered.unsqueeze(-2), expected.covariance_matrix) < Z
 
 
 def test_log_prob_is_that_of_the_dense_normal_on_the_sites_supports() -> None:
@@ -213,11 +213,11 @@ def test_a_resumed_run_collects_the_same(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("collected", [0, 4])
 def test_trains_as_the_point_estimate_of_unconstrained_values(collected: int) -> None:
-    """The very losses and gradients of Map, whether or not iterates have been collected."""
+    """The very losses and gradients of MAP, whether or not iterates have been collected."""
     noise = likelihoods.Normal(dist.LogNormal(0.0, 0.5))
     model = SupervisedModel(nn.Linear(3, 1), noise, dist.Normal(0.0, 1.0), num_data=12)
     batch = torch.randn(12, 3), torch.randn(12, 1)
-    point, guide = Map(model, jacobian=True), SWAG(model)
+    point, guide = MAP(model, jacobian=True), SWAG(model)
     for _ in range(collected):
         guide.collect()
     assert_same(gradients(model, guide, batch), gradients(model, point, batch))
@@ -332,5 +332,5 @@ def test_bad_collectors(start: Any, every: Any, name: str) -> None:
 
 
 def test_only_some_sites() -> None:
-    guide = SWAG(Sites(a=dist.Normal(0.0, 1.0), b=dist.Normal(0.0, 1.0)), example=(), only=["b"])
+    guide = SWAG(Sites(a=dist.Normal(0.0, 1.0), b=dist.Normal(0.0, 1.0)), example=(), sites=["b"])
     assert list(guide.layout) == ["b"] and guide.deviations.shape == (20, 1)

@@ -21,9 +21,9 @@ from models.dbsn import (
     random_structure,
 )
 from pyrobnn import guides, schedules
+from pyrobnn.model.substitution import SubstituteMessenger
 from pyrobnn.prediction.runners import model_outputs
 from pyrobnn.structure import Choice, Edges, collapse, most_probable, structure_values
-from pyrobnn.substitution import Substitution
 from pyrobnn.training.run import train_step
 
 SITE = "net.edges.structure"
@@ -47,7 +47,7 @@ def fitted(guide_of: Any, **options: Any) -> tuple[pb.SupervisedModel, guides.Gu
     model = tiny(**options)
     guide = guide_of(model)
     batches = [images() for _ in range(2)]
-    elbo, optimizer = pb.elbo.MeanFieldELBO(), adam(model, guide)
+    elbo, optimizer = pb.objectives.ELBO(), adam(model, guide)
     model.train()
     for step in range(8):
         train_step(model, guide, elbo, optimizer, batches[step % 2])
@@ -89,7 +89,7 @@ def test_all_cells_share_one_site_and_the_prior_is_the_weight_decay() -> None:
 
 
 def test_no_weight_can_undo_the_structure() -> None:
-    """Each operation is normalised, without parameters that could scale it."""
+    """Each operation is normalized, without parameters that could scale it."""
     choices = [m for m in CellNetwork(**(SMALL | {"operations": OPERATIONS})).modules() if isinstance(m, Choice)]
     assert [choice.batch_norm for choice in choices] == [SMALL["growth"]] * 12
     assert not [name for choice in choices for name, _ in choice.norms.named_parameters()]
@@ -205,7 +205,7 @@ def test_the_collapsed_network_equals_the_most_probable_structure() -> None:
     x = torch.randn(5, 1, 8, 8)
     values = {name: value[0] for name, value in guide.sample(1).items()}
     values |= structure_values(model, most_probable(model, guide))
-    with torch.no_grad(), Substitution(values):
+    with torch.no_grad(), SubstituteMessenger(values):
         expected = model_outputs(model.eval(), x)
     torch.testing.assert_close(net(x), expected, rtol=1e-5, atol=1e-5)
     assert not any(type(module).__module__.startswith("pyrobnn") for module in net.modules())

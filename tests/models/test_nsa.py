@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import pyrobnn as pb
 from models.dbsn import SMALL, adam
 from models.nsa import StructureSet, nsa, random_structures
-from pyrobnn.bayesianize import frozen_buffers
+from pyrobnn.model.bayesianize import frozen_buffers
 from pyrobnn.structure import collapse, structure_values
 from pyrobnn.training.run import train_step
 
@@ -33,7 +33,7 @@ def fitted(steps: int = 8, **options: Any) -> tuple[pb.SupervisedModel, Structur
     torch.manual_seed(0)
     model = tiny()
     guide = StructureSet(model, 3, **options)
-    elbo, optimizer = pb.elbo.MeanFieldELBO(), adam(model, guide)
+    elbo, optimizer = pb.objectives.ELBO(), adam(model, guide)
     model.train()
     for _ in range(steps):
         train_step(model, guide, elbo, optimizer, images())
@@ -136,7 +136,7 @@ def test_the_objective_is_the_mean_over_the_set_and_has_no_term_for_the_structur
         losses = [24 * F.cross_entropy(plain(model, guide, member, None).train()(x), y) for member in range(3)]
     weights = guide.stacked(torch.tensor([0]))
     prior = sum(guide.layout[n].prior.log_prob(v[0]).sum() for n, v in weights.items() if n != SITE)
-    elbo = pb.elbo.MeanFieldELBO()
+    elbo = pb.objectives.ELBO()
     parts = elbo.backward(model, guide, (x, y))
     torch.testing.assert_close(parts.log_likelihood, -sum(losses) / 3, rtol=1e-4, atol=1e-3)  # type: ignore[arg-type]
     torch.testing.assert_close(parts.loss, sum(losses) / 3 - prior, rtol=1e-4, atol=1e-3)

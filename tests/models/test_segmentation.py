@@ -18,13 +18,13 @@ from torchmetrics.classification import MulticlassJaccardIndex
 
 import pyrobnn as pb
 from models.segmentation import StructuredUNet, segmentation
-from pyrobnn.detection import auroc
-from pyrobnn.guides import ConcreteStructure, Guide, GuideMap, Map
-from pyrobnn.substitution import Substitution
+from pyrobnn.guides import MAP, Composite, ConcreteStructure, Guide
+from pyrobnn.metrics import auroc
+from pyrobnn.model.substitution import SubstituteMessenger
 from tests.conformance.comparisons import assert_same, seeded
 
 VOID = 9
-RULES = [("*structure*", ConcreteStructure), ("*", Map)]
+RULES = [("*structure*", ConcreteStructure), ("*", MAP)]
 
 
 def scenes(count: int, size: int = 32, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -36,8 +36,8 @@ def scenes(count: int, size: int = 32, seed: int = 0) -> tuple[Tensor, Tensor]:
         top, left, row, column = torch.randint(4, size - 12, (4,), generator=generator).tolist()
         truth[top : top + 12, left : left + 12] = 2
         truth[(rows - row - 4) ** 2 + (columns - column - 4) ** 2 < 36] = 1
-    colours = torch.tensor([[0.0, 0.0, 0.3], [1.0, 0.0, 0.3], [0.0, 1.0, 0.3]])
-    x = colours[y].movedim(-1, 1) + 0.5 * torch.randn(count, 3, size, size, generator=generator)
+    colors = torch.tensor([[0.0, 0.0, 0.3], [1.0, 0.0, 0.3], [0.0, 1.0, 0.3]])
+    x = colors[y].movedim(-1, 1) + 0.5 * torch.randn(count, 3, size, size, generator=generator)
     y[:, :2], y[:, :, -2:] = VOID, VOID
     return x, y
 
@@ -52,7 +52,7 @@ def fitted() -> tuple[pb.SupervisedModel, Guide]:
     """A model of 24 scenes after 72 steps."""
     torch.manual_seed(0)
     model = small(24)
-    guide = GuideMap(model, RULES)
+    guide = Composite(model, RULES)
     loader = DataLoader(TensorDataset(*scenes(24)), batch_size=4, shuffle=True)
     history = pb.fit(model, guide, loader, epochs=12, lr=2e-2, seed=0, progress=False)
     assert history.elbo[-1] > history.elbo[0]
@@ -92,12 +92,12 @@ def test_labels_under_void_change_nothing() -> None:
     """The gradient is that of a sum over known pixels, whatever is written under the others."""
     torch.manual_seed(2)
     model, (x, y) = small(4).eval(), scenes(4)
-    guide = GuideMap(model, RULES)
+    guide = Composite(model, RULES)
     values = seeded(guide.rsample)
 
     def gradients(by_hand: Tensor | None) -> dict[str, Tensor]:
         leaves = {name: value.detach().clone().requires_grad_() for name, value in values.items()}
-        with Substitution(leaves):
+        with SubstituteMessenger(leaves):
             outputs = model.predictive(x)
             score = model.likelihood(outputs).log_prob(y).sum()
         if by_hand is not None:
@@ -124,7 +124,7 @@ def test_structure_alone_makes_epistemic_maps() -> None:
     assert prediction.epistemic.mean() > 1e-3
 
     fixed = small(4, prior=[("*structure*", None), ("*", dist.Normal(0.0, 1.0))])
-    certain = pb.predict(fixed, Map(fixed), x, num_samples=8, seed=0)
+    certain = pb.predict(fixed, MAP(fixed), x, num_samples=8, seed=0)
     assert certain.epistemic.max() < 1e-5
 
 
@@ -150,7 +150,7 @@ def test_the_log_density_of_a_prediction_leaves_void_out() -> None:
     prediction = pb.predict(model, guide, x, num_samples=4, seed=0)
     found = prediction.log_prob(y)
     assert torch.equal(found[y == VOID], torch.zeros(int((y == VOID).sum())))
-    expected = pb.uncertainty.nll(prediction.mean[y != VOID], y[y != VOID])
+    expected = pb.metrics.nll(prediction.mean[y != VOID], y[y != VOID])
     torch.testing.assert_close(-found.sum() / (y != VOID).sum(), expected)
 
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from pyrobnn import likelihoods
 from pyrobnn.guides import MeanField
+from pyrobnn.model.supervised import SupervisedModel
 from pyrobnn.prediction import PinnedDraws
-from pyrobnn.supervised import SupervisedModel
 from tests.conformance.monte_carlo import Z, z_of_mean
 
 BYTES_PER_DRAW = 4 * (3 * 2 + 2)
@@ -116,7 +116,7 @@ def test_num_samples_must_be_a_positive_int(num_samples: object) -> None:
 
 
 def test_no_more_draws_than_there_are() -> None:
-    with pytest.raises(ValueError, match=r"^num_samples: 4 were asked for, but there are 3 draws"):
+    with pytest.raises(ValueError, match=r"^num_samples: 4 were requested, but there are 3 draws"):
         PinnedDraws({"a": torch.zeros(3)}, 4, 1)
 
 

@@ -1,4 +1,4 @@
-"""The linearised predictive: conjugate regression, MacKay's approximation, and draws of a linear last layer."""
+"""The linearized predictive: conjugate regression, MacKay's approximation, and draws of a linear last layer."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from pyrobnn import likelihoods, predict
-from pyrobnn.guides import Laplace, Map
-from pyrobnn.likelihoods import Likelihood
+from pyrobnn.guides import MAP, Laplace
+from pyrobnn.model.likelihoods import Likelihood
+from pyrobnn.model.supervised import SupervisedModel
 from pyrobnn.prediction import GaussianPrediction, predict_linearized
-from pyrobnn.supervised import SupervisedModel
 from tests.conformance.conjugate import ConjugateRegression
 from tests.conformance.monte_carlo import Z, z_of_mean
 
@@ -62,13 +62,13 @@ def test_several_targets_are_jointly_gaussian() -> None:
     found = predict_linearized(model, guide, x[:2], num_samples=20_000)
     assert isinstance(found, GaussianPrediction)
     pyro.set_rng_seed(1)
-    centred = (found.sample() - found.mean).flatten(2)
-    assert z_of_mean(centred.unsqueeze(-1) * centred.unsqueeze(-2), found.covariance) < Z
+    centered = (found.sample() - found.mean).flatten(2)
+    assert z_of_mean(centered.unsqueeze(-1) * centered.unsqueeze(-2), found.covariance) < Z
     assert bool((found.covariance[:, 0, 1].abs() > 1e-3).any())
 
 
 @pytest.mark.statistical
-def test_a_sampled_last_layer_is_the_linearised_one() -> None:
+def test_a_sampled_last_layer_is_the_linearized_one() -> None:
     """Outputs are linear in the last layer: 5000 draws of weights against ``J Σ Jᵀ``; z-scores below 5."""
     model, guide, x = fitted(likelihoods.Normal(0.3), torch.randn(16, 2).double())
     linear = predict_linearized(model, guide, x)
@@ -140,8 +140,8 @@ def test_refusals() -> None:
     model, guide, x = fitted(likelihoods.Categorical(), torch.arange(16) % 2)
     with pytest.raises(ValueError, match="link: expected 'probit' or 'samples', got 'logit'"):
         predict_linearized(model, guide, x, link="logit")
-    with pytest.raises(TypeError, match="laplace: expected a Laplace guide, got Map"):
-        predict_linearized(model, Map(model), x)
+    with pytest.raises(TypeError, match="laplace: expected a Laplace guide, got MAP"):
+        predict_linearized(model, MAP(model), x)
     with pytest.raises(TypeError, match="model: expected a SupervisedModel, got Linear"):
         predict_linearized(nn.Linear(2, 2), guide, x)
     with pytest.raises(ValueError, match="x: it holds no inputs"):

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from pyrobnn import likelihoods, priors
-from pyrobnn.bayesianize import bayesianize
-from pyrobnn.guides import Map, MeanField
+from pyrobnn.guides import MAP, MeanField
 from pyrobnn.guides.base import Guide
+from pyrobnn.model.bayesianize import bayesianize
+from pyrobnn.model.supervised import SupervisedModel
 from pyrobnn.prediction import Prediction, predict, predict_batches
-from pyrobnn.supervised import SupervisedModel
 from tests.conformance.conjugate import ConjugateRegression
 from tests.conformance.guide_models import CASES, Case
 from tests.conformance.monte_carlo import Z, z_of_mean, z_of_means
@@ -54,7 +54,7 @@ def assert_alike(a: Prediction, b: Prediction, tolerance: float) -> None:
 
 @pytest.mark.statistical
 def test_regression_is_the_closed_form() -> None:
-    """4,000 draws of the optimal factorised posterior: mean, variances and mixture density, within z = 5."""
+    """4,000 draws of the optimal factorized posterior: mean, variances and mixture density, within z = 5."""
     problem = ConjugateRegression()
     model = problem.model()
     x = problem.x[:8]
@@ -86,7 +86,7 @@ def test_total_is_aleatoric_plus_epistemic(case: Case) -> None:
 
 def test_a_point_estimate_has_no_epistemic_part() -> None:
     model, _, x = fitted(SUPERVISED[0])
-    prediction = predict(model, Map(model).double(), x, 5)
+    prediction = predict(model, MAP(model).double(), x, 5)
     torch.testing.assert_close(prediction.mean, model.net.network(x).softmax(-1), rtol=1e-9, atol=1e-9)
     assert float(prediction.epistemic.abs().max()) < 1e-12
     assert float(prediction.variation_ratio.max()) == 0.0
@@ -237,7 +237,7 @@ def test_evaluation_mode_is_used() -> None:
     """Dropout is off, and BatchNorm uses its running statistics: the rows of a batch do not mix."""
     net = nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 2))
     model = SupervisedModel(net, likelihoods.Categorical(), dist.Normal(0.0, 1.0), num_data=5).double()
-    guide = Map(model).double()
+    guide = MAP(model).double()
     x = torch.randn(6, 3).double()
     net.double().eval()
     torch.testing.assert_close(predict(model, guide, x, 2).mean, net(x).softmax(-1))

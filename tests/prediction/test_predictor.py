@@ -13,7 +13,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from pyrobnn import likelihoods
 from pyrobnn.guides import Laplace, MeanField
-from pyrobnn.likelihoods import Likelihood
+from pyrobnn.model.likelihoods import Likelihood
+from pyrobnn.model.supervised import SupervisedModel
 from pyrobnn.prediction import (
     GaussianPrediction,
     Prediction,
@@ -22,7 +23,6 @@ from pyrobnn.prediction import (
     predict_batches,
     predict_linearized,
 )
-from pyrobnn.supervised import SupervisedModel
 
 FIELDS = ("mean", "total", "aleatoric", "epistemic")
 

@@ -14,20 +14,20 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from pyrobnn import likelihoods
-from pyrobnn.bayesianize import bayesianize
-from pyrobnn.guides import DeltaMixture, Map, MeanField
+from pyrobnn.guides import MAP, DeltaMixture, MeanField
+from pyrobnn.model.bayesianize import bayesianize
+from pyrobnn.model.supervised import SupervisedModel
 from pyrobnn.prediction import predict
 from pyrobnn.robustness import fgsm, pgd
-from pyrobnn.supervised import SupervisedModel
 from pyrobnn.training import fit
 from tests.conformance.comparisons import assert_same_state, network_state
 from tests.sampling.models import loader, normed
 
 
-def linear() -> tuple[SupervisedModel, Map]:
+def linear() -> tuple[SupervisedModel, MAP]:
     """A linear classifier of three inputs and two classes."""
     model = SupervisedModel(nn.Linear(3, 2), likelihoods.Categorical(), dist.Normal(0.0, 1.0), num_data=8)
-    return model, Map(model)
+    return model, MAP(model)
 
 
 def small() -> SupervisedModel:
@@ -50,14 +50,14 @@ def test_the_worst_input_of_a_linear_classifier(attack: Any) -> None:
     away = (weight[1 - Y] - weight[Y]).sign()
     adversarial = attack(model, guide, X, Y, 0.2, num_samples=1)
     torch.testing.assert_close(adversarial, X + 0.2 * away)
-    towards = attack(model, guide, X, Y, 0.2, num_samples=1, targeted=True)
-    torch.testing.assert_close(towards, X - 0.2 * away)
+    toward = attack(model, guide, X, Y, 0.2, num_samples=1, targeted=True)
+    torch.testing.assert_close(toward, X - 0.2 * away)
 
 
 def test_regression() -> None:
     """The density of a target falls away from it: the input moves the prediction further off."""
     model = SupervisedModel(nn.Linear(3, 1), likelihoods.Normal(0.5), dist.Normal(0.0, 1.0), num_data=8)
-    guide, y = Map(model), torch.randn(8, 1)
+    guide, y = MAP(model), torch.randn(8, 1)
     draw = guide.sample(1)
     residual = X @ draw["net.weight"][0].T + draw["net.bias"][0] - y
     expected = X + 0.1 * (residual.sign() * draw["net.weight"][0].sign())
@@ -166,7 +166,7 @@ def test_members_are_attacked_with_their_own_statistics() -> None:
 
 def test_a_model_of_ones_own() -> None:
     net = bayesianize(nn.Linear(3, 2), dist.Normal(0.0, 1.0))
-    guide = Map(net)
+    guide = MAP(net)
     weight = guide.sample(1)["weight"][0]
     found = fgsm(net, guide, X, Y, 0.2, num_samples=1, likelihood=likelihoods.Categorical())
     torch.testing.assert_close(found, X + 0.2 * (weight[1 - Y] - weight[Y]).sign())

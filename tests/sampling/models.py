@@ -11,11 +11,11 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from pyrobnn import likelihoods
 from pyrobnn.guides import Chains
+from pyrobnn.model.supervised import SupervisedModel
 from pyrobnn.sampling import (
     SGLD,
     sample,
 )
-from pyrobnn.supervised import SupervisedModel
 
 
 def classifier(net: nn.Module | None = None, num_data: int = 24) -> SupervisedModel:

@@ -18,7 +18,7 @@ from pyrobnn.sampling import HMC, ChainResult
 
 @dataclass(frozen=True)
 class Quartered(HMC):
-    """HMC whose draws are moved towards the mean of their chain: a posterior of a quarter of the width."""
+    """HMC whose draws are moved toward the mean of their chain: a posterior of a quarter of the width."""
 
     def run(self, *args: Any, **options: Any) -> ChainResult:
         result = super().run(*args, **options)
@@ -33,12 +33,12 @@ def calibration(kernel: type[HMC], num_simulations: int) -> SimulationBasedCalib
     net = nn.Sequential(nn.Linear(1, 2), nn.Tanh(), nn.Linear(2, 1))
     model = pb.SupervisedModel(net, pb.likelihoods.Normal(0.3), dist.Normal(0.0, 1.0), num_data=8).double()
     settings = kernel(step_size=0.1, num_leapfrog=6, compile=False)
-    short = {"num_samples": 40, "burn_in": 60, "init": "prior", "progress": False}
+    short = {"num_samples": 40, "warmup_steps": 60, "init": "prior", "progress": False}
 
     def infer(model: Any, data: Any) -> Chains:
         return pb.sample(model, data, kernel=settings, **short)
 
-    return pb.sbc(model, infer, num_simulations, inputs=x, num_draws=19, num_bins=5, seed=0, progress=False)
+    return pb.sbc(model, infer, num_simulations, inputs=x, num_samples=19, num_bins=5, seed=0, progress=False)
 
 
 @pytest.mark.statistical

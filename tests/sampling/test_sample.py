@@ -39,8 +39,8 @@ def test_constrained_sites_have_their_own_law() -> None:
         (),
         kernel=SGHMC(0.01, friction=0.2),
         num_samples=1,
-        burn_in=200,
-        chains=300,
+        warmup_steps=200,
+        num_chains=300,
         init="prior",
     )
     draws = guide.by_chain()["w"].squeeze(-1).double()
@@ -60,9 +60,9 @@ def test_minibatches_sample_the_posterior_at_small_steps() -> None:
         batches,
         kernel=SGLD(0.005),
         num_samples=100,
-        burn_in=60,
+        warmup_steps=60,
         thinning=5,
-        chains=100,
+        num_chains=100,
         init=start,
     )
     scaled = (guide.flat_draws(torch.arange(10_000)) - data.mean) / torch.linalg.inv(data.precision).diagonal().sqrt()
@@ -78,9 +78,9 @@ def test_one_chain_has_the_law_of_many() -> None:
     """
     data = ConjugateRegression(num_data=20, dim=1, noise=1.0)
     start = {"net.weight": data.mean[:-1].unsqueeze(0), "net.bias": data.mean[-1:]}
-    options = {"kernel": SGHMC(0.01, friction=0.3), "burn_in": 40, "thinning": 12, "init": start}
+    options = {"kernel": SGHMC(0.01, friction=0.3), "warmup_steps": 40, "thinning": 12, "init": start}
     one = quick(data.model(), (data.x, data.y), num_samples=200, **options).flat_draws(torch.arange(200))
-    many = quick(data.model(), (data.x, data.y), num_samples=1, chains=300, **options).flat_draws(torch.arange(300))
+    many = quick(data.model(), (data.x, data.y), num_samples=1, num_chains=300, **options).flat_draws(torch.arange(300))
     assert z_of_means(one, many) < Z
     assert z_of_variances(one, many) < Z
     assert float(one.var(0).min() / many.var(0).max()) > 0.3
@@ -96,10 +96,14 @@ class _Recording(SGLD):
         flat.add_(1.0)
 
 
-@pytest.mark.parametrize(("burn_in", "thinning", "steps"), [(0, 1, [1, 2, 3]), (0, 4, [4, 8, 12]), (5, 2, [7, 9, 11])])
-def test_burn_in_and_thinning(burn_in: int, thinning: int, steps: list[int]) -> None:
+@pytest.mark.parametrize(
+    ("warmup_steps", "thinning", "steps"), [(0, 1, [1, 2, 3]), (0, 4, [4, 8, 12]), (5, 2, [7, 9, 11])]
+)
+def test_burn_in_and_thinning(warmup_steps: int, thinning: int, steps: list[int]) -> None:
     start = {"net.0.weight": torch.zeros(4, 3)}
-    guide = quick(classifier(), kernel=_Recording(1.0), burn_in=burn_in, thinning=thinning, chains=2, init=start)
+    guide = quick(
+        classifier(), kernel=_Recording(1.0), warmup_steps=warmup_steps, thinning=thinning, num_chains=2, init=start
+    )
     assert guide.by_chain()["net.0.weight"][..., 0, 0].tolist() == [steps, steps]
 
 
@@ -111,7 +115,7 @@ def test_thinning_counts_the_sampling_steps_of_cycles() -> None:
 
 
 def test_the_seed_determines_the_draws() -> None:
-    first, second, third = (quick(classifier(), loader(), chains=3, seed=seed).blocks[0] for seed in (1, 1, 2))
+    first, second, third = (quick(classifier(), loader(), num_chains=3, seed=seed).blocks[0] for seed in (1, 1, 2))
     assert torch.equal(first, second)
     assert not torch.equal(first, third)
 
@@ -121,14 +125,14 @@ def test_the_seed_determines_the_draws() -> None:
 
 def test_divergence_keeps_the_draws_so_far() -> None:
     with pytest.warns(SamplingDivergedWarning, match=r"sampling diverged at step .* Lower the step size"):
-        guide = quick(classifier(), loader(), kernel=SGLD(100.0), num_samples=5000, chains=2)
-    assert 0 < guide.num_draws < 5000
+        guide = quick(classifier(), loader(), kernel=SGLD(100.0), num_samples=5000, num_chains=2)
+    assert 0 < guide.num_samples < 5000
     assert bool(guide.blocks[0].isfinite().all())
 
 
 def test_divergence_before_the_first_draw_is_an_error() -> None:
     with pytest.raises(NonFiniteLossError, match="diverged before a draw was kept"):
-        quick(classifier(), loader(), kernel=SGLD(100.0), burn_in=5000)
+        quick(classifier(), loader(), kernel=SGLD(100.0), warmup_steps=5000)
 
 
 def test_ctrl_c_keeps_the_draws_so_far() -> None:
@@ -140,7 +144,7 @@ def test_ctrl_c_keeps_the_draws_so_far() -> None:
                 yield from loader()
             raise KeyboardInterrupt
 
-    assert quick(classifier(), Impatient(), num_samples=100).num_draws == 6
+    assert quick(classifier(), Impatient(), num_samples=100).num_samples == 6
 
 
 # ----------------------------------------------------------------------------------------------------- refusals
@@ -153,12 +157,12 @@ def test_ctrl_c_keeps_the_draws_so_far() -> None:
         ({"kernel": "sgld"}, TypeError, "kernel: expected one of pyrobnn.sampling"),
         ({"num_samples": 0}, ValueError, "num_samples: expected a positive int"),
         ({"thinning": 1.5}, ValueError, "thinning: expected a positive int"),
-        ({"chains": True}, ValueError, "chains: expected a positive int"),
-        ({"burn_in": -1}, ValueError, "burn_in: expected an int of at least 0"),
+        ({"num_chains": True}, ValueError, "num_chains: expected a positive int"),
+        ({"warmup_steps": -1}, ValueError, "warmup_steps: expected an int of at least 0"),
         ({"vmap": "yes"}, ValueError, "vmap: expected True, False or 'auto'"),
         ({"resume": True}, ValueError, "resume: nothing to resume from"),
         ({"init": 3.0}, TypeError, "init: expected"),
-        ({"data": [rows(8)]}, ValueError, "num_data: the model was told of 24 data"),
+        ({"data": [rows(8)]}, ValueError, "num_data: the model was built for 24 data"),
         ({"data": iter([rows()])}, TypeError, "loader: a .*iterator is used up after one epoch"),
         ({"data": []}, ValueError, "data: the loader yielded no batch"),
         ({"data": [rows()[0]]}, TypeError, "expected batches"),
@@ -182,10 +186,10 @@ def test_full_batch_kernels_take_both_kinds_of_data(make: Callable[[], Any]) -> 
             init = options["init"]
             return ChainResult(init.unsqueeze(1).repeat(1, 4, 1), {"energy": torch.zeros(len(init), 4)})
 
-    guide = quick(classifier(), make(), kernel=Still(), num_samples=4, chains=2, init="prior")
+    guide = quick(classifier(), make(), kernel=Still(), num_samples=4, num_chains=2, init="prior")
     (args, options) = seen[0]
     assert torch.equal(args[0], rows()[0])
     assert torch.equal(args[1], rows()[1])
-    assert (guide.num_chains, guide.num_draws) == (2, 4)
+    assert (guide.num_chains, guide.num_samples) == (2, 4)
     assert torch.equal(guide.flat_draws(torch.tensor([0, 7])), options["init"])
     assert guide.stats["energy"].shape == (2, 4)

@@ -13,12 +13,12 @@ from scipy import stats
 from torch import Tensor, nn
 
 from pyrobnn import likelihoods
-from pyrobnn.divergence import prior_terms
-from pyrobnn.draws import Draws
-from pyrobnn.elbo import MeanFieldELBO
 from pyrobnn.guides import MeanField
+from pyrobnn.model.divergence import prior_terms
+from pyrobnn.model.draws import Draws
+from pyrobnn.model.supervised import SupervisedModel
+from pyrobnn.objectives import ELBO
 from pyrobnn.steps import Step
-from pyrobnn.supervised import SupervisedModel
 from tests.conformance.comparisons import assert_same, gradients, seeded
 from tests.conformance.conjugate import ConjugateRegression
 from tests.guides.test_base import Sites
@@ -74,7 +74,7 @@ def test_without_antithetic_draws_are_independent() -> None:
 @pytest.mark.statistical
 @pytest.mark.parametrize("place", range(8))
 def test_each_draw_of_a_group_is_distributed_as_the_guide(place: int) -> None:
-    """Kolmogorov–Smirnov on 3000 standardised values; p above 0.001."""
+    """Kolmogorov–Smirnov on 3000 standardized values; p above 0.001."""
     guide = three_weights()
     draws = training_draws(guide, 8000)[place::8]
     noise = (draws - guide.flat_loc.detach()) / guide.flat_log_scale.detach().exp()
@@ -101,7 +101,7 @@ def test_gradients_accumulate_over_evaluations() -> None:
     guide = scattered(MeanField(model))
     apart = []
     for together in (False, True):
-        elbo = MeanFieldELBO()  # with a step of its own, whose antithetic group begins
+        elbo = ELBO()  # with a step of its own, whose antithetic group begins
         pyro.set_rng_seed(5)
         guide.zero_grad()
         for _ in range(3):
@@ -316,7 +316,7 @@ def test_under_estimators_gradients_are_those_of_autograd(name: str, network: st
     guide = scattered(MeanField(model, antithetic=False))
     batch = torch.randn(8, 3).double(), torch.randn(8, 2).double()
 
-    class ByAutograd(MeanFieldELBO):
+    class ByAutograd(ELBO):
         def loss_and_grads(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
             loss = self.differentiable_loss(model, guide, *args, **kwargs)
             loss.backward()
@@ -324,7 +324,7 @@ def test_under_estimators_gradients_are_those_of_autograd(name: str, network: st
 
     ours, theirs = (
         seeded(lambda e=elbo: gradients(model, guide, batch, e))
-        for elbo in (MeanFieldELBO(estimator=name), ByAutograd(estimator=name))
+        for elbo in (ELBO(estimator=name), ByAutograd(estimator=name))
     )
     assert {"guide.loc", "guide.log_scale"} <= set(ours)
     assert_same(ours, theirs, rtol=1e-9, atol=1e-9)

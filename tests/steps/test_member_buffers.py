@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from pyrobnn import likelihoods
-from pyrobnn.draws import Draws
+from pyrobnn.model.draws import Draws
+from pyrobnn.model.supervised import SupervisedModel
 from pyrobnn.steps.member_buffers import MemberBuffers, network_buffers
-from pyrobnn.supervised import SupervisedModel
 
 NAMES = ["net.net.1.running_mean", "net.net.1.running_var", "net.net.1.num_batches_tracked"]
 

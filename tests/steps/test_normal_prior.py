@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pyrobnn.divergence import PriorTerm
-from pyrobnn.layout import Layout
+from pyrobnn.model.divergence import PriorTerm
+from pyrobnn.model.layout import Layout
 from pyrobnn.steps.normal_prior import FlatNormalPrior, is_fixed_normal
 from tests.guides.test_base import Sites
 

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from pyrobnn import likelihoods, priors
-from pyrobnn.elbo import MeanFieldELBO, NonFiniteLossError
 from pyrobnn.guides import DeltaMixture
+from pyrobnn.model.supervised import SupervisedModel
+from pyrobnn.objectives import ELBO, NonFiniteLossError
 from pyrobnn.steps.vectorized import pays_off
-from pyrobnn.supervised import SupervisedModel
 from tests.conformance.comparisons import assert_same, gradients
 
 
@@ -55,7 +55,7 @@ def batch_for(model: SupervisedModel) -> tuple[Tensor, Tensor]:
 
 
 ANCHORABLE = ("one flat prior", "priors by layer", "shared norm")
-COMBINATIONS = [(name, strategy) for name in MODELS for strategy in ("regularised", "free")]
+COMBINATIONS = [(name, strategy) for name in MODELS for strategy in ("regularized", "free")]
 COMBINATIONS += [(name, "anchored") for name in ANCHORABLE]
 
 
@@ -67,7 +67,7 @@ def test_loss_and_gradients_are_those_of_the_loop(name: str, strategy: Any) -> N
     loop.load_state_dict(together.state_dict())
     batch = batch_for(model)
     for _ in range(2):  # the step that meets the priors of the model in double precision, and one after it
-        elbos = [MeanFieldELBO(temperature=0.5) for _ in range(2)]
+        elbos = [ELBO(temperature=0.5) for _ in range(2)]
         found, expected = (gradients(model, g, batch, e) for g, e in zip((together, loop), elbos, strict=True))
         assert_same(found, expected, rtol=1e-9, atol=1e-9)
         for part in ("log_likelihood", "divergence", "loss"):
@@ -80,10 +80,10 @@ def test_gradients_add_up() -> None:
     guide = DeltaMixture(model, 3, vmap=True).double()
     batch = batch_for(model)
     for _ in range(3):
-        MeanFieldELBO().backward(model, guide, batch)
+        ELBO().backward(model, guide, batch)
     total = guide.flat_loc.grad.clone()
     guide.flat_loc.grad = None
-    MeanFieldELBO().backward(model, guide, batch)
+    ELBO().backward(model, guide, batch)
     torch.testing.assert_close(total, 3.0 * guide.flat_loc.grad)
 
 
@@ -115,7 +115,7 @@ def runs(layer: Counting, **options: Any) -> int:
     inside = model.net.network[1]
     for _ in range(2):
         inside.runs = 0
-        MeanFieldELBO().backward(model, guide, batch_for(model))
+        ELBO().backward(model, guide, batch_for(model))
     return inside.runs
 
 
@@ -148,7 +148,7 @@ def test_the_rule_for_auto(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("options", [{"members_per_step": 2}, {}])
 def test_refusals(options: dict[str, Any]) -> None:
     net = network() if options else nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
-    with pytest.raises(ValueError, match=r"vmap: a vectorised step visits all members and cannot have"):
+    with pytest.raises(ValueError, match=r"vmap: a vectorized step visits all members and cannot have"):
         DeltaMixture(model_of(net), 3, vmap=True, **options)
     with pytest.raises(ValueError, match=r"vmap: expected True, False or 'auto'"):
         DeltaMixture(model_of(net), 3, vmap="maybe")  # type: ignore[arg-type]
@@ -158,10 +158,10 @@ def test_non_finite_losses_are_blamed_as_in_the_loop() -> None:
     model = model_of(network())
     guide = DeltaMixture(model, 3, vmap=True).double()
     batch = batch_for(model)
-    MeanFieldELBO().backward(model, guide, batch)
+    ELBO().backward(model, guide, batch)
     before = copy.deepcopy(guide.flat_loc.grad)
     with torch.no_grad():
         guide.flat_loc[1, 0] = float("nan")
     with pytest.raises(NonFiniteLossError):
-        MeanFieldELBO().backward(model, guide, batch)
+        ELBO().backward(model, guide, batch)
     torch.testing.assert_close(guide.flat_loc.grad, before)

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from pyrobnn import likelihoods
 from pyrobnn.guides import MeanField
 from pyrobnn.guides.base import Guide
-from pyrobnn.supervised import SupervisedModel
+from pyrobnn.model.supervised import SupervisedModel
 
 NUM_DATA = 20
 

@@ -22,8 +22,8 @@ from torch.utils.data import (
 )
 
 from pyrobnn import likelihoods
-from pyrobnn.guides import Map, MeanField
-from pyrobnn.supervised import SupervisedModel
+from pyrobnn.guides import MAP, MeanField
+from pyrobnn.model.supervised import SupervisedModel
 from pyrobnn.training import fit
 from tests.training.networks import data, loader, model, model_and_guide, same, tensors
 
@@ -53,7 +53,7 @@ def test_a_foreign_guide_is_sent_to_svi() -> None:
 
 def test_the_guide_of_another_model_is_refused() -> None:
     other = SupervisedModel(nn.Linear(3, 3), likelihoods.Categorical(), dist.Normal(0.0, 1.0), num_data=20)
-    with pytest.raises(ValueError, match=r"site 'net\.0\.weight': .*guide does not know"):
+    with pytest.raises(ValueError, match=r"site 'net\.0\.weight': .*guide does not have"):
         quiet(model(), MeanField(other), loader())
 
 
@@ -152,7 +152,7 @@ def test_a_subset_has_the_posterior_of_the_subset() -> None:
     x, y = (torch.randn(20, 1, generator=torch.Generator().manual_seed(seed)).double() for seed in (8, 9))
     net = nn.Linear(1, 1, bias=False).double()
     built = SupervisedModel(net, likelihoods.Normal(1.0), dist.Normal(0.0, 1.0), num_data=12).double()
-    guide = Map(built).double()
+    guide = MAP(built).double()
     batches = DataLoader(TensorDataset(x, y), batch_size=12, sampler=SubsetRandomSampler(range(12)))
     quiet(built, guide, batches, epochs=100, lr=0.5, optimizer=torch.optim.SGD)
     expected = (x[:12] * y[:12]).sum() / (1.0 + x[:12].square().sum())
@@ -212,7 +212,7 @@ def test_targets_must_be_tensors() -> None:
     refused(TypeError, r"^loader: the targets y of a batch are a list", [(data()[0], data()[1].tolist())])
 
 
-def test_a_data_set_instead_of_a_loader_is_recognised() -> None:
+def test_a_data_set_instead_of_a_loader_is_recognized() -> None:
     refused(ValueError, r"^loader: .*single number; wrap the data set in a DataLoader", TensorDataset(*data()))
 
 

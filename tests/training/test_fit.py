@@ -13,9 +13,9 @@ import torch
 from torch import nn
 
 from pyrobnn import likelihoods
-from pyrobnn.elbo import MeanFieldELBO, NonFiniteLossError
-from pyrobnn.guides import Map, MeanField
-from pyrobnn.supervised import SupervisedModel
+from pyrobnn.guides import MAP, MeanField
+from pyrobnn.model.supervised import SupervisedModel
+from pyrobnn.objectives import ELBO, NonFiniteLossError
 from pyrobnn.training import History, fit, train_step
 from tests.conformance.conjugate import ConjugateRegression
 from tests.conformance.guide_models import UserModel
@@ -51,21 +51,21 @@ def test_training_reaches_the_conjugate_optimum() -> None:
     start = {"net.weight": problem.mean[:3].unsqueeze(0) + 0.1, "net.bias": problem.mean[3:] - 0.1}
     guide = MeanField(built, start, init_scale=0.15, antithetic=False).double()
     schedule = functools.partial(torch.optim.lr_scheduler.CosineAnnealingLR, T_max=7)
-    settings: dict[str, Any] = {"seed": 0, "elbo": MeanFieldELBO(num_particles=8), "scheduler": schedule}
+    settings: dict[str, Any] = {"seed": 0, "elbo": ELBO(num_particles=8), "scheduler": schedule}
     quiet(built, guide, Repeated(problem), epochs=7, lr=0.02, scale_lr=0.005, **settings)
     torch.testing.assert_close(guide.flat_loc.detach(), problem.mean, rtol=0.02, atol=0.0)
     ratio = guide.flat_log_scale.detach().exp().square() / problem.mean_field_variance
     assert float((ratio - 1).abs().max()) < 0.12
     assert float((ratio.mean() - 1).abs()) < 0.05
     # The log likelihood has a standard deviation of 1.4 nats under q: 400 draws leave 0.07 (z = 5).
-    elbo = -MeanFieldELBO(num_particles=400).loss(built, guide, problem.x, problem.y)
+    elbo = -ELBO(num_particles=400).loss(built, guide, problem.x, problem.y)
     assert elbo == pytest.approx(problem.log_evidence - problem.gap, abs=0.35)
 
 
 def test_map_training_reaches_the_posterior_mode() -> None:
     problem = ConjugateRegression()
     built = problem.model()
-    guide = Map(built).double()
+    guide = MAP(built).double()
     history = quiet(built, guide, [(problem.x, problem.y)], epochs=400, lr=0.05)
     torch.testing.assert_close(guide.flat_loc.detach(), problem.mean, rtol=1e-4, atol=1e-4)
     assert history.divergence_name == "-log prior"
@@ -78,12 +78,12 @@ def test_history_is_in_nats_per_datum() -> None:
     """A point estimate that does not move: every entry is known in closed form, over batches of unequal size."""
     x, y = data()
     built = model()
-    guide = Map(built)
+    guide = MAP(built)
     weights = {name: value[0] for name, value in guide.sample(1).items()}
     network = built.net.network
     log_likelihood = network(x).log_softmax(-1)[torch.arange(len(y)), y].mean().item()
     minus_log_prior = -sum(dist.Normal(0.0, 1.0).log_prob(w).sum().item() for w in weights.values()) / len(y)
-    history = quiet(built, guide, loader(), epochs=2, lr=1e-30, optimizer=frozen, elbo=MeanFieldELBO(temperature=0.25))
+    history = quiet(built, guide, loader(), epochs=2, lr=1e-30, optimizer=frozen, elbo=ELBO(temperature=0.25))
     assert history.log_likelihood == pytest.approx([log_likelihood] * 2, rel=1e-5)
     assert history.kl == pytest.approx([minus_log_prior] * 2, rel=1e-5)
     assert history.elbo == pytest.approx([log_likelihood - minus_log_prior] * 2, rel=1e-5)
@@ -108,10 +108,10 @@ def test_the_mean_field_kl_is_the_closed_form() -> None:
 def test_steps_are_taken_on_the_objective_per_datum() -> None:
     """One SGD step moves a point estimate by lr times the gradient of the negative ELBO over N."""
     built = model()
-    guide = Map(built)
+    guide = MAP(built)
     start = guide.flat_loc.detach().clone()
     x, y = data()
-    loss = MeanFieldELBO().differentiable_loss(built, guide, x, y)
+    loss = ELBO().differentiable_loss(built, guide, x, y)
     (gradient,) = torch.autograd.grad(loss, guide.flat_loc)
     quiet(built, guide, [(x, y)], epochs=1, lr=0.1, optimizer=torch.optim.SGD)
     torch.testing.assert_close(guide.flat_loc.detach(), start - 0.1 * gradient / 20, rtol=1e-5, atol=1e-7)
@@ -121,18 +121,16 @@ def test_a_model_without_num_data_is_weighed_by_its_plates() -> None:
     """The plate of ``UserModel`` says N = 24; a step is that of the objective divided by it."""
     built = UserModel()
     x, y = torch.randn(24, 3), torch.randn(24)
-    guide = Map(built, example=(x, y))
+    guide = MAP(built, example=(x, y))
     start = guide.flat_loc.detach().clone()
-    (gradient,) = torch.autograd.grad(MeanFieldELBO().differentiable_loss(built, guide, x, y), guide.flat_loc)
+    (gradient,) = torch.autograd.grad(ELBO().differentiable_loss(built, guide, x, y), guide.flat_loc)
     history = quiet(built, guide, [(x, y)], epochs=1, lr=0.1, optimizer=torch.optim.SGD)
     torch.testing.assert_close(guide.flat_loc.detach(), start - 0.1 * gradient / 24, rtol=1e-5, atol=1e-7)
-    loss = MeanFieldELBO().loss(
-        built, Map(built, lambda name, prior: start_of(guide, start, name), example=(x, y)), x, y
-    )
+    loss = ELBO().loss(built, MAP(built, lambda name, prior: start_of(guide, start, name), example=(x, y)), x, y)
     assert history.loss[0] == pytest.approx(loss / 24, rel=1e-5)
 
 
-def start_of(guide: Map, flat: torch.Tensor, name: str) -> torch.Tensor:
+def start_of(guide: MAP, flat: torch.Tensor, name: str) -> torch.Tensor:
     """A site's value at the flat vector."""
     return guide.layout.constrain(guide.layout.split(flat))[name]
 
@@ -140,10 +138,10 @@ def start_of(guide: Map, flat: torch.Tensor, name: str) -> torch.Tensor:
 def test_train_step_is_what_fit_does() -> None:
     """Also with several particles and clipping."""
     by_fit, by_hand = model_and_guide(), model_and_guide()
-    quiet(*by_fit, [data()], epochs=1, seed=0, lr=0.1, clip_norm=0.01, elbo=MeanFieldELBO(3), optimizer=torch.optim.SGD)
+    quiet(*by_fit, [data()], epochs=1, seed=0, lr=0.1, clip_norm=0.01, elbo=ELBO(3), optimizer=torch.optim.SGD)
     pyro.set_rng_seed(0)
     optimizer = torch.optim.SGD([*by_hand[1].parameters()], lr=0.1)
-    train_step(*by_hand, MeanFieldELBO(3), optimizer, data(), clip_norm=0.01)
+    train_step(*by_hand, ELBO(3), optimizer, data(), clip_norm=0.01)
     assert same(tensors(*by_fit), tensors(*by_hand))
 
 
@@ -151,7 +149,7 @@ def test_validation_is_the_log_predictive_density() -> None:
     """For a point estimate: the mean log likelihood; held-out data may outnumber the training data."""
     x, y = torch.randn(50, 3), torch.randint(3, (50,))
     built = model()
-    guide = Map(built)
+    guide = MAP(built)
     history = quiet(built, guide, loader(), epochs=1, lr=1e-30, optimizer=frozen, validation=[(x, y)])
     expected = built.net.network(x).log_softmax(-1)[torch.arange(50), y].mean()
     assert history.validation == pytest.approx([expected.item()], rel=1e-5)
@@ -161,7 +159,7 @@ def test_validation_of_a_users_model() -> None:
     """The observed sites' own log density, without the plate's scale."""
     built = UserModel()
     x, y = torch.randn(24, 3), torch.randn(24)
-    guide = Map(built, example=(x, y))
+    guide = MAP(built, example=(x, y))
     history = quiet(built, guide, [(x, y)], epochs=1, lr=1e-30, optimizer=frozen, validation=[(x[:6], y[:6])])
     values = {name: value[0] for name, value in guide.sample(1).items()}
     with torch.no_grad():
@@ -186,7 +184,7 @@ def test_a_seed_fixes_everything() -> None:
 def test_what_a_guide_did_before_does_not_matter() -> None:
     """An earlier step leaves an antithetic group pending; a seeded run does not start with it."""
     fresh, used = model_and_guide(), model_and_guide()
-    MeanFieldELBO().backward(*used, data())
+    ELBO().backward(*used, data())
     assert quiet(*fresh, loader(), epochs=1, seed=4).elbo == quiet(*used, loader(), epochs=1, seed=4).elbo
 
 
@@ -217,7 +215,7 @@ def test_modes_requires_grad_and_random_weights_are_left_alone() -> None:
 @pytest.mark.parametrize("num_particles", [1, 3])
 def test_running_statistics_move_once_a_step(num_particles: int) -> None:
     built, guide = model_and_guide(batch_norm=True)
-    quiet(built, guide, loader(), epochs=2, validation=loader(), elbo=MeanFieldELBO(num_particles))
+    quiet(built, guide, loader(), epochs=2, validation=loader(), elbo=ELBO(num_particles))
     assert int(built.net.network[1].num_batches_tracked) == 6
 
 
@@ -251,7 +249,7 @@ class Memory:
 
 
 def test_patience_restores_the_best_epoch() -> None:
-    """Trained on one labelling and validated on another, the network gets worse: the best epoch is an early one."""
+    """Trained on one labeling and validated on another, the network gets worse: the best epoch is an early one."""
     built, guide = model_and_guide()
     x, y = data()
     memory = Memory(guide)

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau, StepLR
 
-from pyrobnn.guides import Map, MeanField
+from pyrobnn.guides import MAP, MeanField
 from pyrobnn.training import fit, make_optimizer
 from tests.training.networks import data, loader, model, model_and_guide, same, tensors
 
@@ -29,7 +29,7 @@ def test_the_default_is_adam_over_guide_and_model() -> None:
 
 def test_a_point_estimate_has_one_group() -> None:
     built = model()
-    optimizer = make_optimizer(built, Map(built), lr=0.2, scale_lr=0.1)
+    optimizer = make_optimizer(built, MAP(built), lr=0.2, scale_lr=0.1)
     assert [group["lr"] for group in optimizer.param_groups] == [0.2]
 
 
@@ -103,7 +103,7 @@ def test_reduce_on_plateau_waits_while_things_improve(mode: str, validated: bool
     schedule = functools.partial(ReduceLROnPlateau, mode=mode, patience=0, threshold=0.0, factor=0.1)
     history = quiet(
         built,
-        Map(built),
+        MAP(built),
         [data()],
         epochs=6,
         lr=0.01,
@@ -123,7 +123,7 @@ def test_reduce_on_plateau_acts_when_things_get_worse(mode: str) -> None:
     schedule = functools.partial(ReduceLROnPlateau, mode=mode, patience=0, factor=0.1)
     history = quiet(
         built,
-        Map(built),
+        MAP(built),
         [(x, y)],
         epochs=6,
         lr=0.1,

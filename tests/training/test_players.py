@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from pyrobnn import likelihoods
-from pyrobnn.elbo import DivergenceTerm, Evaluation, LogLikelihoodTerm, NonFiniteLossError, Objective, Run, Term
-from pyrobnn.guides import Map
-from pyrobnn.supervised import SupervisedModel
+from pyrobnn.guides import MAP
+from pyrobnn.model.supervised import SupervisedModel
+from pyrobnn.objectives import DivergenceTerm, Evaluation, LogLikelihoodTerm, NonFiniteLossError, Objective, Run, Term
 from pyrobnn.training import History, Player, fit
 
 
@@ -41,11 +41,11 @@ def critic(module: nn.Module, **options: object) -> Player:
     return Player("critic", objective, module, torch.optim.SGD, **{"lr": 0.05, **options})  # type: ignore[arg-type]
 
 
-def trained(players: Sequence[Player], epochs: int = 3, **options: object) -> tuple[Map, History]:
+def trained(players: Sequence[Player], epochs: int = 3, **options: object) -> tuple[MAP, History]:
     torch.manual_seed(0)
     x = torch.randn(12, 2)
     model = SupervisedModel(nn.Linear(2, 1), likelihoods.Normal(1.0), dist.Normal(0.0, 1.0), num_data=12)
-    guide = Map(model)
+    guide = MAP(model)
     loader = DataLoader(TensorDataset(x, x.sum(1, keepdim=True)), batch_size=4)
     history = fit(model, guide, loader, epochs=epochs, lr=0.05, players=players, progress=False, **options)  # type: ignore[arg-type]
     return guide, history
@@ -75,7 +75,7 @@ def test_parameters_of_a_player_in_the_model_are_not_the_trainings() -> None:
     other = number()
     objective = Objective([LogLikelihoodTerm(0.0), DivergenceTerm(0.0), Distance(other)])
     module = nn.ModuleList([model.likelihood, other])
-    fit(model, Map(model), loader, epochs=2, players=[Player("noise", objective, module)], progress=False)
+    fit(model, MAP(model), loader, epochs=2, players=[Player("noise", objective, module)], progress=False)
     assert float(model.likelihood.noise_scale().detach()) == pytest.approx(1.0)
     assert float(next(other.parameters()).detach()) > 0.0
 

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from pyrobnn import likelihoods
-from pyrobnn.guides import Map, MeanField
+from pyrobnn.guides import MAP, MeanField
+from pyrobnn.model.supervised import SupervisedModel
 from pyrobnn.prediction import predict
-from pyrobnn.supervised import SupervisedModel
 from pyrobnn.training import History, Snapshots, fit
 
 
@@ -26,7 +26,7 @@ def model_of(affine: bool = False) -> SupervisedModel:
 
 def test_a_run_of_three_cycles() -> None:
     model = model_of()
-    guide = Map(model)
+    guide = MAP(model)
     snapshots = Snapshots(model, guide, cycle=2)
     x = torch.randn(5, 3)
     predicted: list[Tensor] = []
@@ -53,19 +53,19 @@ def test_a_run_of_three_cycles() -> None:
     last = snapshots.ensemble(2, strategy="free")
     assert last.strategy == "free"
     torch.testing.assert_close(predict(model, last, x, 2).mean, torch.stack(predicted[1:]).mean(0))
-    with pytest.raises(ValueError, match="num_members: 4 snapshots were asked for, but 3 taken"):
+    with pytest.raises(ValueError, match="num_members: 4 snapshots were requested, but 3 taken"):
         snapshots.ensemble(4)
 
 
 def test_refusals() -> None:
     model = model_of()
-    with pytest.raises(TypeError, match="guide: snapshots are taken of one network, a Map, not of a MeanField"):
+    with pytest.raises(TypeError, match="guide: snapshots are taken of one network, a MAP, not of a MeanField"):
         Snapshots(model, MeanField(model), 2)  # type: ignore[arg-type]
     for cycle in (0, 1.5, True):
         with pytest.raises(ValueError, match="cycle: expected a positive int"):
-            Snapshots(model, Map(model), cycle)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="num_members: 0 snapshots were asked for"):
-        Snapshots(model, Map(model), 2).ensemble()
+            Snapshots(model, MAP(model), cycle)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="num_members: 0 snapshots were requested"):
+        Snapshots(model, MAP(model), 2).ensemble()
     normed = model_of(affine=True)
     with pytest.raises(ValueError, match=r"model: its parameter 'net.net.1.weight' is trained but has no prior"):
-        Snapshots(normed, Map(normed), 2)
+        Snapshots(normed, MAP(normed), 2)

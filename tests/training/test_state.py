@@ -16,9 +16,9 @@ import torch
 from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
 from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 
-from pyrobnn.elbo import MeanFieldELBO
+from pyrobnn.core.schedules import Linear
 from pyrobnn.guides import MeanField
-from pyrobnn.schedules import Linear
+from pyrobnn.objectives import ELBO
 from pyrobnn.training import History, fit
 from tests.conformance.guide_models import UserModel
 from tests.training.networks import data, loader, model, model_and_guide, same, tensors
@@ -51,7 +51,7 @@ def noisy() -> Any:
 def everything() -> dict[str, Any]:
     """Settings with a state of their own."""
     return {
-        "elbo": MeanFieldELBO(2, temperature=Linear(0.0, 1.0, 11, hold=True)),
+        "elbo": ELBO(2, temperature=Linear(0.0, 1.0, 11, hold=True)),
         "scheduler": functools.partial(OneCycleLR, max_lr=0.05, total_steps=10),
         "validation": [data()],
         "patience": 50,

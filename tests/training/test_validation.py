@@ -14,11 +14,11 @@ from pyro import poutine
 from torch import Tensor, nn
 
 from pyrobnn import likelihoods
-from pyrobnn.bayesianize import bayesianize
-from pyrobnn.draws import Draws
-from pyrobnn.guides import Map, MeanField
-from pyrobnn.random_state import seeded
-from pyrobnn.supervised import SupervisedModel
+from pyrobnn.core.random_state import seeded
+from pyrobnn.guides import MAP, MeanField
+from pyrobnn.model.bayesianize import bayesianize
+from pyrobnn.model.draws import Draws
+from pyrobnn.model.supervised import SupervisedModel
 from pyrobnn.training.validation import log_predictive
 
 X = torch.randn(12, 3, generator=torch.Generator().manual_seed(1))
@@ -103,7 +103,7 @@ def test_labels_that_are_ignored_count_nothing() -> None:
     model = SupervisedModel(
         net, likelihoods.Categorical(class_dim=1, ignore_index=-1), dist.Normal(0.0, 1.0), num_data=3
     )
-    guide = Map(model)
+    guide = MAP(model)
     logits = net(X[:3]).log_softmax(1)
     expected = (logits[0, 0, 0] + logits[1, 2, 0] + logits[1, 1, 1]) / 3
     assert log_predictive(model, guide, [(X[:3], y)]) == pytest.approx(float(expected.detach()), rel=1e-5)
@@ -112,6 +112,6 @@ def test_labels_that_are_ignored_count_nothing() -> None:
 def test_no_batch_is_refused() -> None:
     model = SupervisedModel(nn.Linear(3, 2), likelihoods.Normal(0.5), dist.Normal(0.0, 1.0), num_data=12)
     with pytest.raises(ValueError, match=r"^validation: it yielded no batch"):
-        log_predictive(model, Map(model), [])
+        log_predictive(model, MAP(model), [])
     with pytest.raises(TypeError, match=r"^validation: expected batches \(x, y\), .* got a Tensor"):
-        log_predictive(model, Map(model), [X])
+        log_predictive(model, MAP(model), [X])

@@ -1,0 +1,1 @@
+"""Foundations: compatibility with Pyro, argument checks, random state, schedules, storage."""

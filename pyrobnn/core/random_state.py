@@ -1,0 +1,80 @@
+"""Random states: preserved, seeded, read and written.
+
+``torch.manual_seed`` reseeds the generators of every GPU, also of those that ``fork_rng`` does not put back.
+The functions here touch the CPU's generator and that of one device, and no other.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+__all__ = ["State", "preserved", "read", "read_all", "seed", "seeded", "write", "write_all"]
+
+State = tuple[Tensor, Tensor | None]
+
+
+@contextlib.contextmanager
+def preserved(device: torch.device) -> Iterator[None]:
+    """Puts the generators of the CPU and of ``device`` back to their present state when the block ends."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        yield
+
+
+@contextlib.contextmanager
+def seeded(value: int, device: torch.device) -> Iterator[None]:
+    """Draws of the block start from ``seed(value, device)``; the previous state is restored after it."""
+    with preserved(device):
+        seed(value, device)
+        yield
+
+
+def seed(value: int, device: torch.device) -> None:
+    """Seeds the generators of the CPU and of ``device``."""
+    torch.default_generator.manual_seed(value)
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(value)
+
+
+def read(device: torch.device) -> State:
+    """The states of the generators of the CPU and of ``device``."""
+    return torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+
+
+def write(state: State, device: torch.device) -> None:
+    """Puts both generators into a state that :func:`read` gave."""
+    torch.set_rng_state(state[0])
+    if state[1] is not None:
+        torch.cuda.set_rng_state(state[1], device)
+
+
+def read_all(generators: Iterable[torch.Generator] = ()) -> dict[str, Any]:
+    """The states of all of torch, numpy and Python, and of the given generators, for a checkpoint."""
+    kind, keys, position, has_gauss, cached = np.random.get_state()  # noqa: NPY002 (what data loaders use)
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "numpy": [kind, torch.from_numpy(np.asarray(keys).astype(np.int64)), position, has_gauss, cached],
+        "python": list(random.getstate()),
+        "generators": [generator.get_state() for generator in generators],
+    }
+
+
+def write_all(state: dict[str, Any], generators: Iterable[torch.Generator] = ()) -> None:
+    """Goes back to the states that :func:`read_all` read."""
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(state["cuda"])
+    kind, keys, *rest = state["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))  # noqa: NPY002
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))
+    for generator, saved in zip(generators, state["generators"], strict=True):
+        generator.set_state(saved)

@@ -1,0 +1,1 @@
+"""The posterior over structure: its distribution, and the network of one structure."""

@@ -1,0 +1,1 @@
+"""Distributions that Pyro does not have, or has in a slower form."""

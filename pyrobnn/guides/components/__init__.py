@@ -1,0 +1,1 @@
+"""What single families are built of."""

@@ -1,0 +1,1 @@
+"""What families of several members share: buffers, initialization, the choice of members in a step."""

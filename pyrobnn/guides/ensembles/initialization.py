@@ -1,0 +1,165 @@
+"""Where the members of an ensemble start: what makes them different is what makes an ensemble."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from pyrobnn.core.arguments import check_positive
+from pyrobnn.core.pyro_compat import full_name
+from pyrobnn.model.bayesianize import BayesianModule, bayesian_modules
+from pyrobnn.model.initialization import Init, initial_values, network_values
+from pyrobnn.model.layout import Layout
+from pyrobnn.steps.member_buffers import network_buffers
+
+__all__ = ["MemberInit", "check_shared", "member_initialization"]
+
+MemberInit: TypeAlias = Init | Sequence[nn.Module | Mapping[str, Tensor]]
+_Start: TypeAlias = tuple[Init, Mapping[str, Tensor]]
+
+
+def member_initialization(
+    layout: Layout, model: Any, init: MemberInit, num_members: int, spread: float
+) -> tuple[Tensor, list[Mapping[str, Tensor]]]:
+    """Starting points of all members.
+
+    Args:
+        layout: The sites, and their order in the flat vector.
+        model: The model.
+        init: None (the first member is the network as it was converted, the others are copies of it whose modules'
+            ``reset_parameters()`` were called anew), ``"prior"`` (a draw for each member), a function ``(site name,
+            prior) -> value`` (called for each member), a sequence of M networks, network state dicts or dicts of
+            site values, or one of those (all members start there, with noise of ``spread`` times the root mean
+            square of each site).
+        num_members: Number M of members.
+        spread: Relative size of that noise.
+
+    Returns:
+        Flat unconstrained values ``[M, d]``, and each member's buffers by name in the model.
+
+    Raises:
+        TypeError: If ``init`` is of another kind.
+        ValueError: If it does not fit the model, or all members would start at the same point.
+    """
+    starts, vectorized = _listed(layout, model, init, num_members)
+    rows, buffers = [], []
+    for values, own in starts:
+        if isinstance(values, Mapping):  # sites that others cover are left to them
+            values = {name: value for name, value in values.items() if name in layout}
+        rows.append(layout.join(initial_values(model, layout, values)))
+        buffers.append(own)
+    flat = torch.stack(rows)
+    if vectorized and num_members > 1:
+        check_positive("spread", spread, f"number to make {num_members} members differ")
+        scale = layout.join({n: v.square().mean().sqrt().expand_as(v) for n, v in layout.split(flat[0]).items()})
+        flat = flat + spread * scale * torch.randn_like(flat)
+    if num_members > 1 and bool((flat == flat[0]).all()):
+        raise ValueError(
+            f"init: all {num_members} members would start at the same point and never part; pass init='prior', a "
+            "function (site name, prior) -> value, or a list with a start for each member."
+        )
+    return flat, buffers
+
+
+def _sites_and_buffers(model: Any, start: nn.Module | Mapping[str, Tensor], sites: Collection[str]) -> _Start:
+    """A network, its state dict, or site values, as site values and buffers by their names in the model.
+
+    Raises:
+        TypeError: If it is something else.
+        ValueError: If a network or state dict does not fit the model's.
+    """
+    converted = bayesian_modules(model) if isinstance(model, nn.Module) else []
+    if isinstance(start, Mapping):
+        own = {name for module in converted for name in module.network.state_dict()}
+        if set(start) <= set(sites) or not set(start) <= own:
+            return dict(start), {}
+    elif not isinstance(start, nn.Module):
+        raise TypeError(f"init: expected networks, state dicts or site values, got {type(start).__name__}.")
+    if len(converted) != 1:
+        raise ValueError(f"init: the model holds {len(converted)} converted networks; give dicts of site values.")
+    if isinstance(start, nn.Module):
+        network = start
+    else:
+        network = copy.deepcopy(converted[0].network)
+        try:
+            network.load_state_dict(start)
+        except RuntimeError as error:
+            raise ValueError(f"init: the state dict is not one of the model's network: {error}") from error
+    values, buffers = network_values(converted[0], network), dict(network.named_buffers())
+    names = network_buffers(model)
+    prefix = next(name for name, module in model.named_modules() if module is converted[0].network)
+    return values, {n: buffers[local] for n in names if (local := n.removeprefix(f"{prefix}.")) in buffers}
+
+
+def check_shared(model: Any, start: nn.Module | Mapping[str, Tensor]) -> None:
+    """Refuses networks that differ from the model where the model has one value for all members.
+
+    Raises:
+        ValueError: If a parameter without a prior differs from the model's, or the network does not fit.
+    """
+    _sites_and_buffers(model, start, set())  # refuses other architectures
+    (module,) = bayesian_modules(model)
+    given: Mapping[str, Tensor] = start if isinstance(start, Mapping) else dict(start.named_parameters())
+    taken = {alias for aliases in module.parameter_names.values() for alias in aliases}
+    for name, parameter in module.network.named_parameters():
+        if name not in taken and name in given and not torch.equal(given[name].to(parameter), parameter):
+            raise ValueError(
+                f"networks: they differ in {name!r}, which has no prior in the model, so that all members share one; "
+                "name it in the prior rules, as in [(nn.BatchNorm2d, Normal(0., 1.)), ('*', ...)]."
+            )
+
+
+def _listed(layout: Layout, model: Any, init: MemberInit, num_members: int) -> tuple[Sequence[_Start], bool]:
+    """One start for each member, and whether they are all the same."""
+    if isinstance(init, Sequence) and not isinstance(init, str):
+        if len(init) != num_members:
+            raise ValueError(f"init: {len(init)} starting points for num_members={num_members}; give one for each.")
+        return [_sites_and_buffers(model, start, layout) for start in init], False
+    if init is None:
+        first: _Start = (None, {})
+        return [first, *(_reinitialized(layout, model) for _ in range(num_members - 1))], False
+    if init == "prior" or (callable(init) and not isinstance(init, nn.Module)):
+        return [(init, {})] * num_members, False
+    if isinstance(init, nn.Module | Mapping):
+        return [_sites_and_buffers(model, init, layout)] * num_members, True
+    return [(init, {})] * num_members, True
+
+
+def _reinitialized(layout: Layout, model: Any) -> _Start:
+    """The model's networks with fresh weights; sites that are none start where every guide has them start."""
+    values: dict[str, Tensor] = {}
+    buffers: dict[str, Tensor] = {}
+    for prefix, module in model.named_modules() if isinstance(model, nn.Module) else ():
+        if isinstance(module, BayesianModule):
+            network = copy.deepcopy(module.network)
+            used = {
+                alias
+                for name, aliases in module.parameter_names.items()
+                if any(s == (full := full_name(module, name)) or s.startswith(f"{full}.") for s in layout)
+                for alias in aliases
+            }
+            for name, layer in network.named_modules():
+                _reset(name, layer, used)
+            values |= network_values(module, network)
+            path = f"{prefix}.net." if prefix else "net."
+            buffers |= {path + name: buffer for name, buffer in network.named_buffers()}
+    return values, buffers
+
+
+def _reset(name: str, layer: nn.Module, used: Collection[str]) -> None:
+    reset: Callable[[], Any] | None = getattr(layer, "reset_parameters", None)
+    if reset is not None:
+        reset()
+        return
+    prefix = f"{name}." if name else ""
+    own = [local for local, _ in layer.named_parameters(recurse=False) if prefix + local in used]
+    if own:
+        raise ValueError(
+            f"init: the {type(layer).__name__} {name!r} has a parameter of its own, {own[0]!r}, but no "
+            "reset_parameters() that would start it anew for each member; pass a list of freshly built networks, "
+            "init='prior', or a function (site name, prior) -> value."
+        )

@@ -1,0 +1,1 @@
+"""Choices, gates and depths inside a network, as one latent site each."""

@@ -1,0 +1,178 @@
+r"""Any network becomes a Pyro model: its parameters become sample sites.
+
+:func:`bayesianize` copies an :class:`torch.nn.Module` and gives each parameter that a prior rule names a sample
+site, ``w ~ p(w)``. Conversion goes by parameter, not by layer class, and the drawn weights are *substituted* into
+the unchanged network (:func:`torch.func.functional_call`), so every layer that computes with its parameters works:
+linear, (transposed) convolutional, recurrent, attention, embedding, normalization. Tied parameters are one site.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from pyro.nn import pyro_method
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from pyrobnn.core.pyro_compat import full_name
+from pyrobnn.model.priors import Prior, PriorSpec, assign
+from pyrobnn.model.stochastic import StochasticModule
+from pyrobnn.model.substitution import SubstituteMessenger, direct_handler
+
+__all__ = ["BayesianModule", "bayesianize"]
+
+
+def bayesianize(net: nn.Module, prior: PriorSpec) -> BayesianModule:
+    """Turns a network into a Pyro model with sample sites for its weights.
+
+    Args:
+        net: Any network. It is copied; the original is never changed.
+        prior: A Pyro distribution, a rule ``(name, parameter, module) -> prior or None``, or an ordered list of
+            ``(pattern, rule or None)`` (:mod:`pyrobnn.priors`). Frozen parameters and those of norm layers stay
+            deterministic unless a pattern other than ``"*"`` names them. Choices of structure
+            (:mod:`pyrobnn.structure`) have priors of their own.
+
+    Returns:
+        A :class:`~pyro.nn.PyroModule` called like the network. Inside another PyroModule, as ``self.net``, its
+        sites are ``net.<parameter name>``; all are drawn once per outermost call.
+
+    Raises:
+        TypeError: If ``net`` is no module or a rule is of the wrong kind.
+        ValueError: If a pattern matches nothing, a parameter is matched by no rule, a prior does not fit, or the
+            network has lazy parameters.
+    """
+    if not isinstance(net, nn.Module):
+        raise TypeError(f"net: expected a torch.nn.Module, got {type(net).__name__}.")
+    if isinstance(net, StochasticModule):
+        raise TypeError("net: it already is a Bayesian network; pass the plain torch network.")
+    for name, parameter in net.named_parameters():
+        if isinstance(parameter, nn.parameter.UninitializedParameter):
+            raise ValueError(f"net: the parameter {name!r} is lazy; run one batch through the network first.")
+    return BayesianModule(copy.deepcopy(net), prior)
+
+
+class BayesianModule(StochasticModule):
+    """A network whose parameters are sample sites; made by :func:`bayesianize`.
+
+    Attributes:
+        parameter_names: For each site, all the names its (possibly tied) parameter has in the network.
+    """
+
+    def __init__(self, network: nn.Module, prior: PriorSpec) -> None:
+        super().__init__()
+        self.add_plain("net", network)
+        # Each slot that holds the parameter once: functional_call puts a slot it swaps twice back wrongly.
+        aliases: dict[int, list[str]] = {}
+        for prefix, module in network.named_modules():
+            for local, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
+                aliases.setdefault(id(parameter), []).append(f"{prefix}.{local}" if prefix else local)
+        owned = dict(network.named_parameters())
+        self.parameter_names: dict[str, list[str]] = {}
+        for name, assigned in assign(network, prior).items():
+            if assigned is None:
+                continue
+            if hasattr(self, name):
+                raise ValueError(f"net: the parameter name {name!r} is taken by the Bayesian model; rename it.")
+            self.parameter_names[name] = aliases[id(owned[name])]
+            self.add_site(name, assigned, initial=owned[name].detach().clone())
+            owned[name].requires_grad_(False)  # a placeholder from now on: draws take its place
+
+    @property
+    def network(self) -> nn.Module:
+        """The plain network; parameters that are sites hold the weights it was converted with."""
+        return self._plain["net"]
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Draws the weights (once per outermost call) and runs the network with them."""
+        weights = self.sample_weights()
+        self.announce_parameters()
+        return functional_call(self.network, weights, args, kwargs, tie_weights=False)
+
+    @pyro_method
+    def sample_weights(self) -> dict[str, Tensor]:
+        """The network's parameters that are sites, by every name they have in the network."""
+        weights, handler = {}, direct_handler()
+        for site, names in self.parameter_names.items():
+            value = self._draw(site, handler)
+            for name in names:
+                weights[name] = value
+        return weights
+
+    def _draw(self, site: str, handler: SubstituteMessenger | None) -> Tensor:
+        """The draw of a site, as attribute access gives it, where it can from ``handler`` itself."""
+        if handler is not None and not (rule := self.site_priors[site]).auxiliary:
+            prior = rule.conditional()
+            value = None if isinstance(prior, Tensor) else handler.answer(full_name(self, site), prior)
+            if value is not None:
+                return value
+        return getattr(self, site)
+
+    @contextmanager
+    def written(self, weights: Mapping[str, Tensor]) -> Iterator[nn.Module]:
+        """The plain network holding ``weights`` instead of its placeholders, until the block ends.
+
+        No values are copied: storage is exchanged, so the network runs at its own speed, under ``no_grad`` only
+        (no gradient flows to ``weights``).
+        """
+        owned = dict(self.network.named_parameters())
+        kept = {site: owned[site].data for site in self.parameter_names}
+        try:
+            for site in kept:
+                owned[site].data = weights[site]
+            yield self.network
+        finally:
+            for site, value in kept.items():
+                owned[site].data = value
+
+
+def bayesian_modules(model: nn.Module) -> list[BayesianModule]:
+    """The converted networks inside ``model``, itself included."""
+    return [module for module in model.modules() if isinstance(module, BayesianModule)]
+
+
+def buffers(model: nn.Module) -> Iterator[tuple[nn.Module, str, Tensor]]:
+    """``(module, name, buffer)`` of the networks and the user's own modules; priors' constants are left out."""
+    constants = {id(module) for prior in model.modules() if isinstance(prior, Prior) for module in prior.modules()}
+    for module in model.modules():
+        if id(module) not in constants:
+            for name, buffer in module.named_buffers(recurse=False):
+                yield module, name, buffer
+
+
+@contextmanager
+def frozen_buffers(model: nn.Module) -> Iterator[None]:
+    """Lets the block work on copies of the buffers (running statistics) and puts the untouched ones back after it.
+
+    Writing the old values back instead would invalidate graphs that have saved the buffers for their backward pass.
+    """
+    with exchanged_buffers([(module, name, buffer.clone()) for module, name, buffer in buffers(model)]):
+        yield
+
+
+@contextmanager
+def exchanged_buffers(others: Iterable[tuple[nn.Module, str, Tensor]]) -> Iterator[None]:
+    """Puts other tensors ``(module, name, tensor)`` in place of buffers; the previous ones are put back after it."""
+    kept = []
+    try:
+        for module, name, other in others:
+            kept.append((module, name, module.get_buffer(name)))
+            setattr(module, name, other)
+        yield
+    finally:
+        for module, name, buffer in kept:
+            setattr(module, name, buffer)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode for the block; each module's own mode is restored after it."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training

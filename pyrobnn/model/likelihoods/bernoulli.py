@@ -1,0 +1,41 @@
+"""Binary targets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pyro.distributions as dist
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pyrobnn.model.likelihoods.classes import ClassLikelihood
+
+__all__ = ["Bernoulli"]
+
+
+class Bernoulli(ClassLikelihood):
+    """Binary targets (0 or 1) of the output's shape, with probability sigmoid(output) of a 1.
+
+    Args:
+        missing: Whether labels may be NaN, for what was not observed, as in :class:`Likelihood`.
+    """
+
+    def parameters_of(self, outputs: Tensor) -> dict[str, Tensor]:
+        """The outputs as ``logits``."""
+        return {"logits": outputs}
+
+    def distribution(self, parameters: Mapping[str, Tensor]) -> dist.Bernoulli:
+        """Bernoulli with these ``logits``."""
+        return dist.Bernoulli(logits=parameters["logits"])
+
+    def log_probabilities(self, outputs: Tensor) -> Tensor:
+        """Log probabilities of 0 and 1 on a new last dimension."""
+        return torch.stack([F.logsigmoid(-outputs), F.logsigmoid(outputs)], -1)
+
+    def check_targets(self, outputs: Tensor, y: Tensor) -> None:
+        """Floating-point zeros and ones."""
+        self.check_shape(outputs, y)
+        known = self.known(y) if y.is_floating_point() else y
+        if not y.is_floating_point() or not bool(((known == 0) | (known == 1)).all()):
+            self.refuse_targets(y, "floating-point targets that are 0 or 1")

@@ -1,0 +1,116 @@
+"""Classes by softmax."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+
+from pyrobnn.distributions.softmax import Softmax
+from pyrobnn.model.likelihoods.classes import ClassLikelihood
+
+__all__ = ["Categorical"]
+
+
+class Categorical(ClassLikelihood):
+    r"""Classes ``0 … C - 1`` with probabilities softmax(output).
+
+    Args:
+        class_dim: Dimension of the output that holds the classes. The default suits ``[B, C]``; use 1 for
+            per-pixel logits ``[B, C, H, W]`` with targets ``[B, H, W]``.
+        ignore_index: A label that means no observation, such as the void class of a segmentation. What it marks
+            has log probability 0 and no gradient; predictions are made for it as for any other. It masks pixels inside
+            the plate of images, so images count as ever, however much of them is void.
+        class_weight: Weights ``[C]`` by which classes count in the objective, :math:`c_y \log p(y)`. They do not change
+            N, the number of rows, nor predictions: weights of mean 1 *over the data* keep the likelihood's weight
+            against the prior.
+
+    Raises:
+        TypeError: If ``ignore_index`` is no int.
+        ValueError: If ``class_weight`` is no vector of non-negative numbers.
+    """
+
+    def __init__(
+        self, class_dim: int = -1, *, ignore_index: int | None = None, class_weight: Tensor | list[float] | None = None
+    ) -> None:
+        super().__init__()
+        if ignore_index is not None and (isinstance(ignore_index, bool) or not isinstance(ignore_index, int)):
+            raise TypeError(f"ignore_index: expected the label to ignore, an int, or None, got {ignore_index!r}.")
+        self.class_dim, self.ignore_index = class_dim, ignore_index
+        self.register_buffer("class_weight", None if class_weight is None else _checked(class_weight))
+
+    class_weight: Tensor | None
+
+    def parameters_of(self, outputs: Tensor) -> dict[str, Tensor]:
+        """The outputs as unnormalized ``logits``, classes last."""
+        self.target_shape(outputs)  # refuses outputs without a class dimension
+        return {"logits": self._classes_last(outputs)}
+
+    def distribution(self, parameters: Mapping[str, Tensor]) -> Softmax:
+        """Categorical with these ``logits``."""
+        return Softmax(parameters["logits"], ignore_index=self.ignore_index)
+
+    def forward(self, outputs: Tensor) -> dist.TorchDistribution:
+        """Categorical with these outputs, under which classes count by their weights."""
+        logits = self.parameters_of(outputs)["logits"]
+        found = Softmax(logits, ignore_index=self.ignore_index, class_weight=self.class_weight)
+        return found.to_event(logits.dim() - 2)
+
+    def log_probabilities(self, outputs: Tensor) -> Tensor:
+        """Log softmax, classes last."""
+        return self._classes_last(outputs).log_softmax(-1)
+
+    def _classes_last(self, outputs: Tensor) -> Tensor:
+        return outputs if self.class_dim == -1 else outputs.movedim(self.class_dim, -1)
+
+    def observed(self, y: Tensor) -> Tensor | None:
+        """Labels other than ``ignore_index``."""
+        return None if self.ignore_index is None else y != self.ignore_index
+
+    @property
+    def uneven(self) -> str | None:
+        """``ignore_index`` or ``class_weight``, if given."""
+        if self.ignore_index is not None:
+            return "ignore_index"
+        return None if self.class_weight is None else "class_weight"
+
+    def target_shape(self, outputs: Tensor) -> torch.Size:
+        """The output's shape without the classes."""
+        if outputs.dim() < 2:
+            raise ValueError(
+                f"net: Categorical expects outputs [B, C] with a class dimension, got shape {tuple(outputs.shape)}."
+            )
+        shape = self._classes_last(outputs).shape
+        if self.class_weight is not None and len(self.class_weight) != shape[-1]:
+            raise ValueError(
+                f"class_weight: expected a weight for each of the network's {shape[-1]} classes, got "
+                f"{len(self.class_weight)}."
+            )
+        return shape[:-1]
+
+    def check_targets(self, outputs: Tensor, y: Tensor) -> None:
+        """Integer labels in ``0 … C - 1``, or ``ignore_index``."""
+        self.check_shape(outputs, y)
+        classes = outputs.shape[self.class_dim]
+        wrong_kind = y.is_floating_point() or y.is_complex() or y.dtype == torch.bool
+        known = y if wrong_kind else self.known(y)
+        if wrong_kind or (known.numel() and (known.min() < 0 or known.max() >= classes)):
+            also = "" if self.ignore_index is None else f" or {self.ignore_index}, which is ignored,"
+            self.refuse_targets(y, f"integer labels from 0 to {classes - 1}{also} (the network has {classes} outputs)")
+
+    def config(self) -> dict[str, Any]:
+        """Constructor arguments."""
+        weight = None if self.class_weight is None else self.class_weight.tolist()
+        return {"class_dim": self.class_dim, "ignore_index": self.ignore_index, "class_weight": weight}
+
+
+def _checked(class_weight: Tensor | list[float]) -> Tensor:
+    weight = torch.as_tensor(class_weight).detach().clone()
+    weight = weight if weight.is_floating_point() else weight.to(torch.get_default_dtype())
+    if weight.dim() != 1 or not len(weight) or not bool(((weight >= 0) & (weight < math.inf)).all()):
+        raise ValueError(f"class_weight: expected a vector [C] of finite weights of at least 0, got {class_weight!r}.")
+    return weight

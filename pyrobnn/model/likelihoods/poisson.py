@@ -1,0 +1,35 @@
+"""Counts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pyro.distributions as dist
+from torch import Tensor
+
+from pyrobnn.model.likelihoods.base import Likelihood
+
+__all__ = ["Poisson"]
+
+
+class Poisson(Likelihood):
+    """Counts with rate exp(output).
+
+    Args:
+        missing: Whether counts may be NaN, for what was not observed, as in :class:`Likelihood`.
+    """
+
+    def parameters_of(self, outputs: Tensor) -> dict[str, Tensor]:
+        """The ``rate``."""
+        return {"rate": outputs.exp()}
+
+    def distribution(self, parameters: Mapping[str, Tensor]) -> dist.Poisson:
+        """Poisson with this ``rate``."""
+        return dist.Poisson(parameters["rate"])
+
+    def check_targets(self, outputs: Tensor, y: Tensor) -> None:
+        """Non-negative whole numbers, as floats."""
+        self.check_shape(outputs, y)
+        known = self.known(y) if y.is_floating_point() else y
+        if not y.is_floating_point() or not bool(((known >= 0) & (known == known.round()) & known.isfinite()).all()):
+            self.refuse_targets(y, "floating-point counts (0, 1, 2 …)")

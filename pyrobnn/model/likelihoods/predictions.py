@@ -1,0 +1,291 @@
+"""The posterior predictive at given inputs, with its uncertainty decomposed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from pyrobnn.model.likelihoods.base import Likelihood
+
+__all__ = ["ClassPrediction", "GaussianPrediction", "MomentPrediction", "Prediction"]
+
+
+@dataclass
+class Prediction:
+    """The posterior predictive at N inputs; tensors have the N inputs first, those of K draws second.
+
+    What a likelihood predicts is a subclass of this: :class:`ClassPrediction`, :class:`MomentPrediction`, or one of the
+    likelihood's own file.
+
+    Attributes:
+        mean: The predictive mean ``[N, …]``; of classes their probabilities ``[N, …, C]``.
+        total: Uncertainty of a target (entropy in nats, or variance in the target's units squared).
+        aleatoric: The part of ``total`` that more data would not remove.
+        epistemic: The part that more data would.
+        num_samples: Number K of posterior draws.
+        likelihood: The likelihood that gave the outputs their meaning.
+        variation_ratio: Share of draws that do not vote for the winning class (classes only, else None).
+        parameters: What each draw predicts, as parameters of the likelihood's distribution by name, ``[K, N, …]``:
+            kept if requested, or if a method below needs it and it fits the budget; else None.
+        targets: The targets that came with the loader, if any.
+    """
+
+    mean: Tensor
+    total: Tensor
+    aleatoric: Tensor
+    epistemic: Tensor
+    num_samples: int
+    likelihood: Likelihood = field(repr=False)
+    variation_ratio: Tensor | None = None
+    parameters: dict[str, Tensor] | None = field(default=None, repr=False, metadata={"rows": 1})
+    targets: Tensor | None = field(default=None, repr=False)
+
+    def __len__(self) -> int:
+        return len(self.mean)
+
+    @property
+    def draws(self) -> Tensor | None:
+        """What each draw predicts, ``[K, *mean.shape]``, or None if it was not kept."""
+        raise NotImplementedError
+
+    @property
+    def predicted(self) -> Tensor:
+        """The best single guess ``[N, …]``: the mean, or the most probable class."""
+        return self.mean
+
+    @property
+    def std(self) -> Tensor:
+        """Predictive standard deviation (real-valued targets)."""
+        raise ValueError("std: it is defined for real-valued targets; classes have mean and entropies.")
+
+    @property
+    def least_confidence(self) -> Tensor:
+        """One minus the largest mean probability (classes)."""
+        raise ValueError("least_confidence: it is defined for classes; use total or std for real-valued targets.")
+
+    def log_prob(self, y: Tensor) -> Tensor:
+        r"""Log density of targets under the predictive *mixture*, :math:`\log \frac1K \sum_k p(y \mid w_k)`.
+
+        Args:
+            y: Targets, as the likelihood wants them.
+
+        Returns:
+            Nats, one per input (for classes: per label). Targets that are no observation (labels that the likelihood
+            ignores, missing values) have 0, so that sums leave them out; for a mean divide by the number of the others.
+
+        Raises:
+            ValueError: If ``y`` has the wrong shape or is no label, or the draws it needs were not kept.
+        """
+        raise NotImplementedError
+
+    def sample(self) -> Tensor:
+        """K targets from the predictive mixture, ``[K, N, …]``, one from each posterior draw.
+
+        Raises:
+            ValueError: If the draws it needs were not kept.
+        """
+        raise NotImplementedError
+
+    def interval(self, level: float = 0.9) -> tuple[Tensor, Tensor]:
+        """Central predictive interval (real-valued targets): from one target per draw, if there is no closed form.
+
+        Raises:
+            ValueError: If ``level`` is not between 0 and 1.
+        """
+        raise ValueError("interval: it is defined for real-valued targets; classes have mean and entropies.")
+
+    # ------------------------------------------------------------------------------------- what predict() needs
+
+    @property
+    def kept_bytes(self) -> int:
+        """Size of what was kept of each draw."""
+        return sum(tensor.nbytes for tensor in (self.parameters or {}).values())
+
+    def without_draws(self) -> Prediction:
+        """The same without what was kept of each draw."""
+        return replace(self, parameters=None)
+
+    @staticmethod
+    def join(parts: Sequence[Prediction]) -> Prediction:
+        """Predictions of further and further inputs as one; what one of them lacks, the whole lacks."""
+        first = parts[0]
+        changes = {
+            item.name: _joined([getattr(part, item.name) for part in parts], item.metadata.get("rows", 0))
+            for item in fields(first)
+        }
+        return replace(first, **changes)
+
+    def _check(self, y: Tensor, expected: torch.Size) -> None:
+        if y.shape != expected:
+            raise ValueError(f"y: expected targets of shape {tuple(expected)}, got {tuple(y.shape)}.")
+
+    def _kept(self, name: str) -> dict[str, Tensor]:
+        if self.parameters is None:
+            raise ValueError(
+                f"{name}: it needs what each of the {self.num_samples} draws predicts, which did not fit max_bytes; "
+                "raise max_bytes, pass return_draws=True, or use predict_batches."
+            )
+        return self.parameters
+
+
+def _joined(values: list[Any], dim: int) -> Any:
+    if any(value is None for value in values):
+        return None
+    if isinstance(values[0], dict):
+        return {name: _joined([value[name] for value in values], dim) for name in values[0]}
+    return torch.cat(values, dim) if isinstance(values[0], Tensor) else values[0]
+
+
+def _check_level(level: float) -> None:
+    if not 0 < level < 1:
+        raise ValueError(f"level: expected a coverage between 0 and 1, got {level}.")
+
+
+@dataclass
+class ClassPrediction(Prediction):
+    """Probabilities of classes.
+
+    Attributes:
+        mean: Class probabilities ``[N, …, C]`` (for binary targets the two of them).
+        total: Entropy of the mean probabilities, in nats.
+        aleatoric: Mean entropy of the draws' probabilities.
+        epistemic: Mutual information of target and weights.
+        log_mean: ``log mean`` of probabilities that may be too small to be represented; None takes the logarithm.
+    """
+
+    log_mean: Tensor | None = field(default=None, repr=False)
+
+    @property
+    def draws(self) -> Tensor | None:
+        """Probabilities under each draw ``[K, N, …, C]``, or None if they were not kept."""
+        return None if self.parameters is None else self.parameters["log_probs"].exp()
+
+    @property
+    def predicted(self) -> Tensor:
+        """The most probable class ``[N, …]``."""
+        return self.mean.argmax(-1)
+
+    @property
+    def least_confidence(self) -> Tensor:
+        """One minus the largest mean probability."""
+        return 1.0 - self.mean.max(-1).values
+
+    def log_prob(self, y: Tensor) -> Tensor:
+        """Log probability of labels ``[N, …]`` under the mean probabilities, one per label; the draws are not needed.
+
+        Weights of classes count in training, not here.
+        """
+        self._check(y, self.mean.shape[:-1])
+        y = y.to(self.mean.device)
+        observed = self.likelihood.observed(y)
+        labels = self._labels(y if observed is None else y.masked_fill(~observed, 0))
+        log_mean = self.mean.log() if self.log_mean is None else self.log_mean
+        log_probs = log_mean.gather(-1, labels.unsqueeze(-1)).squeeze(-1)
+        return log_probs if observed is None else log_probs.masked_fill(~observed, 0.0)
+
+    def sample(self) -> Tensor:
+        """K labels of each input ``[K, N, …]``, each draw's labels from that draw, so that they vary together.
+
+        An input's only label needs no draws: without them it is drawn from the mean probabilities, independently of
+        other inputs'.
+
+        Raises:
+            ValueError: If inputs have several labels and the draws were not kept.
+        """
+        if self.parameters is None and self.mean.dim() == 2:
+            return torch.distributions.Categorical(self.mean).sample((self.num_samples,))
+        return torch.distributions.Categorical(logits=self._kept("sample")["log_probs"]).sample()
+
+    def _labels(self, y: Tensor) -> Tensor:
+        labels = y.long()
+        classes = self.mean.shape[-1]
+        if bool(((labels != y) | (labels < 0) | (labels >= classes)).any()):
+            raise ValueError(
+                f"y: expected labels from 0 to {classes - 1}, got values from {y.min().item():.4g} to "
+                f"{y.max().item():.4g}."
+            )
+        return labels
+
+
+@dataclass
+class MomentPrediction(Prediction):
+    """Mean and variance of a mixture of the likelihood's distributions, one of each draw.
+
+    Attributes:
+        mean: Predictive mean ``[N, …]``.
+        total: Predictive variance, in the target's units squared.
+        aleatoric: Mean of the draws' variances.
+        epistemic: Variance of the draws' means.
+    """
+
+    @property
+    def draws(self) -> Tensor | None:
+        """Means under each draw ``[K, N, …]``, or None if they were not kept."""
+        return None if self.parameters is None else self.likelihood.distribution(self.parameters).mean
+
+    @property
+    def noise(self) -> Tensor | None:
+        """Variances under each draw ``[K, N, …]``, or None if they were not kept."""
+        return None if self.parameters is None else self.likelihood.distribution(self.parameters).variance
+
+    @property
+    def std(self) -> Tensor:
+        """Predictive standard deviation ``[N, …]``."""
+        return self.total.sqrt()
+
+    def log_prob(self, y: Tensor) -> Tensor:
+        """Log density of each input's targets ``[N, …]`` under the mixture over draws, ``[N]``, in nats."""
+        self._check(y, self.mean.shape)
+        by_draw = self.likelihood.observation(self._kept("log_prob")).log_prob(y.to(self.mean))
+        return by_draw.reshape(self.num_samples, len(y), -1).sum(-1).logsumexp(0) - math.log(self.num_samples)
+
+    def sample(self) -> Tensor:
+        """K targets of each input ``[K, N, …]``, one from each posterior draw."""
+        return self.likelihood.distribution(self._kept("sample")).sample()
+
+    def interval(self, level: float = 0.9) -> tuple[Tensor, Tensor]:
+        """Central predictive interval ``[N, …]`` twice, from one target per draw."""
+        _check_level(level)
+        targets, tail = self.sample(), (1 - level) / 2
+        return targets.quantile(tail, 0), targets.quantile(1 - tail, 0)
+
+
+@dataclass
+class GaussianPrediction(MomentPrediction):
+    """A Gaussian predictive in closed form: :meth:`log_prob`, :meth:`sample` and :meth:`interval` are exact.
+
+    Attributes:
+        covariance: Of the targets of one input, ``[N, D, D]`` for ``D`` targets in the order of the flattened mean.
+    """
+
+    covariance: Tensor = field(default_factory=lambda: torch.empty(0), repr=False)
+
+    def log_prob(self, y: Tensor) -> Tensor:
+        """Joint log density of each input's targets ``[N]``, in nats; of those that are not missing."""
+        self._check(y, self.mean.shape)
+        y, covariance, mean = y.to(self.mean).flatten(1), self.covariance, self.mean.flatten(1)
+        observed = self.likelihood.observed(y)
+        if observed is None:
+            return torch.distributions.MultivariateNormal(mean, covariance).log_prob(y)
+        # Missing targets become independent standard ones at their mean, whose log density is then taken out.
+        both = observed.unsqueeze(-1) & observed.unsqueeze(-2)
+        covariance = torch.where(both, covariance, torch.eye(y.shape[1]).to(covariance))
+        log_prob = torch.distributions.MultivariateNormal(mean, covariance).log_prob(torch.where(observed, y, mean))
+        return log_prob + 0.5 * math.log(2 * math.pi) * (~observed).sum(-1)
+
+    def sample(self) -> Tensor:
+        """``num_samples`` targets for each input, ``[K, N, …]``."""
+        joint = torch.distributions.MultivariateNormal(self.mean.flatten(1), self.covariance)
+        return joint.sample((self.num_samples,)).reshape(-1, *self.mean.shape)
+
+    def interval(self, level: float = 0.9) -> tuple[Tensor, Tensor]:
+        """Central predictive interval of each target."""
+        _check_level(level)
+        reach = math.sqrt(2.0) * torch.erfinv(self.std.new_tensor(level)) * self.std
+        return self.mean - reach, self.mean + reach

@@ -1,0 +1,211 @@
+r"""Running reductions of what single posterior draws predict, to a prediction.
+
+Of classes the log probabilities of K draws become mean probabilities, entropies and votes,
+
+.. math:: \underbrace{H[\bar p]}_{\text{total}} = \underbrace{\tfrac1K \sum_k H[p_k]}_{\text{aleatoric}}
+          + \underbrace{I[y; w]}_{\text{epistemic}}, \qquad \bar p = \tfrac1K \sum_k p_k;
+
+of other observations the parameters of K distributions become moments by the law of total variance,
+
+.. math:: \mathrm{Var}[y] = \tfrac1K \sum_k \sigma_k^2 + \mathrm{Var}_k[\mu_k]
+
+(Depeweg et al. 2018). Everything is summed in at least single precision, whatever the network's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from torch import Tensor
+
+from pyrobnn.model.likelihoods.predictions import ClassPrediction, MomentPrediction, Prediction
+
+if TYPE_CHECKING:
+    from pyrobnn.model.likelihoods.base import Likelihood
+    from pyrobnn.model.likelihoods.classes import ClassLikelihood
+
+__all__ = ["ClassReduction", "KeptDraws", "MomentReduction", "Reduction", "widened"]
+
+
+class Reduction(Protocol):
+    """How draws are reduced: each is summed up on its own, then added, and at the end there is a prediction."""
+
+    def summary(self, outputs: Tensor) -> dict[str, Tensor]:
+        """What one draw says about ``B`` inputs: tensors ``[B, ...]`` by name, of any meaning.
+
+        It runs under the draw's values, and perhaps under :func:`torch.func.vmap`.
+
+        Args:
+            outputs: The network's outputs ``[B, ...]``.
+        """
+        ...
+
+    def add(self, summary: Mapping[str, Tensor]) -> None:
+        """Takes in the summaries of ``k`` further draws at all inputs, ``[k, N, ...]``."""
+        ...
+
+    def finish(self, targets: Tensor | None) -> Prediction:
+        """The prediction of the draws so far.
+
+        Args:
+            targets: The targets of these inputs, if known, which the prediction passes on.
+        """
+        ...
+
+
+def widened(outputs: Tensor) -> Tensor:
+    """Half-precision outputs in single precision: sums over draws would lose their digits."""
+    return outputs.float() if outputs.dtype in (torch.float16, torch.bfloat16) else outputs
+
+
+class KeptDraws:
+    """What draws said, ``{name: [k, N, ...]}`` by chunks, while all K of them fit a budget.
+
+    Args:
+        num_samples: Number K of draws to come.
+        max_bytes: Keep them up to this size; whatever their size if None.
+    """
+
+    def __init__(self, num_samples: int, max_bytes: float | None) -> None:
+        self.num_samples, self.max_bytes = num_samples, max_bytes
+        self._chunks: list[dict[str, Tensor]] | None = []
+
+    def add(self, chunk: Mapping[str, Tensor]) -> None:
+        """Takes in ``k`` further draws."""
+        if self._chunks is None:
+            return
+        self._chunks.append(dict(chunk))
+        bytes_per_draw = sum(tensor[0].numel() * tensor.element_size() for tensor in chunk.values())
+        if self.max_bytes is not None and bytes_per_draw * self.num_samples > self.max_bytes:
+            self._chunks = None
+
+    def joined(self) -> dict[str, Tensor] | None:
+        """All draws, ``{name: [K, N, ...]}``, or None if they did not fit."""
+        if not self._chunks:
+            return None
+        return {name: torch.cat([chunk[name] for chunk in self._chunks]) for name in self._chunks[0]}
+
+
+class ClassReduction:
+    """Log-sum-exp of the draws' class log probabilities, sums of their entropies, and votes.
+
+    Args:
+        likelihood: The likelihood of classes.
+        num_samples: Number of draws to come.
+        keep: Keep each draw's log probabilities.
+        max_bytes: Where inputs have several labels, which are drawn together only from single draws, keep them anyway
+            below a quarter of this.
+    """
+
+    def __init__(self, likelihood: ClassLikelihood, num_samples: int, *, keep: bool, max_bytes: int) -> None:
+        self.likelihood, self.num_samples = likelihood, num_samples
+        self.keep, self.max_bytes = keep, max_bytes
+        self.kept: KeptDraws | None = None
+        self.count = 0
+        self.peak = self.sum = self.entropy = self.votes = self.one = torch.empty(0)  # until the first draw
+
+    def summary(self, outputs: Tensor) -> dict[str, Tensor]:
+        """The log probabilities ``[B, …, C]``."""
+        return {"log_probs": self.likelihood.log_probabilities(widened(outputs))}
+
+    def add(self, summary: Mapping[str, Tensor]) -> None:
+        """Adds draws ``[k, N, …, C]``."""
+        given = summary["log_probs"]
+        if self.count == 0:
+            self._start(given[0])
+        self.count += len(given)
+        if self.kept is not None:
+            self.kept.add(summary)
+        # The largest log probability so far is taken out of the sum, so that no probability is too small to count.
+        log_probs = given.clamp_min(torch.finfo(given.dtype).min)  # minus infinity would give 0 * inf
+        peak = torch.maximum(self.peak, log_probs.amax(0))
+        scaled = (log_probs - peak).exp_()
+        self.sum = self.sum.mul_((self.peak - peak).exp_()).add_(scaled.sum(0))
+        self.peak = peak
+        probs = scaled.mul_(peak.exp())
+        self.entropy -= probs.mul_(log_probs).sum((0, -1))
+        for vote in given.argmax(-1, keepdim=True):
+            self.votes.scatter_add_(-1, vote, self.one.expand_as(vote))
+
+    def _start(self, like: Tensor) -> None:
+        self.peak = torch.full_like(like, torch.finfo(like.dtype).min)
+        self.sum, self.votes, self.one = torch.zeros_like(like), torch.zeros_like(like), like.new_ones(())
+        self.entropy = like.new_zeros(like.shape[:-1])
+        if self.keep or like.dim() > 2:
+            self.kept = KeptDraws(self.num_samples, None if self.keep else self.max_bytes / 4)
+
+    def finish(self, targets: Tensor | None) -> ClassPrediction:
+        """The prediction."""
+        mean = self.sum / self.count * self.peak.exp()
+        total = torch.special.entr(mean).sum(-1)
+        aleatoric = self.entropy / self.count
+        log_mean = self.sum.log() - math.log(self.count) + self.peak
+        return ClassPrediction(
+            mean=mean,
+            total=total,
+            aleatoric=aleatoric,
+            epistemic=(total - aleatoric).clamp_min(0.0),  # rounding alone can make it negative (Jensen)
+            variation_ratio=1.0 - self.votes.max(-1).values / self.count,
+            num_samples=self.count,
+            likelihood=self.likelihood,
+            parameters=None if self.kept is None else self.kept.joined(),
+            targets=targets,
+            log_mean=log_mean.masked_fill(self.peak <= torch.finfo(mean.dtype).min, -math.inf),
+        )
+
+
+class MomentReduction:
+    """Running mean and variance of the draws' means (Chan, Golub & LeVeque 1979), and sum of their variances.
+
+    Args:
+        likelihood: The likelihood, whose :meth:`~pyrobnn.likelihoods.Likelihood.distribution` is requested moments.
+        num_samples: Number of draws to come.
+        keep: Keep each draw's parameters whatever their size.
+        max_bytes: Keep them anyway below a quarter of this.
+    """
+
+    def __init__(self, likelihood: Likelihood, num_samples: int, *, keep: bool, max_bytes: int) -> None:
+        self.likelihood = likelihood
+        self.kept = KeptDraws(num_samples, None if keep else max_bytes / 4)
+        self.count = 0
+
+    def summary(self, outputs: Tensor) -> dict[str, Tensor]:
+        """The distribution's parameters."""
+        found = self.likelihood.parameters_of(widened(outputs))
+        return {name: widened(value) for name, value in found.items()}  # the noise's scale is a tensor of its own
+
+    def add(self, summary: Mapping[str, Tensor]) -> None:
+        """Adds draws of the parameters, ``[k, N, …]`` each."""
+        found = self.likelihood.distribution(summary)
+        self._pool(found.mean, found.variance)
+        self.kept.add(summary)
+
+    def _pool(self, means: Tensor, variances: Tensor) -> None:
+        size, mean = len(means), means.mean(0)
+        squares = (means - mean).square().sum(0)
+        if self.count == 0:
+            self.mean, self.squares, self.noise = mean, squares, variances.sum(0)
+        else:
+            shift = mean - self.mean
+            total = self.count + size
+            self.mean = self.mean + shift * (size / total)
+            self.squares = self.squares + squares + shift.square() * (self.count * size / total)
+            self.noise = self.noise + variances.sum(0)
+        self.count += size
+
+    def finish(self, targets: Tensor | None) -> MomentPrediction:
+        """The prediction."""
+        epistemic, aleatoric = self.squares / self.count, self.noise / self.count
+        return MomentPrediction(
+            mean=self.mean,
+            total=epistemic + aleatoric,
+            aleatoric=aleatoric,
+            epistemic=epistemic,
+            num_samples=self.count,
+            likelihood=self.likelihood,
+            parameters=self.kept.joined(),
+            targets=targets,
+        )

@@ -1,0 +1,60 @@
+r"""The evidence lower bound with exact KL terms wherever one is registered.
+
+.. math::  \mathrm{ELBO} = \frac{N}{B} \sum_{i \in \mathrm{batch}} \log p(y_i \mid x_i, w)
+           - \lambda\, \mathrm{KL}(q \,\|\, p), \qquad w \sim q.
+
+The model runs once per draw with the draw substituted; only observed sites are scored, and the guide's step gives the
+divergence of the latent ones, from the priors as that run applied them: on flat vectors where they are fixed Normals,
+through :func:`torch.distributions.kl_divergence` where a closed form is registered for the pair, else as
+``log q - log p`` of the draw. For guides from elsewhere the class behaves as Pyro's ``TraceMeanField_ELBO``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pyrobnn.core import schedules
+from pyrobnn.estimators import EstimatorSpec
+from pyrobnn.objectives.objective import Objective
+from pyrobnn.objectives.terms import DivergenceTerm, LogLikelihoodTerm, Term
+
+__all__ = ["ELBO"]
+
+
+class ELBO(Objective):
+    """The ELBO; use it with :func:`pyrobnn.fit`, Pyro's ``SVI``, or as a module.
+
+    Args:
+        num_particles: Draws per evaluation. Running statistics of the network are updated by the first only.
+        temperature: Weight λ of the divergence, or a schedule ``step -> λ`` counted over training steps.
+        estimator: How draws enter the layers (:mod:`pyrobnn.estimators`): an estimator, its name, or ordered
+            ``(pattern of site names, estimator)`` rules; None for that of the surrounding
+            :func:`pyrobnn.estimators.use` block, else one shared draw.
+        terms: Further terms of the objective.
+        likelihood_weight: Factor of the negative log likelihood.
+
+    Raises:
+        ValueError: If ``num_particles`` is no positive int or ``temperature`` is not positive.
+    """
+
+    def __init__(
+        self,
+        num_particles: int = 1,
+        temperature: schedules.Schedule = 1.0,
+        *,
+        estimator: EstimatorSpec = None,
+        terms: Sequence[Term] = (),
+        likelihood_weight: float = 1.0,
+    ) -> None:
+        weight = schedules.resolve("temperature", temperature, allow_zero=True)
+        own = [LogLikelihoodTerm(-likelihood_weight), DivergenceTerm(weight)]
+        super().__init__([*own, *terms], num_particles, estimator=estimator)
+
+    @property
+    def temperature(self) -> schedules.Schedule:
+        """Weight λ of the divergence, or its schedule."""
+        return self.terms[1].weight
+
+    def current_temperature(self) -> float:
+        """The weight λ of the next training step."""
+        return self.terms[1].current_weight(self.num_steps)

@@ -1,0 +1,271 @@
+"""Objectives: sums of named terms over draws of a guide, whose losses come one draw at a time."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from pyro.infer import TraceMeanField_ELBO
+from torch import Tensor, nn
+
+from pyrobnn.core.arguments import check_positive_int
+from pyrobnn.estimators import EstimatorSpec, active_estimators, resolve
+from pyrobnn.estimators.per_group import split_batch
+from pyrobnn.guides.base import Guide
+from pyrobnn.model.bayesianize import frozen_buffers
+from pyrobnn.objectives.parts import Parts, check_finite, explaining_non_finite_draws, gradients_restored, mean_parts
+from pyrobnn.objectives.tempering import Tempered
+from pyrobnn.objectives.terms import Evaluation, Run, Term, num_data, run_model
+from pyrobnn.objectives.training_draws import make_step
+from pyrobnn.objectives.vectorized import evaluate_members
+from pyrobnn.steps import Step
+
+__all__ = ["Objective"]
+
+Arguments = tuple[tuple[Any, ...], Mapping[str, Any]]
+
+
+class Objective(TraceMeanField_ELBO):
+    """A weighted sum of terms; use it with :func:`pyrobnn.fit`, Pyro's ``SVI``, or as a module.
+
+    For guides from elsewhere it behaves as Pyro's ``TraceMeanField_ELBO``, with a weighted KL.
+
+    Args:
+        terms: The terms, the log likelihood and the divergence among them.
+        num_particles: Draws per evaluation. Running statistics of the network are updated by the first only.
+        estimator: How draws enter the layers (:mod:`pyrobnn.estimators`): an estimator, its name, or ordered
+            ``(pattern of site names, estimator)`` rules; None for that of the surrounding
+            :func:`pyrobnn.estimators.use` block, else one shared draw.
+
+    Attributes:
+        parts: :class:`Parts` of the last evaluation, None for guides from elsewhere.
+        num_steps: Gradient steps taken so far, which schedules of weights are asked with.
+    """
+
+    def __init__(self, terms: Sequence[Term], num_particles: int = 1, *, estimator: EstimatorSpec = None) -> None:
+        check_positive_int("num_particles", num_particles)
+        super().__init__(num_particles=num_particles)
+        self.terms = list(terms)
+        self._of_draws = [term for term in self.terms if term.when == "draw"]
+        self._others = [term for term in self.terms if term.when == "after"]
+        self._is_across = any(term.when == "across" for term in self.terms)
+        self.estimators = resolve(estimator)
+        self.num_steps = 0
+        self.parts: Parts | None = None
+        self._steps: tuple[Any, ...] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and pickles make steps of their own."""
+        return self.__dict__ | {"_steps": None}
+
+    def weights(self) -> dict[str, float]:
+        """The terms' weights in the next training step."""
+        return {term.name: term.current_weight(self.num_steps) for term in self.terms}
+
+    def check_guide(self, guide: Guide) -> None:
+        """Refuses a guide that a term cannot be computed for; done when its step is made."""
+
+    # --------------------------------------------------------------------------------- Pyro's interface
+
+    def loss(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any) -> float:
+        """The objective, without gradients."""
+        with torch.no_grad(), frozen_buffers(model if isinstance(model, nn.Module) else nn.Module()):
+            return float(self.differentiable_loss(model, guide, *args, **kwargs))
+
+    def differentiable_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
+        """The objective as a tensor to call ``backward()`` on, in one graph of ordinary operations."""
+        if not isinstance(guide, Guide):
+            self.parts = None
+            return super().differentiable_loss(*self._tempered(model, guide), *args, **kwargs)
+        step, groups = self._make_step(model, guide, sequential=False)
+        found = list(self.losses(model, step, args, kwargs, groups=groups, guide=guide))
+        guide.announce_parameters()
+        self.parts = mean_parts([parts.detached() for parts in found])
+        return torch.stack([parts.share * parts.loss for parts in found]).sum() if len(found) > 1 else found[0].loss
+
+    def loss_and_grads(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
+        """The objective; adds its gradients to the parameters, ready for an optimizer step.
+
+        Raises:
+            NonFiniteLossError: If the objective is NaN or infinite.
+        """
+        if not isinstance(guide, Guide):
+            self.parts = None
+            tempered = self._tempered(model, guide)
+            self.num_steps += 1
+            return super().loss_and_grads(*tempered, *args, **kwargs)
+        parts = self.backward(model, guide, args, kwargs)
+        guide.announce_parameters()
+        return float(parts.loss)
+
+    def _tempered(self, model: Any, guide: Any) -> tuple[Any, Any]:
+        temperature = self.weights()["divergence"]
+        if temperature == 1.0:
+            return model, guide
+        return Tempered(temperature)(model), Tempered(temperature)(guide)
+
+    # ----------------------------------------------------------------------------------------- our own
+
+    def backward(
+        self,
+        model: Any,
+        guide: Guide | Step,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any] | None = None,
+        scale: float | None = 1.0,
+    ) -> Parts:
+        """Adds the gradients of ``scale`` times the objective to the parameters.
+
+        Args:
+            model: The Pyro model.
+            guide: A guide of this library, or a step by itself.
+            args: Arguments of the model.
+            kwargs: Keyword arguments of the model.
+            scale: Factor of the objective; None for 1/N, so that optimizers see a mean loss.
+
+        Returns:
+            The parts, detached.
+
+        Raises:
+            NonFiniteLossError: If the objective is NaN or infinite; no gradient has been added then.
+        """
+        step, groups = (guide, 1) if isinstance(guide, Step) else self.step(model, guide)
+        losses = self.losses(model, step, args, kwargs or {}, groups=groups, guide=guide)
+        several = bool(self._others) or groups > 1 or step.num_samples(self.num_particles) > 1
+        found = []
+        with gradients_restored(model, guide) if several else contextlib.nullcontext():
+            for parts in losses:
+                factor = (1.0 / parts.num_data if scale is None else scale) * parts.share
+                loss = parts.loss
+                if loss.requires_grad:
+                    (loss if factor == 1.0 else loss * factor).backward()
+                found.append(parts.detached())
+            step.finish()
+        self.num_steps += 1
+        self.parts = mean_parts(found)
+        return self.parts
+
+    def step(self, model: Any, guide: Guide) -> tuple[Step, int]:
+        """The guide's step, the same one at each call, and into how many parts it cuts each batch."""
+        rules = self.estimators or active_estimators()
+        if self._steps is not None:
+            known_guide, known_model, known_rules, made = self._steps
+            if known_guide is guide and known_model is model and known_rules == rules:
+                return made
+        made = self._make_step(model, guide, sequential=not self._is_across)
+        self._steps = guide, model, list(rules), made
+        return made
+
+    def _make_step(self, model: Any, guide: Guide, *, sequential: bool) -> tuple[Step, int]:
+        self.check_guide(guide)
+        return make_step(guide, model, self.estimators or active_estimators(), sequential=sequential)
+
+    def losses(
+        self,
+        model: Any,
+        step: Step,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        *,
+        groups: int = 1,
+        guide: Any = None,
+    ) -> Iterator[Parts]:
+        """The objective in pieces: one for each draw, then one for each term that comes after them.
+
+        The loss is the sum of the pieces' losses times their shares. Each is to be differentiated before the next one
+        is requested, unless the step's draws may exist at once. ``step.finish()`` ends the training step.
+
+        Raises:
+            NonFiniteLossError: If a piece is NaN or infinite.
+        """
+        weights = self.weights()
+        evaluation = Evaluation(model, guide, step, args, kwargs)
+        if step.vectorized and groups == 1:
+            parts = None
+            if all(term.vectorizes for term in self._of_draws) and not self._is_across:
+                parts = evaluate_members(model, step, args, kwargs, weights)
+            if parts is not None:
+                yield parts
+                yield from self._after(evaluation, weights, parts.num_data)
+                return
+        with _looped(step) if step.vectorized else contextlib.nullcontext():
+            slices = self._slices(step, groups, args)
+            if self._is_across:
+                runs = [self._run(evaluation, index, part) for index, (part, _) in enumerate(slices)]
+                yield self._together(runs, [share for _, share in slices], evaluation, weights)
+                return
+            data_size = 1
+            for index, (part, share) in enumerate(slices):
+                run = self._run(evaluation, index, part)
+                parts = self._parts(run, share, evaluation, weights)
+                data_size = parts.num_data
+                del run  # the next draw may use its memory
+                yield parts
+                del parts
+            if self._others:
+                yield from self._after(evaluation, weights, data_size)
+
+    def _run(self, evaluation: Evaluation, index: int, args: tuple[Any, ...]) -> Run:
+        """The run of one draw of a training step."""
+        model, step = evaluation.model, evaluation.step
+        draws = step.draw(index)
+        with explaining_non_finite_draws(draws):
+            return run_model(model, step, draws, args, evaluation.kwargs, update=index == 0, scored=True)
+
+    def _parts(self, run: Run, share: float, evaluation: Evaluation, weights: Mapping[str, float]) -> Parts:
+        values = {term.name: torch.as_tensor(term([run], evaluation)) for term in self._of_draws}
+        assert run.divergence is not None
+        found = Parts(values, weights, num_data(evaluation.model, run.messages), share, run.divergence.name)
+        check_finite(found, run.messages)
+        return found
+
+    def _together(
+        self, runs: list[Run], shares: list[float], evaluation: Evaluation, weights: Mapping[str, float]
+    ) -> Parts:
+        """All draws in one graph, with the terms across them."""
+        pairs = zip(runs, shares, strict=True)
+        found = mean_parts([self._parts(run, share, evaluation, weights) for run, share in pairs])
+        further = {term.name: torch.as_tensor(term(runs, evaluation)) for term in self.terms if term.when != "draw"}
+        total = Parts(found.values | further, weights, found.num_data, divergence_name=found.divergence_name)
+        check_finite(total)
+        return total
+
+    def _after(self, evaluation: Evaluation, weights: Mapping[str, float], num_data: int) -> Iterator[Parts]:
+        for term in self._others:
+            if weights[term.name]:
+                parts = Parts({term.name: torch.as_tensor(term([], evaluation))}, weights, num_data)
+                check_finite(parts)
+                yield parts
+                del parts
+
+    def _slices(self, step: Step, groups: int, args: tuple[Any, ...]) -> list[tuple[tuple[Any, ...], float]]:
+        """The batch of each draw and its weight in the mean.
+
+        Several members of a mixture and as many groups are paired: each member sees its own share of the batch, or all
+        of one that has too few rows, such as the last of an epoch.
+        """
+        count = step.num_samples(self.num_particles)
+        if groups == 1:
+            return [(args, 1.0 / count)] * count
+        is_paired = count == groups
+        parts = split_batch(args, groups, whole_if_few=is_paired)
+        if is_paired:
+            return parts
+        if count > 1:
+            raise ValueError(
+                f"groups: a step has {count} draws and {groups} groups; make them equal for one draw in each "
+                "group, or either of them 1."
+            )
+        return parts
+
+
+@contextlib.contextmanager
+def _looped(step: Step) -> Iterator[None]:
+    """Members run one after another for the block."""
+    step.vectorized = False
+    try:
+        yield
+    finally:
+        step.vectorized = True

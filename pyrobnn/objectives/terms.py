@@ -1,0 +1,191 @@
+"""Terms of an objective: what is added up, with a weight each, and reported by name."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from torch import Tensor
+
+from pyrobnn.core import schedules
+from pyrobnn.model.divergence import Divergence, prior_terms
+from pyrobnn.model.draws import Draws
+from pyrobnn.model.substitution import SubstituteMessenger, summed_score
+from pyrobnn.steps.base import Step
+
+__all__ = [
+    "DivergenceTerm",
+    "Evaluation",
+    "LogLikelihoodTerm",
+    "Run",
+    "Term",
+    "num_data",
+    "observed_score",
+    "run_model",
+]
+
+
+@dataclass
+class Run:
+    """One run of the model under a draw.
+
+    Attributes:
+        draws: The draw.
+        outputs: What the model returned.
+        log_likelihood: Of the observed sites, scaled to the data set.
+        divergence: Of the latent sites; None where nobody counts it.
+        messages: What the model asked.
+    """
+
+    draws: Draws
+    outputs: Any
+    log_likelihood: Tensor | float
+    divergence: Divergence | None
+    messages: SubstituteMessenger
+
+
+@dataclass
+class Evaluation:
+    """One evaluation of an objective, for terms that need more than the runs of its draws.
+
+    Attributes:
+        model: The model.
+        guide: The guide, None if a step is evaluated by itself.
+        step: Its step, for further draws.
+        args, kwargs: Arguments of the model.
+    """
+
+    model: Any
+    guide: Any
+    step: Step
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+
+    def run(self, draws: Draws, *, update: bool = False, scored: bool = False) -> Run:
+        """Runs the model under a draw.
+
+        Args:
+            draws: The draw.
+            update: Whether running statistics of the model follow this run.
+            scored: Whether the divergence is counted.
+        """
+        return run_model(self.model, self.step, draws, self.args, self.kwargs, update=update, scored=scored)
+
+
+def run_model(
+    model: Any,
+    step: Step,
+    draws: Draws,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    *,
+    update: bool,
+    scored: bool,
+) -> Run:
+    """One run of the model under a draw of a step."""
+    with draws.running(model, update=update) as messages:
+        outputs = model(*args, **kwargs)
+    divergence = None
+    if scored:
+        for message in messages.latent:
+            if message["name"] not in step.layout:
+                raise ValueError(
+                    f"site {message['name']!r}: the model sampled it but the guide does not have it; build the guide "
+                    "from this model, with an example batch if the site depends on data."
+                )
+        divergence = step.divergence(draws, prior_terms(messages.latent))
+    return Run(draws, outputs, observed_score(messages), divergence, messages)
+
+
+def observed_score(messages: SubstituteMessenger) -> Tensor | float:
+    """Log likelihood of the observed sites, scaled to the data set."""
+    total: Tensor | float = 0.0
+    for message in messages.observed:
+        total = total + summed_score(message["fn"].log_prob(message["value"]), message)
+    return total
+
+
+def num_data(model: Any, messages: SubstituteMessenger) -> int:
+    """N as the model states it, else the size of the largest plate around the observations, else 1."""
+    stated = getattr(model, "num_data", None)
+    if isinstance(stated, int):
+        return stated
+    frames = [frame for message in messages.observed for frame in message["cond_indep_stack"] if frame.vectorized]
+    sizes = [frame.full_size or frame.size for frame in frames]
+    return max(sizes, default=1)
+
+
+class Term(ABC):
+    """One term of an objective in sum units.
+
+    Args:
+        weight: Its factor in the loss, or a schedule ``step -> factor``.
+
+    Attributes:
+        name: What it is reported as.
+        when: ``"draw"``: for each draw of a training step, averaged. ``"after"``: once, when the gradients of all draws
+            have been taken, so that its graph does not exist at the same time as theirs. ``"across"``: once, from the
+            runs of all draws, whose graphs exist at once.
+        vectorizes: Whether it needs no more than the log likelihood and divergence, so that ensembles whose members run
+            in one vectorized pass need not fall back to a loop for it.
+    """
+
+    name: ClassVar[str]
+    when: ClassVar[Literal["draw", "after", "across"]] = "draw"
+    vectorizes: ClassVar[bool] = False
+
+    def __init__(self, weight: schedules.Schedule = 1.0) -> None:
+        self.weight = weight
+
+    def current_weight(self, step: int) -> float:
+        """The factor at a training step.
+
+        Raises:
+            ValueError: If a schedule gives a number that is not finite.
+        """
+        weight = float(self.weight(step) if callable(self.weight) else self.weight)
+        if not math.isfinite(weight):
+            raise ValueError(f"weight: that of the term {self.name!r} is {weight} at step {step}.")
+        return weight
+
+    @abstractmethod
+    def __call__(self, runs: Sequence[Run], evaluation: Evaluation) -> Tensor | float:
+        """The value.
+
+        Args:
+            runs: The run of the draw; of all draws ``"across"`` them; none ``"after"`` them.
+            evaluation: What further runs are made with.
+        """
+
+
+class LogLikelihoodTerm(Term):
+    """The expected log likelihood, which is maximized."""
+
+    name = "log_likelihood"
+    vectorizes = True
+
+    def __init__(self, weight: schedules.Schedule = -1.0) -> None:
+        super().__init__(weight)
+
+    def __call__(self, runs: Sequence[Run], evaluation: Evaluation) -> Tensor | float:
+        """That of the draw."""
+        return runs[0].log_likelihood
+
+
+class DivergenceTerm(Term):
+    """The divergence from the prior."""
+
+    name = "divergence"
+    vectorizes = True
+
+    def current_weight(self, step: int) -> float:
+        """The temperature λ at a training step, at least 0."""
+        return schedules.value_at("temperature", self.weight, step, allow_zero=True)
+
+    def __call__(self, runs: Sequence[Run], evaluation: Evaluation) -> Tensor | float:
+        """That of the draw."""
+        assert runs[0].divergence is not None
+        return runs[0].divergence.total

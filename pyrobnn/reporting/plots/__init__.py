@@ -1,0 +1,32 @@
+"""Figures of predictions, uncertainty and training.
+
+Every function that draws one panel takes ``ax`` (``None``: a new figure), draws into it and returns it. None calls
+``plt.show()``, so they work in a notebook, in a script and under the Agg backend alike. Shapes: N examples, C classes.
+"""
+
+from pyrobnn.reporting.figures import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILLION
+from pyrobnn.reporting.plots.classification import confidence_histogram, reliability, uncertainty_histogram
+from pyrobnn.reporting.plots.images import image_grid, uncertainty_maps
+from pyrobnn.reporting.plots.ranks import rank_ecdf, rank_histogram
+from pyrobnn.reporting.plots.regression import regression_band
+from pyrobnn.reporting.plots.training import ElboHistory, elbo
+
+__all__ = [
+    "BLACK",
+    "BLUE",
+    "GREEN",
+    "ORANGE",
+    "PURPLE",
+    "SKY",
+    "VERMILLION",
+    "ElboHistory",
+    "confidence_histogram",
+    "elbo",
+    "image_grid",
+    "rank_ecdf",
+    "rank_histogram",
+    "regression_band",
+    "reliability",
+    "uncertainty_histogram",
+    "uncertainty_maps",
+]

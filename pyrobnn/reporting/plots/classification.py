@@ -1,0 +1,133 @@
+"""Figures of classification: calibration, confidence and scores of groups."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from torch import Tensor
+
+from pyrobnn.metrics.calibration import reliability_curve
+from pyrobnn.reporting.figures import BLACK, BLUE, COLORS, LINES, SKY, VERMILLION, new_axes
+from pyrobnn.reporting.plots.arrays import to_numpy, vector
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = ["confidence_histogram", "reliability", "uncertainty_histogram"]
+
+
+def reliability(probs: Tensor, y: Tensor, *, num_bins: int = 10, ax: Axes | None = None) -> Axes:
+    """Reliability diagram: the accuracy within each bin of confidence.
+
+    The hatched part of a bar spans the gap between the accuracy of the bin and its mean confidence. The gaps,
+    averaged over examples, are the expected calibration error (ECE) in the title. Empty bins stay blank.
+
+    Args:
+        probs: Predicted probabilities, ``[N, C]``.
+        y: Class labels, ``[N]``.
+        num_bins: Number of bins.
+        ax: Axes to draw into.
+
+    Returns:
+        The axes.
+
+    Raises:
+        TypeError, ValueError: As :func:`pyrobnn.metrics.reliability_curve`.
+
+    Source: Guo et al. (2017), "On Calibration of Modern Neural Networks", ICML.
+    """
+    curve = reliability_curve(probs, y, num_bins=num_bins)
+    edges, accuracy, confidence = map(to_numpy, (curve.bin_edges, curve.accuracy, curve.confidence))
+    gap, lower = np.abs(confidence - accuracy), np.minimum(confidence, accuracy)  # NaN where empty: no bar
+    place: dict[str, Any] = {"x": edges[:-1], "width": np.diff(edges), "align": "edge"}
+    hatched: dict[str, Any] = {"facecolor": (VERMILLION, 0.25), "edgecolor": VERMILLION, "hatch": "//"}
+
+    ax = new_axes(ax)
+    ax.bar(**place, height=accuracy, color=BLUE, edgecolor="white", label="accuracy")
+    ax.bar(**place, height=gap, bottom=lower, **hatched, label="gap to confidence")
+    ax.plot([0, 1], [0, 1], color=BLACK, linestyle="--", linewidth=1, label="perfect calibration")
+    ax.set(xlim=(0, 1), ylim=(0, 1), aspect="equal", title=f"ECE = {float(curve.ece):.3f}")
+    ax.set(xlabel="confidence (largest probability)", ylabel="accuracy")
+    ax.legend(loc="upper left")
+    return ax
+
+
+def confidence_histogram(probs: Tensor, y: Tensor, *, num_bins: int = 20, ax: Axes | None = None) -> Axes:
+    """How confident the wrong and the correct predictions are: stacked bars, the wrong ones at the bottom.
+
+    Two vertical lines mark accuracy and mean confidence; accuracy left of confidence means overconfidence.
+
+    Args:
+        probs: Predicted probabilities, ``[N, C]``.
+        y: Class labels, ``[N]``.
+        num_bins: Number of bins.
+        ax: Axes to draw into.
+
+    Returns:
+        The axes.
+
+    Raises:
+        TypeError, ValueError: As :func:`pyrobnn.metrics.reliability_curve`.
+    """
+    curve = reliability_curve(probs, y, num_bins=num_bins)
+    edges, count = to_numpy(curve.bin_edges), to_numpy(curve.count)
+    correct = np.rint(np.nan_to_num(count * to_numpy(curve.accuracy)))
+    wrong = count - correct
+    mean_accuracy = correct.sum() / count.sum()
+    mean_confidence = np.nansum(count * to_numpy(curve.confidence)) / count.sum()
+    place: dict[str, Any] = {"x": edges[:-1], "width": np.diff(edges), "align": "edge", "edgecolor": "white"}
+
+    ax = new_axes(ax)
+    ax.bar(**place, height=wrong, color=VERMILLION, hatch="//", label=f"wrong ({wrong.sum():.0f})")
+    ax.bar(**place, height=correct, bottom=wrong, color=SKY, label=f"correct ({correct.sum():.0f})")
+    ax.axvline(mean_accuracy, color=BLACK, linestyle="-", label=f"accuracy {mean_accuracy:.3f}")
+    ax.axvline(mean_confidence, color=BLACK, linestyle=":", label=f"mean confidence {mean_confidence:.3f}")
+    ax.set(xlim=(0, 1), xlabel="confidence (largest probability)", ylabel="number of examples")
+    ax.legend(loc="upper left")
+    return ax
+
+
+def uncertainty_histogram(
+    scores: Mapping[str, Tensor],
+    *,
+    xlabel: str = "uncertainty score",
+    bins: int | Sequence[float] = 40,
+    ax: Axes | None = None,
+) -> Axes:
+    """Histograms of one score over several groups, such as known and unknown data.
+
+    The groups share their bins, and each is divided by its own size, so groups of different size compare.
+
+    Args:
+        scores: Group name to scores, each ``[N_group]``.
+        xlabel: Name and unit of the score, such as ``"mutual information [nats]"``.
+        bins: Number of equally wide bins over all groups together, or the bin edges.
+        ax: Axes to draw into.
+
+    Returns:
+        The axes.
+
+    Raises:
+        ValueError: If there is no group or more than seven, if one is empty or not finite, or if scores lie
+            outside the given edges.
+    """
+    if not 1 <= len(scores) <= len(COLORS):
+        raise ValueError(f"scores: expected 1 to {len(COLORS)} groups, got {len(scores)}.")
+    groups = {name: vector(values, f"scores[{name!r}]") for name, values in scores.items()}
+    pooled = np.concatenate(list(groups.values()))
+    edges = np.histogram_bin_edges(pooled, bins)
+    if pooled.min() < edges[0] or pooled.max() > edges[-1]:
+        span = f"{pooled.min():.4g} to {pooled.max():.4g}"
+        raise ValueError(f"bins: expected edges that cover {span}, got {edges[0]:.4g} to {edges[-1]:.4g}.")
+
+    ax = new_axes(ax)
+    for i, (name, values) in enumerate(groups.items()):
+        fraction = np.histogram(values, edges)[0] / len(values)
+        style: dict[str, Any] = {"facecolor": (COLORS[i], 0.25), "edgecolor": COLORS[i], "linewidth": 1.5}
+        style["linestyle"] = LINES[i % len(LINES)]
+        ax.stairs(fraction, edges, fill=True, **style, label=f"{name} ({len(values)})")
+    ax.set(xlabel=xlabel, ylabel="fraction of the group")
+    ax.legend()
+    return ax

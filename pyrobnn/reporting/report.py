@@ -1,0 +1,248 @@
+"""A report as one HTML file that needs nothing else: no network, no script, no template engine.
+
+Figures are embedded, the style sheet is inline, and a content security policy forbids the browser to load
+anything. All text is escaped. The page follows the reader's light or dark setting and reads on a phone.
+
+    report = Report("Rotated digits", "mean-field posterior, 20 draws")
+    report.section("Calibration", "Temperature was chosen on the validation set.")
+    report.table([{"method": "MAP", "ECE": 0.041}], caption="Test set", formats={"ECE": ".3f"})
+    report.figure(plots.reliability(probs, y).figure, "Reliability", alt="Accuracy falls below confidence.")
+    report.write("report.html")
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+import struct
+from collections.abc import Callable, Mapping, Sequence
+from html import escape
+from numbers import Real
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Format = str | Callable[..., str]
+
+_STYLE = """
+:root { color-scheme: light dark; --text: #1b1f24; --muted: #57606a; --page: #ffffff; --line: #d0d7de;
+  --soft: #f6f8fa; --link: #0b5cad }
+@media (prefers-color-scheme: dark) {
+  :root { --text: #e6edf3; --muted: #9aa4af; --page: #0f1318; --line: #30363d;
+    --soft: #181d24; --link: #6cb6ff } }
+* { box-sizing: border-box }
+body { margin: 0 auto; max-width: 58rem; padding: 1.5rem 1rem 4rem;
+  color: var(--text); background: var(--page);
+  font: 1rem/1.55 system-ui, sans-serif; overflow-wrap: break-word }
+h1, h2 { line-height: 1.25 }
+h1 { margin: 0 }
+h2 { margin: 2.5rem 0 .5rem; border-bottom: 1px solid var(--line); padding-bottom: .25rem }
+a { color: var(--link) }
+.subtitle, caption, figcaption { color: var(--muted) }
+.subtitle { margin: .25rem 0 0 }
+nav ol { columns: 16rem; padding-left: 1.25rem }
+.wide { overflow-x: auto; margin: 1rem 0 }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums }
+caption { text-align: left; padding-bottom: .35rem }
+th, td { padding: .3rem .75rem; text-align: left; vertical-align: top; border-bottom: 1px solid var(--line) }
+thead th { background: var(--soft) }
+.number { text-align: right; white-space: nowrap }
+td:not(.number) { min-width: 8rem }
+figure { margin: 1.25rem 0 }
+img { max-width: 100%; height: auto; background: #ffffff; border-radius: 4px }
+pre { overflow-x: auto; padding: .75rem; background: var(--soft); border: 1px solid var(--line);
+  border-radius: 4px; font: .875rem/1.45 ui-monospace, monospace }
+@media print {
+  .wide, pre { overflow: visible } pre { white-space: pre-wrap } tr, figure { break-inside: avoid } }
+"""
+
+
+class Report:
+    """A page that grows from top to bottom: each call appends to the current section.
+
+    Args:
+        title: Heading of the page.
+        subtitle: One line below it.
+
+    Raises:
+        ValueError: If `title` is blank.
+    """
+
+    def __init__(self, title: str, subtitle: str = "") -> None:
+        _require_text(title, "title")
+        self._title = title
+        self._subtitle = subtitle
+        self._sections: list[tuple[str, list[str]]] = [("", [])]  # what comes before the first heading
+
+    def section(self, title: str, text: str = "") -> None:
+        """Begin a section.
+
+        Args:
+            title: Its heading; the page lists all of them at the top.
+            text: Plain text; a blank line begins a new paragraph.
+
+        Raises:
+            ValueError: If `title` is blank.
+        """
+        _require_text(title, "title")
+        paragraphs = [f"<p>{escape(part.strip())}</p>" for part in text.split("\n\n") if part.strip()]
+        self._sections.append((title, paragraphs))
+
+    def table(
+        self,
+        rows: Sequence[Mapping[str, object]],
+        caption: str = "",
+        formats: Mapping[str, Format] | None = None,
+    ) -> None:
+        """Append a table; its columns are the keys of the rows in the order in which they first appear.
+
+        A value that is missing or ``None`` shows as a dash. Columns of numbers are set to the right, and
+        floating-point numbers without a format of their own get four significant digits.
+
+        Args:
+            rows: One mapping from column to value per row.
+            caption: What the table shows.
+            formats: Column to format specification (``".3f"``) or to a function from value to text.
+
+        Raises:
+            ValueError: If there are no rows or no columns, or if `formats` names a column that no row has or
+                does not fit a value.
+        """
+        columns = list(dict.fromkeys(column for row in rows for column in row))
+        if not columns:
+            raise ValueError(f"rows: expected at least one row with a column, got {len(rows)} rows without.")
+        formats = formats or {}
+        if unknown := [column for column in formats if column not in columns]:
+            raise ValueError(f"formats: expected keys among the columns {columns}, got {unknown}.")
+
+        body = [[_scalar(row.get(column)) for column in columns] for row in rows]
+        kinds = [' class="number"' if _are_numbers(values) else "" for values in zip(*body, strict=True)]
+        head = "".join(
+            f'<th scope="col"{kind}>{escape(str(column))}</th>' for column, kind in zip(columns, kinds, strict=True)
+        )
+        lines = [
+            "".join(
+                f"<td{kind}>{escape(_cell(value, column, formats.get(column)))}</td>"
+                for value, column, kind in zip(values, columns, kinds, strict=True)
+            )
+            for values in body
+        ]
+        label = escape(caption or "table")
+        self._append(
+            f'<div class="wide" role="region" tabindex="0" aria-label="{label}">\n<table>'
+            + (f"<caption>{escape(caption)}</caption>" if caption else "")
+            + f"\n<thead><tr>{head}</tr></thead>\n<tbody>\n"
+            + "\n".join(f"<tr>{line}</tr>" for line in lines)
+            + "\n</tbody>\n</table>\n</div>"
+        )
+
+    def figure(self, fig: Figure, caption: str, alt: str) -> None:
+        """Append a figure as an embedded PNG at twice its resolution, and close it.
+
+        Args:
+            fig: A matplotlib figure; of the axes that :mod:`pyrobnn.plots` returns, their ``.figure``.
+            caption: Line below the figure.
+            alt: What a reader who cannot see the figure should learn from it.
+
+        Raises:
+            TypeError: If `fig` is not a figure.
+            ValueError: If `alt` is blank.
+        """
+        import matplotlib.pyplot as plt
+        from matplotlib.figure import Figure
+
+        if not isinstance(fig, Figure):
+            raise TypeError(f"fig: expected a matplotlib Figure, got {type(fig).__name__}. Of axes pass ax.figure.")
+        _require_text(alt, "alt")
+        buffer = io.BytesIO()
+        # No version stamp: the same figure gives the same bytes.
+        fig.savefig(buffer, format="png", dpi=2 * fig.dpi, bbox_inches="tight", metadata={"Software": None})
+        plt.close(fig)
+        png = buffer.getvalue()
+        width, height = (pixels // 2 for pixels in struct.unpack(">II", png[16:24]))  # from the PNG header
+        self._append(
+            f'<figure>\n<img src="data:image/png;base64,{base64.b64encode(png).decode()}" alt="{escape(alt)}"'
+            f' width="{width}" height="{height}">\n<figcaption>{escape(caption)}</figcaption>\n</figure>'
+        )
+
+    def preformatted(self, text: str) -> None:
+        """Append text as it is, in a fixed-width font: a model description, a stack trace, a command."""
+        # HTML drops a newline right after <pre>; this one goes instead of the text's own.
+        self._append(f'<pre tabindex="0">\n{escape(text)}</pre>')
+
+    def write(self, path: str | Path) -> Path:
+        """Write the page; readers of `path` see the old page or the new one, never half of it.
+
+        Args:
+            path: File to write or replace; its folder is made if need be.
+
+        Returns:
+            The path.
+        """
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # same folder, so the same file system
+        try:
+            draft.write_text(self._page(), encoding="utf-8")
+            draft.replace(path)
+        finally:
+            draft.unlink(missing_ok=True)
+        return path
+
+    def _append(self, block: str) -> None:
+        self._sections[-1][1].append(block)
+
+    def _page(self) -> str:
+        title = escape(self._title)
+        titles = [escape(name) for name, _ in self._sections[1:]]
+        links = "".join(f'<li><a href="#s{i}">{name}</a></li>' for i, name in enumerate(titles, start=1))
+        parts = [f"<header>\n<h1>{title}</h1>"]
+        parts += [f'<p class="subtitle">{escape(self._subtitle)}</p>'] if self._subtitle else []
+        parts += ["</header>"]
+        parts += [f'<nav aria-label="Contents"><ol>{links}</ol></nav>'] if len(titles) > 1 else []
+        parts += ["<main>", *self._sections[0][1]]
+        for i, (name, (_, blocks)) in enumerate(zip(titles, self._sections[1:], strict=True), start=1):
+            parts += [f'<section id="s{i}">\n<h2>{name}</h2>', *blocks, "</section>"]
+        body = "\n".join([*parts, "</main>"])
+        policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+        return (
+            '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+            f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
+            '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+            f"<title>{title}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n{body}\n</body>\n</html>\n"
+        )
+
+
+def _require_text(text: str, name: str) -> None:
+    if not text.strip():
+        raise ValueError(f"{name}: expected text, got {text!r}.")
+
+
+def _scalar(value: object) -> object:
+    """Tensors of one element and NumPy scalars as plain Python values; everything else as it is."""
+    if isinstance(value, np.generic) or (isinstance(value, Tensor) and value.numel() == 1):
+        return value.item()
+    return value
+
+
+def _are_numbers(values: Sequence[object]) -> bool:
+    return all(value is None or (isinstance(value, Real) and not isinstance(value, bool)) for value in values)
+
+
+def _cell(value: object, column: str, how: Format | None) -> str:
+    if value is None:
+        return "–"
+    if callable(how):
+        return how(value)
+    if how is None:
+        how = ".4g" if isinstance(value, float) else ""
+    try:
+        return format(value, how)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"formats[{column!r}]: {how!r} does not fit the value {value!r}.") from error

@@ -1,0 +1,1 @@
+"""The machinery of HMC: the recorded potential, leapfrog steps, adaptation."""

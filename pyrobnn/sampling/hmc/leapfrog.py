@@ -1,0 +1,165 @@
+r"""Leapfrog trajectories of several chains at once, compiled where that is possible and worthwhile.
+
+One leapfrog with step size ε and inverse mass matrix :math:`M^{-1}` (diagonal) is
+
+.. math::
+    p \leftarrow p - \tfrac{ε}{2} \nabla U(q), \qquad q \leftarrow q + ε M^{-1} p, \qquad
+    p \leftarrow p - \tfrac{ε}{2} \nabla U(q):
+
+reversible, volume-preserving, with an energy error of order ε² over a trajectory of given length. A block of several
+leapfrogs is one graph of tensor operations, gradients included, for ``torch.compile``. A trajectory is a row of blocks;
+where its length is no multiple of theirs, the leapfrogs left over have step size zero, which moves nothing.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import warnings
+from collections.abc import Callable
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from pyrobnn.sampling.hmc.potential import Potential, ValueAndGrad
+from pyrobnn.sampling.hmc.tracing import trace
+
+__all__ = ["Compile", "Leapfrogs", "check_compile", "has_compiler"]
+
+Compile = bool | Literal["auto"]
+
+_WORTHWHILE = 20_000  # leapfrogs in a run from which compiling (5 to 10 s) is expected to be worthwhile
+_LONG = 200_000  # leapfrogs in a run from which compiling for longer (10 to 20 s) pays
+_LARGEST_BLOCK = {False: 4, True: 8}  # of runs that are long: compiling takes longer with each leapfrog of a block
+
+State = tuple[Tensor, Tensor, Tensor, Tensor]
+"""Positions ``[C, d]``, momenta ``[C, d]``, gradients ``[C, d]`` and potentials ``[C]``."""
+
+
+class Leapfrogs:
+    """Runs trajectories for chains like ``like [C, d]``.
+
+    Args:
+        potential: The potential.
+        like: Flat vectors of all chains.
+        num_leapfrog: The usual length of a trajectory, to which blocks are cut.
+        total: Leapfrogs that are planned in all, by which ``"auto"`` decides.
+        compile: True, False, or ``"auto"``: where a compiler is found, the model's potential can be recorded, and the
+            run is long enough.
+
+    Attributes:
+        block: Leapfrogs in a block.
+        is_compiled: Whether blocks are compiled.
+
+    Raises:
+        RuntimeError: If ``compile`` is True and it cannot be done.
+    """
+
+    def __init__(
+        self, potential: Potential, like: Tensor, *, num_leapfrog: int, total: int, compile: Compile = "auto"
+    ) -> None:
+        self.potential = potential
+        self.value_and_grad: ValueAndGrad = potential.recorded(like)
+        self.is_compiled = False
+        self.block = 1
+        if compile is False or (compile == "auto" and not self._pays(like, total)):
+            return
+        if not potential.is_recorded(like):
+            raise RuntimeError(
+                "compile: the model's potential cannot be recorded as a graph (it branches on values, or does "
+                "something that torch.func cannot transform); use compile=False."
+            )
+        self.block = _block_size(num_leapfrog, _LARGEST_BLOCK[total >= _LONG])
+        try:
+            self._run_block = self._compile(like, is_long=total >= _LONG)
+            self.is_compiled = True
+        except Exception as error:  # a compiler has many ways to fail
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            if compile is True:
+                raise RuntimeError(
+                    f"compile: torch.compile failed ({reason}); it needs a C++ compiler such as g++. Use compile=False."
+                ) from error
+            warnings.warn(f"leapfrogs run uncompiled, because torch.compile failed ({reason}).", stacklevel=2)
+            self.block = 1
+
+    def __call__(self, state: State, num_leapfrog: int, step_size: Tensor, inverse_mass: Tensor) -> State:
+        """A trajectory.
+
+        Args:
+            state: Where it starts.
+            num_leapfrog: Its length.
+            step_size: Step sizes ``[C, 1]``.
+            inverse_mass: The diagonal of the inverse mass matrix ``[d]``.
+        """
+        if not self.is_compiled:
+            kick, drift = 0.5 * step_size, step_size * inverse_mass
+            repeated = (tensor.expand(num_leapfrog, -1, -1) for tensor in (kick, drift))
+            return _leapfrogs(self.value_and_grad, state, *repeated)
+        steps = step_size.repeat(self.block, 1, 1)
+        for done in range(0, num_leapfrog, self.block):
+            if (left := num_leapfrog - done) < self.block:
+                steps = steps.clone()
+                steps[left:] = 0.0
+            state = self._run_block(*state, steps, inverse_mass)
+        return state
+
+    def _pays(self, like: Tensor, total: int) -> bool:
+        return total >= _WORTHWHILE and has_compiler(like.device) and self.potential.is_recorded(like)
+
+    def _compile(self, like: Tensor, *, is_long: bool) -> Callable[..., State]:
+        def block(q: Tensor, p: Tensor, gradient: Tensor, value: Tensor, steps: Tensor, inverse_mass: Tensor) -> State:
+            return _leapfrogs(self.value_and_grad, (q, p, gradient, value), 0.5 * steps, steps * inverse_mass)
+
+        steps = like.new_zeros(self.block, len(like), 1)
+        inputs = (like, like.clone(), like.clone(), like.new_zeros(len(like)), steps, like.new_ones(like.shape[-1]))
+        on_cpu = like.device.type == "cpu"
+        recorded: Any = trace(block, *inputs, fusible=on_cpu)
+        options: dict[str, Any] = {"size_asserts": False}
+        if on_cpu:
+            # Written with exp, tanh takes half the time; its error, 1e-7, is that of single precision elsewhere.
+            # Calls between kernels in C++ instead of Python save a quarter of a single chain's time.
+            options |= {"cpp.use_decompose_tanh": like.dtype == torch.float32, "cpp_wrapper": is_long}
+        function = recorded.forward  # past what modules do at each call
+        try:
+            compiled: Any = torch.compile(function, fullgraph=True, dynamic=False, options=options)
+        except RuntimeError:  # another version of torch lacks an option
+            compiled = torch.compile(function, fullgraph=True, dynamic=False)
+        with torch.no_grad():  # as in every run: another mode would be compiled for anew
+            compiled(*inputs)  # compilation happens at the first call
+        return compiled
+
+
+def _leapfrogs(value_and_grad: ValueAndGrad, state: State, kicks: Tensor, drifts: Tensor) -> State:
+    """Leapfrogs with kicks ``[n, C, 1]`` (half the step size) and drifts ``[n, C, d]`` (it times the inverse mass)."""
+    q, p, gradient, value = state
+    for kick, drift in zip(kicks.unbind(), drifts.unbind(), strict=True):
+        p = torch.addcmul(p, kick, gradient, value=-1)
+        q = torch.addcmul(q, drift, p)
+        value, gradient = value_and_grad(q)
+        p = torch.addcmul(p, kick, gradient, value=-1)
+    return q, p, gradient, value
+
+
+def _block_size(num_leapfrog: int, largest: int) -> int:
+    """The size that wastes the fewest leapfrogs of a trajectory, the largest of those."""
+    return min(range(1, largest + 1), key=lambda size: (math.ceil(num_leapfrog / size) * size, -size))
+
+
+def check_compile(compile: object) -> None:
+    """Refuses what is no way to compile.
+
+    Raises:
+        ValueError: If it is not True, False or ``"auto"``.
+    """
+    if not (isinstance(compile, bool) or compile in get_args(Literal["auto"])):
+        raise ValueError(f"compile: expected True, False or 'auto', got {compile!r}.")
+
+
+def has_compiler(device: torch.device) -> bool:
+    """Whether ``torch.compile`` can be expected to find a compiler for the device."""
+    if device.type == "cuda":
+        return True  # Triton comes with torch
+    names = ("cl",) if os.name == "nt" else (os.environ.get("CXX", "g++"), "g++", "clang++", "c++")
+    return any(shutil.which(name) for name in names)

@@ -1,0 +1,100 @@
+"""Where chains start, and whether the potential is finite there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pyro
+import torch
+from torch import Tensor, nn
+
+from pyrobnn.core import random_state
+from pyrobnn.core.pyro_compat import unvalidated
+from pyrobnn.guides.base import Guide
+from pyrobnn.guides.ensembles.initialization import MemberInit, member_initialization
+from pyrobnn.model.bayesianize import frozen_buffers
+from pyrobnn.model.initialization import initial_values
+from pyrobnn.model.layout import Layout
+from pyrobnn.model.substitution import SubstituteMessenger
+from pyrobnn.objectives.parts import NonFiniteLossError
+
+__all__ = ["ChainInit", "check_start", "initial_points", "seed_chains"]
+
+ChainInit = MemberInit | Guide
+
+
+def seed_chains(seed: int | None) -> None:
+    """Seeds torch, numpy, Python and Pyro, if there is a seed."""
+    if seed is not None:
+        pyro.set_rng_seed(seed)
+        # Fresh starts are to differ from a network that was built under the same seed.
+        torch.manual_seed(int(torch.randint(2**62, ())))
+
+
+def initial_points(layout: Layout, model: Any, init: ChainInit, num_chains: int) -> Tensor:
+    """Unconstrained starting points ``[C, P]``.
+
+    Args:
+        layout: Where each site lies in the flat vector.
+        model: The model.
+        init: A guide (a draw of it for each chain), None (the first chain at the weights the network came with, the
+            others at fresh ones, as for :class:`~pyrobnn.guides.DeltaMixture`), ``"prior"`` (a draw for each), a list
+            of C networks, state dicts or dicts of site values, one of those (all chains start there), or a function
+            ``(site name, prior) -> value``, called for each chain.
+        num_chains: Number C of chains.
+
+    Raises:
+        TypeError: If ``init`` is of another kind.
+        ValueError: If it does not fit the model.
+    """
+    if isinstance(init, Guide):
+        draws = init.sample(num_chains)
+        if missing := [name for name in layout if name not in draws]:
+            raise ValueError(f"init: the guide has no site {missing[0]!r} of the model.")
+        rows = [draws.at(chain) for chain in range(num_chains)]
+        return torch.stack([layout.join(initial_values(model, layout, dict(row))) for row in rows])
+    if isinstance(init, nn.Module | Mapping) or init == "prior_mean":
+        row = member_initialization(layout, model, [init] if not isinstance(init, str) else init, 1, 0.0)[0]
+        return row.repeat(num_chains, 1)
+    return member_initialization(layout, model, init, num_chains, 0.0)[0]
+
+
+def check_start(model: Callable[..., Any], layout: Layout, flat: Tensor, args: tuple[Any, ...]) -> None:
+    """Refuses a start from which no chain can move.
+
+    Args:
+        model: The model.
+        layout: Where each site lies in the flat vector.
+        flat: Starting points ``[C, P]``.
+        args: Arguments of the model: the first batch.
+
+    Raises:
+        NonFiniteLossError: If the log density is NaN or infinite in a chain; the message names the site.
+    """
+    module = model if isinstance(model, nn.Module) else nn.Module()
+    for chain, row in enumerate(flat):
+        values = layout.constrain(layout.split(row))
+        with (
+            torch.no_grad(),
+            random_state.preserved(flat.device),
+            frozen_buffers(module),
+            pyro.validation_enabled(False),
+        ):
+            with SubstituteMessenger(values) as run:
+                model(*args)
+            non_finite = [f"the start of the site {n!r} is not finite" for n, v in values.items() if not _is_finite(v)]
+            for message in (*run.latent, *run.observed):
+                score = unvalidated(message["fn"]).log_prob(message["value"]).sum()
+                if not _is_finite(score):
+                    non_finite.append(f"the log density of the site {message['name']!r} is {float(score)}")
+        if non_finite:
+            raise NonFiniteLossError(
+                f"the potential is not finite where chain {chain} starts: {'; '.join(non_finite)}. Look at the data, "
+                f"or "
+                "start elsewhere with init=."
+            )
+
+
+def _is_finite(value: Tensor) -> bool:
+    return bool(value.isfinite().all())

@@ -1,0 +1,1 @@
+"""The loop of stochastic gradient MCMC: batches, gradients, noise, stored draws."""

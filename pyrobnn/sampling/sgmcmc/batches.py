@@ -1,0 +1,178 @@
+"""An endless stream of minibatches whose place can be written down and found again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from pyrobnn.core import random_state
+from pyrobnn.core.batches import Batch, Reader, check_inputs
+from pyrobnn.core.trees import to_device
+from pyrobnn.model.supervised import SupervisedModel
+from pyrobnn.training.checks import check_loader, check_rows, check_targets
+from pyrobnn.training.state import generators
+
+__all__ = ["Batches", "all_data"]
+
+
+class Batches:
+    """Arguments of the model for each step.
+
+    Args:
+        model: The model.
+        data: A loader, gone through over and over, or a tuple: the model's arguments, the same at each step.
+        device: Where the batches go; None leaves them.
+        reader: How to read what the loader yields (:meth:`~pyrobnn.Batch.read`).
+
+    Attributes:
+        epoch: Passes over the loader that are complete.
+        is_first: Whether the batch given last is of the first pass.
+    """
+
+    def __init__(
+        self, model: Any, data: Any, device: torch.device | str | None = None, reader: Reader | None = None
+    ) -> None:
+        self.model, self.data, self.device, self.reader = model, data, device, reader
+        self.epoch = self.index = self.rows = 0
+        self._iterator: Iterator[Any] | None = None
+        self._random: dict[str, Any] | None = None
+        self._pending: tuple[Any, ...] | None = None
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is the first pass over the loader."""
+        return self.epoch == 0 and not (self._is_one and self.index > 1)
+
+    @property
+    def _is_one(self) -> bool:
+        return isinstance(self.data, tuple)
+
+    def check(self) -> None:
+        """Checks that need no batch.
+
+        Raises:
+            TypeError: If the data are an iterator, which is used up after one pass.
+            ValueError: If their number is not the model's.
+        """
+        if not self._is_one:
+            check_loader(self.model, self.data, 2, self.reader)
+
+    def peek(self) -> tuple[Any, ...]:
+        """The coming batch, without moving on."""
+        if self._pending is None:
+            self._pending = self._fetch()
+        return self._pending
+
+    def next(self) -> tuple[Any, ...]:
+        """The coming batch.
+
+        Raises:
+            TypeError: If a batch is of no known form.
+            ValueError: If the loader is empty, or a batch holds what the model cannot take.
+        """
+        args, self._pending = self.peek(), None
+        self.index += 1
+        return args
+
+    def _fetch(self) -> tuple[Any, ...]:
+        if self._is_one:
+            args = to_device(self.data, self.device)
+            if self.index == 0:
+                _check_arguments(self.model, args)
+            self.data, self.device = args, None
+            return args
+        if self._iterator is None:
+            self._begin()
+        assert self._iterator is not None
+        try:
+            raw = next(self._iterator)
+        except StopIteration:
+            self._end()
+            return self._fetch()
+        batch = _read(raw, self.device, self.reader)
+        batch.check(self.index)
+        if self.epoch == 0:
+            check_targets(self.model, batch)
+            self.rows += batch.rows
+        return batch.args
+
+    def _begin(self) -> None:
+        self._random = random_state.read_all(generators(self.data))
+        self._iterator = iter(self.data)
+
+    def _end(self) -> None:
+        if self.index == 0:
+            raise ValueError("data: the loader yielded no batch; the data set is empty or drop_last left nothing.")
+        if self.epoch == 0:
+            check_rows(getattr(self.model, "num_data", None), self.data, self.rows, self.reader)
+        self.epoch, self.index, self._iterator = self.epoch + 1, 0, None
+
+    # ------------------------------------------------------------------------------------- places in the stream
+
+    def read(self) -> dict[str, Any]:
+        """The place, and the random state in which the pass began; between batches only."""
+        assert self._pending is None, "a batch is waiting"
+        return {"epoch": self.epoch, "index": self.index, "rows": self.rows, "random": self._random}
+
+    def write(self, place: dict[str, Any]) -> None:
+        """Goes to a place that :meth:`read` read, by running through the pass up to there; changes the random state."""
+        self.epoch, self.index, self.rows = place["epoch"], place["index"], place["rows"]
+        self._pending, self._iterator, self._random = None, None, place["random"]
+        if self._is_one or self._random is None or self.index == 0:
+            return
+        random_state.write_all(self._random, generators(self.data))
+        self._iterator = iter(self.data)
+        for _ in range(self.index):
+            next(self._iterator)
+
+
+def all_data(
+    model: Any, data: Any, device: torch.device | str | None = None, reader: Reader | None = None
+) -> tuple[Any, ...]:
+    """All data as the model's arguments: a tuple as it is, a loader's batches joined.
+
+    Raises:
+        TypeError: If a batch is of no known form, or batches are not made alike.
+        ValueError: If there is no batch, batches cannot be joined, or the rows are not the model's ``num_data``.
+    """
+    if isinstance(data, tuple):
+        args = to_device(data, device)
+        _check_arguments(model, args)
+        return args
+    batches = [_read(raw, device, reader) for raw in data]
+    if not batches:
+        raise ValueError("data: the loader yielded no batch.")
+    for index, batch in enumerate(batches):
+        batch.check(index)
+        check_targets(model, batch)
+    joined = Batch.join(batches) if len(batches) > 1 else batches[0]
+    check_rows(getattr(model, "num_data", None), batches, joined.rows)
+    return joined.args
+
+
+def _read(raw: Any, device: torch.device | str | None, reader: Reader | None) -> Batch:
+    batch = Batch.read(raw, device, reader, argument="data")
+    if batch.kwargs:
+        raise TypeError(
+            "batch: sampling passes positional arguments only, but the function returned a Batch with kwargs; put them "
+            "in args."
+        )
+    return batch
+
+
+def _check_arguments(model: Any, args: tuple[Any, ...]) -> None:
+    """What a loader's batches are looked at for, of arguments that a :class:`SupervisedModel` is given all at once."""
+    if not isinstance(model, SupervisedModel) or len(args) not in (2, 3):
+        check_inputs(args[:1], 0)
+        return
+    batch = Batch.of(*args, argument="data")
+    batch.check(0)
+    check_targets(model, batch)
+    if batch.rows != model.num_data:
+        raise ValueError(
+            f"num_data: the model was built for {model.num_data} data, but data has {batch.rows} rows, each of which "
+            f"would count {model.num_data / batch.rows:.4g} times; build the model with num_data={batch.rows}, or set "
+            "model.num_data."
+        )

@@ -1,0 +1,124 @@
+r"""BatchNorm statistics under the posterior.
+
+Running statistics collected in training belong to the draws of that time, and an average over draws is not
+the statistics of any of them. :func:`recalibrate_batch_norm` estimates them afresh, as the plain average over
+batches and posterior draws, each batch under a new draw (as SWA re-estimates them for its averaged weights,
+Izmailov et al. 2018). The members of an ensemble have statistics of their own, each taken under its own weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pyrobnn.core.arguments import check_positive_int
+from pyrobnn.core.batches import inputs_of
+from pyrobnn.guides.base import Guide
+from pyrobnn.model.draws import Draws
+from pyrobnn.prediction.runners import inputs_on, model_outputs
+
+__all__ = ["BATCH_NORMS", "recalibrate_batch_norm"]
+
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+"""Layers that normalize by the statistics of a batch."""
+
+
+@torch.no_grad()
+def recalibrate_batch_norm(model: nn.Module, guide: Guide, loader: Iterable[Any], *, num_samples: int = 1) -> None:
+    """Re-estimates the running statistics of every BatchNorm layer, in place.
+
+    Args:
+        model: The model; only its BatchNorm buffers change.
+        guide: The posterior to draw weights from. Of an ensemble, whose members have buffers of their own, it is
+            these that change: the loader is gone through once per member.
+        loader: Yields inputs or pairs ``(x, y)``; each batch should be as large as in training.
+        num_samples: Posterior draws per batch.
+
+    Raises:
+        ValueError: If the model has no BatchNorm layer with running statistics, or the loader is empty.
+            After any error the statistics are restored.
+    """
+    layers: list[Any] = [m for m in model.modules() if isinstance(m, BATCH_NORMS) and m.track_running_stats]
+    if not layers:
+        raise ValueError("model: it has no BatchNorm layer with running statistics, so nothing can be recalibrated.")
+    check_positive_int("num_samples", num_samples)
+    device = next(model.parameters()).device
+    modes = [(module, module.training) for module in model.modules()]
+    momenta = [layer.momentum for layer in layers]
+    averages = _Averages(model, layers, guide)
+    passes = 0
+    try:
+        model.eval()
+        for layer in layers:
+            layer.momentum = None  # the plain average over all passes
+            layer.train()
+        for batch in loader:
+            x = inputs_on(inputs_of(batch)[0], device)
+            for _ in range(num_samples):
+                averages.add(x)
+            passes += num_samples
+        if passes == 0:
+            raise ValueError("loader: it yielded no batch to take statistics of.")
+    finally:
+        for layer, momentum in zip(layers, momenta, strict=True):
+            layer.momentum = momentum
+        for module, training in modes:
+            module.training = training
+    averages.keep()
+
+
+class _Averages:
+    """Fresh statistics, which are kept when all of them are there: the model's, or each component's of a mixture."""
+
+    def __init__(self, model: nn.Module, layers: list[Any], guide: Guide) -> None:
+        self.model, self.guide = model, guide
+        owners = {id(layer) for layer in layers}
+        self._names = [
+            f"{prefix}.{local}" if prefix else local
+            for prefix, module in model.named_modules()
+            if id(module) in owners
+            for local, _ in module.named_buffers(recurse=False)
+        ]
+        example = guide.sample(1)
+        own = [name for name in self._names if name in example.buffers]
+        points = (guide.facts.num_components or guide.facts.num_points) if own else 1
+        assert points is not None, "components with buffers of their own are finitely many"
+        self._members, self._of_components = torch.arange(points), bool(own)
+        stored = [dict(model.named_buffers()) for _ in self._members]
+        if own:
+            stored = [all_buffers | draw for all_buffers, draw in zip(stored, self._stored_by_component(), strict=True)]
+        self._before = [{name: one[name].clone() for name in self._names} for one in stored]
+        self._fresh = [{name: _reset(name, value) for name, value in one.items()} for one in self._before]
+
+    def _stored_by_component(self) -> list[dict[str, Tensor]]:
+        draws = self.guide.atoms(self._members)
+        return [draws.at(index).buffers for index in range(len(self._members))]
+
+    def add(self, x: Any) -> None:
+        """One pass of a batch for each component, under fresh draws."""
+        draws = self.guide.atoms(self._members) if self._of_components else self.guide.sample(1)
+        for index, fresh in enumerate(self._fresh):
+            draw = draws.at(index)
+            with Draws(draw, {**draw.buffers, **fresh}, around=draw.around, live=True).running(self.model, update=True):
+                model_outputs(self.model, x)
+
+    def keep(self) -> None:
+        """Writes the statistics to where they belong."""
+        for index, (fresh, before) in enumerate(zip(self._fresh, self._before, strict=True)):
+            for name, value in fresh.items():
+                if name.endswith("num_batches_tracked"):
+                    value.copy_(torch.maximum(value, before[name]))
+            if self._of_components:
+                self.guide.write_buffers(torch.tensor(index), fresh)
+            else:
+                buffers = dict(self.model.named_buffers())
+                for name, value in fresh.items():
+                    buffers[name].copy_(value)
+
+
+def _reset(name: str, value: Tensor) -> Tensor:
+    """The statistic of no batch, in memory of its own."""
+    return torch.ones_like(value) if name.endswith("running_var") else torch.zeros_like(value)

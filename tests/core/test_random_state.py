@@ -1,0 +1,94 @@
+"""Random states: what is preserved is restored, what is saved continues, and other generators are not touched."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from pyrobnn.core import random_state
+
+CPU = torch.device("cpu")
+
+
+def test_a_block_that_is_kept_leaves_no_trace() -> None:
+    before = torch.get_rng_state()
+    with contextlib.suppress(KeyError), random_state.preserved(CPU):
+        torch.randn(3)
+        raise KeyError
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_seeded_block_draws_what_the_seed_says() -> None:
+    before = torch.get_rng_state()
+    with random_state.seeded(7, CPU):
+        found = torch.randn(3)
+    assert torch.equal(found, torch.randn(3, generator=torch.Generator().manual_seed(7)))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_state_that_was_read_can_be_written() -> None:
+    state = random_state.read(CPU)
+    expected = torch.randn(3)
+    random_state.write(state, CPU)
+    assert torch.equal(torch.randn(3), expected)
+
+
+def test_seeding_leaves_other_devices_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``torch.manual_seed`` would seed every GPU."""
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("a GPU was seeded")
+
+    for name in ("manual_seed", "manual_seed_all", "set_rng_state"):
+        monkeypatch.setattr(torch.cuda, name, refuse)
+    with random_state.seeded(1, CPU):
+        random_state.write(random_state.read(CPU), CPU)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+def test_a_gpu_is_kept_and_seeded_too() -> None:
+    device = torch.device("cuda", torch.cuda.current_device())
+    before = torch.cuda.get_rng_state(device)
+    draws = []
+    for _ in range(2):
+        with random_state.seeded(1, device):
+            draws.append(torch.randn(3, device=device))
+    assert torch.equal(*draws)
+    assert torch.equal(torch.cuda.get_rng_state(device), before)
+
+
+def numpy_draw() -> Tensor:
+    """Two normal numbers: the generator keeps every second one for later."""
+    return torch.tensor([np.random.standard_normal() for _ in range(3)])  # noqa: NPY002
+
+
+def python_draw() -> Tensor:
+    """Likewise."""
+    return torch.tensor([random.gauss(0, 1) for _ in range(3)])
+
+
+@pytest.mark.parametrize("draw", [lambda: torch.randn(3), numpy_draw, python_draw])
+def test_all_generators_are_read_and_written(draw: Callable[[], Tensor]) -> None:
+    draw()
+    state = random_state.read_all()
+    expected = draw()
+    assert not torch.equal(draw(), expected)
+    random_state.write_all(state)
+    assert torch.equal(draw(), expected)
+
+
+def test_given_generators_are_read_and_written() -> None:
+    generators = [torch.Generator().manual_seed(seed) for seed in (1, 2)]
+    state = random_state.read_all(generators)
+    expected = [torch.randn(3, generator=generator) for generator in generators]
+    random_state.write_all(state, generators)
+    for generator, known in zip(generators, expected, strict=True):
+        assert torch.equal(torch.randn(3, generator=generator), known)
+    with pytest.raises(ValueError, match="zip"):
+        random_state.write_all(state, generators[:1])

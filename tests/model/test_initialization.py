@@ -1,0 +1,126 @@
+"""Starting values: from networks, priors, given values, functions."""
+
+from __future__ import annotations
+
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.nn import PyroModule
+from torch import Tensor, nn
+
+from pyrobnn import likelihoods, priors
+from pyrobnn.guides import MeanField
+from pyrobnn.model.bayesianize import bayesianize
+from pyrobnn.model.initialization import initial_values
+from pyrobnn.model.layout import Layout
+from pyrobnn.model.supervised import SupervisedModel
+from tests.guides.test_base import Sites
+
+
+def supervised(net: nn.Module | None = None, prior: object = None) -> SupervisedModel:
+    noise = likelihoods.Normal(dist.LogNormal(0.0, 0.5))
+    prior = dist.Normal(0.0, 1.0) if prior is None else prior
+    return SupervisedModel(net or nn.Linear(3, 2), noise, prior, num_data=8)
+
+
+def start(model: object, init: object, **options: object) -> dict[str, Tensor]:
+    """Starting values of a guide, constrained."""
+    guide = MeanField(model, init, **options)  # type: ignore[arg-type]
+    return guide.layout.constrain(guide.layout.split(guide.flat_loc.detach()))
+
+
+def test_default_start_is_the_converted_network() -> None:
+    net = nn.Linear(3, 2)
+    values = start(supervised(net), None)
+    assert torch.equal(values["net.weight"], net.weight) and torch.equal(values["net.bias"], net.bias)
+    torch.testing.assert_close(values["likelihood.scale"], dist.LogNormal(0.0, 0.5).mean)
+
+
+def test_start_at_another_network() -> None:
+    other = nn.Linear(3, 2)
+    values = start(supervised(), other)
+    assert torch.equal(values["net.weight"], other.weight) and torch.equal(values["net.bias"], other.bias)
+
+
+def test_start_of_a_horseshoe_reproduces_the_weights() -> None:
+    net = nn.Linear(3, 2)
+    values = start(supervised(net, priors.horseshoe()), None)
+    parts = [values[f"net.weight.{part}"] for part in ("raw", "local_scale", "global_scale")]
+    torch.testing.assert_close(parts[0] * parts[1] * parts[2], net.weight.detach())
+
+
+def test_start_at_the_prior() -> None:
+    model = supervised(prior=dist.Normal(3.0, 0.1))
+    assert torch.equal(start(model, "prior_mean")["net.weight"], torch.full((2, 3), 3.0))
+    first, second = (start(model, "prior")["net.weight"] for _ in range(2))
+    assert not torch.equal(first, second)
+    assert bool(((first - 3.0).abs() < 0.6).all())  # six prior standard deviations
+
+
+def test_start_at_given_values() -> None:
+    values = start(supervised(), {"net.bias": torch.tensor([1.0, 2.0]), "likelihood.scale": torch.tensor(0.3)})
+    assert values["net.bias"].tolist() == [1.0, 2.0]
+    torch.testing.assert_close(values["likelihood.scale"], torch.tensor(0.3))
+    values = start(supervised(), lambda name, prior: torch.full(prior.shape(), float(len(name))))
+    assert values["net.bias"].tolist() == [8.0, 8.0]
+
+
+def test_a_prior_without_mean_starts_at_its_median() -> None:
+    """Of 101 draws (the median is 1, the density 1/π there): standard error π / (2 √101) = 0.16."""
+    value = start(Sites(s=dist.HalfCauchy(1.0)), None, example=())["s"]
+    assert abs(float(value) - 1.0) < 4 * 0.16
+
+
+def test_weights_outside_a_constrained_prior_start_at_its_center() -> None:
+    net = nn.Linear(1, 1)
+    with torch.no_grad():
+        net.weight.fill_(-1.0)
+        net.bias.fill_(0.5)
+    values = start(supervised(net, dist.Gamma(2.0, 1.0)), None)
+    torch.testing.assert_close(values["net.weight"], torch.full((1, 1), 2.0))
+    torch.testing.assert_close(values["net.bias"], torch.full((1,), 0.5))
+
+
+@pytest.mark.parametrize(
+    ("init", "error", "message"),
+    [
+        ("prio", TypeError, "init: expected a network"),
+        (3, TypeError, "init: expected a network"),
+        ({"net.weigth": torch.zeros(2, 3)}, ValueError, "no latent site 'net.weigth'.*net.weight"),
+        (
+            {"net.weight": torch.zeros(3, 2)},
+            ValueError,
+            r"'net.weight' has shape \(3, 2\), expected \(2, 3\)",
+        ),
+        (
+            {"likelihood.scale": torch.tensor(-1.0)},
+            ValueError,
+            "'likelihood.scale' lies outside its prior's support",
+        ),
+        (nn.Linear(3, 5), ValueError, r"'net.weight' has shape \(5, 3\), expected \(2, 3\)"),
+        (nn.Linear(3, 2, bias=False), ValueError, "the network has no parameter 'bias'"),
+    ],
+)
+def test_bad_starting_values(init: object, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        start(supervised(), init)
+
+
+def test_start_at_a_network_needs_one_converted_network() -> None:
+    class Two(PyroModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = bayesianize(nn.Linear(1, 1), dist.Normal(0.0, 1.0))
+            self.b = bayesianize(nn.Linear(1, 1), dist.Normal(0.0, 1.0))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.a(x) + self.b(x)
+
+    with pytest.raises(ValueError, match="holds 2 converted networks"):
+        MeanField(Two(), nn.Linear(1, 1), example=(torch.ones(1, 1),))
+
+
+def test_initial_values_are_unconstrained() -> None:
+    model = Sites(s=dist.LogNormal(0.0, 1.0))
+    values = initial_values(model, Layout.of(model, example=()), {"s": torch.tensor(2.0)})
+    torch.testing.assert_close(values["s"], torch.tensor(2.0).log())

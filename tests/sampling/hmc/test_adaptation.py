@@ -1,0 +1,104 @@
+"""Warmup: windows, the variance within chains, and a step size that meets its target."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from pyrobnn.sampling.hmc.adaptation import ChainVariance, Warmup, reasonable_step_size, windows
+
+
+def warmup_steps(length: int, start: Tensor, *, adapts_mass: bool = True, first: float = 1.0) -> Warmup:
+    return Warmup(
+        length,
+        start,
+        first,
+        target=0.8,
+        adapts_step_size=True,
+        adapts_mass=adapts_mass,
+        find=lambda inverse_mass, step_size: step_size,
+    )
+
+
+def test_a_thousand_transitions_have_stans_windows() -> None:
+    assert windows(1000) == (75, [99, 149, 249, 449, 949])
+
+
+@given(st.integers(0, 3000))
+def test_windows_fill_what_lies_between_the_fast_phases(length: int) -> None:
+    first, ends = windows(length)
+    assert ends == sorted(set(ends))
+    assert all(first <= end < length for end in ends)
+    if length >= 20:
+        assert ends[-1] == length - (50 if length >= 150 else int(0.1 * length)) - 1
+        sizes = [b - a for a, b in zip([first - 1, *ends], ends, strict=False)]
+        assert all(b >= 2 * a for a, b in itertools.pairwise(sizes))
+    else:
+        assert ends == []
+
+
+@given(st.integers(2, 30), st.integers(1, 4))
+def test_the_variance_is_that_around_each_chains_own_mean(count: int, num_chains: int) -> None:
+    generator = torch.Generator().manual_seed(count)
+    states = torch.randn(count, num_chains, 3, generator=generator, dtype=torch.float64)
+    states += 100.0 * torch.arange(num_chains).reshape(1, num_chains, 1)  # chains far apart
+    seen = ChainVariance()
+    for row in states:
+        seen.add(row)
+    within, number = states.var(0).mean(0), count * num_chains
+    torch.testing.assert_close(seen.regularized(), (number * within + 5 * 1e-3) / (number + 5))
+
+
+@pytest.mark.parametrize("first", [1e-3, 1.0, 50.0])
+def test_the_step_size_meets_the_target_acceptance(first: float) -> None:
+    learner = warmup_steps(400, torch.zeros(2, 1), adapts_mass=False, first=first)
+    for index in range(400):
+        acceptance = torch.full((2,), math.exp(-learner.step_size))
+        learner.update(index, torch.zeros(2, 1), acceptance)
+    assert math.exp(-learner.step_size) == pytest.approx(0.8, abs=0.02)
+
+
+def test_the_mass_matrix_takes_the_scales_of_the_target() -> None:
+    scales = torch.tensor([0.01, 1.0, 30.0], dtype=torch.float64)
+    generator = torch.Generator().manual_seed(0)
+    learner = warmup_steps(1000, torch.zeros(4, 3, dtype=torch.float64))
+    for index in range(1000):
+        states = scales * torch.randn(4, 3, generator=generator, dtype=torch.float64)
+        learner.update(index, states, torch.full((4,), 0.8))
+    # 2,000 states in the last window: a variance has a relative error of sqrt(2 / 2000) = 0.03; z = 5.
+    ratio = learner.inverse_mass / scales.square()
+    assert ((ratio - 1.0).abs() < 5 * 0.0317).all(), ratio
+
+
+def test_nothing_adapts_that_must_not() -> None:
+    learner = Warmup(
+        50,
+        torch.zeros(1, 2),
+        0.3,
+        target=0.8,
+        adapts_step_size=False,
+        adapts_mass=False,
+        find=lambda inverse_mass, step_size: pytest.fail("nothing to find"),
+    )
+    for index in range(50):
+        learner.update(index, torch.randn(1, 2), torch.zeros(1))
+    assert learner.step_size == 0.3
+    assert learner.inverse_mass.tolist() == [1.0, 1.0]
+
+
+@given(st.floats(1e-6, 1e2), st.floats(1e-3, 10.0))
+def test_a_reasonable_step_size_is_within_twice_the_scale(first: float, scale: float) -> None:
+    found = reasonable_step_size(lambda size: math.exp(-size / scale), first)
+    edge = -math.log(0.8) * scale
+    assert edge / 2.001 <= found <= 2.001 * edge
+
+
+def test_the_search_ends_where_nothing_is_ever_accepted() -> None:
+    assert reasonable_step_size(lambda size: 0.0, 1.0) == pytest.approx(1e-10, rel=1.0)
+    assert reasonable_step_size(lambda size: 1.0, 1.0) == pytest.approx(1e3, rel=1.0)
