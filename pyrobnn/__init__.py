@@ -1,7 +1,5 @@
 """Bayesian neural networks on Pyro: any network becomes a Pyro model, every posterior is a guide."""
 
-from typing import TYPE_CHECKING, Any
-
 from pyrobnn import (
     diagnostics,
     distillation,
@@ -24,15 +22,12 @@ from pyrobnn.model import likelihoods, priors
 from pyrobnn.model.bayesianize import BayesianModule, bayesianize
 from pyrobnn.model.supervised import SupervisedModel
 from pyrobnn.prediction import Prediction, Predictive, predict, predict_batches
+from pyrobnn.reporting import plots
 from pyrobnn.reporting.description import describe
 from pyrobnn.sampling import sample
 from pyrobnn.training import History, fit
 from pyrobnn.training.finetuning import finetune
 from pyrobnn.training.running_statistics import recalibrate_batch_norm
-
-if TYPE_CHECKING:
-    from pyrobnn.reporting import plots
-
 
 __all__ = [
     "Batch",
@@ -71,12 +66,3 @@ __all__ = [
     "to_arviz",
     "training",
 ]
-
-
-def __getattr__(name: str) -> Any:
-    """Loads the plots, and matplotlib with them, only when they are used."""
-    if name == "plots":
-        from pyrobnn.reporting import plots
-
-        return plots
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -287,17 +287,14 @@ def _check(model: Any, num_simulations: Any, num_points: Any, num_samples: Any, 
             "unequal size would look like ranks that are not uniform."
         )
     if num_simulations < _EXPECTED * num_bins:
-        raise ValueError(
-            f"num_simulations: the test needs {_EXPECTED} for each of the {num_bins} bins, {_EXPECTED * num_bins} in "
-            f"all, got {num_simulations}."
-        )
+        needed = _EXPECTED * num_bins
+        raise ValueError(f"num_simulations: the test needs {needed} for {num_bins} bins, got {num_simulations}.")
 
 
 def _check_inputs(model: Any, arguments: tuple[Any, ...]) -> None:
     num_data, rows = getattr(model, "num_data", None), next((len(a) for a in arguments if isinstance(a, Tensor)), None)
     if isinstance(num_data, int) and rows is not None and rows != num_data:
         raise ValueError(
-            f"inputs: the model was built with num_data={num_data}, but there are {rows} rows; its posterior would "
-            f"weigh "
-            "each of them otherwise than the data were drawn. Build the model for as many."
+            f"inputs: the model was built with num_data={num_data}, but there are {rows} rows, which its posterior "
+            "would weigh otherwise than the data were drawn. Build the model for as many."
         )

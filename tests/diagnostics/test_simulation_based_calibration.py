@@ -189,7 +189,7 @@ BAD = [
     (
         {"num_simulations": 40},
         ValueError,
-        "num_simulations: the test needs 5 for each of the 10 bins, 50 in all, got 40",
+        "num_simulations: the test needs 50 for 10 bins, got 40",
     ),
     ({"num_samples": 0}, ValueError, "num_samples: expected a positive int"),
     ({"inputs": PROBLEM.x[:5]}, ValueError, "inputs: the model was built with num_data=20, but there are 5 rows"),
