@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import weakref
+from abc import ABCMeta
 
 import pyro.poutine.runtime as runtime
 from pyro.distributions import constraints
@@ -12,7 +13,18 @@ from pyro.poutine.messenger import Messenger
 from torch import nn
 from torch.distributions import Distribution
 
-__all__ = ["announce_parameter", "full_name", "is_observed_from_outside", "sole_handler", "unvalidated"]
+__all__ = [
+    "AbstractModuleMeta",
+    "announce_parameter",
+    "full_name",
+    "is_observed_from_outside",
+    "sole_handler",
+    "unvalidated",
+]
+
+
+class AbstractModuleMeta(type(PyroModule), ABCMeta):  # type: ignore[misc]
+    """Metaclass of PyroModules with abstract members: Pyro's own metaclass cannot be combined with ``abc.ABC``."""
 
 
 class _Itself:

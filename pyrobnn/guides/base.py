@@ -8,7 +8,7 @@ and without gradients, scores them, says how it is trained (:meth:`Guide.step`) 
 from __future__ import annotations
 
 import contextlib
-from abc import ABCMeta, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any
@@ -19,7 +19,7 @@ import torch
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
-from pyrobnn.core.pyro_compat import announce_parameter, full_name, is_observed_from_outside
+from pyrobnn.core.pyro_compat import AbstractModuleMeta, announce_parameter, full_name, is_observed_from_outside
 from pyrobnn.distributions.independent import base_distribution
 from pyrobnn.estimators.base import Estimator
 from pyrobnn.model.divergence import Divergence, PriorTerm, kl_or_difference
@@ -33,11 +33,7 @@ from pyrobnn.steps.base import Step
 __all__ = ["Guide", "Init"]
 
 
-class GuideMeta(type(PyroModule), ABCMeta):  # type: ignore[misc]
-    """Pyro's metaclass of modules, which also refuses to build a guide that lacks an abstract member."""
-
-
-class Guide(PyroModule, metaclass=GuideMeta):  # type: ignore[metaclass]
+class Guide(PyroModule, metaclass=AbstractModuleMeta):  # type: ignore[metaclass]
     """Base of all posterior families.
 
     Args:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from abc import ABCMeta, abstractmethod
+from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -10,6 +10,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from pyrobnn.core.pyro_compat import AbstractModuleMeta
 from pyrobnn.model.likelihoods.missing import MissingTargets
 from pyrobnn.model.likelihoods.predictions import Prediction
 from pyrobnn.model.likelihoods.reductions import MomentReduction, Reduction
@@ -18,11 +19,7 @@ from pyrobnn.model.stochastic import StochasticModule
 __all__ = ["Likelihood"]
 
 
-class _AbstractModule(type(StochasticModule), ABCMeta):  # type: ignore[misc]
-    """Pyro's modules have a metaclass of their own, beside which ``abc.ABC`` cannot stand."""
-
-
-class Likelihood(StochasticModule, metaclass=_AbstractModule):  # type: ignore[metaclass]
+class Likelihood(StochasticModule, metaclass=AbstractModuleMeta):  # type: ignore[metaclass]
     """Base class: subclasses implement :meth:`parameters_of` and :meth:`distribution`; the rest has defaults.
 
     Args:
