@@ -27,6 +27,7 @@ from pyrobnn.core.storage import Document, load_state, read, save_state, write
 from pyrobnn.guides import Guide
 from pyrobnn.model import likelihoods, priors
 from pyrobnn.model.bayesianize import BayesianModule, bayesianize
+from pyrobnn.model.declarations import declared_num_data, latent_sampler
 from pyrobnn.model.layout import Layout
 from pyrobnn.model.supervised import SupervisedModel
 from pyrobnn.reporting.fingerprint import (
@@ -241,7 +242,7 @@ def _known_class(name: str, home: Any, base: type) -> Any:
 
 def _rebuild_guide(spec: dict[str, Any], model: nn.Module, tensors: Mapping[str, Tensor]) -> Guide:
     build = _family(spec)
-    if not hasattr(model, "sample_latents"):
+    if latent_sampler(model) is None:
         raise TypeError(
             f"guide: the latent sites of {type(model).__name__} are not known without data; build the guide "
             "as it was before saving (with example=) and pass it as guide=."
@@ -281,7 +282,7 @@ def _fill(argument: str, module: nn.Module, tensors: Mapping[str, Tensor]) -> No
 
 
 def _check_num_data(spec: dict[str, Any], model: nn.Module) -> None:
-    given = getattr(model, "num_data", None)
+    given = declared_num_data(model)
     if "num_data" in spec and given is not None and given != spec["num_data"]:
         raise ValueError(f"model: it has num_data={given}, but was saved with num_data={spec['num_data']}.")
 

@@ -20,6 +20,7 @@ from pyrobnn.core.arguments import check_positive_int
 from pyrobnn.diagnostics._batches import Piece
 from pyrobnn.guides.base import Guide
 from pyrobnn.model.bayesianize import evaluating, frozen_buffers
+from pyrobnn.model.declarations import latent_sampler
 from pyrobnn.model.draws import Draws, installed_buffers
 from pyrobnn.model.substitution import SubstituteMessenger, unscaled_score
 
@@ -169,7 +170,7 @@ def evenly(available: int, num_samples: int | None) -> Tensor:
 
 def prior_chain(model: Any, names: set[str], num_samples: int, batch: Piece) -> DrawsByChain:
     """Draws of the sites ``names`` from the prior, as one chain."""
-    reader = getattr(model, "sample_latents", None)
+    reader = latent_sampler(model)
 
     def source(start: int, stop: int) -> dict[str, Tensor]:
         draws = []
@@ -201,7 +202,7 @@ def check_sites(model: Any, values: Mapping[str, Tensor], run: SubstituteMesseng
             "model that the posterior was built from, unconditioned."
         )
     expected = sampled if run.observed else set()
-    reader = getattr(model, "sample_latents", None)
+    reader = latent_sampler(model)
     if reader is not None:
         with SubstituteMessenger(values) as latents:
             reader()

@@ -28,6 +28,7 @@ from pyrobnn.diagnostics.importance import default_sites, k_hat_threshold, log_r
 from pyrobnn.diagnostics.weights import WeightStatistics, weight_statistics
 from pyrobnn.guides.base import Guide
 from pyrobnn.metrics.calibration import expected_calibration_error
+from pyrobnn.model.declarations import declared_num_data
 
 __all__ = ["Check", "CheckReport", "check"]
 
@@ -157,8 +158,8 @@ def check(
 
 def _check_noise(model: Any, guide: Guide, run: Evaluation) -> Check:
     name = "ELBO noise floor"
-    num_data = getattr(model, "num_data", None)
-    if not isinstance(num_data, int):
+    num_data = declared_num_data(model)
+    if num_data is None:
         return Check(name, "not applicable", None, "the model does not state num_data, the size of its data set")
     if not guide.facts.density:
         return Check(name, "not applicable", None, f"{type(guide).__name__} is a point estimate or has no density")
@@ -238,7 +239,7 @@ def _error_by_chance(probs: Tensor, repetitions: int = 100) -> float:
 
 def _check_importance(model: Any, guide: Guide, data: Rows, num_samples: int) -> Check:
     name = "k-hat"
-    num_data = getattr(model, "num_data", None)
+    num_data = declared_num_data(model)
     chosen = default_sites(model, guide)
     if not guide.facts.can_marginalize(chosen):
         lacking = next((site for site in chosen if site not in guide.facts.density), chosen[0])

@@ -22,6 +22,7 @@ from torch.distributions import kl_divergence
 from pyrobnn.diagnostics._draws import undisturbed
 from pyrobnn.distributions.independent import base_distribution
 from pyrobnn.guides.base import Guide
+from pyrobnn.model.declarations import latent_sampler
 from pyrobnn.model.layout import Site
 from pyrobnn.model.substitution import SubstituteMessenger
 
@@ -67,7 +68,7 @@ def weight_statistics(model: Any, guide: Guide, *args: Any, num_samples: int = 2
     if not isinstance(guide, Guide):
         raise TypeError(f"guide: expected one of pyrobnn.guides, got {type(guide).__name__}.")
     with undisturbed(model):
-        divergence = _klbase_distribution(model, guide, args, num_samples)
+        divergence = _kl_by_element(model, guide, args, num_samples)
         draws = guide.sample(num_samples)
         return {
             site.name: _statistics(site, divergence.get(site.name), *_moments(guide, site, draws[site.name]))
@@ -94,12 +95,12 @@ def _moments(guide: Guide, site: Site, draws: Tensor) -> tuple[Tensor, Tensor]:
     return draws.mean(0), draws.std(0) if len(draws) > 1 else torch.zeros_like(draws[0])
 
 
-def _klbase_distribution(model: Any, guide: Guide, args: tuple[Any, ...], num_samples: int) -> dict[str, Tensor]:
+def _kl_by_element(model: Any, guide: Guide, args: tuple[Any, ...], num_samples: int) -> dict[str, Tensor]:
     """``KL(q(w_i) ‖ p(w_i | other sites))`` by element, averaged over draws; sites without one left out."""
     if not guide.facts.density:
         return {}
     totals: dict[str, Tensor] = {}
-    reader = getattr(model, "sample_latents", None)
+    reader = latent_sampler(model)
     # A prior that does not depend on other sites, and a closed form, make all draws equal: one is enough
     # then.
     used, is_exact = 0, False

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from pyrobnn.distributions.independent import base_distribution
 from pyrobnn.model.bayesianize import frozen_buffers
+from pyrobnn.model.declarations import latent_sampler
 from pyrobnn.model.priors.base import elementwise_support, is_real
 
 __all__ = ["Layout", "Site", "is_trained"]
@@ -198,7 +199,7 @@ def _find_sites(model: Callable[..., Any], example: tuple[Any, ...] | None) -> I
     """The model's latent sites, from two traces that leave buffers and the random state as they were."""
     if not callable(model):
         raise TypeError(f"model: expected a Pyro model (a callable), got {type(model).__name__}.")
-    reader = getattr(model, "sample_latents", None)
+    reader = latent_sampler(model)
     if reader is None and example is None:
         raise TypeError(
             f"example: the latent sites of {type(model).__name__} are not known without data; pass a batch, such as "

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor
 
 from pyrobnn.core import schedules
+from pyrobnn.model.declarations import declared_num_data
 from pyrobnn.model.divergence import Divergence, prior_terms
 from pyrobnn.model.draws import Draws
 from pyrobnn.model.substitution import SubstituteMessenger, summed_score
@@ -110,9 +111,8 @@ def observed_score(messages: SubstituteMessenger) -> Tensor | float:
 
 def num_data(model: Any, messages: SubstituteMessenger) -> int:
     """N as the model states it, else the size of the largest plate around the observations, else 1."""
-    stated = getattr(model, "num_data", None)
-    if isinstance(stated, int):
-        return stated
+    if (declared := declared_num_data(model)) is not None:
+        return declared
     frames = [frame for message in messages.observed for frame in message["cond_indep_stack"] if frame.vectorized]
     sizes = [frame.full_size or frame.size for frame in frames]
     return max(sizes, default=1)

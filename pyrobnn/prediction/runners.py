@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from pyrobnn.core import random_state
 from pyrobnn.core.trees import leaves, num_rows, take_rows, to_device
 from pyrobnn.model.bayesianize import BayesianModule, evaluating, frozen_buffers
+from pyrobnn.model.declarations import latent_sampler
 from pyrobnn.model.draws import Draws, installed_buffers
 from pyrobnn.model.likelihoods import Likelihood
 from pyrobnn.model.substitution import SubstituteMessenger
@@ -76,7 +77,7 @@ class Runner:
         Raises:
             ValueError: If they do (only for models whose sites are known without data).
         """
-        reader = getattr(self.model, "sample_latents", None)
+        reader = latent_sampler(self.model)
         if reader is None:
             return
         with (

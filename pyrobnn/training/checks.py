@@ -13,6 +13,7 @@ from pyrobnn.core import random_state
 from pyrobnn.core.batches import Batch, Reader
 from pyrobnn.guides.base import Guide
 from pyrobnn.model.bayesianize import evaluating, frozen_buffers
+from pyrobnn.model.declarations import declared_num_data
 
 __all__ = ["check_arguments", "check_loader", "check_optimizer", "check_rows", "check_targets", "stated_rows"]
 
@@ -62,7 +63,7 @@ def check_loader(model: Any, loader: Any, epochs: int, reader: Reader | None = N
     if reader is not None and not callable(reader):
         raise TypeError(f"batch: expected a function from a batch to (inputs, targets), got {reader!r}.")
     if reader is None:  # which may make other rows of what the data set has
-        _check_stated_rows(getattr(model, "num_data", None), loader)
+        _check_stated_rows(declared_num_data(model), loader)
 
 
 def _check_repeatable(name: str, batches: Any, epochs: int) -> None:

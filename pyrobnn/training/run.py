@@ -20,6 +20,7 @@ from pyrobnn.core import random_state
 from pyrobnn.core.batches import Batch, Reader
 from pyrobnn.guides.base import Guide
 from pyrobnn.model.bayesianize import frozen_buffers
+from pyrobnn.model.declarations import declared_num_data
 from pyrobnn.objectives import NonFiniteLossError, Objective, Parts
 from pyrobnn.training.checks import check_rows, check_targets
 from pyrobnn.training.history import History
@@ -131,7 +132,7 @@ class Run:
         if rows == 0:
             raise ValueError("loader: it yielded no batch; the data set is empty or drop_last left nothing.")
         if first:
-            check_rows(getattr(self.model, "num_data", None), self.loader, rows, self.reader)
+            check_rows(declared_num_data(self.model), self.loader, rows, self.reader)
         if names := became_non_finite(self.model, self.guide, good):
             self._fail(
                 f"the last step made the parameters non-finite ({names[0]}); lower the learning rate.",

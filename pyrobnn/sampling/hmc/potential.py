@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from pyrobnn.core.pyro_compat import unvalidated
 from pyrobnn.model.bayesianize import buffers, frozen_buffers
+from pyrobnn.model.declarations import example_if_needed
 from pyrobnn.model.divergence import prior_terms
 from pyrobnn.model.initialization import Init, initial_values
 from pyrobnn.model.layout import Layout
@@ -61,7 +62,7 @@ class Potential:
                     f"model: the BatchNorm layer {name!r} is in training mode, where the data of a batch depend on "
                     "each other and there is no posterior to sample; call model.eval() to use its running statistics."
                 )
-        self.layout = Layout.of(model, example=None if hasattr(model, "sample_latents") else args)
+        self.layout = Layout.of(model, example=example_if_needed(model, args))
         self.num_latents = self.layout.size
         self._flat_prior: FlatNormalPrior | None = None
         self._recorded: dict[Any, ValueAndGrad] = {}

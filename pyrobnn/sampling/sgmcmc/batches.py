@@ -10,6 +10,7 @@ import torch
 from pyrobnn.core import random_state
 from pyrobnn.core.batches import Batch, Reader, check_inputs
 from pyrobnn.core.trees import to_device
+from pyrobnn.model.declarations import declared_num_data
 from pyrobnn.model.supervised import SupervisedModel
 from pyrobnn.training.checks import check_loader, check_rows, check_targets
 from pyrobnn.training.state import generators
@@ -106,7 +107,7 @@ class Batches:
         if self.index == 0:
             raise ValueError("data: the loader yielded no batch; the data set is empty or drop_last left nothing.")
         if self.epoch == 0:
-            check_rows(getattr(self.model, "num_data", None), self.data, self.rows, self.reader)
+            check_rows(declared_num_data(self.model), self.data, self.rows, self.reader)
         self.epoch, self.index, self._iterator = self.epoch + 1, 0, None
 
     # ------------------------------------------------------------------------------------- places in the stream
@@ -148,7 +149,7 @@ def all_data(
         batch.check(index)
         check_targets(model, batch)
     joined = Batch.join(batches) if len(batches) > 1 else batches[0]
-    check_rows(getattr(model, "num_data", None), batches, joined.rows)
+    check_rows(declared_num_data(model), batches, joined.rows)
     return joined.args
 
 

@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 
 from pyrobnn.core import random_state
 from pyrobnn.core.batches import Reader
+from pyrobnn.model.declarations import example_if_needed
 from pyrobnn.model.layout import Layout
 from pyrobnn.objectives.parts import NonFiniteLossError
 from pyrobnn.sampling.initialization import ChainInit, check_start, initial_points
@@ -51,7 +52,7 @@ def start_run(
     """
     batches = Batches(model, data, device, reader)
     args = batches.peek()
-    example = None if hasattr(model, "sample_latents") else args
+    example = example_if_needed(model, args)
     layout = Layout.of(model, example=example)
     batches.check()
     start = initial_points(layout, model, init, num_chains)

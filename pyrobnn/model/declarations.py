@@ -1,0 +1,28 @@
+"""What a Pyro model may declare beside being callable: its latent sites, and the number of its data.
+
+Models of this library declare both; for any other Pyro model the functions here return None. This is the only module
+that looks for these attributes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+__all__ = ["declared_num_data", "example_if_needed", "latent_sampler"]
+
+
+def latent_sampler(model: Any) -> Callable[[], Any] | None:
+    """The model's method ``sample_latents``, which draws every latent site without data; None if it has none."""
+    return getattr(model, "sample_latents", None)
+
+
+def example_if_needed(model: Any, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    """Arguments for the run of the model that shows its latent sites; None if the model draws them without data."""
+    return args if latent_sampler(model) is None else None
+
+
+def declared_num_data(model: Any) -> int | None:
+    """The number N of training data that the model declares as ``num_data``; None if it declares none."""
+    declared = getattr(model, "num_data", None)
+    return declared if isinstance(declared, int) else None
