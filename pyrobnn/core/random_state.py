@@ -12,10 +12,11 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
+import pyro
 import torch
 from torch import Tensor
 
-__all__ = ["State", "preserved", "read", "read_all", "seed", "seeded", "write", "write_all"]
+__all__ = ["State", "local", "preserved", "read", "read_all", "seed", "seeded", "write", "write_all"]
 
 State = tuple[Tensor, Tensor | None]
 
@@ -41,6 +42,24 @@ def seed(value: int, device: torch.device) -> None:
     if device.type == "cuda":
         with torch.cuda.device(device):
             torch.cuda.manual_seed(value)
+
+
+@contextlib.contextmanager
+def local(value: int | None) -> Iterator[None]:
+    """Seeds torch, NumPy, Python and Pyro for the block; their states of before are restored after it.
+
+    Args:
+        value: The seed; None leaves the generators as they are, and what the block draws from them is drawn.
+    """
+    if value is None:
+        yield
+        return
+    before = read_all()
+    pyro.set_rng_seed(value)
+    try:
+        yield
+    finally:
+        write_all(before)
 
 
 def read(device: torch.device) -> State:

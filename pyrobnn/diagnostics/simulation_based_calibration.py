@@ -22,7 +22,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
-import pyro
 import torch
 from pyro.infer import MCMC
 from torch import Tensor
@@ -186,29 +185,28 @@ def sbc(
     _check_inputs(model, arguments)
     device = next((p.device for p in model.parameters()), torch.device("cpu")) if hasattr(model, "parameters") else None
     device = torch.device("cpu") if device is None else device
-    if seed is not None:
-        pyro.set_rng_seed(seed)
-    # The inference may seed the generators: what is random here uses seeds drawn beforehand.
-    seeds = torch.randint(2**62, (num_simulations, 2)).tolist()
-    ranks: list[Tensor] = []
-    names: tuple[str, ...] = ()
-    for before, after in tqdm(seeds, disable=not progress, unit="simulation"):
-        with random_state.seeded(before, device):
-            truth, target = _simulate(model, arguments, observed)
-        own = copy.deepcopy(model)
-        data = (*arguments, target)
-        posterior = infer(own, data)
-        with random_state.seeded(after, device), undisturbed(own):
-            draws = _draws(posterior, num_samples)
-            if missing := sorted(set(truth) - set(draws)):
-                raise ValueError(f"infer: the posterior it returned lacks the site {missing[0]!r} of the model.")
-            rows = [_evaluate(own, draws.at(i), data, quantities, num_points) for i in range(num_samples)]
-            true = _evaluate(own, truth, data, quantities, num_points)
-            names = tuple(true)
-            found = torch.stack([torch.stack([row[name] for name in names]) for row in rows])
-            value = torch.stack([true[name] for name in names])
-            ties = (found == value).sum(0)
-            ranks.append((found < value).sum(0) + (torch.rand(len(ties)) * (ties + 1)).long())
+    with random_state.local(seed):
+        # The inference may seed the generators: what is random here uses seeds drawn beforehand.
+        seeds = torch.randint(2**62, (num_simulations, 2)).tolist()
+        ranks: list[Tensor] = []
+        names: tuple[str, ...] = ()
+        for before, after in tqdm(seeds, disable=not progress, unit="simulation"):
+            with random_state.seeded(before, device):
+                truth, target = _simulate(model, arguments, observed)
+            own = copy.deepcopy(model)
+            data = (*arguments, target)
+            posterior = infer(own, data)
+            with random_state.seeded(after, device), undisturbed(own):
+                draws = _draws(posterior, num_samples)
+                if missing := sorted(set(truth) - set(draws)):
+                    raise ValueError(f"infer: the posterior it returned lacks the site {missing[0]!r} of the model.")
+                rows = [_evaluate(own, draws.at(i), data, quantities, num_points) for i in range(num_samples)]
+                true = _evaluate(own, truth, data, quantities, num_points)
+                names = tuple(true)
+                found = torch.stack([torch.stack([row[name] for name in names]) for row in rows])
+                value = torch.stack([true[name] for name in names])
+                ties = (found == value).sum(0)
+                ranks.append((found < value).sum(0) + (torch.rand(len(ties)) * (ties + 1)).long())
     return SimulationBasedCalibration(names, torch.stack(ranks), num_samples, num_bins)
 
 

@@ -18,11 +18,11 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import pyro
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from pyrobnn.core import random_state
 from pyrobnn.core.arguments import check_positive_int
 from pyrobnn.distillation.flat_draws import FlatDraws, random_rows
 from pyrobnn.distillation.standardization import Standards, principal_axes
@@ -80,7 +80,7 @@ def distill(
         device: Where to train; None: where the draws are.
         max_bytes: Up to which size all draws are kept there; more are read from the guide, and if need be from its
             files, batch by batch.
-        seed: Seeds torch, numpy, Python and Pyro at the start.
+        seed: Seeds torch, NumPy, Python and Pyro for this call; their states are restored afterwards.
         progress: Show a progress bar.
 
     Returns:
@@ -108,45 +108,46 @@ def distill(
         steps, batch_size, critic_steps, critic_hidden, penalty, rate, betas, averaging, match_moments
     )
     check_positive_int("max_bytes", max_bytes)
-    if seed is not None:
-        pyro.set_rng_seed(seed)
-    draws = FlatDraws(guide)
-    if draws.count is not None and draws.count < batch_size:
-        raise ValueError(
-            f"batch_size: the guide has {draws.count} draws, fewer than the {batch_size} of a batch, which the critic "
-            "would learn by heart; keep more draws, or lower batch_size."
-        )
-    standards = Standards.of(draws.blocks(), guide.layout)
-    home = standards.loc.device
-    place = home if device is None else torch.device(device)
-    axes = spread = None
-    if components is None:
-        batch = draws.reader(batch_size, place, max_bytes, standards)
-    else:
-        axes = principal_axes(draws.blocks, standards, components, max_bytes // (4 * guide.layout.size))
-        if axes.explained < _ENOUGH:
-            warnings.warn(
-                f"components: the draws' {len(axes.basis)} principal axes hold {axes.explained:.0%} of their variance; "
-                "variation outside them is not learned. Take more, or None to generate weights.",
-                stacklevel=2,
+    with random_state.local(seed):
+        draws = FlatDraws(guide)
+        if draws.count is not None and draws.count < batch_size:
+            raise ValueError(
+                f"batch_size: the guide has {draws.count} draws, fewer than the {batch_size} of a batch, "
+                "which the critic would learn by heart; keep more draws, or lower batch_size."
             )
-        components = len(axes.basis)
-        coordinates = axes.coordinates.to(place)
-        spread = coordinates.std(0)
+        standards = Standards.of(draws.blocks(), guide.layout)
+        home = standards.loc.device
+        place = home if device is None else torch.device(device)
+        axes = spread = None
+        if components is None:
+            batch = draws.reader(batch_size, place, max_bytes, standards)
+        else:
+            axes = principal_axes(draws.blocks, standards, components, max_bytes // (4 * guide.layout.size))
+            if axes.explained < _ENOUGH:
+                warnings.warn(
+                    f"components: the draws' {len(axes.basis)} principal axes hold {axes.explained:.0%} of their "
+                    "variance; variation outside them is not learned. Take more, or None to generate weights.",
+                    stacklevel=2,
+                )
+            components = len(axes.basis)
+            coordinates = axes.coordinates.to(place)
+            spread = coordinates.std(0)
 
-        def batch() -> Tensor:
-            return random_rows(coordinates, batch_size)
+            def batch() -> Tensor:
+                return random_rows(coordinates, batch_size)
 
-    generator = Generator(guide, hidden, latent_dim, components=components, num_samples=draws.count).to(standards.loc)
-    if axes is not None:
-        generator.basis = axes.basis
-    generator.loc.copy_(standards.loc)
-    generator.scale.copy_(standards.scale)
-    wgan = WGAN(generator.to(place), settings, spread)
-    with tqdm(total=steps, disable=not progress, unit="step") as bar:
-        while wgan.step < steps:
-            _train(wgan, batch, min(100, steps - wgan.step), bar)
-    return wgan.finish().to(home)
+        generator = Generator(guide, hidden, latent_dim, components=components, num_samples=draws.count).to(
+            standards.loc
+        )
+        if axes is not None:
+            generator.basis = axes.basis
+        generator.loc.copy_(standards.loc)
+        generator.scale.copy_(standards.scale)
+        wgan = WGAN(generator.to(place), settings, spread)
+        with tqdm(total=steps, disable=not progress, unit="step") as bar:
+            while wgan.step < steps:
+                _train(wgan, batch, min(100, steps - wgan.step), bar)
+        return wgan.finish().to(home)
 
 
 def _train(wgan: WGAN, batch: Callable[[], Tensor], steps: int, bar: Any) -> None:

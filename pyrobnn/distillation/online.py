@@ -20,7 +20,7 @@ from pyrobnn.distillation.standardization import Standards
 from pyrobnn.distillation.wgan import WGAN, WGANSettings
 from pyrobnn.guides.generator import Generator
 from pyrobnn.objectives.parts import NonFiniteLossError
-from pyrobnn.sampling.initialization import ChainInit, seed_chains
+from pyrobnn.sampling.initialization import ChainInit, chain_seed
 from pyrobnn.sampling.kernels.base import StochasticGradientKernel
 from pyrobnn.sampling.sampling_mode import BatchNormPolicy, sampled
 from pyrobnn.sampling.sgmcmc.run import start_run
@@ -73,7 +73,7 @@ def online_distill(
         latent_dim: Length of the noise that it turns into weights.
         steps: Steps of the generator, in all rounds.
         device: Moves the model and each batch there, where the training is then done, too.
-        seed: Seeds torch, numpy, Python and Pyro at the start.
+        seed: Seeds torch, NumPy, Python and Pyro for this call; their states are restored afterwards.
         progress: Show a progress bar.
         **options: ``batch_size``, ``critic_steps``, ``critic_hidden``, ``penalty``, ``lr``, ``betas``, ``averaging``
             and ``match_moments`` of :func:`distill`.
@@ -109,10 +109,9 @@ def online_distill(
             f"draw "
             "more, or lower buffer_size."
         )
-    seed_chains(seed)
     if device is not None and isinstance(model, nn.Module):
         model.to(device)
-    with sampled(model, batch_norm):
+    with chain_seed(seed), sampled(model, batch_norm):
         run = start_run(
             model,
             data,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import pyro
@@ -19,17 +20,18 @@ from pyrobnn.model.layout import Layout
 from pyrobnn.model.substitution import SubstituteMessenger
 from pyrobnn.objectives.parts import NonFiniteLossError
 
-__all__ = ["ChainInit", "check_start", "initial_points", "seed_chains"]
+__all__ = ["ChainInit", "chain_seed", "check_start", "initial_points"]
 
 ChainInit = MemberInit | Guide
 
 
-def seed_chains(seed: int | None) -> None:
-    """Seeds torch, numpy, Python and Pyro, if there is a seed."""
-    if seed is not None:
-        pyro.set_rng_seed(seed)
-        # Fresh starts are to differ from a network that was built under the same seed.
-        torch.manual_seed(int(torch.randint(2**62, ())))
+@contextlib.contextmanager
+def chain_seed(seed: int | None) -> Iterator[None]:
+    """Seeds torch, NumPy, Python and Pyro for the block, if there is a seed; restores their states after it."""
+    with random_state.local(seed):
+        if seed is not None:  # fresh starts are to differ from a network that was built under the same seed
+            torch.manual_seed(int(torch.randint(2**62, ())))
+        yield
 
 
 def initial_points(layout: Layout, model: Any, init: ChainInit, num_chains: int) -> Tensor:

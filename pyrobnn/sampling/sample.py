@@ -18,7 +18,7 @@ from pyrobnn.core.arguments import check_int, check_positive_int
 from pyrobnn.core.batches import Reader
 from pyrobnn.guides.chains import Chains
 from pyrobnn.model.layout import Layout
-from pyrobnn.sampling.initialization import ChainInit, initial_points, seed_chains
+from pyrobnn.sampling.initialization import ChainInit, chain_seed, initial_points
 from pyrobnn.sampling.kernels.base import FullBatchKernel, Kernel, StochasticGradientKernel
 from pyrobnn.sampling.sampling_mode import BatchNormPolicy, sampled
 from pyrobnn.sampling.sgmcmc.batches import all_data
@@ -72,7 +72,7 @@ def sample(
             posterior; ``"freeze"`` declares that the running statistics are constants of the model.
         vmap: Whether SG-MCMC steps all chains in one vectorized pass; ``"auto"`` does where that is faster and
             possible.
-        seed: Seeds torch, numpy, Python and Pyro at the start.
+        seed: Seeds torch, NumPy, Python and Pyro for this call; their states are restored afterwards.
         device: Moves the model and each batch there.
         max_bytes: Memory for draws; more than that is refused without ``directory``, and else stays on disk.
         directory: SG-MCMC only: where each kept draw is written to, in safetensors files, with the state of the run.
@@ -95,10 +95,9 @@ def sample(
             ``max_bytes``, or ``directory`` holds another run.
     """
     _check(kernel, num_samples, warmup_steps, thinning, num_chains, vmap, max_bytes, directory, resume)
-    seed_chains(seed)
     if device is not None and isinstance(model, nn.Module):
         model.to(device)
-    with sampled(model, batch_norm):
+    with chain_seed(seed), sampled(model, batch_norm):
         if isinstance(kernel, FullBatchKernel):
             args = all_data(model, data, device, batch)
             example = None if hasattr(model, "sample_latents") else args

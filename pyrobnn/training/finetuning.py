@@ -15,13 +15,13 @@ from collections.abc import Callable, Iterable, Iterator, Sized
 from functools import partial
 from typing import Any, Literal
 
-import pyro
 import pyro.distributions as dist
 import torch
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
+from pyrobnn.core import random_state
 from pyrobnn.estimators import EstimatorSpec, PerGroup
 from pyrobnn.guides import DeltaMixture, Guide, LowRankEnsemble, MeanField
 from pyrobnn.model.likelihoods import Categorical, Likelihood
@@ -117,7 +117,8 @@ def finetune(
         batch_norm: ``"freeze"``: BatchNorm layers normalize by the pretrained running statistics, in fine-tuning as in
             prediction. Under those of a batch (``"train"``), draws would be fitted to a network other than the one that
             predicts, and the regularizer, which sees the latter, could degrade it unnoticed.
-        seed: Seeds torch, numpy, Python and Pyro at the start, which fixes where the posterior starts, too.
+        seed: Seeds torch, NumPy, Python and Pyro for this call, which fixes where the posterior starts, too; their
+            states are restored afterwards.
         **options: Passed on to :func:`pyrobnn.fit` (``device``, ``validation``, ``progress`` …).
 
     Returns:
@@ -130,34 +131,33 @@ def finetune(
     """
     if batch_norm not in ("freeze", "train"):
         raise ValueError(f"batch_norm: expected 'freeze' or 'train', got {batch_norm!r}.")
-    if seed is not None:
-        pyro.set_rng_seed(seed)
-    count = _num_data(loader) if num_data is None else num_data
-    rule = dist.Normal(0.0, (2e-4 * count) ** -0.5) if prior is None else prior
-    if posterior == "last_layer":
-        rule = last_layer(net, rule)  # type: ignore[arg-type]
-    net = _without_dropout(net)
-    own = Categorical() if likelihood is None else copy.deepcopy(likelihood)
-    model = SupervisedModel(net, own, rule, num_data=count, output=output)
-    guide = _guide(model, posterior, num_members, members_per_step=1 if auxiliary is None else None)
-    elbo: ELBO
-    if auxiliary is None:
-        rise, slow, elbo = RISE, SLOW, ELBO(estimator=estimator)
-    else:
-        rise, slow = RISE_TO_DISAGREE, SLOW_TO_DISAGREE / _depth(net)
-        if estimator is None:
-            estimator = _estimator_to_disagree(guide, members_may_split=batch_norm == "freeze")
-        elbo = RegularizedELBO(auxiliary, threshold, weight, estimator=estimator)
-    lr, mean_share = slow if lr is None else lr, 1.0
-    if options.keys().isdisjoint({"scheduler", "optimizer"}):
-        options["scheduler"], mean_share = partial(_falling, epochs=epochs), 0.5
-    if scale_lr is None and not guide.facts.gaussian:  # factors of members, not log scales
-        scale_lr = lr if auxiliary is None else FACTORS_TO_DISAGREE * lr
-    elif scale_lr is None:
-        scale_lr = _scale_lr(loader, epochs, rise) / mean_share
-    with frozen_batch_norm(model) if batch_norm == "freeze" else contextlib.nullcontext():
-        fit(model, guide, loader, epochs=epochs, lr=lr, scale_lr=scale_lr, elbo=elbo, seed=seed, **options)
-    return model, guide
+    with random_state.local(seed):
+        count = _num_data(loader) if num_data is None else num_data
+        rule = dist.Normal(0.0, (2e-4 * count) ** -0.5) if prior is None else prior
+        if posterior == "last_layer":
+            rule = last_layer(net, rule)  # type: ignore[arg-type]
+        net = _without_dropout(net)
+        own = Categorical() if likelihood is None else copy.deepcopy(likelihood)
+        model = SupervisedModel(net, own, rule, num_data=count, output=output)
+        guide = _guide(model, posterior, num_members, members_per_step=1 if auxiliary is None else None)
+        elbo: ELBO
+        if auxiliary is None:
+            rise, slow, elbo = RISE, SLOW, ELBO(estimator=estimator)
+        else:
+            rise, slow = RISE_TO_DISAGREE, SLOW_TO_DISAGREE / _depth(net)
+            if estimator is None:
+                estimator = _estimator_to_disagree(guide, members_may_split=batch_norm == "freeze")
+            elbo = RegularizedELBO(auxiliary, threshold, weight, estimator=estimator)
+        lr, mean_share = slow if lr is None else lr, 1.0
+        if options.keys().isdisjoint({"scheduler", "optimizer"}):
+            options["scheduler"], mean_share = partial(_falling, epochs=epochs), 0.5
+        if scale_lr is None and not guide.facts.gaussian:  # factors of members, not log scales
+            scale_lr = lr if auxiliary is None else FACTORS_TO_DISAGREE * lr
+        elif scale_lr is None:
+            scale_lr = _scale_lr(loader, epochs, rise) / mean_share
+        with frozen_batch_norm(model) if batch_norm == "freeze" else contextlib.nullcontext():
+            fit(model, guide, loader, epochs=epochs, lr=lr, scale_lr=scale_lr, elbo=elbo, seed=seed, **options)
+        return model, guide
 
 
 @contextlib.contextmanager

@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from tqdm.auto import tqdm
 
+from pyrobnn.core import random_state
 from pyrobnn.core.batches import Reader
 from pyrobnn.core.denormals import denormals_as_zero
 from pyrobnn.core.storage import load_state, save_state
@@ -84,7 +85,7 @@ def fit(
         validation: Batches for the log predictive density after each epoch.
         patience: Stop after so many epochs without a better validation value, and go back to the best epoch.
         callbacks: Called with the history after each epoch; one that returns True ends the training.
-        seed: Seeds torch, numpy, Python and Pyro at the start.
+        seed: Seeds torch, NumPy, Python and Pyro for this call; their states are restored afterwards.
         device: Moves the model, the guide and each batch there.
         progress: Show a progress bar.
         checkpoint: A directory to which the whole training state is saved after each epoch.
@@ -104,33 +105,32 @@ def fit(
     """
     check_arguments(model, guide, loader, epochs, patience, clip_norm, validation, checkpoint, resume, batch)
     check_optimizer(optimizer, scheduler, checkpoint)
-    if seed is not None:
-        pyro.set_rng_seed(seed)
-    if device is not None:
-        model.to(device)
-        guide.to(device)
-    run = Run(
-        model,
-        guide,
-        elbo or ELBO(),
-        make_optimizer(model, guide, optimizer, lr, scale_lr, [p for player in players for p in player.parameters]),
-        loader,
-        validation=validation,
-        clip_norm=clip_norm,
-        device=device,
-        reader=batch,
-        epochs=epochs,
-        players=players,
-    )
-    run.scheduler = None if scheduler is None else scheduler(run.torch_optimizer)
-    if resume and checkpoint is not None:
-        with contextlib.suppress(FileNotFoundError):
-            write_run(run, load_state(checkpoint))
-    with denormals_as_zero():
-        _train(run, epochs, patience, callbacks, checkpoint, progress)
-    if patience is not None and run.best is not None:
-        write_tensors(model, guide, run.best)
-    return run.history
+    with random_state.local(seed):
+        if device is not None:
+            model.to(device)
+            guide.to(device)
+        run = Run(
+            model,
+            guide,
+            elbo or ELBO(),
+            make_optimizer(model, guide, optimizer, lr, scale_lr, [p for player in players for p in player.parameters]),
+            loader,
+            validation=validation,
+            clip_norm=clip_norm,
+            device=device,
+            reader=batch,
+            epochs=epochs,
+            players=players,
+        )
+        run.scheduler = None if scheduler is None else scheduler(run.torch_optimizer)
+        if resume and checkpoint is not None:
+            with contextlib.suppress(FileNotFoundError):
+                write_run(run, load_state(checkpoint))
+        with denormals_as_zero():
+            _train(run, epochs, patience, callbacks, checkpoint, progress)
+        if patience is not None and run.best is not None:
+            write_tensors(model, guide, run.best)
+        return run.history
 
 
 def _train(

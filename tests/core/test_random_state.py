@@ -7,6 +7,7 @@ import random
 from collections.abc import Callable
 
 import numpy as np
+import pyro
 import pytest
 import torch
 from torch import Tensor
@@ -92,3 +93,31 @@ def test_given_generators_are_read_and_written() -> None:
         assert torch.equal(torch.randn(3, generator=generator), known)
     with pytest.raises(ValueError, match="zip"):
         random_state.write_all(state, generators[:1])
+
+
+def test_a_local_seed_restores_every_generator() -> None:
+    """Torch, NumPy and Python continue as if the block had not been; the block itself is fixed by the seed."""
+
+    def numbers() -> list[float]:
+        return [float(torch.rand(())), float(np.random.rand()), random.random()]  # noqa: NPY002
+
+    pyro.set_rng_seed(1)
+    numbers()
+    expected = numbers()
+    pyro.set_rng_seed(1)
+    numbers()
+    with random_state.local(5):
+        first = numbers()
+    assert numbers() == expected
+    with random_state.local(5):
+        assert numbers() == first
+    with random_state.local(None):
+        drawn = numbers()
+    assert drawn not in (first, expected)
+
+
+def test_a_local_seed_is_restored_after_an_error() -> None:
+    before = random_state.read_all()
+    with contextlib.suppress(KeyError), random_state.local(5):
+        raise KeyError
+    assert torch.equal(random_state.read_all()["torch"], before["torch"])
