@@ -19,11 +19,12 @@ settings.load_profile("pyrobnn")
 
 @pytest.fixture(autouse=True)
 def reproducible() -> Iterator[None]:
-    """Seeds of torch, NumPy and random; one thread, so that sums keep order; an empty parameter store."""
+    """Seeds of torch, NumPy and random; one thread, so that sums keep order; an empty store; Pyro's validation on."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     pyro.set_rng_seed(0)
     pyro.clear_param_store()
-    yield
+    with pyro.validation_enabled(True):  # restored also where a test switches it off
+        yield
     pyro.clear_param_store()
     torch.set_num_threads(threads)
