@@ -183,10 +183,10 @@ class MCDropout(Guide):
     def _training_draw(self, noise: Tensor | None = None) -> Draws:
         if not self.per_example:
             draw = self.rsample()
-            draw.around = (_silent_dropout,)
+            draw.contexts = (_dropout_off,)
             return draw
         values = self.layout.constrain(self.layout.split(self.flat_loc))
-        return Draws(values, around=(_silent_dropout, self._input_masks))
+        return Draws(values, contexts=(_dropout_off, self._input_masks))
 
     @contextlib.contextmanager
     def _input_masks(self, model: nn.Module) -> Iterator[None]:
@@ -254,8 +254,8 @@ def _mask_inputs(masks: dict[str, Tensor], name: str, rate: float) -> Callable[.
 
 
 @contextlib.contextmanager
-def _silent_dropout(model: nn.Module) -> Iterator[None]:
-    """Dropout of the converted networks in evaluation mode while the block lasts."""
+def _dropout_off(model: nn.Module) -> Iterator[None]:
+    """Sets the dropout layers of the converted networks to evaluation mode for the block."""
     networks = [network.network for network in bayesian_modules(model)]
     kinds = (*DROPOUTS, nn.RNNBase, nn.MultiheadAttention)  # the last two have no other difference between modes
     modules = [m for network in networks for m in network.modules() if isinstance(m, kinds) and m.training]

@@ -1,4 +1,4 @@
-"""The divergence of a posterior from the prior, whole: every site and what couples them."""
+"""The divergence of a posterior from the prior, summed over all sites."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.distributions import kl_divergence
+
+from pyrobnn.model.substitution import masked_sum
 
 __all__ = ["Divergence", "PriorTerm", "kl_or_difference", "prior_terms"]
 
@@ -29,18 +31,12 @@ class PriorTerm(NamedTuple):
 
     @property
     def is_plain(self) -> bool:
-        """Whether the log density counts once and whole."""
+        """Whether the log density is neither scaled nor masked."""
         return self.mask is None and isinstance(self.scale, float | int) and self.scale == 1.0
 
     def sum(self, score: Tensor) -> Tensor:
         """The sum of a log density or divergence of the prior's batch shape, under mask and scale."""
-        mask, scale = self.mask, self.scale
-        if mask is not None and mask is not True:
-            score = score * 0.0 if mask is False else torch.where(mask, score, torch.zeros_like(score))
-        if torch.is_tensor(scale):
-            return (score * scale).sum()
-        total = score.sum()
-        return total if scale == 1.0 else total * scale
+        return masked_sum(score, self.mask, self.scale)
 
 
 def prior_terms(messages: list[Any]) -> dict[str, PriorTerm]:
@@ -53,11 +49,12 @@ class Divergence:
     """A divergence from the prior in nats; ``total`` is the sum of ``by_site`` and ``joint``.
 
     Attributes:
-        total: The whole.
+        total: The divergence of all sites.
         joint: Minus the entropy of sites that are coupled, whose entries of ``by_site`` are cross-entropies
             ``-E log p``; zero where all sites are independent.
-        exact: Whether it is the same for every draw (a closed form) rather than an estimate from one.
-        name: What it is: ``"KL"``, or ``"-log prior"`` of points.
+        exact: Whether it is a closed form, the same for every draw, rather than an estimate from one draw.
+        name: What it is: ``"KL"``, or ``"-log prior"`` for point estimates.
+        sites: Computes ``by_site``.
     """
 
     total: Tensor
@@ -68,7 +65,7 @@ class Divergence:
 
     @cached_property
     def by_site(self) -> Mapping[str, Tensor]:
-        """The terms of single sites, computed when first asked for."""
+        """The terms of single sites, computed at the first access."""
         return self.sites()
 
     @classmethod

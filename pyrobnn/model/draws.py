@@ -1,4 +1,4 @@
-"""Draws of a posterior, with all that running a model under them and scoring them needs."""
+"""Draws of a posterior: site values, and what is needed to run a model with them and to score them."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from pyrobnn.model.bayesianize import buffers, exchanged_buffers
 from pyrobnn.model.substitution import SubstituteMessenger
 
-__all__ = ["Draws", "Surroundings", "installed_buffers"]
+__all__ = ["Draws", "RunContext", "installed_buffers"]
 
-Surroundings: TypeAlias = Callable[[nn.Module], contextlib.AbstractContextManager[Any]]
-"""Context managers of a run of the model under a draw, such as masks on the inputs of layers."""
+RunContext: TypeAlias = Callable[[nn.Module], contextlib.AbstractContextManager[Any]]
+"""Makes a context manager in which the model is run, such as one that masks the inputs of layers."""
 
 
 class Draws(dict[str, Tensor]):
@@ -24,13 +24,13 @@ class Draws(dict[str, Tensor]):
 
     Args:
         values: Values by site.
-        buffers: Buffers that these draws are to be run with, by their name in the model, ``[K, *buffer shape]``;
-            all other buffers are the model's own.
-        component: For a mixture of finitely many atoms: which of them, an integer tensor ``[]`` or ``[K]``.
-        record: What the step or guide that made the draw keeps for scoring it: noise, moments, its memory.
-        size: Number K of draws where the step makes several at once; None for one draw, or if it is not needed.
-        live: Whether ``buffers`` keep what the model writes into them (those of a training step do).
-        around: Context managers of a run of the model.
+        buffers: Values for buffers of the model, by their name in it, ``[K, *buffer shape]``; the model's other
+            buffers are used as they are.
+        component: Index of the component of a finite mixture that each draw is, an integer tensor ``[]`` or ``[K]``.
+        record: State that the step or guide needs to compute the divergence of this draw; private to it.
+        size: Number K of draws where a training step makes all members of an ensemble at once, else None.
+        live: Whether a run of the model writes into ``buffers`` themselves (as in training) instead of into copies.
+        contexts: Context managers that each run of the model is made in.
     """
 
     def __init__(
@@ -42,16 +42,16 @@ class Draws(dict[str, Tensor]):
         record: Any = None,
         size: int | None = None,
         live: bool = False,
-        around: Iterable[Surroundings] = (),
+        contexts: Iterable[RunContext] = (),
     ) -> None:
         super().__init__(values)
         self.buffers = dict(buffers or {})
         self.component, self.record, self.size, self.live = component, record, size, live
-        self.around = tuple(around)
+        self.contexts = tuple(contexts)
 
     @classmethod
     def of(cls, draws: Mapping[str, Tensor]) -> Draws:
-        """The draws themselves, with no buffers if they have none."""
+        """``draws`` as :class:`Draws`: the same object if it is one, else without buffers."""
         return draws if isinstance(draws, Draws) else cls(draws)
 
     @classmethod
@@ -59,14 +59,14 @@ class Draws(dict[str, Tensor]):
         """Draws of different sites as one, in the given order; at most one part has a component."""
         parts = list(parts)
         values = {name: value for part in parts for name, value in part.items()}
-        own = {name: value for part in parts for name, value in part.buffers.items()}
+        merged_buffers = {name: value for part in parts for name, value in part.buffers.items()}
         return cls(
             {name: values[name] for name in order},
-            own,
+            merged_buffers,
             component=next((part.component for part in parts if part.component is not None), None),
             record=record,
             live=any(part.live for part in parts),
-            around=[around for part in parts for around in part.around],
+            contexts=[context for part in parts for context in part.contexts],
         )
 
     def at(self, index: Any) -> Draws:
@@ -76,21 +76,21 @@ class Draws(dict[str, Tensor]):
             {name: value[index] for name, value in self.buffers.items()},
             component=None if self.component is None else self.component[index],
             live=self.live,
-            around=self.around,
+            contexts=self.contexts,
         )
 
     def running(
         self, model: Callable[..., Any], *, update: bool
     ) -> contextlib.AbstractContextManager[SubstituteMessenger]:
-        """Surrounds one run of the model under this draw.
+        """Context manager for one run of the model with the values of this draw.
 
         Args:
             model: The model.
-            update: Whether what the run writes into the model's own buffers (running statistics) is kept. Buffers of
-                the draw keep it if they are live.
+            update: Whether what the run writes into the model's own buffers (running statistics) stays there. For
+                buffers of the draw, ``live`` decides.
 
         Returns:
-            A context manager that gives the handler, in which the run writes down its sites.
+            A context manager; entering it gives the handler that records the sample sites of the run.
 
         Raises:
             KeyError: If the model has no buffer of a name that the draw has.
@@ -98,65 +98,65 @@ class Draws(dict[str, Tensor]):
         run = SubstituteMessenger(self, direct=not dist.is_validation_enabled())  # fit validates in its first epoch
         if not isinstance(model, nn.Module):
             return run
-        if not self.buffers and not self.around and (update or not _slots(model, ())[1]):
+        if not self.buffers and not self.contexts and (update or not _buffer_slots(model, ())[1]):
             return run
-        return self._surrounded(model, run, update)
+        return self._in_contexts(model, run, update)
 
     @contextlib.contextmanager
-    def _surrounded(self, model: nn.Module, run: SubstituteMessenger, update: bool) -> Iterator[SubstituteMessenger]:
+    def _in_contexts(self, model: nn.Module, run: SubstituteMessenger, update: bool) -> Iterator[SubstituteMessenger]:
         with contextlib.ExitStack() as stack:
             stack.enter_context(self.installed(model, update=update))
-            for around in self.around:
-                stack.enter_context(around(model))
+            for context in self.contexts:
+                stack.enter_context(context(model))
             yield stack.enter_context(run)
 
     @contextlib.contextmanager
     def installed(self, model: nn.Module, *, update: bool = True) -> Iterator[None]:
-        """Lets the model work with the buffers of this draw; its own come back when the block ends."""
-        own, others = _slots(model, tuple(self.buffers))
-        inside = [
+        """Replaces buffers of the model by those of this draw; the model's are put back when the block ends."""
+        own, others = _buffer_slots(model, tuple(self.buffers))
+        replacements = [
             (module, local, buffer if self.live else buffer.clone())
             for (module, local), buffer in zip(own, self.buffers.values(), strict=True)
         ]
         if not update:  # copies, since graphs may have saved the buffers for their backward pass
-            inside += [(module, local, module.get_buffer(local).clone()) for module, local in others]
-        with exchanged_buffers(inside):
+            replacements += [(module, local, module.get_buffer(local).clone()) for module, local in others]
+        with exchanged_buffers(replacements):
             yield
 
-    def __reduce__(self) -> Any:  # a record may hold memory of a step; a copy is a draw by itself
-        return _rebuilt, (dict(self), self.buffers, self.component)
+    def __reduce__(self) -> Any:  # without the record, which may hold memory of a training step
+        return _unpickled, (dict(self), self.buffers, self.component)
 
 
-def _rebuilt(values: dict[str, Tensor], own: dict[str, Tensor], component: Tensor | None) -> Draws:
-    return Draws(values, own, component=component)
+def _unpickled(values: dict[str, Tensor], buffers: dict[str, Tensor], component: Tensor | None) -> Draws:
+    return Draws(values, buffers, component=component)
 
 
 _Slot: TypeAlias = tuple[nn.Module, str]
-_Known: TypeAlias = tuple[tuple[str, ...], list[Any], list[Any]]  # names, and weak references to slots
-_seen: weakref.WeakKeyDictionary[nn.Module, _Known] = weakref.WeakKeyDictionary()
+_CachedSlots: TypeAlias = tuple[tuple[str, ...], list[Any], list[Any]]  # names, and weak references to slots
+_slot_cache: weakref.WeakKeyDictionary[nn.Module, _CachedSlots] = weakref.WeakKeyDictionary()
 
 
-def _slots(model: nn.Module, names: tuple[str, ...]) -> tuple[list[_Slot], list[_Slot]]:
-    """Where the named buffers are in the model, and all its other buffers; found once for each model."""
-    known = _seen.get(model)
-    if known is None or known[0] != names or any(owner() is None for owner, _ in known[1]):
+def _buffer_slots(model: nn.Module, names: tuple[str, ...]) -> tuple[list[_Slot], list[_Slot]]:
+    """``(module, local name)`` of the named buffers and of all other buffers of the model; cached by model."""
+    cached = _slot_cache.get(model)
+    if cached is None or cached[0] != names or any(owner() is None for owner, _ in cached[1]):
         modules = dict(model.named_modules())
         own = [(modules[(path := name.rpartition("."))[0]], path[2]) for name in names]
         taken = {(id(module), local) for module, local in own}
         others = [(module, local) for module, local, _ in buffers(model) if (id(module), local) not in taken]
         found = [[(weakref.ref(module), local) for module, local in part] for part in (own, others)]
-        known = _seen[model] = names, found[0], found[1]
-    return _alive(known[1]), _alive(known[2])
+        cached = _slot_cache[model] = names, found[0], found[1]
+    return _dereferenced(cached[1]), _dereferenced(cached[2])
 
 
-def _alive(slots: list[Any]) -> list[_Slot]:
+def _dereferenced(slots: list[Any]) -> list[_Slot]:
     return [(owner(), local) for owner, local in slots]
 
 
-def installed_buffers(model: nn.Module, own: Mapping[str, Tensor]) -> contextlib.AbstractContextManager[None]:
-    """Lets the model work on copies of these buffers (by name); its own are restored, untouched, when the block ends.
+def installed_buffers(model: nn.Module, values: Mapping[str, Tensor]) -> contextlib.AbstractContextManager[None]:
+    """Replaces buffers of the model by copies of ``values`` (by name); the model's are put back when the block ends.
 
     Raises:
         KeyError: If the model has no such buffer.
     """
-    return Draws({}, own).installed(model)
+    return Draws({}, values).installed(model)

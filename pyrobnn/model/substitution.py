@@ -1,4 +1,4 @@
-"""A Pyro handler that answers sample sites with given values and records the model's sample statements.
+"""A Pyro handler that sets sample sites to given values and records the model's sample statements.
 
 ``poutine.condition`` would turn the sites into observations and ``poutine.replay`` needs a trace; this handler costs
 a few microseconds a site, keeps no trace, and records scales, masks and plates as the model applied them.
@@ -17,17 +17,18 @@ from torch import Tensor
 
 from pyrobnn.core.pyro_compat import sole_handler
 
-__all__ = ["SubstituteMessenger", "direct_handler", "plain_priors", "summed_score", "unscaled_score"]
+__all__ = ["SubstituteMessenger", "direct_handler", "masked_sum", "summed_score", "unscaled_score"]
 
 
 class SubstituteMessenger(Messenger):
-    """Answers the latent sites named in ``values``.
+    """Sets the latent sites named in ``values`` to these values, and records all sites of the run.
 
     Args:
         values: Site values.
-        direct: Whether sites of this library's modules may write down what they ask without sending it through Pyro,
-            where no other handler would see it (:func:`direct_handler`). That takes half of a small network's run, and
-            is checked less: for what has run before.
+        direct: Whether modules of this library may call :meth:`answer` and :meth:`observe` instead of
+            ``pyro.sample`` while this is the only active handler (:func:`direct_handler`). Pyro's messages take half
+            of the time of a small network's run. Pyro's checks are then skipped, so the model must have run with
+            them before.
 
     Attributes:
         latent: Messages of latent sites the model ran through, in order.
@@ -42,14 +43,14 @@ class SubstituteMessenger(Messenger):
         self.latent: list[Any] = []
         self.observed: list[Any] = []
         self.deterministic: list[Any] = []
-        self._answered: set[str] = set()  # a module that runs twice draws its sites once
+        self._recorded: set[str] = set()  # a module that runs twice draws its sites once
 
     def answer(self, name: str, prior: dist.Distribution) -> Tensor | None:
         """The value of a latent site outside of plates, as ``pyro.sample`` would return it; None if there is none."""
         value = self.values.get(name)
-        if value is not None and name not in self._answered:
+        if value is not None and name not in self._recorded:
             self.latent.append(_message(name, prior, value, 1.0))
-            self._answered.add(name)
+            self._recorded.add(name)
         return value
 
     def observe(
@@ -60,7 +61,7 @@ class SubstituteMessenger(Messenger):
         scale: float | Tensor,
         mask: Tensor | None = None,
     ) -> None:
-        """Writes down an observation whose log density counts ``scale`` times, and only where ``mask`` is true."""
+        """Records an observation whose log density counts ``scale`` times, and only where ``mask`` is true."""
         self.observed.append(_message(name, distribution, value, scale, mask))
 
     def _pyro_sample(self, msg: Any) -> None:
@@ -75,12 +76,12 @@ class SubstituteMessenger(Messenger):
             self.deterministic.append(msg)
         elif msg["is_observed"]:
             self.observed.append(msg)
-        elif msg["name"] not in self._answered:
+        elif msg["name"] not in self._recorded:
             self.latent.append(msg)
 
 
 def direct_handler() -> SubstituteMessenger | None:
-    """The handler that modules may write to directly: the only active one, if it was entered for that."""
+    """The active handler if it is the only one and was made with ``direct=True``, else None."""
     handler = sole_handler()
     return handler if isinstance(handler, SubstituteMessenger) and handler.direct else None
 
@@ -88,22 +89,18 @@ def direct_handler() -> SubstituteMessenger | None:
 def _message(
     name: str, distribution: dist.Distribution, value: Tensor, scale: float | Tensor, mask: Tensor | None = None
 ) -> dict[str, Any]:
-    """What of Pyro's messages objectives read."""
+    """The fields of Pyro's messages that objectives read."""
     return {"name": name, "fn": distribution, "value": value, "scale": scale, "mask": mask, "cond_indep_stack": ()}
-
-
-def plain_priors(latent: list[Any]) -> dict[str, dist.Distribution]:
-    """The priors of those latent sites' messages that lie outside all plates, unscaled and unmasked."""
-    return {message["name"]: message["fn"] for message in latent if _is_plain(message)}
-
-
-def _is_plain(message: Any) -> bool:
-    return message["mask"] is None and not message["cond_indep_stack"] and message["scale"] == 1.0
 
 
 def summed_score(score: Tensor, message: Any) -> Tensor:
     """The sum of a log density or divergence under the site's mask and scale."""
-    score, scale = _masked(score, message["mask"]), message["scale"]
+    return masked_sum(score, message["mask"], message["scale"])
+
+
+def masked_sum(score: Tensor, mask: Tensor | bool | None, scale: float | Tensor) -> Tensor:
+    """``scale`` times the sum of the elements where ``mask`` is true (None: of all)."""
+    score = _masked(score, mask)
     if torch.is_tensor(scale):
         return (score * scale).sum()
     total = score.sum()
@@ -111,11 +108,11 @@ def summed_score(score: Tensor, message: Any) -> Tensor:
 
 
 def unscaled_score(message: Any) -> Tensor:
-    """The log density of a site, of its batch shape, without its scale; what is masked counts nothing."""
+    """The log density of a site, of its batch shape, without its scale; 0 where it is masked."""
     return _masked(message["fn"].log_prob(message["value"]), message["mask"])
 
 
-def _masked(score: Tensor, mask: Any) -> Tensor:
+def _masked(score: Tensor, mask: Tensor | bool | None) -> Tensor:
     if mask is None or mask is True:
         return score
     if mask is False:

@@ -32,8 +32,8 @@ def recalibrate_batch_norm(model: nn.Module, guide: Guide, loader: Iterable[Any]
 
     Args:
         model: The model; only its BatchNorm buffers change.
-        guide: The posterior to draw weights from. Of an ensemble, whose members have buffers of their own, it is
-            these that change: the loader is gone through once per member.
+        guide: The posterior to draw weights from. Of an ensemble, whose members have buffers of their own, these
+            change: the loader's batches are run once per member.
         loader: Yields inputs or pairs ``(x, y)``; each batch should be as large as in training.
         num_samples: Posterior draws per batch.
 
@@ -71,7 +71,7 @@ def recalibrate_batch_norm(model: nn.Module, guide: Guide, loader: Iterable[Any]
 
 
 class _Averages:
-    """Fresh statistics, which are kept when all of them are there: the model's, or each component's of a mixture."""
+    """New running statistics of the model, or of each component of a mixture; :meth:`keep` stores them at the end."""
 
     def __init__(self, model: nn.Module, layers: list[Any], guide: Guide) -> None:
         self.model, self.guide = model, guide
@@ -98,15 +98,16 @@ class _Averages:
         return [draws.at(index).buffers for index in range(len(self._members))]
 
     def add(self, x: Any) -> None:
-        """One pass of a batch for each component, under fresh draws."""
+        """Runs a batch once for each component, under new draws."""
         draws = self.guide.atoms(self._members) if self._of_components else self.guide.sample(1)
         for index, fresh in enumerate(self._fresh):
             draw = draws.at(index)
-            with Draws(draw, {**draw.buffers, **fresh}, around=draw.around, live=True).running(self.model, update=True):
+            fresh_draw = Draws(draw, {**draw.buffers, **fresh}, contexts=draw.contexts, live=True)
+            with fresh_draw.running(self.model, update=True):
                 model_outputs(self.model, x)
 
     def keep(self) -> None:
-        """Writes the statistics to where they belong."""
+        """Stores the statistics in the guide if its components have buffers, else in the model."""
         for index, (fresh, before) in enumerate(zip(self._fresh, self._before, strict=True)):
             for name, value in fresh.items():
                 if name.endswith("num_batches_tracked"):
@@ -120,5 +121,5 @@ class _Averages:
 
 
 def _reset(name: str, value: Tensor) -> Tensor:
-    """The statistic of no batch, in memory of its own."""
+    """The initial value of a running statistic, as a new tensor."""
     return torch.ones_like(value) if name.endswith("running_var") else torch.zeros_like(value)

@@ -32,10 +32,14 @@ class HorseshoePrior(Prior):
     Args:
         shape: The parameter's shape.
         scale: Scale :math:`s` of the half-Cauchy prior of the global scale.
+
+    Raises:
+        ValueError: If ``scale`` is not positive.
     """
 
     def __init__(self, shape: torch.Size, scale: float = 1.0) -> None:
         super().__init__(shape)
+        check_positive("scale", scale, "scale")
         self.scale = float(scale)
         self.add_auxiliary("raw", dist.Normal(0.0, 1.0), self.shape)
         self.add_auxiliary("local_scale", dist.HalfCauchy(1.0), self.shape)
