@@ -39,13 +39,12 @@ def fisher_roots(likelihood: Likelihood, outputs: Tensor, max_exact: int | None 
         ``[columns, B, ...]``, without gradients.
 
     Raises:
-        ValueError: If the likelihood ignores or weighs targets: the outputs' information then depends on them.
+        ValueError: If the likelihood masks or weights targets: the information of the outputs then depends on them.
     """
-    if likelihood.uneven is not None:
+    if (argument := likelihood.target_weighting) is not None:
         raise ValueError(
-            f"likelihood: curvature does not know which targets {likelihood.uneven} makes count less or more, and "
-            f"would count information that is not there; leave {likelihood.uneven} out, or use a posterior without "
-            "curvature."
+            f"likelihood: {argument} masks or weights targets by their values, but curvature is computed from the "
+            f"outputs alone and would count them all; leave {argument} out, or use a posterior without curvature."
         )
     outputs = outputs.detach()
     exact = _EXACT.get(type(likelihood))

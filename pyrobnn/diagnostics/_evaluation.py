@@ -134,7 +134,7 @@ def evaluate(model: Any, guide: Guide, data: Rows, num_samples: int) -> Evaluati
         count = torch.cat(below) + torch.cat([t * torch.rand_like(t, dtype=torch.float64) for t in ties])
         rank = (count + torch.rand_like(count)) / (num_samples + 1)
     targets, predictive = data.targets, torch.cat(probs) if torch.is_tensor(probs[0]) else None
-    known = None if likelihood is None else likelihood.observed(targets)
+    known = None if likelihood is None else likelihood.observed_mask(targets)
     if known is not None:
         targets = targets[known]
         predictive, rank = (None if found is None else found[known] for found in (predictive, rank))

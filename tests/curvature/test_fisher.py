@@ -92,5 +92,5 @@ def test_few_outputs_are_exact_under_a_limit() -> None:
 
 
 def test_a_likelihood_that_ignores_targets_is_refused() -> None:
-    with pytest.raises(ValueError, match="likelihood: curvature does not know which targets ignore_index makes count"):
+    with pytest.raises(ValueError, match="likelihood: ignore_index masks or weights targets by their values"):
         fisher_roots(likelihoods.Categorical(class_dim=1, ignore_index=9), torch.randn(2, 3, 2, 2))

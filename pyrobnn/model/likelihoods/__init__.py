@@ -1,10 +1,20 @@
 r"""Likelihoods: a network's output becomes the distribution of an observation.
 
 Each likelihood is a Pyro module, one to a file: called with the network's output ``[B, ...]`` it returns a distribution
-of batch shape ``[B]``. It also says how draws of the posterior are reduced and what they predict
-(:meth:`Likelihood.reduction`), so :func:`pyrobnn.predict` knows no list of likelihoods. One of your own subclasses
-:class:`Likelihood`, or :class:`ClassLikelihood`, and writes two methods, :meth:`~Likelihood.parameters_of` and
-:meth:`~Likelihood.distribution` (of a likelihood of classes one, :meth:`~ClassLikelihood.log_probabilities`).
+of batch shape ``[B]``. :meth:`Likelihood.reduction` returns what :func:`pyrobnn.predict` reduces posterior draws with.
+
+To add a likelihood, subclass :class:`Likelihood` and implement
+
+* :meth:`~Likelihood.parameters_of` and :meth:`~Likelihood.distribution` (of a :class:`ClassLikelihood` only
+  :meth:`~ClassLikelihood.log_probabilities`);
+* :meth:`~Likelihood.target_shape`, if targets are not of the shape of the outputs;
+* :meth:`~Likelihood.check_targets`, if targets are not arbitrary finite floats;
+* :meth:`~Likelihood.config`, for constructor arguments that a checkpoint must restore;
+* :meth:`~Likelihood.reduction`, if the prediction has more than mean, variance and the parameters of each draw: see
+  :mod:`pyrobnn.model.likelihoods.reductions` and :mod:`pyrobnn.model.likelihoods.predictions`.
+
+Checkpoints restore the likelihoods that are exported here. Curvature needs no method: it has closed forms for some of
+them (:mod:`pyrobnn.curvature.fisher`) and samples targets for all others.
 """
 
 from pyrobnn.model.likelihoods.base import Likelihood

@@ -1,4 +1,4 @@
-"""What a likelihood is: parameters, their distribution, a reduction, and which targets it takes."""
+"""Base class of likelihoods: from network outputs to the distribution of a target, and to predictions."""
 
 from __future__ import annotations
 
@@ -23,13 +23,14 @@ class Likelihood(StochasticModule, metaclass=AbstractModuleMeta):  # type: ignor
     """Base class: subclasses implement :meth:`parameters_of` and :meth:`distribution`; the rest has defaults.
 
     Args:
-        missing: Whether targets may be NaN, for what was not observed. A missing target has log probability 0 and no
-            gradient; predictions are made for it as for any other. It stays in the plate, so rows count as ever,
-            however many of their targets are missing.
+        missing: Whether targets may be NaN, which means that they were not observed. A missing target has log
+            probability 0 and no gradient; predictions are made for it as for any other. Its row still counts in the
+            size of the data plate, even if all targets of the row are missing. Needs a :meth:`distribution` without
+            event dimensions.
 
     Attributes:
         missing: The same.
-        placeholder: A target in the support, with which the distribution is asked in the place of a missing one.
+        placeholder: A number in the support; ``log_prob`` is computed there in place of NaN, and then masked.
 
     Raises:
         TypeError: If ``missing`` is no bool.
@@ -49,8 +50,8 @@ class Likelihood(StochasticModule, metaclass=AbstractModuleMeta):  # type: ignor
     def parameters_of(self, outputs: Tensor) -> dict[str, Tensor]:
         """The parameters of the observation's distribution by name, each ``[B, ...]``.
 
-        They must be tensors with the inputs first and no Python decisions about values: this runs under
-        :func:`torch.func.vmap`, one posterior draw each. What does not depend on the input is expanded.
+        Each must be a tensor whose first dimension is the inputs; expand what does not depend on the input. No
+        ``if`` on tensor values: predictions run this under :func:`torch.func.vmap` over posterior draws.
 
         Args:
             outputs: The network's outputs ``[B, ...]``.
@@ -58,21 +59,26 @@ class Likelihood(StochasticModule, metaclass=AbstractModuleMeta):  # type: ignor
 
     @abstractmethod
     def distribution(self, parameters: Mapping[str, Tensor]) -> dist.TorchDistribution:
-        """The distribution of single targets: batch (and event) shape together are those of the targets.
+        """The distribution of targets; its batch shape followed by its event shape is the shape of the targets.
+
+        The default :meth:`reduction` needs its ``mean``, ``variance``, ``log_prob`` and ``sample``. Targets that are
+        independent given the parameters are best batch dimensions, as ``missing`` requires; targets that are not (a
+        density over vectors) are an event dimension.
 
         Args:
-            parameters: Those of :meth:`parameters_of`, ``[B, ...]``, or of K draws, ``[K, B, ...]``.
+            parameters: What :meth:`parameters_of` returns, ``[B, ...]``; or that of K draws, stacked, ``[K, B, ...]``.
         """
 
     def observation(self, parameters: Mapping[str, Tensor]) -> dist.TorchDistribution:
-        """:meth:`distribution` as predictions score targets: those that are no observation have log probability 0."""
+        """The :meth:`distribution`, under which targets that were not observed have log probability 0."""
         found = self.distribution(parameters)
         return MissingTargets(found, self.placeholder) if self.missing else found
 
     def forward(self, outputs: Tensor) -> dist.TorchDistribution:
         """The observation's distribution, batch shape ``[B]``, given the network's outputs ``[B, ...]``.
 
-        It is what the objective scores: weights of targets count here, and in no prediction.
+        Objectives score targets with it. Where targets are weighted (``class_weight``), the weights are applied here
+        and not in predictions.
         """
         self.announce_parameters()
         found = self.observation(self.parameters_of(outputs))
@@ -85,15 +91,15 @@ class Likelihood(StochasticModule, metaclass=AbstractModuleMeta):  # type: ignor
     # -------------------------------------------------------------------------------------------- prediction
 
     def reduction(self, num_samples: int, *, keep: bool, max_bytes: int) -> Reduction:
-        """How what posterior draws predict is reduced, and to which prediction.
+        """The object that reduces the outputs under K posterior draws to a :class:`Prediction`.
 
         The default pools the means and variances of :meth:`distribution` and keeps its parameters, which
         ``log_prob``, ``sample`` and ``interval`` of the prediction need.
 
         Args:
             num_samples: Number K of draws to come.
-            keep: Keep what each draw predicts, whatever its size.
-            max_bytes: Budget; what is useful to keep is kept anyway below a quarter of it.
+            keep: Keep the parameters of each draw, whatever their size.
+            max_bytes: Memory budget; parameters of a quarter of it or less are kept even if ``keep`` is False.
         """
         return MomentReduction(self, num_samples, keep=keep, max_bytes=max_bytes)
 
@@ -109,15 +115,16 @@ class Likelihood(StochasticModule, metaclass=AbstractModuleMeta):  # type: ignor
 
     # ----------------------------------------------------------------------------------------------- targets
 
-    def observed(self, y: Tensor) -> Tensor | None:
-        """Which targets are observations, a mask of the shape of ``y``; None if all of them must be."""
+    def observed_mask(self, y: Tensor) -> Tensor | None:
+        """Mask of the shape of ``y``, true where a target was observed; None if all targets must be."""
         return ~y.isnan() if self.missing else None
 
     @property
-    def uneven(self) -> str | None:
-        """The argument by which some targets count otherwise than others, or None.
+    def target_weighting(self) -> str | None:
+        """Name of the argument that masks or weights targets by their values, None if there is none.
 
-        What the outputs' information is then depends on targets, which curvature does not know.
+        Fisher information and Gauss-Newton matrices (:mod:`pyrobnn.curvature`) are computed from the outputs alone, so
+        they refuse such likelihoods.
         """
         return "missing" if self.missing else None
 
@@ -126,7 +133,7 @@ class Likelihood(StochasticModule, metaclass=AbstractModuleMeta):  # type: ignor
         return outputs.shape
 
     def check_shape(self, outputs: Tensor, y: Tensor) -> None:
-        """Refuses targets that would broadcast into a wrong loss without a word.
+        """Refuses targets of a shape that would silently broadcast to a wrong loss.
 
         Raises:
             TypeError: If ``y`` is no tensor.
@@ -149,32 +156,33 @@ class Likelihood(StochasticModule, metaclass=AbstractModuleMeta):  # type: ignor
             ValueError: If its shape or a value is.
         """
         self.check_shape(outputs, y)
-        if not y.is_floating_point() or not bool(self.known(y).isfinite().all()):
+        if not y.is_floating_point() or not bool(self.observed_values(y).isfinite().all()):
             self.refuse_targets(y, "finite floating-point targets")
 
-    def known(self, y: Tensor) -> Tensor:
-        """Those targets that are observations, flattened if some are not."""
-        observed = self.observed(y)
-        return y if observed is None else y[observed]
+    def observed_values(self, y: Tensor) -> Tensor:
+        """The targets that were observed, as a vector if there is a mask."""
+        mask = self.observed_mask(y)
+        return y if mask is None else y[mask]
 
     def refuse_targets(self, y: Tensor, expected: str) -> None:
-        """Says what was expected and what came.
+        """Raises an error that states what was expected and what was given.
 
         Args:
             y: The targets.
-            expected: What they should be; with the word "floating" if their dtype should be.
+            expected: Description of valid targets. It contains the word "floating" if they are floating-point numbers;
+                otherwise they are integers.
 
         Raises:
-            TypeError: If the dtype is the fault.
-            ValueError: If the values are.
+            TypeError: If the dtype is wrong.
+            ValueError: If the dtype is right, so that the values are wrong.
         """
         is_integer = not (y.is_floating_point() or y.is_complex() or y.dtype == torch.bool)
         right_kind = y.is_floating_point() if "floating" in expected else is_integer
         kind = ValueError if right_kind else TypeError
         detail = f"dtype {y.dtype}"
-        known = self.known(y) if right_kind else y
-        if known.numel() and not y.is_complex():
-            detail += f" with values from {known.min().item():.4g} to {known.max().item():.4g}"
+        values = self.observed_values(y) if right_kind else y
+        if values.numel() and not y.is_complex():
+            detail += f" with values from {values.min().item():.4g} to {values.max().item():.4g}"
         also = " (or NaN, where missing)" if self.missing else ""
         raise kind(f"y: {type(self).__name__} expects {expected}{also}, got {detail}.")
 

@@ -18,7 +18,7 @@ class Bernoulli(ClassLikelihood):
     """Binary targets (0 or 1) of the output's shape, with probability sigmoid(output) of a 1.
 
     Args:
-        missing: Whether labels may be NaN, for what was not observed, as in :class:`Likelihood`.
+        missing: Whether labels may be NaN (not observed), as in :class:`~pyrobnn.likelihoods.Likelihood`.
     """
 
     def parameters_of(self, outputs: Tensor) -> dict[str, Tensor]:
@@ -36,6 +36,6 @@ class Bernoulli(ClassLikelihood):
     def check_targets(self, outputs: Tensor, y: Tensor) -> None:
         """Floating-point zeros and ones."""
         self.check_shape(outputs, y)
-        known = self.known(y) if y.is_floating_point() else y
-        if not y.is_floating_point() or not bool(((known == 0) | (known == 1)).all()):
+        values = self.observed_values(y) if y.is_floating_point() else y
+        if not y.is_floating_point() or not bool(((values == 0) | (values == 1)).all()):
             self.refuse_targets(y, "floating-point targets that are 0 or 1")

@@ -22,12 +22,12 @@ class Categorical(ClassLikelihood):
     Args:
         class_dim: Dimension of the output that holds the classes. The default suits ``[B, C]``; use 1 for
             per-pixel logits ``[B, C, H, W]`` with targets ``[B, H, W]``.
-        ignore_index: A label that means no observation, such as the void class of a segmentation. What it marks
-            has log probability 0 and no gradient; predictions are made for it as for any other. It masks pixels inside
-            the plate of images, so images count as ever, however much of them is void.
-        class_weight: Weights ``[C]`` by which classes count in the objective, :math:`c_y \log p(y)`. They do not change
-            N, the number of rows, nor predictions: weights of mean 1 *over the data* keep the likelihood's weight
-            against the prior.
+        ignore_index: A label that means "not observed", such as the void class of a segmentation. It has log
+            probability 0 and no gradient; predictions are made for it as for any other. It masks single pixels; an
+            image counts as one row of the data plate however many of its pixels are ignored.
+        class_weight: Weights ``[C]`` of the classes in the objective, :math:`c_y \log p(y)`. They change neither the
+            number N of data nor predictions. Weights of mean 1 *over the data* leave the balance of likelihood and
+            prior as it is.
 
     Raises:
         TypeError: If ``ignore_index`` is no int.
@@ -67,12 +67,12 @@ class Categorical(ClassLikelihood):
     def _classes_last(self, outputs: Tensor) -> Tensor:
         return outputs if self.class_dim == -1 else outputs.movedim(self.class_dim, -1)
 
-    def observed(self, y: Tensor) -> Tensor | None:
-        """Labels other than ``ignore_index``."""
+    def observed_mask(self, y: Tensor) -> Tensor | None:
+        """True for labels other than ``ignore_index``."""
         return None if self.ignore_index is None else y != self.ignore_index
 
     @property
-    def uneven(self) -> str | None:
+    def target_weighting(self) -> str | None:
         """``ignore_index`` or ``class_weight``, if given."""
         if self.ignore_index is not None:
             return "ignore_index"
@@ -97,8 +97,8 @@ class Categorical(ClassLikelihood):
         self.check_shape(outputs, y)
         classes = outputs.shape[self.class_dim]
         wrong_kind = y.is_floating_point() or y.is_complex() or y.dtype == torch.bool
-        known = y if wrong_kind else self.known(y)
-        if wrong_kind or (known.numel() and (known.min() < 0 or known.max() >= classes)):
+        values = y if wrong_kind else self.observed_values(y)
+        if wrong_kind or (values.numel() and (values.min() < 0 or values.max() >= classes)):
             also = "" if self.ignore_index is None else f" or {self.ignore_index}, which is ignored,"
             self.refuse_targets(y, f"integer labels from 0 to {classes - 1}{also} (the network has {classes} outputs)")
 

@@ -17,8 +17,8 @@ __all__ = ["ClassLikelihood"]
 class ClassLikelihood(Likelihood):
     """Base class of likelihoods of classes: subclasses implement :meth:`log_probabilities`.
 
-    Predictions are class probabilities, with entropies as their uncertainty. What asks for a likelihood of this kind
-    needs class probabilities; what only needs a prediction does not ask.
+    Predictions are class probabilities, with entropies as their uncertainty. Code that needs class probabilities
+    (metrics, attacks) checks for this class.
     """
 
     @abstractmethod

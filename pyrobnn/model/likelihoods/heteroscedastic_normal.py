@@ -22,7 +22,7 @@ class HeteroscedasticNormal(Likelihood):
 
     Args:
         floor: Smallest standard deviation, which keeps the likelihood bounded.
-        missing: Whether targets may be NaN, for what was not observed, as in :class:`Likelihood`.
+        missing: Whether targets may be NaN (not observed), as in :class:`Likelihood`.
 
     Raises:
         ValueError: If ``floor`` is negative.

@@ -1,4 +1,4 @@
-"""Missing targets: NaN stands for what was not observed."""
+"""Missing targets: NaN marks a target that was not observed."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ __all__ = ["MissingTargets"]
 
 
 class MissingTargets(dist.TorchDistribution):
-    """A distribution under which a value of NaN, which was not observed, has log probability 0 and no gradient.
+    """A distribution under which NaN (a target that was not observed) has log probability 0 and no gradient.
 
     Args:
         base: The distribution of single numbers (no event dimensions).
-        placeholder: A number in its support, with which ``base`` is asked where the value is NaN.
+        placeholder: A number in its support; ``base.log_prob`` is computed there in place of NaN.
 
     Raises:
         ValueError: If ``base`` has event dimensions.
@@ -35,7 +35,7 @@ class MissingTargets(dist.TorchDistribution):
 
     @property
     def support(self) -> Any:
-        """That of the distribution, for what is observed."""
+        """The support of ``base``, for values that are not NaN."""
         return self.base.support
 
     @property
@@ -51,7 +51,7 @@ class MissingTargets(dist.TorchDistribution):
     def log_prob(self, value: Tensor) -> Tensor:
         """Log density, 0 where the value is NaN."""
         missing = value.isnan()
-        # Filled in before, not only masked after: the gradient of a density at NaN is NaN, and NaN times 0 as well.
+        # NaN is replaced before log_prob, not only masked after it: its gradient there is NaN, and so is 0 times that.
         return self.base.log_prob(value.masked_fill(missing, self.placeholder)).masked_fill(missing, 0.0)
 
     def sample(self, sample_shape: torch.Size | list[int] | tuple[int, ...] = ()) -> Tensor:

@@ -25,7 +25,7 @@ class Normal(Likelihood):
         scale: The noise's standard deviation: a positive number (fixed, or the start if ``learn_scale``), or a
             distribution on the positive reals (a latent site ``scale``, inferred with the weights).
         learn_scale: Fit σ by maximizing the ELBO.
-        missing: Whether targets may be NaN, for what was not observed, as in :class:`Likelihood`.
+        missing: Whether targets may be NaN (not observed), as in :class:`Likelihood`.
 
     Raises:
         ValueError: If ``scale`` is not positive, or both a distribution and to be learned.

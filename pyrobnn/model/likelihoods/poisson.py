@@ -16,7 +16,7 @@ class Poisson(Likelihood):
     """Counts with rate exp(output).
 
     Args:
-        missing: Whether counts may be NaN, for what was not observed, as in :class:`Likelihood`.
+        missing: Whether counts may be NaN (not observed), as in :class:`Likelihood`.
     """
 
     def parameters_of(self, outputs: Tensor) -> dict[str, Tensor]:
@@ -30,6 +30,8 @@ class Poisson(Likelihood):
     def check_targets(self, outputs: Tensor, y: Tensor) -> None:
         """Non-negative whole numbers, as floats."""
         self.check_shape(outputs, y)
-        known = self.known(y) if y.is_floating_point() else y
-        if not y.is_floating_point() or not bool(((known >= 0) & (known == known.round()) & known.isfinite()).all()):
+        values = self.observed_values(y) if y.is_floating_point() else y
+        if not y.is_floating_point() or not bool(
+            ((values >= 0) & (values == values.round()) & values.isfinite()).all()
+        ):
             self.refuse_targets(y, "floating-point counts (0, 1, 2 …)")

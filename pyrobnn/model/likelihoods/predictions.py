@@ -20,8 +20,9 @@ __all__ = ["ClassPrediction", "GaussianPrediction", "MomentPrediction", "Predict
 class Prediction:
     """The posterior predictive at N inputs; tensors have the N inputs first, those of K draws second.
 
-    What a likelihood predicts is a subclass of this: :class:`ClassPrediction`, :class:`MomentPrediction`, or one of the
-    likelihood's own file.
+    Subclasses: :class:`ClassPrediction`, :class:`MomentPrediction`, :class:`GaussianPrediction`, or a subclass in the
+    file of a likelihood that has its own :meth:`~pyrobnn.likelihoods.Likelihood.reduction`. A field whose metadata
+    has ``rows`` holds the N inputs at that dimension (0 by default); :meth:`join` concatenates there.
 
     Attributes:
         mean: The predictive mean ``[N, …]``; of classes their probabilities ``[N, …, C]``.
@@ -29,10 +30,10 @@ class Prediction:
         aleatoric: The part of ``total`` that more data would not remove.
         epistemic: The part that more data would.
         num_samples: Number K of posterior draws.
-        likelihood: The likelihood that gave the outputs their meaning.
+        likelihood: The likelihood.
         variation_ratio: Share of draws that do not vote for the winning class (classes only, else None).
-        parameters: What each draw predicts, as parameters of the likelihood's distribution by name, ``[K, N, …]``:
-            kept if requested, or if a method below needs it and it fits the budget; else None.
+        parameters: Parameters of the likelihood's distribution under each draw by name, ``[K, N, …]``, if they were
+            requested, or if a method below needs them and they fit the budget; else None.
         targets: The targets that came with the loader, if any.
     """
 
@@ -73,11 +74,11 @@ class Prediction:
         r"""Log density of targets under the predictive *mixture*, :math:`\log \frac1K \sum_k p(y \mid w_k)`.
 
         Args:
-            y: Targets, as the likelihood wants them.
+            y: Targets of the shape of ``predicted``.
 
         Returns:
-            Nats, one per input (for classes: per label). Targets that are no observation (labels that the likelihood
-            ignores, missing values) have 0, so that sums leave them out; for a mean divide by the number of the others.
+            Nats, one per input (for classes: per label). Targets that were not observed (ignored labels, missing
+            values) have 0, so that sums leave them out; for a mean divide by the number of observed targets.
 
         Raises:
             ValueError: If ``y`` has the wrong shape or is no label, or the draws it needs were not kept.
@@ -113,7 +114,7 @@ class Prediction:
 
     @staticmethod
     def join(parts: Sequence[Prediction]) -> Prediction:
-        """Predictions of further and further inputs as one; what one of them lacks, the whole lacks."""
+        """One prediction of the inputs of all ``parts``; a field that is None in one of them is None."""
         first = parts[0]
         changes = {
             item.name: _joined([getattr(part, item.name) for part in parts], item.metadata.get("rows", 0))
@@ -183,17 +184,17 @@ class ClassPrediction(Prediction):
         """
         self._check(y, self.mean.shape[:-1])
         y = y.to(self.mean.device)
-        observed = self.likelihood.observed(y)
+        observed = self.likelihood.observed_mask(y)
         labels = self._labels(y if observed is None else y.masked_fill(~observed, 0))
         log_mean = self.mean.log() if self.log_mean is None else self.log_mean
         log_probs = log_mean.gather(-1, labels.unsqueeze(-1)).squeeze(-1)
         return log_probs if observed is None else log_probs.masked_fill(~observed, 0.0)
 
     def sample(self) -> Tensor:
-        """K labels of each input ``[K, N, …]``, each draw's labels from that draw, so that they vary together.
+        """K labels of each input ``[K, N, …]``, one from each posterior draw, so that labels are drawn jointly.
 
-        An input's only label needs no draws: without them it is drawn from the mean probabilities, independently of
-        other inputs'.
+        If the draws were not kept and each input has one label, labels are drawn from the mean probabilities,
+        independently for each input.
 
         Raises:
             ValueError: If inputs have several labels and the draws were not kept.
@@ -270,7 +271,7 @@ class GaussianPrediction(MomentPrediction):
         """Joint log density of each input's targets ``[N]``, in nats; of those that are not missing."""
         self._check(y, self.mean.shape)
         y, covariance, mean = y.to(self.mean).flatten(1), self.covariance, self.mean.flatten(1)
-        observed = self.likelihood.observed(y)
+        observed = self.likelihood.observed_mask(y)
         if observed is None:
             return torch.distributions.MultivariateNormal(mean, covariance).log_prob(y)
         # Missing targets become independent standard ones at their mean, whose log density is then taken out.

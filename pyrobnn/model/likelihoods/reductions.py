@@ -1,4 +1,4 @@
-r"""Running reductions of what single posterior draws predict, to a prediction.
+r"""Reductions: from the outputs under single posterior draws to a prediction, one chunk of draws at a time.
 
 Of classes the log probabilities of K draws become mean probabilities, entropies and votes,
 
@@ -9,7 +9,7 @@ of other observations the parameters of K distributions become moments by the la
 
 .. math:: \mathrm{Var}[y] = \tfrac1K \sum_k \sigma_k^2 + \mathrm{Var}_k[\mu_k]
 
-(Depeweg et al. 2018). Everything is summed in at least single precision, whatever the network's.
+(Depeweg et al. 2018). Sums are in single precision at least, also for networks in half precision.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor
 
+from pyrobnn.core.moments import RunningMoments
 from pyrobnn.model.likelihoods.predictions import ClassPrediction, MomentPrediction, Prediction
 
 if TYPE_CHECKING:
@@ -31,12 +32,12 @@ __all__ = ["ClassReduction", "KeptDraws", "MomentReduction", "Reduction", "widen
 
 
 class Reduction(Protocol):
-    """How draws are reduced: each is summed up on its own, then added, and at the end there is a prediction."""
+    """Accumulates draws: :meth:`summary` for each draw, :meth:`add` for each chunk, :meth:`finish` at the end."""
 
     def summary(self, outputs: Tensor) -> dict[str, Tensor]:
-        """What one draw says about ``B`` inputs: tensors ``[B, ...]`` by name, of any meaning.
+        """What is needed of one draw at ``B`` inputs: tensors ``[B, ...]`` by name, which :meth:`add` receives stacked.
 
-        It runs under the draw's values, and perhaps under :func:`torch.func.vmap`.
+        It runs with the draw's values substituted, and may run under :func:`torch.func.vmap`.
 
         Args:
             outputs: The network's outputs ``[B, ...]``.
@@ -44,14 +45,14 @@ class Reduction(Protocol):
         ...
 
     def add(self, summary: Mapping[str, Tensor]) -> None:
-        """Takes in the summaries of ``k`` further draws at all inputs, ``[k, N, ...]``."""
+        """Adds the summaries of ``k`` further draws at all inputs, ``[k, N, ...]``."""
         ...
 
     def finish(self, targets: Tensor | None) -> Prediction:
         """The prediction of the draws so far.
 
         Args:
-            targets: The targets of these inputs, if known, which the prediction passes on.
+            targets: The targets of these inputs, if known; they become ``Prediction.targets``.
         """
         ...
 
@@ -62,7 +63,7 @@ def widened(outputs: Tensor) -> Tensor:
 
 
 class KeptDraws:
-    """What draws said, ``{name: [k, N, ...]}`` by chunks, while all K of them fit a budget.
+    """The summaries of all K draws, collected chunk by chunk; dropped if they do not fit a budget.
 
     Args:
         num_samples: Number K of draws to come.
@@ -74,7 +75,7 @@ class KeptDraws:
         self._chunks: list[dict[str, Tensor]] | None = []
 
     def add(self, chunk: Mapping[str, Tensor]) -> None:
-        """Takes in ``k`` further draws."""
+        """Adds ``k`` further draws, ``{name: [k, N, ...]}``."""
         if self._chunks is None:
             return
         self._chunks.append(dict(chunk))
@@ -96,8 +97,8 @@ class ClassReduction:
         likelihood: The likelihood of classes.
         num_samples: Number of draws to come.
         keep: Keep each draw's log probabilities.
-        max_bytes: Where inputs have several labels, which are drawn together only from single draws, keep them anyway
-            below a quarter of this.
+        max_bytes: If each input has several labels, keep log probabilities of a quarter of this or less anyway:
+            ``sample`` needs them to draw the labels of an input jointly.
     """
 
     def __init__(self, likelihood: ClassLikelihood, num_samples: int, *, keep: bool, max_bytes: int) -> None:
@@ -158,53 +159,44 @@ class ClassReduction:
 
 
 class MomentReduction:
-    """Running mean and variance of the draws' means (Chan, Golub & LeVeque 1979), and sum of their variances.
+    """Running mean and variance of the draws' means, and the sum of their variances.
 
     Args:
-        likelihood: The likelihood, whose :meth:`~pyrobnn.likelihoods.Likelihood.distribution` is requested moments.
+        likelihood: The likelihood, whose :meth:`~pyrobnn.likelihoods.Likelihood.distribution` has mean and variance.
         num_samples: Number of draws to come.
         keep: Keep each draw's parameters whatever their size.
-        max_bytes: Keep them anyway below a quarter of this.
+        max_bytes: Parameters of a quarter of this or less are kept even if ``keep`` is False.
     """
 
     def __init__(self, likelihood: Likelihood, num_samples: int, *, keep: bool, max_bytes: int) -> None:
         self.likelihood = likelihood
         self.kept = KeptDraws(num_samples, None if keep else max_bytes / 4)
-        self.count = 0
+        self.means = RunningMoments()
+        self.noise: Tensor | float = 0.0  # sum of variances
 
     def summary(self, outputs: Tensor) -> dict[str, Tensor]:
         """The distribution's parameters."""
         found = self.likelihood.parameters_of(widened(outputs))
-        return {name: widened(value) for name, value in found.items()}  # the noise's scale is a tensor of its own
+        # Widened again: parameters that are not made of the outputs, such as a scale, may be in half precision.
+        return {name: widened(value) for name, value in found.items()}
 
     def add(self, summary: Mapping[str, Tensor]) -> None:
         """Adds draws of the parameters, ``[k, N, …]`` each."""
         found = self.likelihood.distribution(summary)
-        self._pool(found.mean, found.variance)
+        self.means.add(found.mean)
+        self.noise = self.noise + found.variance.sum(0)
         self.kept.add(summary)
-
-    def _pool(self, means: Tensor, variances: Tensor) -> None:
-        size, mean = len(means), means.mean(0)
-        squares = (means - mean).square().sum(0)
-        if self.count == 0:
-            self.mean, self.squares, self.noise = mean, squares, variances.sum(0)
-        else:
-            shift = mean - self.mean
-            total = self.count + size
-            self.mean = self.mean + shift * (size / total)
-            self.squares = self.squares + squares + shift.square() * (self.count * size / total)
-            self.noise = self.noise + variances.sum(0)
-        self.count += size
 
     def finish(self, targets: Tensor | None) -> MomentPrediction:
         """The prediction."""
-        epistemic, aleatoric = self.squares / self.count, self.noise / self.count
+        count, epistemic = self.means.count, self.means.variance(correction=0)
+        aleatoric = torch.as_tensor(self.noise / count)
         return MomentPrediction(
-            mean=self.mean,
+            mean=self.means.mean,
             total=epistemic + aleatoric,
             aleatoric=aleatoric,
             epistemic=epistemic,
-            num_samples=self.count,
+            num_samples=count,
             likelihood=self.likelihood,
             parameters=self.kept.joined(),
             targets=targets,

@@ -107,7 +107,7 @@ def uncertainty_maps(
     if class_names is not None and len(class_names) != classes:
         raise ValueError(f"class_names: expected one for each of {classes} classes, got {len(class_names)}.")
     pixels = _pixels(images)
-    observed = prediction.likelihood.observed(truth)
+    observed = prediction.likelihood.observed_mask(truth)
     void = torch.zeros_like(truth, dtype=torch.bool) if observed is None else ~observed
     labels = check_labels(truth.masked_fill(void, 0), prediction.mean.shape[:-1], classes, name="truth")
     known = np.ma.masked_array(labels.cpu().numpy(), void.cpu().numpy())

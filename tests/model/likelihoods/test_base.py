@@ -70,7 +70,7 @@ def test_missing_is_a_bool(make: Any) -> None:
     with pytest.raises(TypeError, match="missing: expected True if targets may be NaN"):
         make(missing="NaN")
     assert make(missing=True).config()["missing"] is True
-    assert make().uneven is None
+    assert make().target_weighting is None
 
 
 @pytest.mark.parametrize("wrong", [math.inf, -1.0])
@@ -90,6 +90,6 @@ def test_missing_targets_excuse_no_others(wrong: float) -> None:
     ],
 )
 def test_curvature_refuses_targets_that_count_unevenly(likelihood: Likelihood, argument: str) -> None:
-    assert likelihood.uneven == argument
-    with pytest.raises(ValueError, match=f"likelihood: curvature does not know which targets {argument} makes"):
+    assert likelihood.target_weighting == argument
+    with pytest.raises(ValueError, match=f"likelihood: {argument} masks or weights targets by their values"):
         fisher_roots(likelihood, OUTPUTS)

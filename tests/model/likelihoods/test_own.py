@@ -115,7 +115,7 @@ class ZeroInflatedPoisson(Likelihood):
 
     def check_targets(self, outputs: Tensor, y: Tensor) -> None:
         super().check_targets(outputs, y)
-        if not bool(constraints.nonnegative_integer.check(self.known(y)).all()):
+        if not bool(constraints.nonnegative_integer.check(self.observed_values(y)).all()):
             self.refuse_targets(y, "floating-point counts")
 
 
