@@ -1,8 +1,8 @@
-r"""What every posterior shares: a Pyro guide over the model's latent sites, built eagerly.
+r"""The base class of all posteriors: a Pyro guide over the model's latent sites, with parameters from the start.
 
-A guide draws each latent site of the model, so it works wherever Pyro takes a guide. Beside that it makes draws with
-and without gradients, scores them, says how it is trained (:meth:`Guide.step`) and what is true of it
-(:attr:`Guide.facts`). Each family has a file of its own and implements what is abstract here.
+A guide samples each latent site of the model, so it works with Pyro's own objectives. It also makes draws with and
+without gradients, computes densities and divergences, makes its training step (:meth:`Guide.step`) and declares its
+properties (:attr:`Guide.facts`). Each family is one module and implements the abstract members.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ class Guide(PyroModule, metaclass=AbstractModuleMeta):  # type: ignore[metaclass
     """Base of all posterior families.
 
     Args:
-        model: The Pyro model. Models of this library are read without data; any other needs ``example``. Or a layout,
-            or a guide, for the same sites.
+        model: The Pyro model. The sites of models of this library are found without data; any other model needs
+            ``example``. A layout, or a guide with the same sites, may be given instead.
         example: Arguments for one run of the model, to find its sites.
-        sites: Names of the sites that this guide is for, where others cover the rest
+        sites: Names of the sites of this guide, if other guides have the rest
             (:class:`~pyrobnn.guides.Composite`); all of them if None.
 
     Attributes:
-        layout: The model's latent sites and their places in the flat vector.
+        layout: The guide's sites and their positions in the flat vector.
 
     Raises:
         TypeError: If the model is no Pyro model, or needs ``example`` and has none.
@@ -61,18 +61,18 @@ class Guide(PyroModule, metaclass=AbstractModuleMeta):  # type: ignore[metaclass
         sites: Collection[str] | None = None,
     ) -> None:
         super().__init__()
-        known = model.layout if isinstance(model, Guide) else model
-        if isinstance(known, Layout):
-            self.layout = known if sites is None else known.select(sites)
+        given = model.layout if isinstance(model, Guide) else model
+        if isinstance(given, Layout):
+            self.layout = given if sites is None else given.select(sites)
         else:
-            self.layout = Layout.of(known, example=example, sites=sites)
+            self.layout = Layout.of(given, example=example, sites=sites)
 
-    # ------------------------------------------------------------------ what a family implements
+    # ------------------------------------------------------------------------------------ abstract members
 
     @property
     @abstractmethod
     def facts(self) -> Facts:
-        """What is true of the family, and of this guide as it is now."""
+        """Properties of the family, and of this guide in its present state."""
 
     @abstractmethod
     def rsample(self, noise: Tensor | None = None) -> Draws:
@@ -90,10 +90,10 @@ class Guide(PyroModule, metaclass=AbstractModuleMeta):  # type: ignore[metaclass
     def marginal(self, name: str) -> dist.Distribution:
         """The guide's distribution of one site (gradients attached)."""
 
-    # -------------------------------------------------- what a family may change (defaults suit independent sites)
+    # ------------------------------------------- members to override (defaults are for independent sites)
 
     def sample_blocks(self, sizes: Iterable[int]) -> Iterator[Draws]:
-        """Blocks of draws that belong together; families whose draws are not independent tie the blocks."""
+        """Draws in blocks of the given sizes; families whose draws are not independent balance them across blocks."""
         return (self.sample(size) for size in sizes)
 
     def elementwise_marginal(self, name: str) -> dist.Distribution:
@@ -107,7 +107,7 @@ class Guide(PyroModule, metaclass=AbstractModuleMeta):  # type: ignore[metaclass
             draws: Values of all sites; or of some that are independent of the others.
 
         Raises:
-            NotImplementedError: If they have no density (:attr:`facts` says which have one).
+            NotImplementedError: If a site is not among ``facts.density``.
         """
         if missing := [name for name in draws if name not in self.facts.density]:
             raise NotImplementedError(
@@ -124,8 +124,8 @@ class Guide(PyroModule, metaclass=AbstractModuleMeta):  # type: ignore[metaclass
         """The divergence of the posterior that :meth:`sample` draws from.
 
         Args:
-            draws: A draw, where a closed form is not registered.
-            priors: Priors of the sites that count, as a run of the model under this draw applied them.
+            draws: A draw, at which terms without a closed form are estimated.
+            priors: Priors by site, as a run of the model under this draw applied them; other sites are left out.
         """
         terms, exact = {}, True
         for name, term in priors.items():
@@ -141,13 +141,14 @@ class Guide(PyroModule, metaclass=AbstractModuleMeta):  # type: ignore[metaclass
         sequential: bool = True,
         vectorize: bool = True,
     ) -> Step:
-        """How the guide is trained.
+        """The training step of the guide.
 
         Args:
             model: The model that it is trained with.
-            estimators: Estimators by site, for the layers that draw; sites must be among ``facts.gaussian``.
-            sequential: Whether each draw's loss is differentiated before the next draw is made. If not, all draws may
-                be in one graph, of ordinary operations that can be differentiated twice.
+            estimators: Estimators by site, for sites whose draws are made in the layers; they must be among
+                ``facts.gaussian``.
+            sequential: Whether each draw's loss is differentiated before the next draw is made, so that memory may be
+                reused. If not, all draws may be in one graph, which can be differentiated twice.
             vectorize: Whether members of an ensemble may run in one vectorized pass.
 
         Raises:
@@ -167,40 +168,40 @@ class Guide(PyroModule, metaclass=AbstractModuleMeta):  # type: ignore[metaclass
         return []
 
     def write_buffers(self, component: Tensor | None, buffers: Mapping[str, Tensor]) -> None:
-        """Sets the buffers that a component of a mixture has of its own, by their name in the model.
+        """Sets the buffers of one component of a mixture, by their name in the model.
 
         Raises:
-            NotImplementedError: If this family has none.
+            NotImplementedError: If the components of this family have no buffers.
         """
         raise NotImplementedError(f"{type(self).__name__} has no buffers of its own; the model's are used.")
 
     def atoms(self, members: Tensor) -> Draws:
-        """The points ``members [K]`` of a mixture of finitely many, as draws.
+        """The components ``members [K]`` of a finite mixture of points, as draws.
 
         Raises:
-            NotImplementedError: If the distribution has no end of points.
+            NotImplementedError: If the guide is not such a mixture.
         """
         raise NotImplementedError(f"{type(self).__name__} is no mixture of finitely many points.")
 
     def chain_draws(self, chain: int, places: Tensor | None = None) -> Draws:
-        """Draws of one Markov chain at ``places [k]`` (None: all), where ``facts.chain_shape`` says there are chains.
+        """Draws of one Markov chain at positions ``places [k]`` (None: all), if ``facts.chain_shape`` is not None.
 
         Raises:
-            NotImplementedError: If draws are no chains.
+            NotImplementedError: If the draws are not from chains.
         """
         raise NotImplementedError(f"{type(self).__name__} keeps no Markov chains.")
 
     def sample_stats(self) -> dict[str, Tensor]:
-        """What a sampler noted of each draw of its chains, ``{name: [C, S]}``; nothing for other posteriors."""
+        """Statistics that the sampler recorded for each draw of its chains, ``{name: [C, S]}``; else empty."""
         return {}
 
     @classmethod
     def family(cls, config: Mapping[str, Any], nested: Callable[[Mapping[str, Any]], Any]) -> Callable[..., Guide]:
-        """What builds a guide of :meth:`config` from a model.
+        """A function that builds the guide that :meth:`config` describes from a model.
 
         Args:
             config: What :meth:`config` returned.
-            nested: Does the same for the description of a guide inside ``config``.
+            nested: The function that does the same for the description of a guide inside ``config``.
         """
         return partial(cls, **config)
 
@@ -220,7 +221,7 @@ class Guide(PyroModule, metaclass=AbstractModuleMeta):  # type: ignore[metaclass
             )
         return self
 
-    # ---------------------------------------------------------------------------------------- what follows
+    # ------------------------------------------------------------------------------------ derived members
 
     def gaussian(self, name: str) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of a site among ``facts.gaussian``, with gradients."""
@@ -232,12 +233,12 @@ class Guide(PyroModule, metaclass=AbstractModuleMeta):  # type: ignore[metaclass
         return f"num_sites={len(self.layout)}, num_latents={self.layout.size}"
 
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        """Pyro's view: one sample statement per latent site, whatever the arguments."""
+        """The guide as Pyro calls it: one sample statement per latent site; the arguments are ignored."""
         self.announce_parameters()
         return {name: sample_site(site, self.marginal(name)) for name, site in self.layout.items()}
 
     def announce_parameters(self) -> None:
-        """Tells active Pyro handlers of this guide's parameters, as raw ``SVI`` expects."""
+        """Sends a param message for each trainable parameter to active Pyro handlers, as Pyro's ``SVI`` expects."""
         if is_observed_from_outside():
             for name, parameter in self.named_parameters():
                 if parameter.requires_grad:

@@ -10,8 +10,8 @@ A full treatment of the last layer, mean field in the middle, a point estimate f
         ("*", MAP),
     ])
 
-Rules read like those of :mod:`pyrobnn.priors`: in order, the first pattern that matches a site decides. The objective
-adds up over parts, of which each is a guide of its own for its sites.
+Rules are those of :mod:`pyrobnn.priors`: the first pattern that matches a site decides. Each part is a guide of its
+sites; divergences of parts add up.
 """
 
 from __future__ import annotations
@@ -44,15 +44,15 @@ __all__ = ["Composite"]
 class Composite(Guide):
     """A guide composed of others, each for the sites that a pattern names.
 
-    A part that says how many draws a training step takes (an ensemble) says so for all; there can be one such part.
-    Maps may be nested. Draws of different parts are independent of each other.
+    A part that fixes the number of draws of a training step (an ensemble) fixes it for all parts; there can be one such
+    part. Composites may be nested. Draws of different parts are independent of each other.
 
     Args:
         model: The Pyro model.
         rules: Ordered ``(pattern, family)``. A pattern is a glob on site names, or a tuple of globs; sites of a
             converted network are also known by the parameter's name in the network, as in prior rules. A family is
             called as ``family(model, sites=names)``, with ``example`` if there is one: a guide class, or one with
-            options (:func:`functools.partial`). Rules whose sites all went to earlier ones make no part.
+            options (:func:`functools.partial`). A rule makes no part if earlier rules match all its sites.
         example: Arguments of one run, for models whose sites are not known without data.
         sites: Names of the sites that the guide is for; all of them if None.
 
@@ -61,8 +61,8 @@ class Composite(Guide):
 
     Raises:
         TypeError: If a rule is no pair of pattern and family, or a family makes no guide.
-        ValueError: If a pattern matches no site, a site is matched by no pattern, or two parts both determine how
-            many draws a step takes.
+        ValueError: If a pattern matches no site, a site is matched by no pattern, or two parts both fix the number
+            of draws of a training step.
     """
 
     def __init__(
@@ -85,8 +85,8 @@ class Composite(Guide):
         if len(mixtures) > 1:
             first, second = (f"{type(self.parts[i]).__name__} of {self._names(i)[0]!r}" for i in mixtures[:2])
             raise ValueError(
-                f"rules: {first} and {second} both say how many draws a step takes; give their sites to one of them, "
-                "by one rule with a tuple of patterns."
+                f"rules: {first} and {second} both fix the number of draws of a training step; give their sites to "
+                "one of them, by one rule with a tuple of patterns."
             )
 
     @property
@@ -124,7 +124,7 @@ class Composite(Guide):
 
     @property
     def facts(self) -> Facts:
-        """Those of the parts together."""
+        """The facts of the product of the parts."""
         return Facts.united([part.facts for part in self.parts])
 
     def marginal(self, name: str) -> dist.Distribution:
@@ -204,8 +204,8 @@ class Composite(Guide):
         own = draws.record or [Draws({n: draws[n] for n in part.layout}) for part in self.parts]
         found = []
         for part, drawn in zip(self.parts, own, strict=True):
-            if shown := {name: priors[name] for name in part.layout if name in priors}:
-                found.append(part.divergence(drawn, shown))
+            if counted := {name: priors[name] for name in part.layout if name in priors}:
+                found.append(part.divergence(drawn, counted))
         return reduce(add, found)
 
     def step(
@@ -216,7 +216,7 @@ class Composite(Guide):
         sequential: bool = True,
         vectorize: bool = True,
     ) -> Step:
-        """The parts' steps, side by side; members of an ensemble run one after another."""
+        """One step of the steps of all parts; members of an ensemble run one after another."""
         chosen = estimators or {}
         steps = [
             part.step(

@@ -64,7 +64,7 @@ class BayesianModule(StochasticModule):
     def __init__(self, network: nn.Module, prior: PriorSpec) -> None:
         super().__init__()
         self.add_plain("net", network)
-        # Each slot that holds the parameter once: functional_call puts a slot it swaps twice back wrongly.
+        # Each attribute that holds the parameter, once: functional_call restores wrongly what it replaces twice.
         aliases: dict[int, list[str]] = {}
         for prefix, module in network.named_modules():
             for local, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
@@ -102,7 +102,7 @@ class BayesianModule(StochasticModule):
         return weights
 
     def _draw(self, site: str, handler: SubstituteMessenger | None) -> Tensor:
-        """The draw of a site, as attribute access gives it, where it can from ``handler`` itself."""
+        """The draw of a site: from ``handler`` where possible, else by attribute access, which runs ``pyro.sample``."""
         if handler is not None and not (rule := self.site_priors[site]).auxiliary:
             prior = rule.conditional()
             value = None if isinstance(prior, Tensor) else handler.answer(full_name(self, site), prior)
@@ -144,7 +144,7 @@ def buffers(model: nn.Module) -> Iterator[tuple[nn.Module, str, Tensor]]:
 
 @contextmanager
 def frozen_buffers(model: nn.Module) -> Iterator[None]:
-    """Lets the block work on copies of the buffers (running statistics) and puts the untouched ones back after it.
+    """Replaces the buffers (running statistics) by copies for the block, so that they are unchanged after it.
 
     Writing the old values back instead would invalidate graphs that have saved the buffers for their backward pass.
     """
@@ -154,7 +154,7 @@ def frozen_buffers(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def exchanged_buffers(others: Iterable[tuple[nn.Module, str, Tensor]]) -> Iterator[None]:
-    """Puts other tensors ``(module, name, tensor)`` in place of buffers; the previous ones are put back after it."""
+    """Replaces buffers by other tensors ``(module, name, tensor)`` for the block, and restores them after it."""
     kept = []
     try:
         for module, name, other in others:

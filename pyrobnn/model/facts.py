@@ -1,7 +1,8 @@
-"""What generic code may ask of a posterior: sets of sites and numbers, not classes."""
+"""Properties of a guide that generic code needs: sets of sites and numbers, in place of checks for classes."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -11,22 +12,23 @@ __all__ = ["Facts"]
 
 @dataclass(frozen=True)
 class Facts:
-    """Facts of a guide as it is now; some change when it is fitted.
+    """Properties of a guide in its present state; some change when it is fitted.
 
     Attributes:
         sites: Names of its sites.
-        density: Sites with a joint density that can be computed.
+        density: Sites whose (joint) density can be computed.
         independent: Groups of sites; sites of different groups are independent of each other.
         gaussian: Real-valued sites whose elements are independent Gaussians.
-        noise_size: How many standard normals make a draw, None if draws are made otherwise.
+        noise_size: Number of standard normals that ``rsample(noise)`` makes a draw from, None if it takes no noise.
         num_points: Number of equally likely points that the distribution consists of, None if there are not finitely
             many.
-        num_components: Number of members of the part that is an ensemble, None if no part is.
-        chain_shape: Number of Markov chains and of draws of each, None if draws are no chains.
-        num_training_draws: Number of draws that a training step makes whatever it is requested, None if it makes as
-            many as it is requested.
-        is_ready: Whether draws of the posterior can be made; False while it is the point that it is trained as.
-        predictor: How predictions are made by default.
+        num_training_draws: Number of draws that each training step makes, None if ``num_particles`` of the objective
+            decides.
+        num_components: Number of members of the ensemble that the guide is or has as a part, None if there is none.
+        chain_shape: Number of Markov chains and number of draws of each, None if the draws are not from chains.
+        is_ready: Whether :meth:`~pyrobnn.guides.Guide.sample` works; False for a guide that is trained as a point
+            (Laplace, SWAG) and has not been fitted yet.
+        predictor: The predictor that :func:`pyrobnn.predict` uses by default.
     """
 
     sites: frozenset[str]
@@ -43,32 +45,30 @@ class Facts:
 
     @property
     def has_density(self) -> bool:
-        """Whether all sites have one."""
+        """Whether the density of all sites can be computed."""
         return self.density == self.sites
 
     def can_marginalize(self, names: Sequence[str]) -> bool:
-        """Whether these sites by themselves have a density: they are a union of groups with densities."""
+        """Whether these sites alone have a density: they are a union of independent groups with densities."""
         chosen = frozenset(names)
         groups = [group for group in self.independent if group & chosen]
         return chosen <= self.density and all(group <= chosen for group in groups)
 
     @classmethod
     def united(cls, parts: Sequence[Facts]) -> Facts:
-        """The facts of independent parts together: sets unite, numbers add up or become None."""
+        """The facts of a product of independent guides: unions of sets, and sums or products of numbers."""
         sizes = [part.noise_size for part in parts]
         points = [part.num_points for part in parts]
         draws = [part.num_training_draws for part in parts if part.num_training_draws is not None]
         components = [part.num_components for part in parts if part.num_components is not None]
-        product: int | None = 1
-        for count in points:
-            product = None if product is None or count is None else product * count
+        counts = [count for count in points if count is not None]
         return cls(
             sites=frozenset().union(*(part.sites for part in parts)),
             density=frozenset().union(*(part.density for part in parts)),
             independent=tuple(group for part in parts for group in part.independent),
             gaussian=frozenset().union(*(part.gaussian for part in parts)),
             noise_size=None if None in sizes else sum(size for size in sizes if size is not None),
-            num_points=product,
+            num_points=math.prod(counts) if len(counts) == len(points) else None,
             num_training_draws=draws[0] if draws else None,
             num_components=components[0] if components else None,
             is_ready=all(part.is_ready for part in parts),

@@ -32,7 +32,7 @@ def initial_values(model: Any, sites: Mapping[str, Site], init: Init) -> dict[st
         sites: Its latent sites.
         init: Where to start: None (the weights the network was converted with), another network of the same
             architecture, ``"prior"`` (a draw), ``"prior_mean"``, a dict of site values, or a function
-            ``(site name, prior) -> value``. Sites that ``init`` says nothing about start at the center of their
+            ``(site name, prior) -> value``. Sites that ``init`` does not name start at the center of their
             prior.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The latent sites of a model and their places in one flat vector.
+"""The latent sites of a model and their positions in one flat vector.
 
 A :class:`Layout` holds names, shapes, transforms and the order of the flat unconstrained vector, which is the model's
 order; it holds no distribution of its own. Guides, samplers, checkpoints and curvature share it.
@@ -119,7 +119,8 @@ class Layout(Mapping[str, Site]):
         """The layout of a model's latent sites.
 
         Args:
-            model: The Pyro model. Models of this library are read without data; any other needs ``example``.
+            model: The Pyro model. The sites of models of this library are found without data; any other model needs
+                ``example``.
             example: Arguments for one run of the model.
             sites: Names of the sites to keep; all of them if None.
 
@@ -199,13 +200,13 @@ def _find_sites(model: Callable[..., Any], example: tuple[Any, ...] | None) -> I
     """The model's latent sites, from two traces that leave buffers and the random state as they were."""
     if not callable(model):
         raise TypeError(f"model: expected a Pyro model (a callable), got {type(model).__name__}.")
-    reader = latent_sampler(model)
-    if reader is None and example is None:
+    sampler = latent_sampler(model)
+    if sampler is None and example is None:
         raise TypeError(
             f"example: the latent sites of {type(model).__name__} are not known without data; pass a batch, such as "
             "example=(x, y), so that one run of the model can show them."
         )
-    run = model if example is not None else reader
+    run = model if example is not None else sampler
     arguments = example if example is not None else ()
     module = model if isinstance(model, nn.Module) else nn.Module()
     with torch.no_grad(), torch.random.fork_rng(devices=[]), frozen_buffers(module):
@@ -231,8 +232,8 @@ def _describe_site(name: str, node: Any, again: Any) -> Site:
         )
     if prior.support.is_discrete:
         raise ValueError(
-            f"site {name!r}: its prior {type(prior).__name__} is discrete; guides here are continuous, so marginalize "
-            "it or use a relaxed distribution."
+            f"site {name!r}: its prior {type(prior).__name__} is discrete, but guides of this library are continuous; "
+            "marginalize it or use a relaxed distribution."
         )
     frames = node["cond_indep_stack"]
     for frame in frames:

@@ -1,9 +1,9 @@
 """A PyroModule that owns sites with priors: the common part of networks and likelihoods.
 
-Plain :class:`~pyro.nn.PyroModule` has three habits that hurt networks: it writes every parameter into a global
-store under a name two networks may share, it leaves prior tensors behind when the module moves, and it knows its
-latent sites only after it has seen data. :class:`StochasticModule` keeps parameters local, priors in buffers, and
-answers :meth:`sample_latents` without data.
+Plain :class:`~pyro.nn.PyroModule` has three problems for networks: it writes every parameter into a global store under
+a name that two networks may share, it does not move prior tensors with the module, and its latent sites are found only
+by a run on data. :class:`StochasticModule` keeps parameters local and priors in buffers, and its method
+:meth:`~StochasticModule.sample_latents` draws all latent sites without data.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ __all__ = ["StochasticModule"]
 
 
 class _ReadPrior:
-    """What a PyroSample needs: the prior of one site as a function of the module that owns it."""
+    """The argument of a PyroSample: from the module that owns a site to the site's prior."""
 
     def __init__(self, name: str, suffix: str | None = None) -> None:
         self.name = name
@@ -78,10 +78,10 @@ class StochasticModule(PyroModule):
         return {full_name(self, name): value for name, value in self._initial.items()}
 
     def announce_parameters(self) -> None:
-        """Tells active Pyro handlers of this module's trainable parameters, as raw ``SVI`` expects."""
-        if not is_observed_from_outside() or direct_handler() is not None:  # the latter does not care for parameters
+        """Sends a param message for each trainable parameter to active Pyro handlers, as Pyro's ``SVI`` expects."""
+        if not is_observed_from_outside() or direct_handler() is not None:  # which ignores parameters
             return
-        if self._slots is None:  # walking the module tree costs more than a small network's step
+        if self._slots is None:  # traversing the module tree costs more than a small network's step
             owners = {
                 f"{prefix}.{local}" if prefix else local: (module, local)
                 for prefix, module in self.named_modules()

@@ -1,4 +1,4 @@
-"""The usual model: a network, a likelihood, a prior, and how many data there are."""
+"""The standard model: a network, a likelihood, a prior, and the number of data."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from pyrobnn.model.substitution import direct_handler
 __all__ = ["OutputSpec", "SupervisedModel", "run_network"]
 
 OutputSpec: TypeAlias = str | int | Callable[[Any], Tensor] | None
-"""What of a network's return value the likelihood sees: a key or attribute, an index, or a function."""
+"""Which part of a network's return value the likelihood is given: a key or attribute, an index, or a function."""
 
 
 class SupervisedModel(PyroModule):
@@ -36,16 +36,15 @@ class SupervisedModel(PyroModule):
 
     Args:
         net: The network; it is copied. An already :func:`~pyrobnn.model.bayesianize`-d network is taken as it is.
-        likelihood: What the outputs mean.
+        likelihood: From the network's outputs to the distribution of the targets.
         prior: Prior or prior rules for the weights, as in :func:`~pyrobnn.model.bayesianize`.
-        num_data: Number N of training data, stated once, here; ``fit`` checks the loader against it.
-        output: For a network that returns more than one tensor, what of it the likelihood sees: a key of a mapping or
-            the name of an attribute (``"logits"``), an index into a tuple or list, or a function. Where such a network
-            returns a tensor after all (torchvision's Inception does in evaluation mode), a key, name or index is not
-            applied to it.
+        num_data: Number N of training data; ``fit`` checks that the loader has as many.
+        output: For a network that returns more than one tensor, which one the likelihood is given: a key of a mapping
+            or the name of an attribute (``"logits"``), an index into a tuple or list, or a function. If the network
+            returns a tensor (torchvision's Inception does in evaluation mode), a key, name or index is not applied.
 
     Attributes:
-        num_data: N; it may be set where data are added, as in active learning, and guides stay valid.
+        num_data: N; it may be changed when data are added, as in active learning; guides of the model stay valid.
         output: As given.
 
     Raises:
@@ -82,7 +81,7 @@ class SupervisedModel(PyroModule):
             net = bayesianize(net, prior)
         self.net = net
         self.likelihood = likelihood
-        self._output = (output,)  # in a tuple: a function that is a module is none of the model's own
+        self._output = (output,)  # in a tuple, so that a function that is a module is not registered as a submodule
 
     @property
     def num_data(self) -> int:
@@ -97,7 +96,7 @@ class SupervisedModel(PyroModule):
 
     @property
     def output(self) -> OutputSpec:
-        """What of the network's return value the likelihood sees."""
+        """Which part of the network's return value the likelihood is given."""
         return self._output[0]
 
     def forward(self, x: Any, y: Tensor | None = None, weight: Tensor | None = None) -> Tensor:
@@ -134,7 +133,7 @@ class SupervisedModel(PyroModule):
         self._check(outputs, y, weight)
         scale: Any = 1.0
         mask: Any = None
-        if weight is not None:  # a scale of 0 is none that Pyro takes, and 0 times an infinity is no absence
+        if weight is not None:  # Pyro takes no scale of 0, and 0 times an infinite log density would be NaN
             mask = weight > 0
             scale = weight.where(mask, 1.0)
         if observation.batch_shape == y.shape[:1] and (handler := direct_handler()) is not None:
@@ -162,7 +161,7 @@ class SupervisedModel(PyroModule):
             if not isinstance(weight, Tensor) or weight.shape != y.shape[:1]:
                 found = list(weight.shape) if isinstance(weight, Tensor) else type(weight).__name__
                 raise ValueError(f"weight: expected a tensor with one weight for each row, [{len(y)}], got {found}.")
-            if dist.is_validation_enabled():  # what fit has looked at before, for it costs a synchronization
+            if dist.is_validation_enabled():  # fit checks it in its first epoch; the check costs a synchronization
                 check_weight(weight)
 
     @pyro_method
@@ -175,7 +174,7 @@ class SupervisedModel(PyroModule):
         return self.select(run_network(self.net, x))
 
     def select(self, returned: Any) -> Tensor:
-        """What the likelihood sees of the network's return value.
+        """The part of the network's return value that the likelihood is given.
 
         Raises:
             TypeError: If that is no tensor.
@@ -187,13 +186,13 @@ class SupervisedModel(PyroModule):
             selected = _selected(returned, output)
         if isinstance(selected, Tensor):
             return selected
-        advice = "pass output= a key, index, attribute or function that selects the tensor that the likelihood sees"
+        advice = "pass output= a key, index, attribute or function that selects the tensor for the likelihood"
         if output is not None:
             raise TypeError(f"output: {output!r} selects a {type(selected).__name__}, not a tensor; {advice}.")
         raise TypeError(f"net: it returned a {_contents(returned)}, and not a tensor; {advice}.")
 
     def extra_repr(self) -> str:
-        """The data's size, and what of the outputs is used."""
+        """The number of data, and which output is used."""
         return f"num_data={self.num_data}" + ("" if self.output is None else f", output={self.output!r}")
 
 
