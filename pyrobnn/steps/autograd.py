@@ -1,4 +1,4 @@
-"""A step by plain automatic differentiation: what a family needs that has no faster one."""
+"""The training step by automatic differentiation, for families without a faster one."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ Gaussians = Callable[[str], tuple[Tensor, Tensor]]
 
 
 class AutogradStep(Step):
-    """Draws and divergences of a guide in one graph with its parameters.
+    """Draws and divergences as ordinary differentiable functions of the guide's parameters.
 
     Args:
         layout: The sites.
-        rsample: Makes a draw, from the given noise or fresh one.
-        divergence: The divergence of what is trained.
-        estimators: Estimators by site, for the layers that draw.
+        rsample: Makes a draw from given noise, or from new noise if it is None.
+        divergence: The divergence of the distribution that is trained.
+        estimators: Estimators by site, for sites whose draws are made in the layers.
         gaussian: Mean and standard deviation of a site that an estimator is for.
         begin: Called before the first draw of a training step.
         restart: Called at the start of an epoch with the number of steps to come, None if it is not known.
@@ -52,7 +52,7 @@ class AutogradStep(Step):
         """A reparameterized draw, with distributions in place of values at the sites that have an estimator."""
         if index == 0 and self._begin is not None:
             self._begin()
-        # A draw that no site would use must not take random numbers that the layers' own would follow.
+        # No random numbers are drawn if all sites are drawn in the layers: seeds then give the layers' draws alone.
         is_replaced = noise is None and len(self._estimators) == len(self.layout)
         draw = Draws(dict.fromkeys(self.layout, torch.empty(0))) if is_replaced else self._rsample(noise)
         for name, estimator in self._estimators.items():
@@ -66,6 +66,6 @@ class AutogradStep(Step):
         return self._divergence(draws, priors)
 
     def restart(self, remaining: int | None = None) -> None:
-        """Tells the guide's schedules how long the training is."""
+        """Gives the guide's schedules the number of training steps to come."""
         if self._restart is not None:
             self._restart(remaining)

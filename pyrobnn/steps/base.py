@@ -1,8 +1,7 @@
-"""The contract of a training step, and the memory that steps reuse.
+"""The base class of training steps, and the memory that steps reuse.
 
 A step makes draws for training. Their gradients reach the guide's parameters by autograd, so hooks, clipping, gradient
-scaling and accumulation see them as they see any other. The training loop owns the step; the guide keeps no state of
-it.
+scaling and accumulation work as usual. The objective holds the step; the guide has no state of its training.
 """
 
 from __future__ import annotations
@@ -25,9 +24,9 @@ Memory = TypeVar("Memory")
 
 
 class Step(ABC):
-    """Draws for training, and the divergence of what is trained.
+    """Makes draws for training, and computes the divergence of the distribution that is trained.
 
-    What is trained is not always what is sampled: a Laplace approximation is trained as a point.
+    This is not always the one that is sampled later: a Laplace approximation is trained as a point.
 
     Attributes:
         layout: The sites.
@@ -38,7 +37,7 @@ class Step(ABC):
     vectorized: bool = False
 
     def num_samples(self, asked: int) -> int:
-        """How many draws a training step makes if the objective requests ``asked``."""
+        """Number of draws in a training step of an objective with ``num_particles=asked``."""
         return asked
 
     @abstractmethod
@@ -46,14 +45,14 @@ class Step(ABC):
         """A draw for one run of the model.
 
         Args:
-            index: Its position in the training step, which the first draw begins; None for an additional draw.
+            index: Its position in the training step, from 0; None for an additional draw, of an objective's term.
             noise: Standard normals to make it from, ``[noise_size]``; fresh ones if None.
-            avoid: A component of a mixture that it shall not be, if there is another.
+            avoid: A component of a mixture that is not drawn, if there is another.
         """
 
     @abstractmethod
     def divergence(self, draws: Draws, priors: Mapping[str, PriorTerm]) -> Divergence:
-        """The divergence of what is trained, of the sites in ``priors``, at a draw of this step.
+        """The divergence of the trained distribution over the sites in ``priors``, at a draw of this step.
 
         Args:
             draws: The draw.
@@ -61,18 +60,21 @@ class Step(ABC):
         """
 
     def stop_vectorizing(self, error: Exception) -> None:
-        """Told that vmap cannot run the model; from now on draws are made one by one.
+        """Called when vmap cannot run the model: from now on members run one after another.
+
+        Args:
+            error: The error that vmap raised.
 
         Raises:
-            ValueError: If vectorized passes were demanded.
+            ValueError: If vectorized passes were requested explicitly.
         """
         self.vectorized = False
 
     def finish(self) -> None:  # noqa: B027 (most steps have nothing left to do)
-        """Ends a training step: delivers gradients that were collected outside of the graph."""
+        """Ends a training step: adds gradients that were collected outside of the graph to the parameters."""
 
     def restart(self, remaining: int | None = None) -> None:  # noqa: B027 (most steps keep nothing)
-        """Begins an epoch: forgets unused noise, so that the random state alone fixes what follows.
+        """Begins an epoch: drops unused noise, so that later draws depend on the random state alone.
 
         Args:
             remaining: How many training steps are to come, None if it is not known.
@@ -83,7 +85,7 @@ class Step(ABC):
 
 
 def refuse_second_derivatives() -> None:
-    """Called in backward passes that are computed in place.
+    """Raises in a backward pass that is itself differentiated; for backward passes that work in place.
 
     Raises:
         RuntimeError: If the gradient is to be differentiated again.
@@ -96,7 +98,7 @@ def refuse_second_derivatives() -> None:
 
 
 class Lease(Generic[Memory]):
-    """The right to use a memory; it ends with the backward pass, or when nobody holds it any more."""
+    """A memory in use by a draw, until the backward pass releases it or the lease is garbage-collected."""
 
     def __init__(self, memory: Memory) -> None:
         self.memory = memory
@@ -108,7 +110,7 @@ class Lease(Generic[Memory]):
 
 
 class Pool(Generic[Memory]):
-    """Memory that one draw after another uses, and more of it while several draws are in use.
+    """Reusable memory for draws: one item after another, and more items while several draws are in use.
 
     Args:
         make: Makes a memory.
@@ -121,7 +123,7 @@ class Pool(Generic[Memory]):
         self._taken: list[tuple[Memory, weakref.ref[Lease[Memory]]]] = []
 
     def take(self) -> Lease[Memory]:
-        """A memory that no living draw uses."""
+        """A memory that no draw uses now."""
         for position, (memory, reference) in enumerate(self._taken):
             last = reference()
             if last is None or last.is_over:
@@ -134,15 +136,15 @@ class Pool(Generic[Memory]):
         return lease
 
     def clear(self) -> None:
-        """Forgets all memory, such as that of another device."""
+        """Drops all memory, when the parameters have moved to another device or dtype."""
         self._taken.clear()
 
 
 class GradientBuffers:
-    """Memory for a parameter's gradient that autograd takes over instead of copying it.
+    """Memory for a parameter's gradient that autograd uses as ``parameter.grad`` without a copy.
 
-    A backward pass that returns such a buffer makes it ``parameter.grad``. While it is that, the next backward pass
-    needs another one, to be added to it.
+    A backward pass that returns such a buffer makes it ``parameter.grad``. While it is, the next backward pass (of
+    accumulated gradients) needs another buffer.
     """
 
     def __init__(self, parameter: nn.Parameter) -> None:
@@ -150,7 +152,7 @@ class GradientBuffers:
         self._buffers: list[Tensor] = []
 
     def free(self) -> Tensor:
-        """A buffer of the parameter's shape that is not its gradient now; the same one as long as it is not."""
+        """A buffer of the parameter's shape that is not ``parameter.grad`` now."""
         like, gradient = self.parameter, self.parameter.grad
         taken = None if gradient is None else gradient.data_ptr()
         for buffer in self._buffers:

@@ -1,4 +1,4 @@
-"""The step of a composite guide: the steps of its parts, side by side."""
+"""The training step of a composite guide: the steps of its parts."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class CompositeStep(Step):
         self.layout, self._steps, self._noise_sizes = layout, list(steps), list(noise_sizes)
 
     def num_samples(self, asked: int) -> int:
-        """As many as the part says that does not make any number of them; else what is asked."""
+        """The number that a part fixes (an ensemble), else ``asked``."""
         return next((count for step in self._steps if (count := step.num_samples(asked)) != asked), asked)
 
     def draw(self, index: int | None, noise: Tensor | None = None, *, avoid: Tensor | None = None) -> Draws:
@@ -44,8 +44,8 @@ class CompositeStep(Step):
         """The sum over parts."""
         found = []
         for step, own in zip(self._steps, draws.record, strict=True):
-            if shown := {name: priors[name] for name in step.layout if name in priors}:
-                found.append(step.divergence(own, shown))
+            if counted := {name: priors[name] for name in step.layout if name in priors}:
+                found.append(step.divergence(own, counted))
         return reduce(add, found) if found else Divergence(torch.zeros(()))
 
     def finish(self) -> None:

@@ -23,17 +23,17 @@ _GROUP = 8  # training draws that share one block of random numbers
 
 
 class MeanFieldMemory:
-    """What one draw after another uses.
+    """Preallocated tensors that are used by one draw at a time.
 
     Args:
         layout: The sites.
         loc, log_scale: The parameters, ``[d]``.
 
     Attributes:
-        noise, scale, value: ε, σ and the draw ``μ + σε``; σ gives way to σ² where layers draw by variances.
+        noise, scale, value: ε, σ and the draw ``μ + σε``; ``scale`` holds σ² once a layer has asked for variances.
         locs, values: Parts of the means and of the draw, by site.
         by_loc, by_log_scale: The gradients of the draw in progress.
-        has_variance: Whether variances have taken the memory of σ.
+        has_variance: Whether ``scale`` holds σ².
         turn: Position of the coming draw in its antithetic group.
         generation: Number of draws made here.
     """
@@ -61,7 +61,7 @@ class MeanFieldMemory:
         self.generation = 0
 
     def begin(self) -> None:
-        """A draw begins: gradients go where no parameter's gradient lies."""
+        """Starts a draw, with buffers for gradients that are not ``parameter.grad`` now."""
         by_loc, by_log_scale = (buffers.free() for buffers in self._buffers)
         if by_loc is not self.by_loc:
             self.by_loc, self._slots = by_loc, list(self.layout.split(by_loc).values())
@@ -75,7 +75,7 @@ class MeanFieldMemory:
         self.generation += 1
 
     def constant(self, value: float) -> Tensor:
-        """A scalar tensor of the value, in memory that is used again."""
+        """A scalar tensor of the value; each call overwrites the last one's."""
         return self._scalar.fill_(value)
 
     def refresh_noise(self, antithetic: bool, noise: Tensor | None = None) -> None:
@@ -116,10 +116,10 @@ class MeanFieldMemory:
         antithetic: bool,
         noise: Tensor | None,
     ) -> dict[str, GaussianWeight]:
-        """The sites' distributions, whose means and standard deviations lie in this memory.
+        """The sites' distributions, as layers receive them.
 
-        What layers make of the standard deviations hangs on the token of the draw, so that the node's backward pass
-        comes after theirs.
+        Variances and deviations that layers use are outputs of nodes that take the token of the draw as input, so that
+        the backward pass of the draw's node runs after theirs.
         """
         self._drawn = weakref.ref(drawn)  # this memory must not keep the graph alive
         if noise is not None:
@@ -148,7 +148,7 @@ class MeanFieldMemory:
         )
 
     def collect_variances(self) -> None:
-        """Puts the gradients by variances where those by log scales are made."""
+        """Copies gradients with respect to variances to where those with respect to log scales are computed."""
         if not self.has_variance:
             return
         for name, slot in self._variance_slots.items():
@@ -168,7 +168,7 @@ class MeanFieldMemory:
 
     def _deviation_of(self, name: str, antithetic: bool) -> Tensor:
         """A site's part of the draw's deviations in the graph; all are made when a layer first asks for one."""
-        drawn = self._alive()
+        drawn = self._current_draw()
         if not drawn.deviations:
             if not self._has_noise:
                 self.refresh_noise(antithetic)
@@ -176,17 +176,17 @@ class MeanFieldMemory:
             with torch.no_grad():
                 scale = self.scale.sqrt() if self.has_variance else self.scale
                 torch.mul(self.noise, scale, out=self.value)
-            drawn.deviations = self._together(drawn, self._deviations, self._receive_deviation)
+            drawn.deviations = self._attach_all(drawn, self._deviations, self._receive_deviation)
         return drawn.deviations[name]
 
     def _variance_of(self, name: str) -> Tensor:
         """A site's variances in the graph; at the first use all take the memory of the standard deviations."""
-        drawn = self._alive()
+        drawn = self._current_draw()
         if not self.has_variance:
             with torch.no_grad():
                 self.scale.square_()
             self.has_variance = True
-            drawn.variances = self._together(drawn, self._scales, self._by_variance.__setitem__)
+            drawn.variances = self._attach_all(drawn, self._scales, self._by_variance.__setitem__)
         return drawn.variances[name]
 
     def _attached(self, name: str, value: Tensor, count: int) -> Tensor:
@@ -195,29 +195,30 @@ class MeanFieldMemory:
         def receive(_: str, gradient: Tensor) -> None:
             self._by_deviation.append((name, count, value, gradient))
 
-        return _Attached.apply(self._alive().token, [name], receive, value)[0]
+        return _Attached.apply(self._current_draw().token, [name], receive, value)[0]
 
     def _receive_deviation(self, name: str, gradient: Tensor) -> None:
         self._by_deviation.append((name, 0, self._deviations[name], gradient))
 
-    def _together(
+    def _attach_all(
         self, drawn: Drawn, values: Mapping[str, Tensor], receive: Callable[[str, Tensor], None]
     ) -> dict[str, Tensor]:
+        """Tensors of all sites in the graph of the draw; their gradients go to ``receive``."""
         attached = _Attached.apply(drawn.token, list(values), receive, *values.values())
         return dict(zip(values, attached, strict=True))
 
-    def _alive(self) -> Drawn:
+    def _current_draw(self) -> Drawn:
         drawn = self._drawn()
-        assert drawn is not None, "the draw is not alive"
+        assert drawn is not None, "the draw of this memory no longer exists"
         return drawn
 
 
 @dataclass
 class Drawn:
-    """What a draw keeps of its graph: the token, and what layers share.
+    """The tensors of a draw that are in its graph: the token, and what layers share.
 
     Attributes:
-        record: What scoring the draw needs; the node holds it, too.
+        record: State for the divergence and the backward pass of the draw; the node holds it, too.
         token: The zero that the KL's value is added to.
         variances, deviations: Of all sites, once a layer has asked for one.
     """

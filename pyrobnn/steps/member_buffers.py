@@ -1,7 +1,7 @@
-"""Buffers that each member of an ensemble has of its own: BatchNorm's running statistics, above all.
+"""The buffers of each member of an ensemble, such as BatchNorm's running statistics.
 
-Statistics belong to the weights they were taken with, so a network's buffers are kept once per member. Buffers of
-other parts of the model (a likelihood's constants, say) stay the model's and are shared.
+Running statistics depend on the weights, so each member has a copy of the networks' buffers. Buffers of other parts of
+the model (constants of a likelihood) are shared.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ class MemberBuffers(nn.Module):
         return f"{len(self)} of each member"
 
     def rows(self, member: int) -> dict[str, Tensor]:
-        """One member's buffers by their name in the model; what is written into them is kept."""
-        # Past the version counter: graphs of other members may have saved neighboring rows.
+        """Views of one member's buffers by their name in the model; writing into them changes the member."""
+        # `.data` bypasses the version counter: graphs of other members may have saved other rows of the same tensor.
         return {name: self.get_buffer(_key(name)).data[member] for name in self.names}
 
     def copies(self, member: int) -> dict[str, Tensor]:
@@ -54,7 +54,7 @@ class MemberBuffers(nn.Module):
 
     @torch.no_grad()
     def write(self, member: int, values: Mapping[str, Tensor]) -> None:
-        """Sets one member's buffers, those that ``values`` names."""
+        """Sets those of one member's buffers that ``values`` names."""
         for name in self.names:
             if name in values:
                 self.get_buffer(_key(name))[member] = values[name]
@@ -73,5 +73,5 @@ def network_buffers(model: Callable[..., Any]) -> dict[str, Tensor]:
 
 
 def _key(name: str) -> str:
-    """Buffers' names may hold no dots."""
+    """Names of buffers must not contain dots."""
     return name.replace(".", "/")

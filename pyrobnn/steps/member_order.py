@@ -29,7 +29,7 @@ class MemberOrder:
         self._components = list(torch.arange(num_members).unbind())
 
     def pick(self, index: int | None, avoid: Tensor | None = None) -> int:
-        """The member at a position of the training step; a random one for None, another than ``avoid`` if there is."""
+        """The member at a position of the training step; for None a random one other than ``avoid``."""
         if index is None:
             if avoid is None or self.num_members == 1:
                 return int(torch.randint(self.num_members, ()))
@@ -40,7 +40,7 @@ class MemberOrder:
         return self._order[index % len(self._order)]
 
     def member_state(self, member: int) -> tuple[Tensor, dict[str, Tensor], bool]:
-        """The member as a component, its buffers, and whether these keep what a run writes into them."""
+        """The component index, the member's buffers, and whether a run writes into these (``Draws.live``)."""
         live = torch.is_grad_enabled()
         own = {} if self.buffers is None else self.buffers.rows(member) if live else self.buffers.copies(member)
         return self._components[member], own, live

@@ -1,4 +1,4 @@
-"""Gradients of members that run one after another, collected row by row and delivered as one gradient.
+"""Gradients of members that run one after another, collected row by row and added to the parameter once.
 
 A pass through row m of a matrix ``[M, d]`` would fill a gradient of the whole matrix each time. Rows are leaves here;
 their gradients are moved to the rows of one matrix, which autograd takes over when the training step ends.
@@ -59,12 +59,12 @@ class MemberRows:
         self._pending.append(member)
         return self._leaves[member]
 
-    def count(self, member: int, normals: Sequence[NormalWindow]) -> None:
-        """Notes the fixed Normal priors that the divergence of a member's draw counted."""
+    def record(self, member: int, normals: Sequence[NormalWindow]) -> None:
+        """Records the fixed Normal priors that the divergence of a member's draw included."""
         self._normals[member] = normals
 
-    def forget(self) -> None:
-        """Drops gradients that nobody delivered, those of a training step that was broken off."""
+    def discard(self) -> None:
+        """Drops gradients that were not delivered, those of a training step that raised an error."""
         for member in self._pending:
             self._clear(member)
         self._pending.clear()
@@ -96,10 +96,10 @@ class MemberRows:
         self._pending.clear()
 
     def deliver(self, add_prior: AddPrior) -> None:
-        """Hands the rows to the parameter, once for the training step; rows of members that did not run are zero."""
+        """Adds the rows to ``loc.grad``, once per training step; rows of members that did not run are zero."""
         self.collect(add_prior)
         total, filled = self._total, set(self._filled)
-        self.forget()
+        self.discard()
         if total is None or not self.loc.requires_grad:
             return
         for member in set(range(len(self.loc))).difference(filled):

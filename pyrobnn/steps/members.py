@@ -1,4 +1,4 @@
-"""A training step of an ensemble by plain automatic differentiation, member by member."""
+"""The training step of an ensemble by automatic differentiation, member by member."""
 
 from __future__ import annotations
 

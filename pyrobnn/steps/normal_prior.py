@@ -18,7 +18,7 @@ __all__ = ["FlatNormalPrior", "NormalWindow", "is_fixed_normal"]
 
 
 def is_fixed_normal(site: Site, term: PriorTerm) -> bool:
-    """Whether a prior is a Normal that no draw and no training changes, outside of plates, counted once and whole."""
+    """Whether a prior is a constant Normal outside of plates, without scale or mask."""
     return (
         site.is_static
         and not site.plates
@@ -81,7 +81,7 @@ class NormalWindow:
 
 
 class FlatNormalPrior:
-    """The fixed Normal priors that a run of the model showed.
+    """The constant Normal priors of a run of the model.
 
     Args:
         layout: The sites.
@@ -96,9 +96,9 @@ class FlatNormalPrior:
 
     def __init__(self, layout: Layout, priors: Mapping[str, PriorTerm], like: Tensor) -> None:
         self._kind = (like.dtype, like.device)
-        shown = {name: priors.get(name) for name, site in layout.items() if site.is_static}
-        self._shown = [(name, term and term.distribution, term and term.is_plain) for name, term in shown.items()]
-        self.names = frozenset(n for n, term in shown.items() if term and is_fixed_normal(layout[n], term))
+        static = {name: priors.get(name) for name, site in layout.items() if site.is_static}
+        self._static = [(name, term and term.distribution, term and term.is_plain) for name, term in static.items()]
+        self.names = frozenset(n for n, term in static.items() if term and is_fixed_normal(layout[n], term))
         self.windows: list[NormalWindow] = []
         self.gaps: list[slice] = []
         for window, names in _runs(layout, self.names):
@@ -109,10 +109,10 @@ class FlatNormalPrior:
                 self.gaps.append(window)
 
     def matches(self, priors: Mapping[str, PriorTerm], like: Tensor) -> bool:
-        """Whether a run of the model showed the same static priors."""
+        """Whether another run of the model applied the same static priors."""
         if self._kind != (like.dtype, like.device):
             return False
-        for name, distribution, is_plain in self._shown:
+        for name, distribution, is_plain in self._static:
             term = priors.get(name)
             if term is None:
                 if distribution is not None:

@@ -1,4 +1,4 @@
-"""A step whose divergence is estimated without the score of q (:mod:`pyrobnn.estimators.path_derivative`)."""
+"""A training step whose divergence is estimated without the score of q (:mod:`pyrobnn.estimators.path_derivative`)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class PathDerivativeStep(Step):
     """Draws of another step, with ``log q - log p`` of each draw in place of its divergence.
 
     Args:
-        step: The step, whose draws are differentiable functions of the parameters.
+        step: The inner step, whose draws are differentiable functions of the parameters.
         marginal: The guide's distribution of a site; sites are independent.
     """
 
@@ -27,11 +27,11 @@ class PathDerivativeStep(Step):
         self.layout, self._step, self._marginal = step.layout, step, marginal
 
     def num_samples(self, asked: int) -> int:
-        """As many as the step makes."""
+        """That of the inner step."""
         return self._step.num_samples(asked)
 
     def draw(self, index: int | None, noise: Tensor | None = None, *, avoid: Tensor | None = None) -> Draws:
-        """A draw of the step."""
+        """A draw of the inner step."""
         return self._step.draw(index, noise, avoid=avoid)
 
     def divergence(self, draws: Draws, priors: Mapping[str, PriorTerm]) -> Divergence:
@@ -43,9 +43,9 @@ class PathDerivativeStep(Step):
         return Divergence.of_sites(terms, 0.0, exact=False)
 
     def finish(self) -> None:
-        """Ends the step's."""
+        """Ends the inner step."""
         self._step.finish()
 
     def restart(self, remaining: int | None = None) -> None:
-        """Restarts the step."""
+        """Restarts the inner step."""
         self._step.restart(remaining)

@@ -35,9 +35,9 @@ class PointScore:
         layout: The sites.
         jacobian: Whether the density in unconstrained space counts instead of the sites' own.
         centers: Rows ``[M, d]`` that members' fixed Normal priors are centered on in place of their means, if any.
-        counts_prior: Whether the prior counts at all.
-        reports_value: Whether the value is computed with the gradient. A sampler does not need it, and the pass over
-            the weights is two per cent of a perceptron's step.
+        counts_prior: Whether the prior is included; without it the divergence is 0.
+        reports_value: Whether the value of fixed Normal priors is computed, not only its gradient. A sampler does not
+            need it, and it takes two per cent of a perceptron's step.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class PointScore:
                 f"site {site.name!r}: anchors need a fixed Normal prior, but it is a {type(base).__name__} now."
             )
         if component is None:
-            raise ValueError(f"site {site.name!r}: which member's value it is, is not known; pass a draw of the guide.")
+            raise ValueError(f"site {site.name!r}: which member's value it is, is unknown; pass a draw of the guide.")
         assert self.centers is not None
         center = self.centers()[component, site.window].view(*component.shape, *site.unconstrained_shape)
         return dist.Normal(center, base.scale).log_prob(value).sum()
@@ -82,7 +82,7 @@ class PointScore:
         return Divergence.of_sites(terms, 0.0, exact=True, name="-log prior")
 
     def offset(self, normal: NormalWindow, rows: Any) -> Tensor | float:
-        """What is added to points before they are compared with the prior's mean."""
+        """What is added to points, so that distances from the prior's mean become distances from the centers."""
         return 0.0 if self.centers is None else normal.loc - self.centers()[rows, normal.window]
 
 
@@ -93,8 +93,8 @@ class PointStep(Step):
         layout: The sites.
         loc: The unconstrained point ``[d]``, or members ``[M, d]``.
         score: The divergence.
-        model: The model, by which ``vmap="auto"`` decides.
-        buffers: Buffers that each member has of its own.
+        model: The model, for the decision of ``vmap="auto"``.
+        buffers: The buffers of each member.
         members_per_step: Members that a training step visits, at random; all if None.
         vmap: Whether a training step runs all members in one vectorized pass; ``"auto"`` does where that is faster and
             possible (:mod:`pyrobnn.steps.vectorized`).
@@ -134,7 +134,7 @@ class PointStep(Step):
     def draw(self, index: int | None, noise: Tensor | None = None, *, avoid: Tensor | None = None) -> Draws:
         """The point; or a member, with buffers of its own; or all members."""
         if self._rows is not None:
-            self._rows.forget() if index == 0 else self._rows.collect(self.add_prior)
+            self._rows.discard() if index == 0 else self._rows.collect(self.add_prior)
         if self._order is None or (self.vectorized and index is not None):
             return self._whole(None if self._order is None else len(self.loc))
         member = self._order.pick(index, avoid)
@@ -213,26 +213,26 @@ class PointStep(Step):
             normal.add_gradient(gradient[..., normal.window], point, weight)
 
     def stop_vectorizing(self, error: Exception) -> None:
-        """Goes on member by member, unless it must not.
+        """From now on members run one after another.
 
         Raises:
-            ValueError: If vmap was demanded.
+            ValueError: If vmap was requested explicitly.
         """
         if self.must_vectorize:
             raise ValueError(f"vmap: this model cannot be run vectorized ({error}); use vmap=False.") from error
         self.vectorized = False
 
     def finish(self) -> None:
-        """Delivers the gradients of members that ran one after another."""
+        """Adds the gradients of members that ran one after another to the parameter."""
         if self._rows is not None:
             self._rows.deliver(self.add_prior)
 
     def restart(self, remaining: int | None = None) -> None:
-        """Nothing is left of an epoch."""
+        """Does nothing: no state is kept between epochs."""
 
 
 class _Record:
-    """What a draw needs until its backward pass, beside its token, which the node may not hold."""
+    """State of a draw until its backward pass, without its token: the node must not hold its own output."""
 
     def __init__(self, member: Any, holder: Any) -> None:
         self.member, self.holder = member, holder
@@ -240,14 +240,14 @@ class _Record:
 
     @property
     def normals(self) -> Sequence[NormalWindow]:
-        """The fixed Normal priors that the divergence counted."""
+        """The fixed Normal priors that the divergence included."""
         return self._normals
 
     @normals.setter
     def normals(self, found: Sequence[NormalWindow]) -> None:
         self._normals = found
         if isinstance(self.holder, MemberRows):
-            self.holder.count(self.member, found)
+            self.holder.record(self.member, found)
 
 
 class _Node(torch.autograd.Function):
