@@ -6,7 +6,8 @@ r"""The evidence lower bound with exact KL terms wherever one is registered.
 The model runs once per draw with the draw substituted; only observed sites are scored, and the guide's step gives the
 divergence of the latent ones, from the priors as that run applied them: on flat vectors where they are fixed Normals,
 through :func:`torch.distributions.kl_divergence` where a closed form is registered for the pair, else as
-``log q - log p`` of the draw. For guides from elsewhere the class behaves as Pyro's ``TraceMeanField_ELBO``.
+``log q - log p`` of the draw. For guides that are not of this library the class behaves as Pyro's
+``TraceMeanField_ELBO``.
 """
 
 from __future__ import annotations

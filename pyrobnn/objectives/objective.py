@@ -1,4 +1,4 @@
-"""Objectives: sums of named terms over draws of a guide, whose losses come one draw at a time."""
+"""Objectives: weighted sums of named terms, averaged over draws of a guide, differentiated one draw at a time."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Arguments = tuple[tuple[Any, ...], Mapping[str, Any]]
 class Objective(TraceMeanField_ELBO):
     """A weighted sum of terms; use it with :func:`pyrobnn.fit`, Pyro's ``SVI``, or as a module.
 
-    For guides from elsewhere it behaves as Pyro's ``TraceMeanField_ELBO``, with a weighted KL.
+    For guides that are not of this library it behaves as Pyro's ``TraceMeanField_ELBO``, with a weighted KL.
 
     Args:
         terms: The terms, the log likelihood and the divergence among them.
@@ -40,24 +40,24 @@ class Objective(TraceMeanField_ELBO):
             :func:`pyrobnn.estimators.use` block, else one shared draw.
 
     Attributes:
-        parts: :class:`Parts` of the last evaluation, None for guides from elsewhere.
-        num_steps: Gradient steps taken so far, which schedules of weights are asked with.
+        parts: :class:`Parts` of the last evaluation, None for guides that are not of this library.
+        num_steps: Gradient steps taken so far, the argument of schedules of weights.
     """
 
     def __init__(self, terms: Sequence[Term], num_particles: int = 1, *, estimator: EstimatorSpec = None) -> None:
         check_positive_int("num_particles", num_particles)
         super().__init__(num_particles=num_particles)
         self.terms = list(terms)
-        self._of_draws = [term for term in self.terms if term.when == "draw"]
-        self._others = [term for term in self.terms if term.when == "after"]
-        self._is_across = any(term.when == "across" for term in self.terms)
+        self._draw_terms = [term for term in self.terms if term.when == "draw"]
+        self._after_terms = [term for term in self.terms if term.when == "after"]
+        self._has_across_terms = any(term.when == "across" for term in self.terms)
         self.estimators = resolve(estimator)
         self.num_steps = 0
         self.parts: Parts | None = None
         self._steps: tuple[Any, ...] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """Copies and pickles make steps of their own."""
+        """The state without the step, which holds memory; copies make a new one."""
         return self.__dict__ | {"_steps": None}
 
     def weights(self) -> dict[str, float]:
@@ -65,7 +65,7 @@ class Objective(TraceMeanField_ELBO):
         return {term.name: term.current_weight(self.num_steps) for term in self.terms}
 
     def check_guide(self, guide: Guide) -> None:
-        """Refuses a guide that a term cannot be computed for; done when its step is made."""
+        """Raises an error for a guide that a term cannot be computed for; called when the step is made."""
 
     # --------------------------------------------------------------------------------- Pyro's interface
 
@@ -106,7 +106,7 @@ class Objective(TraceMeanField_ELBO):
             return model, guide
         return Tempered(temperature)(model), Tempered(temperature)(guide)
 
-    # ----------------------------------------------------------------------------------------- our own
+    # ------------------------------------------------------------------------ guides and steps of this library
 
     def backward(
         self,
@@ -133,7 +133,7 @@ class Objective(TraceMeanField_ELBO):
         """
         step, groups = (guide, 1) if isinstance(guide, Step) else self.step(model, guide)
         losses = self.losses(model, step, args, kwargs or {}, groups=groups, guide=guide)
-        several = bool(self._others) or groups > 1 or step.num_samples(self.num_particles) > 1
+        several = bool(self._after_terms) or groups > 1 or step.num_samples(self.num_particles) > 1
         found = []
         with gradients_restored(model, guide) if several else contextlib.nullcontext():
             for parts in losses:
@@ -148,13 +148,13 @@ class Objective(TraceMeanField_ELBO):
         return self.parts
 
     def step(self, model: Any, guide: Guide) -> tuple[Step, int]:
-        """The guide's step, the same one at each call, and into how many parts it cuts each batch."""
+        """The training step of the guide, cached, and the number of parts that each batch is cut into."""
         rules = self.estimators or active_estimators()
         if self._steps is not None:
-            known_guide, known_model, known_rules, made = self._steps
-            if known_guide is guide and known_model is model and known_rules == rules:
+            cached_guide, cached_model, cached_rules, made = self._steps
+            if cached_guide is guide and cached_model is model and cached_rules == rules:
                 return made
-        made = self._make_step(model, guide, sequential=not self._is_across)
+        made = self._make_step(model, guide, sequential=not self._has_across_terms)
         self._steps = guide, model, list(rules), made
         return made
 
@@ -172,10 +172,10 @@ class Objective(TraceMeanField_ELBO):
         groups: int = 1,
         guide: Any = None,
     ) -> Iterator[Parts]:
-        """The objective in pieces: one for each draw, then one for each term that comes after them.
+        """The objective in pieces: one for each draw, then one for each term ``"after"`` the draws.
 
-        The loss is the sum of the pieces' losses times their shares. Each is to be differentiated before the next one
-        is requested, unless the step's draws may exist at once. ``step.finish()`` ends the training step.
+        The loss is the sum of the pieces' losses times their shares. Differentiate each piece before the next one is
+        requested, unless the step was made with ``sequential=False``. ``step.finish()`` ends the training step.
 
         Raises:
             NonFiniteLossError: If a piece is NaN or infinite.
@@ -184,7 +184,7 @@ class Objective(TraceMeanField_ELBO):
         evaluation = Evaluation(model, guide, step, args, kwargs)
         if step.vectorized and groups == 1:
             parts = None
-            if all(term.vectorizes for term in self._of_draws) and not self._is_across:
+            if all(term.vectorizes for term in self._draw_terms) and not self._has_across_terms:
                 parts = evaluate_members(model, step, args, kwargs, weights)
             if parts is not None:
                 yield parts
@@ -192,9 +192,9 @@ class Objective(TraceMeanField_ELBO):
                 return
         with _looped(step) if step.vectorized else contextlib.nullcontext():
             slices = self._slices(step, groups, args)
-            if self._is_across:
+            if self._has_across_terms:
                 runs = [self._run(evaluation, index, part) for index, (part, _) in enumerate(slices)]
-                yield self._together(runs, [share for _, share in slices], evaluation, weights)
+                yield self._parts_across(runs, [share for _, share in slices], evaluation, weights)
                 return
             data_size = 1
             for index, (part, share) in enumerate(slices):
@@ -204,7 +204,7 @@ class Objective(TraceMeanField_ELBO):
                 del run  # the next draw may use its memory
                 yield parts
                 del parts
-            if self._others:
+            if self._after_terms:
                 yield from self._after(evaluation, weights, data_size)
 
     def _run(self, evaluation: Evaluation, index: int, args: tuple[Any, ...]) -> Run:
@@ -215,16 +215,16 @@ class Objective(TraceMeanField_ELBO):
             return run_model(model, step, draws, args, evaluation.kwargs, update=index == 0, scored=True)
 
     def _parts(self, run: Run, share: float, evaluation: Evaluation, weights: Mapping[str, float]) -> Parts:
-        values = {term.name: torch.as_tensor(term([run], evaluation)) for term in self._of_draws}
+        values = {term.name: torch.as_tensor(term([run], evaluation)) for term in self._draw_terms}
         assert run.divergence is not None
         found = Parts(values, weights, num_data(evaluation.model, run.messages), share, run.divergence.name)
         check_finite(found, run.messages)
         return found
 
-    def _together(
+    def _parts_across(
         self, runs: list[Run], shares: list[float], evaluation: Evaluation, weights: Mapping[str, float]
     ) -> Parts:
-        """All draws in one graph, with the terms across them."""
+        """The mean over all draws in one graph, plus the terms ``"across"`` draws."""
         pairs = zip(runs, shares, strict=True)
         found = mean_parts([self._parts(run, share, evaluation, weights) for run, share in pairs])
         further = {term.name: torch.as_tensor(term(runs, evaluation)) for term in self.terms if term.when != "draw"}
@@ -233,7 +233,7 @@ class Objective(TraceMeanField_ELBO):
         return total
 
     def _after(self, evaluation: Evaluation, weights: Mapping[str, float], num_data: int) -> Iterator[Parts]:
-        for term in self._others:
+        for term in self._after_terms:
             if weights[term.name]:
                 parts = Parts({term.name: torch.as_tensor(term([], evaluation))}, weights, num_data)
                 check_finite(parts)

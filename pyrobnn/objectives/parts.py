@@ -1,4 +1,4 @@
-"""The parts of an objective's value, and which of them is not finite."""
+"""The terms of an objective's value, and errors that name the one that is not finite."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Parts:
     def _sum(self) -> Tensor:
         weights = self.weights
         total: Any = None
-        for name in sorted(self.values, key=lambda name: weights[name] < 0.0):  # what is subtracted comes last
+        for name in sorted(self.values, key=lambda name: weights[name] < 0.0):  # so that the first term is positive
             weight, value = weights[name], self.values[name]
             size = abs(weight)
             weighted = value if size == 1.0 else size * value
@@ -139,7 +139,7 @@ def check_finite(parts: Parts, run: SubstituteMessenger | None = None) -> None:
             if not bool(m["fn"].log_prob(m["value"]).isfinite().all())
         ]
     raise NonFiniteLossError(
-        f"the objective became non-finite: {', '.join(named)}; lower the learning rate or init_scale, or look at the "
+        f"the objective became non-finite: {', '.join(named)}; lower the learning rate or init_scale, or check the "
         "data."
     )
 
@@ -149,7 +149,7 @@ _DESCRIPTIONS = {"divergence": "the divergence of the latent sites", "log_likeli
 
 @contextmanager
 def gradients_restored(*modules: Any) -> Iterator[None]:
-    """Puts the gradients of before back if the block fails, so that no half of a step is left in them."""
+    """Restores the parameters' gradients if the block raises, so that no part of a failed step remains."""
     parameters = [p for module in modules if isinstance(module, nn.Module) for p in module.parameters()]
     before = [(p, None if p.grad is None else p.grad.clone()) for p in parameters]
     try:

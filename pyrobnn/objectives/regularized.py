@@ -4,14 +4,14 @@ r"""The uncertainty regularizer of BayesAdapter: draws must disagree on inputs t
            \qquad \mathrm{MI}_2 = H\Big(\frac{p_a + p_b}{2}\Big) - \frac{H(p_a) + H(p_b)}{2},
 
 with :math:`p_a, p_b` the predictions of two independent draws at an auxiliary input. :math:`\mathrm{MI}_2` is a
-Jensen–Shannon divergence, at most :math:`\ln 2`: a threshold above that could never be met and would push for ever.
+Jensen–Shannon divergence, at most :math:`\ln 2`: a threshold above that cannot be reached.
 Deng, Zhang, Yang, Dong & Zhu, *BayesAdapter* (2020).
 
 The two draws are exchangeable, so the expected gradient is twice the one through the first of them: a step costs two
 passes over the auxiliary inputs, one of them without gradients. Both run in evaluation mode, as predictions will be,
-and never touch running statistics. They enter the layers as the ELBO's own do: with one draw for all inputs, what the
-gradient says about a Gaussian's scales is mostly noise, and mean field learns to disagree only with draws of their own
-for each example (``estimator="per_example"``), as in the paper. Members of an ensemble run with their own statistics.
+and never touch running statistics. They are drawn by the estimator of the ELBO. With one draw for all inputs the
+gradient with respect to the scales of a Gaussian is mostly noise; mean field learns to disagree only with a draw for
+each example (``estimator="per_example"``), as in the paper. Members of an ensemble run with their own statistics.
 """
 
 from __future__ import annotations
@@ -159,7 +159,7 @@ class RegularizedELBO(ELBO):
 
 
 def _probabilities(model: SupervisedModel, draws: Draws, x: Any) -> Tensor:
-    """Class probabilities under a draw, with its buffers; no statistics follow."""
+    """Class probabilities under a draw, with its buffers; running statistics are not updated."""
     with draws.running(model, update=False):
         assert isinstance(model.likelihood, ClassLikelihood)
         return model.likelihood.probabilities(model.predictive(x))

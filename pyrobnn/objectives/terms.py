@@ -1,4 +1,4 @@
-"""Terms of an objective: what is added up, with a weight each, and reported by name."""
+"""Terms of an objective: summands with a weight each, reported by name."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ class Run:
     Attributes:
         draws: The draw.
         outputs: What the model returned.
-        log_likelihood: Of the observed sites, scaled to the data set.
-        divergence: Of the latent sites; None where nobody counts it.
-        messages: What the model asked.
+        log_likelihood: Log likelihood of the observed sites, scaled to the data set.
+        divergence: Divergence of the latent sites, None if it was not computed.
+        messages: The handler that recorded the sample sites of the run.
     """
 
     draws: Draws
@@ -70,8 +70,8 @@ class Evaluation:
 
         Args:
             draws: The draw.
-            update: Whether running statistics of the model follow this run.
-            scored: Whether the divergence is counted.
+            update: Whether the run updates running statistics of the model.
+            scored: Whether the divergence is computed.
         """
         return run_model(self.model, self.step, draws, self.args, self.kwargs, update=update, scored=scored)
 
@@ -110,7 +110,7 @@ def observed_score(messages: SubstituteMessenger) -> Tensor | float:
 
 
 def num_data(model: Any, messages: SubstituteMessenger) -> int:
-    """N as the model states it, else the size of the largest plate around the observations, else 1."""
+    """N as the model declares it, else the size of the largest plate around the observed sites, else 1."""
     if (declared := declared_num_data(model)) is not None:
         return declared
     frames = [frame for message in messages.observed for frame in message["cond_indep_stack"] if frame.vectorized]
@@ -125,12 +125,12 @@ class Term(ABC):
         weight: Its factor in the loss, or a schedule ``step -> factor``.
 
     Attributes:
-        name: What it is reported as.
+        name: Its name in ``Parts.values`` and in ``history.terms``.
         when: ``"draw"``: for each draw of a training step, averaged. ``"after"``: once, when the gradients of all draws
             have been taken, so that its graph does not exist at the same time as theirs. ``"across"``: once, from the
             runs of all draws, whose graphs exist at once.
-        vectorizes: Whether it needs no more than the log likelihood and divergence, so that ensembles whose members run
-            in one vectorized pass need not fall back to a loop for it.
+        vectorizes: Whether it is one of the log likelihood and the divergence, which a vectorized pass over members
+            computes; any other term ``"draw"`` makes members run one after another.
     """
 
     name: ClassVar[str]
@@ -156,8 +156,8 @@ class Term(ABC):
         """The value.
 
         Args:
-            runs: The run of the draw; of all draws ``"across"`` them; none ``"after"`` them.
-            evaluation: What further runs are made with.
+            runs: For ``"draw"`` the run of one draw, for ``"across"`` those of all draws, for ``"after"`` none.
+            evaluation: The model, step and arguments, for further runs.
         """
 
 

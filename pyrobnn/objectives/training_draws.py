@@ -15,13 +15,13 @@ Rules = list[tuple[str, Estimator]]
 
 
 def make_step(guide: Guide, model: Any, rules: Rules, *, sequential: bool) -> tuple[Step, int]:
-    """The step, and the number of parts that each batch is cut into, one draw for each.
+    """The guide's training step under estimators, and the number of parts that each batch is cut into.
 
     Args:
         guide: The guide.
         model: The model.
-        rules: Ordered ``(pattern, estimator)``; none for the shared draw.
-        sequential: Whether draws are differentiated one after another.
+        rules: Ordered ``(pattern, estimator)``; empty for the shared draw.
+        sequential: Whether each draw is differentiated before the next one is made.
 
     Raises:
         TypeError: If an estimator needs independent Gaussians, or densities by site, and the guide has none.
@@ -31,7 +31,7 @@ def make_step(guide: Guide, model: Any, rules: Rules, *, sequential: bool) -> tu
         return guide.step(model, sequential=sequential), 1
     first = rules[0][1]
     if first.path_derivative:
-        return _without_score(guide, model, first), 1
+        return _path_derivative_step(guide, model, first), 1
     facts = guide.facts
     if first.groups > 1 and not facts.gaussian:
         return guide.step(model, sequential=sequential), first.groups
@@ -48,8 +48,10 @@ def make_step(guide: Guide, model: Any, rules: Rules, *, sequential: bool) -> tu
     return guide.step(model, chosen, sequential=sequential), 1
 
 
-def _without_score(guide: Guide, model: Any, estimator: Estimator) -> Step:
+def _path_derivative_step(guide: Guide, model: Any, estimator: Estimator) -> Step:
     facts = guide.facts
     if not facts.has_density or any(len(group) > 1 for group in facts.independent):
-        raise TypeError(f"estimator: {estimator.name!r} needs site by site densities; {type(guide).__name__} has none.")
+        raise TypeError(
+            f"estimator: {estimator.name!r} needs a density of each site by itself; {type(guide).__name__} has none."
+        )
     return PathDerivativeStep(guide.step(model, sequential=False), guide.marginal)

@@ -23,35 +23,39 @@ __all__ = ["evaluate_members"]
 def evaluate_members(
     model: Any, step: Step, args: tuple[Any, ...], kwargs: Mapping[str, Any], weights: Mapping[str, float]
 ) -> Parts | None:
-    """All members in one run; None if they are to run one after another, as where the loss is not finite.
+    """The parts of all members from one vectorized run.
+
+    Returns:
+        The parts; None if members must run one after another instead: the model does not work under vmap, or the loss
+        is not finite, so that the loop can name the member and the term.
 
     Raises:
-        ValueError: If vectorized runs were demanded, but are not possible.
+        ValueError: If vectorized runs were requested explicitly, but are not possible.
     """
     draws = step.draw(0)
-    seen: list[Any] = []
+    traced: list[Any] = []  # what vmap cannot return: the handler, and the priors that are the same for all members
 
     def one(values: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         own = Draws(values)
         with own.running(model, update=True) as messages:
             model(*args, **kwargs)
         priors = prior_terms(messages.latent)
-        inside = {name: term for name, term in priors.items() if not is_fixed_normal(step.layout[name], term)}
-        seen[:] = messages, {name: term for name, term in priors.items() if name not in inside}
-        divergence = step.divergence(own, inside).total if inside else torch.zeros(())
+        varying = {name: term for name, term in priors.items() if not is_fixed_normal(step.layout[name], term)}
+        traced[:] = messages, {name: term for name, term in priors.items() if name not in varying}
+        divergence = step.divergence(own, varying).total if varying else torch.zeros(())
         return torch.as_tensor(observed_score(messages)), divergence
 
     try:
         # Validation needs the values of tensors, which vmap does not provide; non-finite losses are detected anyway.
         with pyro.validation_enabled(False):
-            log_likelihood, inside = torch.func.vmap(one, randomness="different")(dict(draws))
-    except ValueError:  # the loop can say of which member and what
+            log_likelihood, varying_divergence = torch.func.vmap(one, randomness="different")(dict(draws))
+    except ValueError:
         return None
     except RuntimeError as error:
         step.stop_vectorizing(error)
         return None
-    messages, fixed = seen
+    messages, fixed = traced
     divergence = step.divergence(draws, fixed)
-    values = {"log_likelihood": log_likelihood.mean(), "divergence": divergence.total + inside.mean()}
+    values = {"log_likelihood": log_likelihood.mean(), "divergence": divergence.total + varying_divergence.mean()}
     parts = Parts(values, weights, num_data(model, messages), divergence_name=divergence.name)
     return parts if math.isfinite(float(parts.loss.detach())) else None

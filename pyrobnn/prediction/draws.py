@@ -19,16 +19,16 @@ _CACHE_BYTES = 8 * 2**20  # draws made at once: more only costs memory traffic
 
 
 class PinnedDraws:
-    """K posterior draws as chunks ``{site: [k, *site shape]}``, the same at each pass, with their own buffers if any.
+    """K posterior draws in chunks ``{site: [k, *site shape]}``, the same in each pass, with buffers if they have some.
 
-    Draws are kept if they are needed again and fit the budget; else each pass makes them anew from the same
-    random state, so that memory does not grow with K.
+    If there are several passes, draws are kept if they fit the budget; else each pass makes them again from the same
+    seed, so that memory does not grow with K.
 
     Args:
         posterior: A guide, or draws by site.
         num_samples: Number K of draws.
         max_bytes: Budget for kept draws.
-        replayed: Whether there will be more than one pass.
+        replayed: Whether there is more than one pass over the draws.
         seed: Fixes the draws (at a given ``max_bytes``, if that is small); None takes a seed from torch's
             random state.
 
@@ -69,7 +69,7 @@ class PinnedDraws:
         return iter(self._kept) if self._kept is not None else self._make()
 
     def _make(self) -> Iterator[dict[str, Tensor]]:
-        """Draws in chunks from a random state of their own, which between chunks is put aside."""
+        """Draws in chunks from the seed; torch's random state is restored after each chunk."""
         assert self.posterior is not None
         device = next(self.posterior.parameters()).device
         state: random_state.State | None = None

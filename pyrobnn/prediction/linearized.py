@@ -66,8 +66,8 @@ def predict_linearized(
         num_samples: Draws of the linearized network: for ``"samples"``, for likelihoods with neither a closed form nor
             classes, and to tell aleatoric from epistemic uncertainty under ``"probit"``.
         link: How outputs become class probabilities; other likelihoods ignore it.
-        given: Values of sites that ``laplace`` is not for (``sites``).
-        return_draws: Keep what each draw predicts, for which there are draws even where there is a closed form.
+        given: Values of sites that ``laplace`` does not have (``sites``).
+        return_draws: Keep the parameters of each draw; draws are then made even where there is a closed form.
         seed: Fixes the draws, and leaves torch's random state alone; None takes a seed from it.
         max_bytes: Budget for Jacobians, draws and kept results.
 

@@ -1,9 +1,9 @@
-r"""predict(): what the posterior says about inputs, with its uncertainty decomposed.
+r"""predict(): the posterior predictive at given inputs, with its uncertainty decomposed.
 
-A *predictor* (:mod:`pyrobnn.prediction.predictor`) answers for the posterior: draws of the weights, or the linearized
-network. ``K`` functions are drawn once and *pinned*: every batch goes through the same K, so results do not depend on
-how the inputs were cut into batches. What the draws say is reduced at once, as the likelihood says
-(:mod:`pyrobnn.model.likelihoods.reductions`).
+A *predictor* (:mod:`pyrobnn.prediction.predictor`) computes it, from draws of the weights or from the linearized
+network. The ``K`` draws are *pinned*: they are the same for every batch, so results do not depend on how the inputs are
+cut into batches. The likelihood's reduction (:mod:`pyrobnn.model.likelihoods.reductions`) accumulates the outputs draw
+by draw.
 """
 
 from __future__ import annotations
@@ -54,17 +54,17 @@ def predict(
         data: A tensor of inputs, a tuple or dict of tensors for networks with several inputs, or a loader
             that yields inputs or pairs ``(x, y)``.
         num_samples: Number K of posterior draws.
-        predictor: What answers for the posterior: ``"weights"``, draws of the weights run through the network;
+        predictor: How the predictive is computed: ``"weights"``, draws of the weights run through the network;
             ``"linearized"``, the network's linearization at the mode (a :class:`~pyrobnn.guides.Laplace`); a function
             of model, guide and :class:`~pyrobnn.prediction.PredictorOptions` that makes a
             :class:`~pyrobnn.prediction.Predictor`. None takes the guide's default: ``"linearized"`` for a Laplace
             approximation over hidden layers, whose plain draws underfit, else ``"weights"``.
-        likelihood: What the outputs mean; the model's own if None.
+        likelihood: The likelihood; the model's if None.
         link: How the linearized network's outputs become class probabilities: ``"samples"`` or ``"probit"``.
-        return_draws: Keep what each draw predicts, ``[K, N, …]``.
+        return_draws: Keep the parameters of each draw, ``[K, N, …]``.
         method: ``"loop"`` writes one draw at a time into the network, ``"vmap"`` runs several at once,
-            ``"auto"`` takes the loop on a CPU and vmap on a GPU, where each is faster (recurrent networks know
-            the loop only).
+            ``"auto"`` takes the loop on a CPU and vmap on a GPU, where each is faster (recurrent networks need
+            the loop).
         max_bytes: Budget for draws, activations and kept results.
         seed: Fixes the draws, and leaves torch's random state alone; None takes a seed from it.
         progress: Show a progress bar.
@@ -121,7 +121,7 @@ def predict_batches(
     """Like :func:`predict`, batch by batch: yields ``(prediction, targets or None)``, of the same K draws.
 
     Memory stays that of one batch, however long the data: feed streaming metrics from it. Between batches the
-    model is in its own modes. Errors are those of :func:`predict`, raised at the first batch.
+    modes of the model are as before the call. Errors are those of :func:`predict`, raised at the first batch.
     """
     blocks, count = _blocks(data)
     options = PredictorOptions(

@@ -1,4 +1,4 @@
-"""Predictors: where a prediction comes from, such as draws of the weights or the linearized network."""
+"""Predictors: functions from inputs to the posterior predictive, by draws of the weights or a linearization."""
 
 from __future__ import annotations
 
@@ -21,32 +21,32 @@ Link = Literal["probit", "samples"]
 
 
 class Predictor(Protocol):
-    """A posterior predictive as a function of inputs: every call answers by the same draws, if there are any."""
+    """A posterior predictive as a function of inputs; every call uses the same draws, if there are any."""
 
     def __call__(self, x: Any, targets: Tensor | None = None) -> Prediction:
-        """The prediction at a batch of inputs; the model is in its own modes before and after.
+        """The prediction at a batch of inputs; modes and buffers of the model are restored.
 
         Args:
             x: A tensor of inputs, or a tuple or dict of them.
-            targets: Their targets, if known, which the prediction passes on.
+            targets: Their targets, if known; they become ``Prediction.targets``.
         """
         ...
 
 
 @dataclass(frozen=True)
 class PredictorOptions:
-    """How to predict; a predictor reads what concerns it.
+    """Options of prediction; a predictor may ignore those that do not apply to it.
 
     Attributes:
         num_samples: Number K of posterior draws.
-        likelihood: What the outputs mean; the model's own if None.
-        return_draws: Keep what each draw predicts.
+        likelihood: The likelihood; the model's if None.
+        return_draws: Keep the parameters of each draw.
         method: How draws of the weights are run.
         max_bytes: Budget for draws, activations or Jacobians, and kept results.
         seed: Fixes the draws; None takes a seed from torch's random state.
         replayed: Whether there will be more than one batch.
         link: How Gaussian outputs become class probabilities.
-        given: Values of sites that the guide is not for.
+        given: Values of sites that the guide does not have.
     """
 
     num_samples: int = 100
@@ -65,7 +65,7 @@ PredictorFactory = Callable[[nn.Module, Any, PredictorOptions], Predictor]
 
 
 class WeightsPredictor:
-    """Draws of the weights, each run through the network; the likelihood's reduction makes them a prediction.
+    """Runs the network under draws of the weights, and reduces the outputs as the likelihood defines.
 
     Args:
         model: The model.

@@ -32,7 +32,7 @@ class Runner:
 
     Args:
         model: A Pyro model that returns the network's outputs when called with inputs only.
-        likelihood: What the outputs mean; the model's own if None.
+        likelihood: The likelihood; the model's if None.
         method: ``"loop"``, ``"vmap"`` or ``"auto"``.
         max_bytes: Budget for draws and activations.
 
@@ -45,8 +45,8 @@ class Runner:
         own = likelihood if likelihood is not None else getattr(model, "likelihood", None)
         if not isinstance(own, Likelihood):
             raise TypeError(
-                f"likelihood: {type(model).__name__} has no likelihood of its own, so what its outputs mean is "
-                "unknown; pass likelihood=pyrobnn.likelihoods.Categorical(), say."
+                f"likelihood: {type(model).__name__} has no likelihood, which predictions "
+                "need; pass likelihood=pyrobnn.likelihoods.Categorical(), say."
             )
         if method not in ("auto", "loop", "vmap"):
             raise ValueError(f"method: expected 'auto', 'loop' or 'vmap', got {method!r}.")
@@ -72,30 +72,30 @@ class Runner:
             yield
 
     def check_sites(self, draws: Mapping[str, Tensor]) -> None:
-        """Refuses draws that lack a site, in whose place the prior would be drawn from without a word.
+        """Refuses draws that lack a site, which would silently be drawn from the prior.
 
         Raises:
             ValueError: If they do (only for models whose sites are known without data).
         """
-        reader = latent_sampler(self.model)
-        if reader is None:
+        sample_latents = latent_sampler(self.model)
+        if sample_latents is None:
             return
         with (
             random_state.preserved(self.device),
             SubstituteMessenger({name: value[0] for name, value in draws.items()}) as run,
         ):
-            reader()
+            sample_latents()
         missing = [message["name"] for message in run.latent if message["name"] not in draws]
         if missing:
             raise ValueError(
-                f"guide: it has no draws of the model's site {missing[0]!r} ({len(missing)} missing in all); it knows "
+                f"guide: it has no draws of the model's site {missing[0]!r} ({len(missing)} missing in all); it has "
                 f"{', '.join(list(draws)[:8])}. Pass the guide (or draws) of this model."
             )
 
     def summaries(self, draws: dict[str, Tensor], x: Any, summarize: Summarize) -> Iterator[dict[str, Tensor]]:
-        """What ``summarize`` makes of the outputs under draws ``{site: [k, …]}``: ``{name: [k', N, …]}`` by chunks.
+        """``summarize(outputs)`` under each of the draws ``{site: [k, …]}``, in chunks ``{name: [k', N, …]}`` of draws.
 
-        Draws that have buffers (:class:`~pyrobnn.model.draws.Draws`) are each run with their own.
+        Draws that have buffers (:class:`~pyrobnn.model.draws.Draws`) are run with these.
         """
         x, own = inputs_on(x, self.device), Draws.of(draws).buffers
         draws = Draws(to_device(dict(draws), self.device), to_device(own, self.device))
@@ -121,7 +121,7 @@ class Runner:
             if isinstance(self.model, SupervisedModel) and isinstance(net, BayesianModule):
                 with SubstituteMessenger(draw):
                     weights = net.sample_weights()
-                    parts = list(self._parts(x, 1))  # may run the model once: under this draw, not one from the prior
+                    parts = list(self._parts(x, 1))  # may run the model once, which needs a draw substituted
                 plain = stack.enter_context(net.written(weights))
                 outputs = torch.cat([self.model.select(run_network(plain, part)) for part in parts])
             else:
@@ -161,12 +161,12 @@ class Runner:
         if self._row_bytes is None:
             largest = [1]
 
-            def look(_: nn.Module, inputs: Any, output: Any) -> None:
+            def record_size(_: nn.Module, inputs: Any, output: Any) -> None:
                 tensors = [t for t in (*inputs, output) if isinstance(t, Tensor)]
                 largest[0] = max(largest[0], sum(t.numel() * t.element_size() for t in tensors))
 
             layers = [module for module in self.model.modules() if not list(module.children())]
-            hooks = [layer.register_forward_hook(look) for layer in layers]
+            hooks = [layer.register_forward_hook(record_size) for layer in layers]
             try:
                 with random_state.preserved(self.device):
                     model_outputs(self.model, x if rows is None else take_rows(x, slice(0, 1), rows))
@@ -178,7 +178,7 @@ class Runner:
 
 
 def model_outputs(model: nn.Module, x: Any) -> Tensor:
-    """The network's outputs, under whatever draw is being substituted.
+    """The network's outputs, under the draw that is substituted by the active handlers.
 
     Raises:
         TypeError: If the model returns no tensor.
