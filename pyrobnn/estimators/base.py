@@ -16,7 +16,7 @@ __all__ = ["Estimator", "EstimatorSpec", "SharedDraw", "active_estimators", "by_
 
 
 class Estimator:
-    """Base class. Layer-wise estimators implement :meth:`layer`; others change the whole step.
+    """Base class of estimators. Layer-wise estimators implement :meth:`layer`; others change the whole training step.
 
     Attributes:
         name: Name for :func:`use` and ``ELBO(estimator=...)``.
@@ -24,8 +24,8 @@ class Estimator:
         layerwise: Whether it may be chosen for single sites.
         groups: Number of parts a batch is split into, one draw for each.
         path_derivative: Whether the score of q is left out of the gradient.
-        shares_noise: Whether its layers use one deviation for the whole batch, which may then come from a block of
-            random numbers that several steps share.
+        shares_noise: Whether its layers use one deviation for the whole batch, so that antithetic noise of several
+            steps can be used (``MeanField(antithetic=True)``).
     """
 
     name: ClassVar[str] = ""
@@ -67,7 +67,7 @@ def resolve(spec: EstimatorSpec) -> list[tuple[str, Estimator]]:
 
     Raises:
         TypeError: If ``spec`` is none of the above.
-        ValueError: If a name is unknown, or an estimator of whole steps is meant for single sites.
+        ValueError: If a name is unknown, or an estimator that changes the whole step is given for single sites.
     """
     if spec is None:
         return []
@@ -125,7 +125,7 @@ def by_site(rules: list[tuple[str, Estimator]], sites: Sequence[str]) -> dict[st
 
 @contextmanager
 def use(spec: EstimatorSpec) -> Iterator[None]:
-    """Lets objectives that have no estimator of their own take this one within the block.
+    """Sets the estimator of objectives without ``estimator=``, within the block.
 
     Args:
         spec: An estimator, its name, or ordered ``(pattern of site names, estimator)`` rules.

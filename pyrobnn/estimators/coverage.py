@@ -1,4 +1,4 @@
-"""Which weights an estimator reaches."""
+"""Which weights an estimator applies to."""
 
 from __future__ import annotations
 

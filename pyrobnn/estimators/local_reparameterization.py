@@ -5,13 +5,13 @@ independent Gaussians,
 
 .. math::  y_o \sim N\Big(\sum_i \mu_{oi} x_i + \mu^b_o,\; \sum_i \sigma_{oi}^2 x_i^2 + (\sigma^b_o)^2\Big),
 
-so each example has weights of its own at the cost of a second product. Kingma, Salimans & Welling, *Variational
+so each example has its own draw at the cost of a second product. Kingma, Salimans & Welling, *Variational
 Dropout and the Local Reparameterization Trick* (2015).
 
 Exact for a linear layer on inputs ``[B, in]``. Where one weight makes several outputs of an example (convolutions,
 linear layers on sequences) they are drawn independently, as in the literature: each has the right distribution, their
-correlation is dropped, and the gradient is that of a slightly different model. :class:`Flipout` and
-:class:`PerExample` are exact there.
+correlation is dropped, and the gradient is that of a slightly different model. :class:`~pyrobnn.estimators.Flipout`
+and :class:`~pyrobnn.estimators.PerExample` are exact there.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class _Drawn(torch.autograd.Function):
     def forward(ctx: Any, mean: Tensor, variance: Tensor, channel: int) -> tuple[Tensor, Tensor]:
         scale, noise = variance.add_(_SMALLEST_VARIANCE).sqrt_(), balanced_noise(mean, channel)
         mean.addcmul_(scale, noise)
-        ctx.mark_dirty(mean, variance)  # whose memory is used again
+        ctx.mark_dirty(mean, variance)  # their memory is reused
         ctx.set_materialize_grads(False)  # the second output is not returned to users
         ctx.save_for_backward(noise.div_(scale))
         return mean, variance
@@ -112,7 +112,7 @@ class _DrawnLinear(torch.autograd.Function):
         by_x = None
         if needs_x:
             by_x = (gradient @ loc).addcmul_(x, by_variance @ variance, value=2.0)
-        # Results are detached because autograd copies what somebody else, here the slot, refers to.
+        # Results are detached because autograd copies a gradient that is referenced elsewhere, as the slots are here.
         by_loc = torch.mm(gradient.t(), x, out=for_loc).detach()
         by_weight_variance = torch.mm(by_variance.t(), squares, out=for_variance).detach()
         return by_x, by_loc, by_weight_variance, by_mean_of_bias, by_variance_of_bias, None
@@ -121,7 +121,7 @@ class _DrawnLinear(torch.autograd.Function):
 def balanced_noise(like: Tensor, channel: int = -1) -> Tensor:
     """Standard normals for a batch of outputs, of which eight examples share one block of random numbers.
 
-    On the quarters of the channels they bear the signs of four orthogonal (Hadamard) rows and of their mirror images.
+    The quarters of the channels have the signs of four orthogonal (Hadamard) rows and of their mirror images.
     Each example's are independent standard normals and gradients are unbiased; noise of first order cancels between
     mirror images, as far as the examples resemble each other, and random numbers, half of the cost of a convolution's
     noise, cost an eighth. With less than four channels two examples share a block.

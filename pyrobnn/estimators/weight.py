@@ -1,4 +1,4 @@
-"""A Gaussian weight that decides at the layer how it is drawn.
+"""A Gaussian weight that is drawn in the layer that uses it.
 
 Under an estimator the model receives not a drawn weight but a :class:`GaussianWeight`. Linear and convolution layers
 that receive one dispatch (by torch's ``__torch_function__`` protocol) to the estimator, which draws outputs, signs or
@@ -26,13 +26,13 @@ class WeightMemory:
     """Memory of a weight in a training step; all of the weight's shape.
 
     Attributes:
-        deviation: For the step's one deviation.
-        by_loc: For the loss's gradient with respect to the means.
-        by_variance: For that with respect to the variances.
-        variance: Gives the variances in the graph. They take the memory of the standard deviations.
-        has_variance: Whether they have taken it in this step.
-        attach: Puts deviations, so many of them, into the graph.
-        shared_deviation: If given, gives the step's one deviation in the graph, made with those of other sites.
+        deviation: Memory for the one deviation of the step.
+        by_loc: Memory for the gradient of the loss with respect to the means.
+        by_variance: Memory for the gradient with respect to the variances.
+        variance: Returns the variances, in the graph. They overwrite the standard deviations.
+        has_variance: Whether they have done so in this step.
+        attach: ``attach(deviations, count)`` returns the deviations, in the graph.
+        shared_deviation: If given, returns the one deviation of the step, in the graph; made for all sites at once.
     """
 
     deviation: Tensor
@@ -50,8 +50,8 @@ class GaussianWeight(Tensor):
     Attributes:
         loc: Means, with gradients.
         estimator: How layers draw.
-        memory: If given, :attr:`variance` and :meth:`deviations` lie there, and their gradients are handed to it
-            instead of flowing through the standard deviations.
+        memory: If given, it holds :attr:`variance` and :meth:`deviations`, and receives their gradients; none flow
+            through the standard deviations.
     """
 
     loc: Tensor
@@ -122,9 +122,9 @@ class GaussianWeight(Tensor):
     # ----------------------------------------------------------------------------- gradients in memory
 
     def take_slots(self) -> tuple[Tensor, Tensor] | None:
-        """Where the gradients by :attr:`loc` and :attr:`variance` may be written, for the first layer that uses them.
+        """Memory for the gradients by :attr:`loc` and :attr:`variance`; None after the first call.
 
-        Gradients of further layers are added to what those places hold.
+        The first layer that uses the weight writes its gradients there. Autograd adds the gradients of further layers.
         """
         if self.memory is None or self._is_used:
             return None

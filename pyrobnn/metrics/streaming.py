@@ -25,7 +25,7 @@ __all__ = ["AdaptiveCalibrationError", "ExpectedCalibrationError"]
 
 
 class ExpectedCalibrationError(Metric):
-    """Streaming :func:`expected_calibration_error`; memory is ``3 M`` sums, whatever the number of examples.
+    """Streaming :func:`~pyrobnn.metrics.expected_calibration_error`; keeps ``3 M`` sums for any number of examples.
 
     Args:
         num_bins: Number of bins ``M``.
@@ -69,7 +69,7 @@ class ExpectedCalibrationError(Metric):
 
 
 class AdaptiveCalibrationError(Metric):
-    """Streaming :func:`adaptive_calibration_error`; equal-mass bins need every confidence, so all are kept.
+    """Streaming :func:`~pyrobnn.metrics.adaptive_calibration_error`; keeps all confidences, for bins of equal mass.
 
     Args:
         num_bins: Number of bins.

@@ -1,4 +1,4 @@
-"""Refusals of arguments, loaders and batches that training would only turn into wrong numbers."""
+"""Checks of arguments, loaders and batches that would silently give wrong results."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def _check_repeatable(name: str, batches: Any, epochs: int) -> None:
 
 
 def check_optimizer(optimizer: Any, scheduler: Any, checkpoint: Any) -> None:
-    """Refuses what only torch optimizers can do."""
+    """Refuses arguments that only torch optimizers support, if the optimizer is one of Pyro."""
     if isinstance(optimizer, PyroOptim):
         if scheduler is not None:
             raise TypeError("scheduler: a pyro.optim optimizer has its own schedule; pass a torch optimizer instead.")
@@ -86,7 +86,7 @@ def check_optimizer(optimizer: Any, scheduler: Any, checkpoint: Any) -> None:
 
 
 def check_rows(num_data: int | None, loader: Any, rows: int, reader: Reader | None = None) -> None:
-    """A loader whose size is not known before shows it only once it has been read."""
+    """Checks the number of rows that a loader yielded against ``num_data``, if it could not be checked before."""
     if num_data is None or (reader is None and stated_rows(loader)) or rows == num_data:
         return
     if num_data not in _possible_rows(loader):
@@ -102,8 +102,8 @@ def _check_stated_rows(num_data: int | None, loader: Any) -> None:
         return
     owner = "sampler" if len(stated) == 1 and stated != _possible_rows(loader) else "data set"
     raise ValueError(
-        f"num_data: the model was built for {num_data} data, but the loader's {owner} has {stated[0]}; the KL would be "
-        f"weighed wrongly. Build the model with num_data={stated[0]}, or set model.num_data."
+        f"num_data: the model was built for {num_data} data, but the loader's {owner} has {stated[0]}; the KL "
+        f"would have the wrong weight. Build the model with num_data={stated[0]}, or set model.num_data."
     )
 
 
@@ -113,10 +113,10 @@ def _possible_rows(loader: Any) -> tuple[int, ...]:
 
 
 def stated_rows(loader: Any) -> tuple[int, ...]:
-    """Which N the loader's own account allows; none if it gives none.
+    """The numbers of data N that the loader's data set and sampler are consistent with; empty if it has neither.
 
-    The sampler of a subset gives the number of data. Of those that draw from all data with replacement, as many or
-    as few as they please, or give each process its share, the data set does; importance weights leave it open.
+    A sampler of a subset determines N by its length. For samplers that draw with replacement or that give each
+    process a part, the length of the data set does. For weighted sampling it may be either.
     """
     data, sampler = _possible_rows(loader), getattr(loader, "sampler", None)
     batch_sampler = getattr(loader, "batch_sampler", None)

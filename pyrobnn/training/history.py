@@ -14,14 +14,14 @@ class History:
     """The record of a training run, one entry per epoch; nats per datum.
 
     Attributes:
-        elbo: The (untempered) evidence lower bound, averaged over the epoch's data. For points and mixtures of them,
-            whose entropy is no number, it is the log joint density, and :meth:`summary` calls it that.
+        elbo: The (untempered) evidence lower bound, averaged over the epoch's data. For points and mixtures of points,
+            which have no entropy, it is the log joint density, and :meth:`summary` calls it so.
         log_likelihood: Its expected log likelihood.
         kl: Its divergence: KL to the prior, or ``-log p(w)`` for a point estimate (``divergence_name``).
         loss: The tempered objective that was minimized.
         validation: Log predictive density of the validation data, if there are any.
         learning_rate: Learning rate of the first parameter group (torch optimizers only).
-        seconds: Wall time.
+        seconds: Wall time of the epoch, in seconds.
         terms: Further terms of the objective by name, such as ``"regularizer"``.
         steps: Gradient steps in all.
         stopped: Why training ended: ``"epochs"``, ``"patience"``, ``"callback"`` or ``"interrupted"``.

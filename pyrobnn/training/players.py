@@ -1,4 +1,4 @@
-"""Players: further objectives of one training, each with parameters and an optimizer of its own."""
+"""Players: further objectives of one training run, each with its own parameters and optimizer, as in a GAN."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ __all__ = ["Player"]
 class Player:
     """One of several optimizers in a call of :func:`pyrobnn.fit`.
 
-    On every batch the training takes a step on its own objective first, with all parameters that no player has; then
-    each player takes its steps on its objective, with the parameters of its module. A critic, a discriminator or an
-    amortized noise model is trained so.
+    On every batch :func:`pyrobnn.fit` first takes a step on its own objective, over all parameters that no player has;
+    then each player takes its steps on its objective, over the parameters of its module. Examples are a critic, a
+    discriminator and an amortized noise model.
 
     Args:
-        name: What its loss is called in ``history.terms`` (``"<name>.loss"``).
+        name: Its loss is ``"<name>.loss"`` in ``history.terms``.
         objective: What it minimizes.
-        module: Whose parameters it moves: a part of the model or the guide, or a module of its own.
+        module: The module whose parameters it trains: a part of the model or of the guide, or another module.
         optimizer: A function from parameters and ``lr`` to a torch optimizer.
         lr: Its learning rate.
         num_steps: Steps for each batch.
@@ -52,12 +52,12 @@ class Player:
 
     @property
     def parameters(self) -> list[nn.Parameter]:
-        """The parameters that it moves."""
+        """The parameters that it trains."""
         return [parameter for parameter in self.module.parameters() if parameter.requires_grad]
 
     @property
     def torch_optimizer(self) -> Optimizer:
-        """Its optimizer, made when first asked for."""
+        """Its optimizer, made at the first access."""
         if self._made is None:
             self._made = self.optimizer(self.parameters, lr=self.lr)
         return self._made
@@ -83,7 +83,7 @@ class Player:
         return parts
 
     def read(self) -> dict[str, Any]:
-        """Everything that the rest of its training depends on."""
+        """The state from which its training can be resumed."""
         return {
             "name": self.name,
             "module": {name: value.detach().clone() for name, value in self.module.state_dict().items()},
@@ -92,7 +92,7 @@ class Player:
         }
 
     def write(self, state: dict[str, Any]) -> None:
-        """Goes back to what :meth:`read` read."""
+        """Restores what :meth:`read` returned."""
         self.module.load_state_dict(state["module"])
         self.torch_optimizer.load_state_dict(state["optimizer"])
         self.objective.num_steps = state["num_steps"]

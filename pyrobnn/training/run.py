@@ -1,4 +1,4 @@
-"""One training run: its epochs, its steps, and what it does when the objective blows up."""
+"""One training run: its epochs, its steps, and what happens when the objective is not finite."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def train_step(
         model: The model.
         guide: The guide.
         elbo: The objective.
-        optimizer: The optimizer (:func:`make_optimizer`).
+        optimizer: The optimizer (:func:`~pyrobnn.training.optimizers.make_optimizer`).
         args: Arguments of the model, ``(x, y)``.
         clip_norm: Largest norm of the gradient of the objective per datum.
         kwargs: Keyword arguments of the model.
@@ -79,7 +79,7 @@ class Run:
     """One call of :func:`pyrobnn.fit`.
 
     Attributes:
-        epochs: Number of epochs that the run is to have.
+        epochs: Number of epochs in all.
         best: Parameters and buffers after the best epoch (by validation), and its value.
         epochs_since_best: Epochs after that one.
         previous: The last batch that a step was taken on.
@@ -107,7 +107,7 @@ class Run:
 
     @property
     def torch_optimizer(self) -> Optimizer:
-        """The optimizer, known to be torch's."""
+        """The optimizer, which must be one of torch."""
         assert isinstance(self.optimizer, Optimizer)
         return self.optimizer
 
@@ -163,7 +163,7 @@ class Run:
         return parts
 
     def _play(self, batch: Batch, index: int, good: Tensors) -> dict[str, float]:
-        """The players' turns on a batch, and their losses per datum."""
+        """The steps of the players on a batch; returns their losses per datum."""
         found = {}
         for player in self.players:
             try:
@@ -194,7 +194,7 @@ class Run:
         return None
 
     def _fail(self, error: object, index: int, good: Tensors, cause: Exception | None = None) -> NoReturn:
-        """Keeps the present state if it still explains the batch before, else goes back to the start of the epoch."""
+        """Raises; keeps the present state if it is finite on the last batch, else restores the start of the epoch."""
         where = "the state just before this step was kept"
         if became_non_finite(self.model, self.guide, good) or not self._is_good():
             write_tensors(self.model, self.guide, good)
@@ -204,7 +204,7 @@ class Run:
         raise failure from (cause or (error if isinstance(error, Exception) else None))
 
     def _is_good(self) -> bool:
-        """Whether the objective is finite on the last batch that was finite."""
+        """Whether the objective is still finite on the last batch that a step was taken on."""
         batch = self.previous
         if batch is None:
             return True

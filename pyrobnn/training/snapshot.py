@@ -1,6 +1,6 @@
 r"""Snapshot ensembles: one training run, M members (Huang et al. 2017).
 
-The learning rate falls along a cosine and restarts, so that one network visits one optimum after another; its state at
+The learning rate falls along a cosine and restarts, so that one network reaches several optima in turn; its state at
 the end of each cycle becomes a member. In epoch t of a cycle of C epochs the rate is
 
 .. math::  \frac{\eta}{2} \left( 1 + \cos \frac{\pi t}{C} \right), \qquad t = 0, \ldots, C - 1.
@@ -36,7 +36,7 @@ class Snapshots:
             scheduler=snapshots.schedule, callbacks=[snapshots])
         ensemble = snapshots.ensemble()  # five members
 
-    Snapshots are no part of fit's own checkpoint; a resumed run collects from there on.
+    Snapshots are not saved in checkpoints of ``fit``; a resumed run collects only later ones.
 
     Args:
         model: The model.
@@ -45,8 +45,8 @@ class Snapshots:
 
     Raises:
         TypeError: If the guide is no :class:`~pyrobnn.guides.MAP`.
-        ValueError: If ``cycle`` is not positive, or the model has trained parameters that are no sites, of which a
-            snapshot could not keep its own.
+        ValueError: If ``cycle`` is not positive, or the model has trained parameters that are not sites, which
+            all snapshots would share.
     """
 
     def __init__(self, model: nn.Module, guide: MAP, cycle: int) -> None:

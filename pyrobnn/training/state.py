@@ -28,7 +28,7 @@ def read_tensors(model: nn.Module, guide: nn.Module) -> Tensors:
 
 
 def write_tensors(model: nn.Module, guide: nn.Module, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
-    """Goes back to what :func:`read_tensors` read."""
+    """Restores what :func:`read_tensors` returned."""
     model.load_state_dict(tensors["model"])
     guide.load_state_dict(tensors["guide"])
 
@@ -44,7 +44,7 @@ def became_non_finite(model: nn.Module, guide: nn.Module, before: Tensors) -> li
 
 
 def read_run(run: Run) -> dict[str, Any]:
-    """Everything that the rest of the run depends on."""
+    """The state from which the run can be resumed."""
     return {
         "tensors": read_tensors(run.model, run.guide),
         "best": run.best,
@@ -60,7 +60,7 @@ def read_run(run: Run) -> dict[str, Any]:
 
 
 def write_run(run: Run, state: dict[str, Any]) -> None:
-    """Goes back to what :func:`read_run` read.
+    """Restores what :func:`read_run` returned.
 
     Raises:
         ValueError: If the state is that of another model, guide, optimizer, scheduler or loader.
@@ -93,13 +93,13 @@ def write_run(run: Run, state: dict[str, Any]) -> None:
     run.epochs_since_best = state["epochs_since_best"]
     run.elbo.num_steps = state["num_steps"]
     run.history = History(**state["history"])
-    if run.history.stopped == "callback":  # it will be asked again
+    if run.history.stopped == "callback":  # the callback is called again
         run.history.stopped = ""
     random_state.write_all(state["random"], _generators(run))
 
 
 def generators(*loaders: Any) -> list[torch.Generator]:
-    """Random generators of the loaders' own, which shuffle their data."""
+    """The random generators of loaders and their samplers."""
     found: dict[int, torch.Generator] = {}
     for loader in loaders:
         sampler = getattr(getattr(loader, "batch_sampler", None), "sampler", None)

@@ -2,7 +2,7 @@ r"""The log predictive density of held-out data.
 
 .. math::  \frac1M \sum_{i=1}^M \omega_i \log \frac1K \sum_{k=1}^K p(y_i \mid x_i, w_k), \qquad w_k \sim q,
 
-with the weights :math:`\omega_i` that the loader yields (else 1). What the model masks has density 1, and the mean is
+with the weights :math:`\omega_i` that the loader yields (else 1). Masked targets have density 1, and the mean is
 over all M rows, as in the ELBO per datum.
 """
 
@@ -35,7 +35,7 @@ def log_predictive(
     num_samples: int = 8,
     reader: Reader | None = None,
 ) -> float:
-    """Mean log predictive density, with the same draws' noise at every call so that epochs compare.
+    """Mean log predictive density, with the same random seed at every call so that epochs can be compared.
 
     Args:
         model: The model.
@@ -67,9 +67,9 @@ def log_predictive(
 
 
 def _log_likelihood(model: nn.Module, draw: Draws, batch: Batch) -> Tensor:
-    """``log p(y | x, w)`` of each row, ``[B]``, unweighted; what is masked counts nothing."""
+    """``log p(y | x, w)`` of each row, ``[B]``, unweighted; 0 where it is masked."""
     with installed_buffers(model, draw.buffers), SubstituteMessenger(draw) as run:
-        if isinstance(model, SupervisedModel):  # past the data plate: held-out data may outnumber the training data
+        if isinstance(model, SupervisedModel):  # without the data plate, whose size is that of the training data
             outputs = model.predictive(batch.inputs)
             model.likelihood.check_shape(outputs, batch.targets)
             return model.likelihood(outputs).log_prob(batch.targets)

@@ -11,7 +11,7 @@ __all__ = ["WeightedBatchNorm2d", "Zero"]
 
 
 class Zero(nn.Module):
-    """The operation without an output: zeros. A :class:`Choice` does not compute it.
+    """The operation without an output: zeros. A :class:`~pyrobnn.structure.Choice` does not compute it.
 
     Args:
         channels: Channels of the output, if they are others than the input's; inputs are then ``[B, C, H, W]``.

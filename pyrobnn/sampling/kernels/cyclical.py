@@ -24,7 +24,7 @@ __all__ = ["Cyclical"]
 
 @dataclass(frozen=True)
 class Cyclical(StochasticGradientKernel):
-    """A kernel in cycles: ``Cyclical(SGLD(ε), cycle_length=1000)`` is cSGLD, of :class:`SGHMC` it is cSGHMC.
+    """A kernel in cycles: ``Cyclical(SGLD(ε), cycle_length=1000)`` is cSGLD; with ``SGHMC`` it is cSGHMC.
 
     Draws have the statistic ``cycle``, the index of their cycle. Choose ``thinning`` so that each cycle gives a few:
     ``(1 - exploration) * cycle_length / thinning``.

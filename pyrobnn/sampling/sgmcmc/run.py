@@ -45,10 +45,9 @@ def start_run(
     device: torch.device | str | None,
     reader: Reader | None = None,
 ) -> Run:
-    """Chains at their starting points, for :func:`sample` and for those who do something else with the draws.
+    """Chains at their starting points, for :func:`pyrobnn.sample` and :func:`pyrobnn.distillation.online_distill`.
 
-    The arguments are those of :func:`sample`, which must have put the model into sampling mode; the run has no store
-    yet.
+    The arguments are those of :func:`pyrobnn.sample`. The model must be in sampling mode; the run has no store yet.
     """
     batches = Batches(model, data, device, reader)
     args = batches.peek()
