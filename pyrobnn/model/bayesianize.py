@@ -20,7 +20,7 @@ from torch.func import functional_call
 from pyrobnn.core.pyro_compat import full_name
 from pyrobnn.model.priors import Prior, PriorSpec, assign
 from pyrobnn.model.stochastic import StochasticModule
-from pyrobnn.model.substitution import SubstituteMessenger, direct_handler
+from pyrobnn.model.substitution import direct_handler
 
 __all__ = ["BayesianModule", "bayesianize"]
 
@@ -94,21 +94,22 @@ class BayesianModule(StochasticModule):
     @pyro_method
     def sample_weights(self) -> dict[str, Tensor]:
         """The network's parameters that are sites, by every name they have in the network."""
-        weights, handler = {}, direct_handler()
+        given, weights = self._given(), {}
         for site, names in self.parameter_names.items():
-            value = self._draw(site, handler)
+            value = given.get(site)
+            if value is None:
+                value = getattr(self, site)  # runs pyro.sample
             for name in names:
                 weights[name] = value
         return weights
 
-    def _draw(self, site: str, handler: SubstituteMessenger | None) -> Tensor:
-        """The draw of a site: from ``handler`` where possible, else by attribute access, which runs ``pyro.sample``."""
-        if handler is not None and not (rule := self.site_priors[site]).auxiliary:
-            prior = rule.conditional()
-            value = None if isinstance(prior, Tensor) else handler.answer(full_name(self, site), prior)
-            if value is not None:
-                return value
-        return getattr(self, site)
+    def _given(self) -> Mapping[str, Tensor]:
+        """Values that the active handler has for sites, where it can be asked without a Pyro message a site."""
+        handler = direct_handler()
+        if handler is None:
+            return {}
+        priors = {site: rule.conditional() for site, rule in self.site_priors.items() if not rule.auxiliary}
+        return handler.answer(full_name(self, ""), priors)
 
     @contextmanager
     def written(self, weights: Mapping[str, Tensor]) -> Iterator[nn.Module]:

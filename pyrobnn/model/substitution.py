@@ -45,13 +45,28 @@ class SubstituteMessenger(Messenger):
         self.deterministic: list[Any] = []
         self._recorded: set[str] = set()  # a module that runs twice draws its sites once
 
-    def answer(self, name: str, prior: dist.Distribution) -> Tensor | None:
-        """The value of a latent site outside of plates, as ``pyro.sample`` would return it; None if there is none."""
-        value = self.values.get(name)
-        if value is not None and name not in self._recorded:
-            self.latent.append(_message(name, prior, value, 1.0))
-            self._recorded.add(name)
-        return value
+    def answer(self, prefix: str, priors: Mapping[str, dist.Distribution | Tensor]) -> dict[str, Tensor]:
+        """Values of latent sites outside of plates, as ``pyro.sample`` would return them.
+
+        Args:
+            prefix: What the names of the sites begin with in the model.
+            priors: The distribution of each site by the rest of its name; a tensor is a value that is not sampled,
+                and left out.
+
+        Returns:
+            The values there are, by the names in ``priors``.
+        """
+        found = {}
+        for rest, prior in priors.items():
+            name = prefix + rest
+            value = self.values.get(name)
+            if value is None or isinstance(prior, Tensor):
+                continue
+            found[rest] = value
+            if name not in self._recorded:
+                self.latent.append(_message(name, prior, value, 1.0))
+                self._recorded.add(name)
+        return found
 
     def observe(
         self,

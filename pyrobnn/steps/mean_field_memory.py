@@ -62,7 +62,7 @@ class MeanFieldMemory:
 
     def begin(self) -> None:
         """Starts a draw, with buffers for gradients that are not ``parameter.grad`` now."""
-        by_loc, by_log_scale = (buffers.free() for buffers in self._buffers)
+        by_loc, by_log_scale = map(GradientBuffers.free, self._buffers)
         if by_loc is not self.by_loc:
             self.by_loc, self._slots = by_loc, list(self.layout.split(by_loc).values())
             self._made_for = ()

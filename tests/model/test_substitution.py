@@ -142,7 +142,7 @@ def test_what_is_written_directly_reads_like_pyros_messages() -> None:
     prior, likelihood, value = dist.Normal(0.0, 1.0), dist.Normal(torch.zeros(3), 1.0), torch.tensor(0.5)
 
     def by_hand(handler: SubstituteMessenger) -> None:
-        assert handler.answer("a", prior) is value
+        assert handler.answer("", {"a": prior})["a"] is value
         handler.observe("y", likelihood, Y, 4.0)
 
     def through_pyro(_: SubstituteMessenger) -> None:
@@ -162,8 +162,15 @@ def test_what_is_written_directly_reads_like_pyros_messages() -> None:
 
 def test_a_site_that_is_asked_twice_counts_once() -> None:
     with SubstituteMessenger({"a": torch.tensor(0.5)}, direct=True) as handler:
-        handler.answer("a", dist.Normal(0.0, 1.0))
+        handler.answer("", {"a": dist.Normal(0.0, 1.0)})
         pyro.sample("a", dist.Normal(0.0, 1.0))
-        handler.answer("a", dist.Normal(0.0, 1.0))
-        assert handler.answer("b", dist.Normal(0.0, 1.0)) is None
+        handler.answer("", {"a": dist.Normal(0.0, 1.0)})
+        assert handler.answer("", {"b": dist.Normal(0.0, 1.0), "c": torch.tensor(1.0)}) == {}
     assert names(handler.latent) == ["a"]
+
+
+def test_names_of_a_part_are_asked_with_its_prefix() -> None:
+    value = torch.tensor(0.5)
+    with SubstituteMessenger({"net.a": value, "a": torch.tensor(1.0)}, direct=True) as handler:
+        assert handler.answer("net.", {"a": dist.Normal(0.0, 1.0)})["a"] is value
+    assert names(handler.latent) == ["net.a"]
