@@ -40,7 +40,7 @@ from tests.conformance.comparisons import (
     seeded,
     step,
 )
-from tests.conformance.consumer_suite import ConsumerConformance
+from tests.conformance.consumer_suite import ConsumerConformance, of_training
 from tests.conformance.guide_models import BATCH_NORM, CASES, SMOOTH, Case
 from tests.conformance.monte_carlo import Z, z_of_means, z_of_variances
 
@@ -66,6 +66,8 @@ def held_to(cases: list[Case], smooth: list[Case]) -> Callable[[Suite], Suite]:
                 continue
             copied = types.FunctionType(test.__code__, test.__globals__, name, test.__defaults__, test.__closure__)
             copied.__doc__, copied.__kwdefaults__ = test.__doc__, test.__kwdefaults__
+            if hasattr(test, "__wrapped__"):  # of training: pytest reads the arguments there
+                copied.__wrapped__ = test.__wrapped__  # type: ignore[attr-defined]
             for mark in marks:
                 own = mark
                 if mark.args and mark.args[0] == "case":
@@ -110,6 +112,16 @@ class GuideConformance(ConsumerConformance):
         """One draw with gradients, of what is trained."""
         return guide.step(None, sequential=False).draw(None) if self.trains_as_point else guide.rsample()
 
+    def move(self, model: nn.Module, guide: Guide, batch: Any) -> None:
+        """One optimizer step: of the objective, or on the draws where the family is not trained by one."""
+        if self.trains:
+            step(model, guide, batch)
+            return
+        guide.zero_grad()
+        torch.stack([value.square().sum() for value in guide.rsample().values()]).sum().backward()
+        torch.optim.SGD(guide.parameters(), lr=1e-3).step()
+        guide.zero_grad()
+
     def running_statistics(self, model: nn.Module, guide: Guide) -> list[dict[str, Tensor]]:
         """The buffers of the first BatchNorm layer; one set, or one for each member that has its own."""
         norm = next(module for module in model.modules() if isinstance(module, nn.BatchNorm2d))
@@ -133,7 +145,7 @@ class GuideConformance(ConsumerConformance):
         model, guide, batch = self.build(case, scattered=False)
         before = {name: value.shape for name, value in guide.state_dict().items()}
         assert list(guide.parameters())
-        step(model, guide, batch)
+        self.move(model, guide, batch)
         guide.sample(2)
         assert {name: value.shape for name, value in guide.state_dict().items()} == before
 
@@ -157,14 +169,16 @@ class GuideConformance(ConsumerConformance):
     def test_copies_carry_on_alike_and_apart(self, case: Case, duplicate: Callable[[Any], Any]) -> None:
         model, guide, batch = self.build(case)
         for _ in range(8):  # whole antithetic groups: no draw of one is pending
-            step(model, guide, batch)
+            self.move(model, guide, batch)
         model_copy, guide_copy = duplicate((model, guide))
         assert_same(seeded(lambda: guide_copy.sample(2)), seeded(lambda: guide.sample(2)))
-        expected = seeded(lambda: gradients(model, guide, batch))
-        assert_same(seeded(lambda: gradients(model_copy, guide_copy, batch)), expected)
+        if self.trains:
+            expected = seeded(lambda: gradients(model, guide, batch))
+            assert_same(seeded(lambda: gradients(model_copy, guide_copy, batch)), expected)
         before = copy.deepcopy(guide.state_dict())
-        step(model_copy, guide_copy, batch)
+        self.move(model_copy, guide_copy, batch)
         assert_same(guide.state_dict(), before)
+        assert any(not torch.equal(value, before[name]) for name, value in guide_copy.state_dict().items())
 
     @each_case
     def test_two_guides_share_nothing(self, case: Case) -> None:
@@ -173,19 +187,21 @@ class GuideConformance(ConsumerConformance):
         before = copy.deepcopy(other.state_dict())
         storages = [{p.untyped_storage().data_ptr() for p in g.parameters()} for g in (guide, other)]
         assert storages[0].isdisjoint(storages[1])
-        step(model, guide, batch)
+        self.move(model, guide, batch)
         assert_same(other.state_dict(), before)
 
     @each_case
+    @of_training
     def test_double_precision(self, case: Case) -> None:
         model, guide, (x, y) = self.build(case)
-        step(model, guide, (x, y))  # caches of the first precision must not outlive the cast
+        self.move(model, guide, (x, y))  # caches of the first precision must not outlive the cast
         model.double()
         guide.double()
         batch = (x.double(), y.double() if y.is_floating_point() else y)
         assert all(value.dtype == torch.float64 for value in guide.sample(2).values())
         assert_in_place_matches_autograd(model, guide, batch)
 
+    @of_training
     def test_priors_that_change_are_followed(self) -> None:
         def regression(scale: float) -> SupervisedModel:
             net = nn.Linear(2, 1)
@@ -195,7 +211,7 @@ class GuideConformance(ConsumerConformance):
         batch = (torch.randn(8, 2).double(), torch.randn(8, 1).double())
         guide = self.make_guide(model).double()
         for _ in range(8):  # whole antithetic groups
-            step(model, guide, batch)
+            self.move(model, guide, batch)
         model.load_state_dict(changed.state_dict())
         reference = self.make_guide(changed).double()
         reference.load_state_dict(guide.state_dict())
@@ -234,7 +250,7 @@ class GuideConformance(ConsumerConformance):
         model, guide, batch = self.build(case)
         draws = guide.sample(2)
         before = {name: value.detach().clone() for name, value in draws.items()}
-        step(model, guide, batch)
+        self.move(model, guide, batch)
         assert_same({name: value.detach() for name, value in draws.items()}, before)
 
     @pytest.mark.statistical
@@ -256,12 +272,8 @@ class GuideConformance(ConsumerConformance):
     def test_seed_determines_everything(self, case: Case) -> None:
         model, guide, batch = self.build(case)
         twin_model, twin, _ = self.build(case)
-        for act in (
-            lambda m, g: g.sample(2),
-            lambda m, g: g(),
-            lambda m, g: self.draw(g),
-            lambda m, g: gradients(m, g, batch),
-        ):
+        acts = [lambda m, g: g.sample(2), lambda m, g: g(), lambda m, g: self.draw(g)]
+        for act in [*acts, lambda m, g: gradients(m, g, batch)] if self.trains else acts:
             assert_same(seeded(lambda act=act: act(model, guide)), seeded(lambda act=act: act(twin_model, twin)))
 
     # ------------------------------------------------------------------------------------------- densities
@@ -293,6 +305,10 @@ class GuideConformance(ConsumerConformance):
         priors = {name: PriorTerm(site.prior) for name, site in guide.layout.items()}
         if not all(is_fixed_normal(guide.layout[name], term) for name, term in priors.items()):
             return
+        if not self.has_divergence:
+            with self.unless_refused():
+                guide.divergence(guide.rsample(), priors)
+            return
         first, second = (guide.divergence(draw, priors) for draw in self.two_draws(guide))
         assert first.exact == self.exact
         assert bool((first.total == second.total).all()) == (self.exact or self.is_point)
@@ -305,6 +321,7 @@ class GuideConformance(ConsumerConformance):
 
     @each_case
     @pytest.mark.parametrize("objective", [Trace_ELBO, TraceMeanField_ELBO, ELBO])
+    @of_training
     def test_svi_step(self, case: Case, objective: type) -> None:
         model, guide, batch = self.build(case)
         before = copy.deepcopy(dict(guide.named_parameters()))
@@ -317,6 +334,7 @@ class GuideConformance(ConsumerConformance):
 
     @each_case
     @pytest.mark.parametrize("objective", [Trace_ELBO, TraceMeanField_ELBO, ELBO])
+    @of_training
     def test_objective_as_a_module(self, case: Case, objective: type) -> None:
         model, guide, batch = self.build(case)
         loss = objective()(model, guide)
@@ -339,6 +357,7 @@ class GuideConformance(ConsumerConformance):
     # --------------------------------------------------------------------------------------- the objective
 
     @each_case
+    @of_training
     def test_in_place_gradient_is_the_gradient(self, case: Case) -> None:
         model, guide, (x, y) = self.build(case)
         model.double()
@@ -346,6 +365,7 @@ class GuideConformance(ConsumerConformance):
         assert_in_place_matches_autograd(model, guide, (x.double(), y.double() if y.is_floating_point() else y))
 
     @each_case
+    @of_training
     def test_a_step_that_is_broken_off_leaves_nothing_behind(self, case: Case) -> None:
         """Against a twin that takes this step to its end."""
         model, guide, batch = self.build(case)
@@ -357,6 +377,7 @@ class GuideConformance(ConsumerConformance):
 
     @pytest.mark.statistical
     @each_smooth_case
+    @of_training
     def test_loss_and_gradient_agree_with_pyro(self, case: Case) -> None:
         """Against ``TraceMeanField_ELBO``, 40 evaluations of two particles each; z-scores below 5."""
         model, guide, batch = self.build(case)
@@ -385,9 +406,11 @@ class GuideConformance(ConsumerConformance):
         guide = self.make_guide(model, **({"example": batch} if case.needs_example else {}))
         guide.sample(2)
         guide()
-        ELBO(num_particles=3).loss(model, guide, *batch)
+        with self.unless_refused():
+            ELBO(num_particles=3).loss(model, guide, *batch)
         assert_same_state(network_state(model), before)
 
+    @of_training
     def test_running_statistics_move_once_per_step(self) -> None:
         model, guide, batch = self.build(BATCH_NORM)
         start = copy.deepcopy(self.running_statistics(model, guide))
@@ -409,8 +432,11 @@ class EnsembleConformance(GuideConformance):
 
     def two_draws(self, guide: Guide) -> list[Draws]:
         """Two members; at random it might be one of them twice."""
-        step = guide.step(None, sequential=False)
-        return [step.draw(index) for index in range(2)]
+        if self.trains:
+            step = guide.step(None, sequential=False)
+            return [step.draw(index) for index in range(2)]
+        draws = guide.atoms(torch.arange(2))
+        return [draws.at(index) for index in range(2)]
 
     def running_statistics(self, model: nn.Module, guide: Guide) -> list[dict[str, Tensor]]:
         """Each member has its own."""

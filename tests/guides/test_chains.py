@@ -28,9 +28,10 @@ from tests.guides.test_base import Sites
 
 
 class TestChainsConformance(EnsembleConformance):
-    """What every guide must do."""
+    """What every guide must do; training is refused, Pyro's objectives move the draws."""
 
     trains = False
+    refusal = "guide: Chains are draws of a finished run"
 
     def make_guide(self, model: nn.Module, **options: Any) -> Chains:
         size = Layout.of(model, example=options.get("example"), sites=options.get("sites")).size
