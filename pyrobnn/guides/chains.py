@@ -1,9 +1,9 @@
 r"""Markov chains as a posterior: C chains of S draws each, :math:`q(w) = \frac{1}{CS} \sum_{c,s} \delta(w - w_{cs})`.
 
 What :func:`pyrobnn.sample` returns. It is an ensemble whose members are indexed by chain and position, so
-prediction, checkpoints and diagnostics take it as they take a deep ensemble, and those that compare chains find them.
-Draws lie in blocks ``[k, C, P]`` of unconstrained values, which may be files that are read only where they are looked
-at.
+prediction, checkpoints and diagnostics treat it as a deep ensemble; diagnostics that compare chains use
+``facts.chain_shape``. Draws are stored in blocks ``[k, C, P]`` of unconstrained values, which may be memory-mapped
+files.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ class Chains(Ensemble):
         model: The Pyro model.
         num_chains: Number C of chains.
         num_samples: Draws S of each chain.
-        draws: Blocks ``[k, C, P]`` of unconstrained flat draws, S in all, in the order of the layout; None leaves
-            all of them at zero, to be loaded into.
-        stats: Figures of each draw by name, ``[C, S]``, kept in the draws' precision; names alone for figures that are
-            to be loaded.
+        draws: Blocks ``[k, C, P]`` of unconstrained flat draws, S in all, in the order of the layout; None makes
+            zeros, for a state dict to be loaded.
+        stats: Statistics of each draw by name, ``[C, S]``, in the draws' precision; only their names if they are
+            loaded from a state dict.
         block_sizes: Lengths of the blocks where ``draws`` is None; one block if None.
         example: Arguments of one run, for models whose sites are not known without data.
         sites: Names of the sites that the guide is for; all of them if None.
@@ -147,11 +147,11 @@ class Chains(Ensemble):
 
     @property
     def stats(self) -> dict[str, Tensor]:
-        """What the sampler noted of each draw, ``{name: [C, S]}``."""
+        """Statistics that the sampler recorded for each draw, ``{name: [C, S]}``."""
         return {name: self.get_buffer(f"stat_{name}") for name in self.stat_names}
 
     def sample_stats(self) -> dict[str, Tensor]:
-        """What the sampler noted of each draw, ``{name: [C, S]}``."""
+        """Statistics that the sampler recorded for each draw, ``{name: [C, S]}``."""
         return self.stats
 
     @property
@@ -242,7 +242,7 @@ class Chains(Ensemble):
         )
         chosen.clamp_(max=self.num_members - 1)  # rounding
         for members in chosen.split(sizes):
-            with torch.no_grad():  # left before the caller goes on
+            with torch.no_grad():  # entered here, since a generator must not leave it on for the caller
                 block = self.atoms(members)
             yield block
 

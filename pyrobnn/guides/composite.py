@@ -146,7 +146,7 @@ class Composite(Guide):
         return self._joined([part.sample(num_samples) for part in self.parts])
 
     def sample_blocks(self, sizes: Iterable[int]) -> Iterator[Draws]:
-        """Blocks of draws; those of each part belong together."""
+        """Draws in blocks of the given sizes, from those of each part."""
         sizes = list(sizes)
         blocks = zip(*(part.sample_blocks(sizes) for part in self.parts), strict=True)
         return (self._joined(block) for block in blocks)
@@ -183,7 +183,7 @@ class Composite(Guide):
                 part.write_buffers(component, buffers)
 
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        """Pyro's view: auxiliary sites of the parts first, then one sample statement per site in the model's order."""
+        """The guide as Pyro calls it: auxiliary sites of the parts, then the latent sites in the model's order."""
         self.announce_parameters()
         nodes: dict[str, Any] = {}
         for part in self.parts:

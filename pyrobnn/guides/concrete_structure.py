@@ -168,10 +168,10 @@ class ConcreteStructure(Guide):
         sequential: bool = True,
         vectorize: bool = True,
     ) -> Step:
-        """Draws whose first one in a training step moves the schedules on."""
+        """A step whose first draw advances the schedules."""
 
         def begin() -> None:
-            if torch.is_grad_enabled():  # an evaluation is no step
+            if torch.is_grad_enabled():  # an evaluation without gradients is not counted
                 self.count_step()
 
         return AutogradStep(self.layout, self.rsample, self.divergence, begin=begin, restart=self._check_schedules)
@@ -185,7 +185,7 @@ class ConcreteStructure(Guide):
     def _apply(self, fn, recurse=True):  # type: ignore[no-untyped-def]
         count = self._buffers["num_steps"]
         super()._apply(fn, recurse)
-        self._buffers["num_steps"] = count  # it is read in every step, which must not wait for another device
+        self._buffers["num_steps"] = count  # stays on the CPU: it is read in every step, without a synchronization
         return self
 
     # ------------------------------------------------------------------------------------------ distribution
@@ -273,13 +273,13 @@ class ConcreteStructure(Guide):
                 kl = discrete_divergence(self._block_of[name], self.layout[name], logits, term.distribution)
                 exact[name] = term.sum(kl)
             return Divergence.of_sites(exact, 0.0, exact=True)
-        known, beta = draws.record or {}, self.beta
+        log_densities, beta = draws.record or {}, self.beta
         concrete = self.temperature / beta
         against = self.temperature if self.anneal_prior else None
         terms = {}
         for name, term in priors.items():
             block, site, value = self._block_of[name], self.layout[name], draws[name]
-            log_q = known.get(name)
+            log_q = log_densities.get(name)
             if log_q is None:
                 log_q = log_density_of_values(block, value, self.site_logits(name) / beta, concrete)
             log_q = log_q.view(site.shape[: len(site.shape) - bool(block.num_choices)])

@@ -62,7 +62,7 @@ class Generator(Guide):
         loc, scale: Mean and standard deviation ``[P]`` of the draws it learned from, in the order of the layout;
             where the scale is zero, all draws are alike.
         basis: The axes ``[C, P]``, in standardized weights; None without components.
-        history: What :func:`pyrobnn.distill` noted; None else. It is no part of the state.
+        history: The record of :func:`pyrobnn.distill`, else None. It is not saved in the state dict.
 
     Raises:
         ValueError: If a size is not positive.
@@ -112,7 +112,7 @@ class Generator(Guide):
         return sum(tensor.numel() for tensor in self.state_dict().values())
 
     def storage(self, num_samples: int | None = None) -> Storage:
-        """What it takes, against ``num_samples`` stored draws (None: those that it was distilled from)."""
+        """Its size, compared with ``num_samples`` stored draws (None: those that it was distilled from)."""
         return Storage(self.num_parameters, self.num_samples if num_samples is None else num_samples, self.layout.size)
 
     @property
@@ -123,7 +123,7 @@ class Generator(Guide):
     # ---------------------------------------------------------------------------------------------------- draws
 
     def coordinates(self, num_samples: int) -> Tensor:
-        """What the network makes of noise ``[K, C]``, with gradients: standardized weights where there are no axes."""
+        """Outputs ``[K, C]`` of the network for new noise, with gradients; standardized weights without axes."""
         loc = self._buffers["loc"]
         assert loc is not None
         network = self._modules["network"]  # past Pyro's attribute hooks
@@ -168,7 +168,7 @@ class Generator(Guide):
         return Generated(self.layout[name], draw=lambda count: self.sample(count)[name])
 
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        """Pyro's view: the sites of one draw, whose densities are refused."""
+        """The guide as Pyro calls it: the sites of one draw, whose densities are refused."""
         self.announce_parameters()
         values = self.rsample()
         return {name: sample_site(site, Generated(site, value=values[name])) for name, site in self.layout.items()}

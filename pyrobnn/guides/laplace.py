@@ -1,4 +1,4 @@
-r"""Laplace approximation: a Gaussian at the mode, as wide as the curvature says.
+r"""Laplace approximation: a Gaussian at the mode, with the inverse curvature as its covariance.
 
 .. math::  q(w) = N\big(\hat w, (H + P)^{-1}\big), \qquad H = \sum_{n=1}^N J_n^\top \Lambda_n J_n,
 
@@ -47,7 +47,7 @@ class Laplace(TrainedAsPoint):
         guide = Laplace(model, init=map_guide).fit(model, loader)
 
     :meth:`sample`, and so everything that predicts, needs :meth:`fit`, and keeps the mode of that moment, whatever is
-    trained later. Pyro's view, a call of the guide, is the point in training mode (how every module starts), the
+    trained later. A call of the guide, as Pyro makes it, is the point in training mode (the default of modules), the
     Gaussian after ``guide.eval()``. Sites that the structure does not cover are points: those of other layers, of the
     likelihood, the scales of hierarchical priors. The Gaussian is that of the covered weights given these.
 
@@ -123,12 +123,12 @@ class Laplace(TrainedAsPoint):
         max_bytes: int = 256 * 2**20,
         progress: bool = False,
     ) -> Laplace:
-        """Computes the curvature at the mode, in one pass over all data; the prior is the model's own.
+        """Computes the curvature at the mode, in one pass over all data, with the prior of the model.
 
         Args:
             model: The model, a :class:`~pyrobnn.SupervisedModel`.
             loader: Batches ``(x, y)`` of the whole data set, of any size.
-            given: Values of sites that this guide is not for (``sites``).
+            given: Values of sites that this guide does not have (``sites``).
             max_bytes: Budget for Jacobians.
             progress: Show a progress bar.
 
@@ -146,7 +146,7 @@ class Laplace(TrainedAsPoint):
                 f"{type(model).__name__}."
             )
         with torch.no_grad():
-            self.fitted.fill_(False)  # until all of it is
+            self.fitted.fill_(False)  # until all blocks are filled
             values = self.layout.constrain(self.layout.split(self.flat_loc.detach().clone())) | dict(given or {})
             with evaluating(model), frozen_buffers(model):
                 log_likelihood, is_normal = fill(
@@ -287,7 +287,7 @@ class Laplace(TrainedAsPoint):
         return self.joint().image_covariance(jacobians, columns.to(jacobians.device))
 
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        """Pyro's view: the point in training mode, else a joint draw through an auxiliary site."""
+        """The guide as Pyro calls it: the point in training mode, else a joint draw through an auxiliary site."""
         self.announce_parameters()
         if self.training:
             found = {name: self.point_marginal(name) for name in self.layout}

@@ -1,10 +1,10 @@
-r"""Gaussian posterior with a diagonal plus low-rank covariance over all sites together.
+r"""Gaussian posterior with a diagonal plus low-rank covariance over all sites jointly.
 
 .. math::  q(u) = N(u;\, \mu,\, \mathrm{diag}(\sigma^2) + F F^\top), \qquad u = \mu + \sigma \epsilon + F z,
 
 with :math:`\epsilon \in \mathbb{R}^d` and :math:`z \in \mathbb{R}^r` standard normal, over the flat unconstrained
 vector :math:`u` of d elements. The r columns of F are the directions in which weights vary *together*, within and
-across layers, which mean field cannot have; with ``rank = d`` every Gaussian is within reach. The divergence splits
+across layers, which mean field cannot have; with ``rank = d`` it can represent every Gaussian. The divergence splits
 into minus the joint entropy, by the matrix determinant lemma, and one cross-entropy per site,
 
 .. math::  \mathrm{KL}(q \,\|\, p) = -H(q) + \sum_s E_q[-\log p(u_s)].
@@ -95,8 +95,8 @@ class LowRankNormal(Guide):
             raise ValueError(
                 f"rank: a factor of rank {self.rank} over {self.layout.size:,} latent elements, with its gradient and "
                 f"Adam's two moments, takes {self.rank * per_column:,} bytes, more than max_bytes={self.max_bytes:,}; "
-                f"ask for a rank of at most {self.max_bytes // per_column}, raise max_bytes, or keep to some of the "
-                "sites (Composite)."
+                f"use a rank of at most {self.max_bytes // per_column}, raise max_bytes, or use it for fewer sites "
+                "(Composite)."
             )
 
     # Read past Pyro's attribute hooks, which would enter them in the global parameter store.
@@ -137,7 +137,7 @@ class LowRankNormal(Guide):
         return Facts(sites=names, density=names, independent=(names,), noise_size=self.layout.size + self.rank)
 
     def marginal(self, name: str) -> dist.Distribution:
-        """The site's own marginal, which couples its elements with each other."""
+        """The marginal of one site, whose elements are correlated."""
         site = self.layout[name]
         window, shape = site.window, site.unconstrained_shape
         gaussian = LowRankGaussian(
@@ -187,6 +187,6 @@ class LowRankNormal(Guide):
         )
 
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        """Pyro's view: an auxiliary site for the flat vector, from which each latent site follows."""
+        """The guide as Pyro calls it: an auxiliary site for the flat vector, from which each latent site follows."""
         self.announce_parameters()
         return sample_jointly(self.layout, self.joint())

@@ -47,7 +47,7 @@ class MCDropout(Guide):
     """Dropout as a posterior; a site without dropout is a point.
 
     Dropout modules of the network are switched off in training steps of :func:`pyrobnn.fit` and in predictions, where
-    the guide's masks take their place. (Pyro's own ``SVI`` does not ask the guide; put them in evaluation mode there.)
+    the guide's masks replace them. (Pyro's own ``SVI`` does not switch them off; put them in evaluation mode there.)
 
     Args:
         model: The Pyro model.
@@ -95,7 +95,7 @@ class MCDropout(Guide):
                 _check_per_example(maskable[name])
         self.loc = nn.Parameter(self.layout.join(initial_values(model, self.layout, init)))
         columns, keep = _layout(self, maskable)
-        # Neither is state: both follow from the configuration.
+        # Not persistent: both are determined by the configuration.
         self.register_buffer("columns", columns.to(self.flat_loc.device), persistent=False)
         self.register_buffer("keep", keep.to(self.flat_loc.detach()), persistent=False)
 
@@ -143,7 +143,7 @@ class MCDropout(Guide):
         return dist.Delta(site.constrain(value), event_dim=site.event_dim)
 
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        """Pyro's view: each site a point mass at the value of one draw; the masks, being discrete, are no sites."""
+        """The guide as Pyro calls it: each site a point mass at its value in one draw; masks are not sites."""
         self.announce_parameters()
         values = self.rsample()
         return {

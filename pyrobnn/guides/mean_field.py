@@ -46,10 +46,10 @@ class MeanField(Guide):
             ``"prior"``, ``"prior_mean"``, a dict of site values or a function ``(name, prior) -> value``.
         init_scale: Starting standard deviation in unconstrained space; small, because a deep network fed with
             large weight noise does not train.
-        antithetic: In training steps, eight draws in a row share one block of random numbers: on the quarters
-            of the flat vector they bear the signs of four orthogonal (Hadamard) rows, each followed by its mirror
-            image. First-order noise cancels across each pair; noise of second order averages over the eight as over
-            four fresh pairs; and random numbers cost an eighth. At fixed parameters each draw is distributed as q
+        antithetic: In training steps, eight consecutive draws share one block of random numbers: the quarters of the
+            flat vector have the signs of four orthogonal (Hadamard) rows, each followed by its negative. First-order
+            noise cancels in each pair; second-order noise averages as over four independent pairs; and random numbers
+            cost an eighth. At fixed parameters each draw is distributed as q
             and each gradient unbiased. Across a parameter update later draws depend on earlier ones, an effect of
             the order of the learning rate; with ``num_particles`` a multiple of eight there is none.
         example: Arguments of one run, for models whose sites are not known without data.

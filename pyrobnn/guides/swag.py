@@ -60,8 +60,8 @@ class SWAG(TrainedAsPoint):
         recalibrate_batch_norm(model, guide, loader)  # where there is BatchNorm: its statistics are the last iterate's
 
     :meth:`sample`, and so everything that predicts, needs at least two iterates; for validation during the training
-    before that, fit a ``MAP`` and start from its network. Pyro's view, a call of the guide, follows its mode: the
-    point in training mode (how every module starts), the Gaussian after ``guide.eval()``. Only latent sites are
+    before that, fit a ``MAP`` and start from its network. A call of the guide, as Pyro makes it, samples the point in
+    training mode (the default of modules) and the Gaussian after ``guide.eval()``. Only latent sites are
     averaged; parameters that the model trains as points stay where the last step left them.
 
     Args:
@@ -148,12 +148,11 @@ class SWAG(TrainedAsPoint):
 
     @property
     def facts(self) -> Facts:
-        """A point before there are two iterates, then one joint Gaussian."""
+        """A point before there are two iterates, then one joint Gaussian; trained as a point in either case."""
         if not self.is_ready:
             return replace(super().facts, is_ready=False)
         names = frozenset(self.layout)
-        size = self.layout.size + min(int(self.num_collected), self.rank)
-        return Facts(sites=names, density=names, independent=(names,), noise_size=size)
+        return Facts(sites=names, density=names, independent=(names,))
 
     def joint(self, name: str | None = None) -> LowRankGaussian:
         """The distribution of the flat unconstrained vector, or of one site's part of it.
@@ -195,7 +194,7 @@ class SWAG(TrainedAsPoint):
         Raises:
             ValueError: If fewer than two iterates have been collected.
         """
-        return Draws(self.layout.constrain(self.layout.split(self.joint().rsample(noise=noise))))
+        return Draws(self.layout.constrain(self.layout.split(self.joint().rsample())))
 
     @torch.no_grad()
     def sample(self, num_samples: int) -> Draws:
@@ -225,7 +224,7 @@ class SWAG(TrainedAsPoint):
         )
 
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        """Pyro's view: the point in training mode, else a draw of the Gaussian through an auxiliary site."""
+        """The guide as Pyro calls it: the point in training mode, else the Gaussian through an auxiliary site."""
         self.announce_parameters()
         if self.training:
             return {name: sample_site(site, self.point_marginal(name)) for name, site in self.layout.items()}

@@ -1,7 +1,7 @@
 r"""A training step of points: one flat vector, or M of them as the members of an ensemble.
 
 A member's own parameters receive M times the gradient of the mean over members, which is the gradient of the member's
-own loss: learning rates then mean what they mean for one network, whatever M. Members run one after another, or all in
+own loss, so that learning rates do not depend on M. Members run one after another, or all in
 one vectorized pass, with the same losses and gradients.
 """
 
@@ -197,7 +197,8 @@ class PointStep(Step):
                 points = self._points(normal, record.member)
                 rows = [normal.half_squares(row) for row in (points if points.dim() == 2 else points.unsqueeze(0))]
                 squares = rows[0] if len(rows) == 1 else torch.stack(rows).mean()
-            total = total + squares + normal.log_normalizer
+            squares += normal.log_normalizer
+            total = squares if isinstance(total, float) else total + squares
         return total
 
     def _points(self, normal: NormalWindow, member: Any) -> Tensor:

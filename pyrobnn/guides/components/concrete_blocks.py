@@ -1,4 +1,4 @@
-"""Sites of structure side by side: those with equally many choices are one matrix, so that one operation computes all.
+"""Sites of structure in blocks: those with equally many choices are rows of one matrix, for one operation on all.
 
 A *block* is a window of the guide's flat vector of logits, read as rows ``[R, K]`` (gates: elements ``[R]``), some
 rows for each of its sites.
@@ -32,7 +32,7 @@ _RELAXED = (Concrete, BinaryConcrete, dist.RelaxedOneHotCategorical, dist.Relaxe
 
 @dataclass(frozen=True)
 class Block:
-    """Sites with the same number of choices (0: gates), whose logits lie side by side.
+    """Sites with the same number of choices (0: gates), whose logits are contiguous in the flat vector.
 
     Attributes:
         num_choices: The number K; 0 for gates.
@@ -72,7 +72,7 @@ class Block:
         return gumbel(like.detach(), shape) if self.num_choices else logistic(like.detach(), shape)
 
     def squash(self, scores: Tensor, hard: bool) -> Tensor:
-        """Points of the simplex (the unit interval) that remember their logarithms (logits)."""
+        """Points of the simplex (the unit interval) whose attribute ``relaxed`` holds their logarithms (logits)."""
         return to_simplex(scores, hard) if self.num_choices else to_interval(scores, hard)
 
     def log_density_of_noise(self, noise: Tensor, temperature: float) -> Tensor:

@@ -1,4 +1,4 @@
-"""Values without a density, and what the network that makes them takes."""
+"""The distribution of generated values, which has no density, and the storage of a generator."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["Generated", "Storage", "refuse_density"]
 
 @dataclass(frozen=True)
 class Storage:
-    """What a generator takes, against the draws that it replaces; counted in numbers kept.
+    """The size of a generator, compared with the draws that it replaces, in numbers stored.
 
     Attributes:
         num_parameters: Numbers that the generator keeps: weights, and a mean and a scale for each weight it generates.

@@ -1,4 +1,4 @@
-"""What guides that are trained as points share: they have no entropy, so what is trained is ``-log p``."""
+"""The base class of guides that are trained as points: without an entropy, the divergence is ``-log p``."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class TrainedAsPoint(Guide):
         sequential: bool = True,
         vectorize: bool = True,
     ) -> Step:
-        """That of a point."""
+        """The training step of a point."""
         if not sequential:
             return AutogradStep(self.layout, lambda _: self.point(), self.point_divergence)
         return PointStep(self.layout, self.flat_loc, PointScore(self.layout, jacobian=self.jacobian))

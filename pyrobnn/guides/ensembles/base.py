@@ -1,9 +1,9 @@
-r"""What ensembles share: M members as a mixture of point masses, :math:`q(w) = \frac1M \sum_m \delta(w - w_m)`.
+r"""The base class of ensembles: M members as a mixture of point masses, :math:`q(w) = \frac1M \sum_m \delta(w - w_m)`.
 
 The entropy of such a mixture is a constant and is dropped, so the objective is the mean over members of
-``-log p(D | w_m) - log p(w_m)``. A step visits every member once, in order. Parameters that belong to one member
-receive M times their gradient of that mean, which is the gradient of the member's own loss: learning rates then mean
-what they mean for one network, whatever M. Parameters that members share receive the gradient of the mean.
+``-log p(D | w_m) - log p(w_m)``. A step visits every member once, in order. Parameters of one member
+receive M times their gradient of that mean, which is the gradient of the member's own loss, so that learning rates do
+not depend on M. Parameters that members share receive the gradient of the mean.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ class Ensemble(Guide):
 
     @property
     def facts(self) -> Facts:
-        """Equally likely points; the sites of a point belong together."""
+        """Equally likely points; the sites of a point depend on each other."""
         names = frozenset(self.layout)
         return Facts(
             sites=names,
@@ -145,7 +145,7 @@ class Ensemble(Guide):
         for size in sizes:
             members = (start + torch.arange(size)) % self.num_members
             start = (start + size) % self.num_members
-            with torch.no_grad():  # left before the caller goes on
+            with torch.no_grad():  # entered here, since a generator must not leave it on for the caller
                 block = self.atoms(members)
             yield block
 
@@ -176,7 +176,7 @@ class Ensemble(Guide):
         return point_mass(site, value, -log_jacobian)
 
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        """Pyro's view: the sites of one random member."""
+        """The guide as Pyro calls it: the sites of one random member."""
         self.announce_parameters()
         draw = self.rsample()
         return {

@@ -1,4 +1,4 @@
-"""Where the members of an ensemble start: what makes them different is what makes an ensemble."""
+"""Starting points of the members of an ensemble."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def _listed(layout: Layout, model: Any, init: MemberInit, num_members: int) -> t
 
 
 def _reinitialized(layout: Layout, model: Any) -> _Start:
-    """The model's networks with fresh weights; sites that are none start where every guide has them start."""
+    """The model's networks, reinitialized; sites that are not weights start as in any guide."""
     values: dict[str, Tensor] = {}
     buffers: dict[str, Tensor] = {}
     for prefix, module in model.named_modules() if isinstance(model, nn.Module) else ():

@@ -99,7 +99,7 @@ class FixedPrior(Prior):
                 f"{tuple(self.shape)}; give a scalar prior or one of the parameter's own shape."
             )
         self._event_shape = flat.event_shape
-        self._template = _take_apart(flat, self, "", name)
+        self._template = _as_template(flat, self, "", name)
         self._built: dist.Distribution | None = None
         self._built_from: tuple[Tensor, ...] = ()
         self.register_load_state_dict_post_hook(_forget_built)
@@ -109,7 +109,7 @@ class FixedPrior(Prior):
         """The distribution; the same object at each call until a buffer is replaced (moved, cast, loaded)."""
         buffers: Any = self._buffers.values()
         if self._built is None or not all(map(operator.is_, buffers, self._built_from)):
-            built = _put_together(self._template, self, "")
+            built = _built_from_template(self._template, self, "")
             batch = self.shape[: len(self.shape) - len(self._event_shape)]
             if built.batch_shape != batch:
                 built = built.expand(batch)
@@ -155,7 +155,7 @@ def _parameter_names(distribution: dist.Distribution) -> list[str]:
     return names
 
 
-def _take_apart(distribution: dist.Distribution, owner: nn.Module, path: str, name: str) -> dict[str, Any]:
+def _as_template(distribution: dist.Distribution, owner: nn.Module, path: str, name: str) -> dict[str, Any]:
     """Registers the distribution's tensors as buffers of ``owner``; returns the JSON-able rest."""
     distribution = base_distribution(distribution)
     family = type(distribution).__name__
@@ -163,8 +163,8 @@ def _take_apart(distribution: dist.Distribution, owner: nn.Module, path: str, na
         mixture, component = distribution.mixture_distribution, distribution.component_distribution
         return {
             "family": "MixtureSameFamily",
-            "mixture": _take_apart(mixture, owner, f"{path}mixture_", name),
-            "component": _take_apart(component, owner, f"{path}component_", name),
+            "mixture": _as_template(mixture, owner, f"{path}mixture_", name),
+            "component": _as_template(component, owner, f"{path}component_", name),
         }
     if getattr(dist, family, None) is not type(distribution) or not distribution.arg_constraints:
         raise TypeError(
@@ -185,10 +185,10 @@ def _take_apart(distribution: dist.Distribution, owner: nn.Module, path: str, na
     return {"family": family, "parameters": shapes}
 
 
-def _put_together(template: dict[str, Any], owner: nn.Module, path: str) -> dist.Distribution:
+def _built_from_template(template: dict[str, Any], owner: nn.Module, path: str) -> dist.Distribution:
     if template["family"] == "MixtureSameFamily":
-        mixture = _put_together(template["mixture"], owner, f"{path}mixture_")
-        component = _put_together(template["component"], owner, f"{path}component_")
+        mixture = _built_from_template(template["mixture"], owner, f"{path}mixture_")
+        component = _built_from_template(template["component"], owner, f"{path}component_")
         return dist.MixtureSameFamily(mixture, component)
     arguments = {name: owner.get_buffer(path + name) for name in template["parameters"]}
     return getattr(dist, template["family"])(**arguments)
