@@ -156,18 +156,18 @@ def _model_spec(model: nn.Module) -> dict[str, Any]:
 
 
 def _output_spec(model: SupervisedModel) -> Any:
-    """A key, name or index as it is; a function cannot be written down, only that there is one."""
+    """A key, name or index as it is; of a function only that there is one, since it cannot be saved."""
     return {"function": True} if callable(model.output) else model.output
 
 
 def _prior_spec(prior: priors.Prior) -> dict[str, Any]:
-    return {"summary": prior.extra_repr()} | prior.spec()  # the summary is for people only
+    return {"summary": prior.extra_repr()} | prior.spec()  # the summary is for readers of the file, and not used
 
 
-def _class_name(instance: object, home: Any = None) -> str:
-    """The bare name of one of the classes in ``home``, the full name of any other."""
+def _class_name(instance: object, namespace: Any = None) -> str:
+    """The bare name of a class of ``namespace``, the full name of any other."""
     kind = type(instance)
-    is_known = getattr(home, kind.__name__, None) is kind
+    is_known = getattr(namespace, kind.__name__, None) is kind
     return kind.__name__ if is_known else f"{kind.__module__}.{kind.__qualname__}"
 
 
@@ -234,9 +234,9 @@ def _families(spec: Mapping[str, Any]) -> Iterator[str]:
             yield value
 
 
-def _known_class(name: str, home: Any, base: type) -> Any:
-    """The subclass of ``base`` that has the name in ``home``, else None: names from files are not trusted."""
-    kind = getattr(home, name, None)
+def _known_class(name: str, namespace: Any, base: type) -> Any:
+    """The subclass of ``base`` with the name in ``namespace``, else None: names from files are not trusted."""
+    kind = getattr(namespace, name, None)
     return kind if isinstance(kind, type) and issubclass(kind, base) and kind is not base else None
 
 

@@ -17,7 +17,7 @@ __all__ = [
     "AbstractModuleMeta",
     "announce_parameter",
     "full_name",
-    "is_observed_from_outside",
+    "is_handler_active",
     "sole_handler",
     "unvalidated",
 ]
@@ -27,8 +27,8 @@ class AbstractModuleMeta(type(PyroModule), ABCMeta):  # type: ignore[misc]
     """Metaclass of PyroModules with abstract members: Pyro's own metaclass cannot be combined with ``abc.ABC``."""
 
 
-class _Itself:
-    """A weak reference that survives pickling (as an empty one), so that an announced model can be saved."""
+class _ParameterReference:
+    """A weak reference that pickles as an empty one, so that a model can be saved after ``announce_parameter``."""
 
     def __init__(self, parameter: nn.Parameter | None = None) -> None:
         self._reference = None if parameter is None else weakref.ref(parameter)
@@ -36,8 +36,8 @@ class _Itself:
     def __call__(self) -> nn.Parameter | None:
         return None if self._reference is None else self._reference()
 
-    def __reduce__(self) -> tuple[type[_Itself], tuple[()]]:
-        return _Itself, ()
+    def __reduce__(self) -> tuple[type[_ParameterReference], tuple[()]]:
+        return _ParameterReference, ()
 
 
 def full_name(module: PyroModule, name: str) -> str:
@@ -46,8 +46,8 @@ def full_name(module: PyroModule, name: str) -> str:
     return f"{prefix}.{name}" if prefix else name
 
 
-def is_observed_from_outside() -> bool:
-    """Whether any effect handler is active, so that someone would notice a message."""
+def is_handler_active() -> bool:
+    """Whether any effect handler is active, which would receive messages."""
     return runtime.am_i_wrapped()
 
 
@@ -58,12 +58,12 @@ def sole_handler() -> Messenger | None:
 
 
 def announce_parameter(name: str, parameter: nn.Parameter) -> None:
-    """Tells active handlers (``SVI`` collects parameters this way) of a parameter that its module owns.
+    """Sends active handlers a param message for a parameter of a module (``SVI`` collects parameters this way).
 
     The message is the one that Pyro itself sends under ``module_local_params``: the global parameter store is
     neither read nor written, so two networks in one process share nothing.
     """
-    parameter.unconstrained = _Itself(parameter)  # type: ignore[attr-defined]  # what SVI.step reads from a value
+    parameter.unconstrained = _ParameterReference(parameter)  # type: ignore[attr-defined]  # what SVI.step reads from a value
     runtime.effectful(type="param")(lambda *_, **__: parameter)(name, parameter, constraint=constraints.real, name=name)
 
 

@@ -46,7 +46,7 @@ def seed(value: int, device: torch.device) -> None:
 
 @contextlib.contextmanager
 def local(value: int | None) -> Iterator[None]:
-    """Seeds torch, NumPy, Python and Pyro for the block; their states of before are restored after it.
+    """Seeds torch, NumPy, Python and Pyro for the block; the previous states are restored after it.
 
     Args:
         value: The seed; None leaves the generators as they are, and what the block draws from them is drawn.

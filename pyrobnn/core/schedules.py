@@ -6,7 +6,7 @@ noise of :class:`~pyrobnn.guides.ConcreteStructure`. Its value is checked at eac
 dataclasses: they can be printed, compared, saved and loaded.
 
 :class:`Exponential`, :class:`PolynomialDecay` and :class:`CosineCycles` have no end. :class:`Linear` ends after its
-last value, and longer training is refused, unless it is told to hold that value: half a schedule, or
+last value, and longer training is refused, unless ``hold`` is set: half a schedule, or
 one that is over long before the training, is more often a mistake than meant. With ``every`` = n a value is kept for n
 steps, those of an epoch, say. KL annealing over the first n steps is ``Linear(0.0, 1.0, n + 1, hold=True)``. The paper
 of :class:`~pyrobnn.guides.ConcreteStructure` lowers the temperature by ``Exponential(3.0, 1.5e-5, floor=1.0)`` and the

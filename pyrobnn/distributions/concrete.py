@@ -6,8 +6,8 @@ r"""Concrete distributions: categorical and Bernoulli choices relaxed to the sim
 
 At low temperatures t an element of α underflows to zero, where the density on the simplex is infinite or undefined.
 Its logarithm never does, so densities are computed in log space (logit space for the binary case), and draws made
-here remember their logarithm: :func:`relaxed_of` finds it again. Noise scaled by β changes nothing in kind:
-:math:`\mathrm{softmax}((\theta + \beta g) / \tau)` is concrete with logits θ/β and temperature τ/β.
+here have their logarithm as the attribute ``relaxed``: :func:`relaxed_of` returns it. With noise scaled by β,
+:math:`\mathrm{softmax}((\theta + \beta g) / \tau)` is concrete, too, with logits θ/β and temperature τ/β.
 
 Maddison, Mnih & Teh, *The Concrete Distribution* (2017); Jang, Gu & Poole, *Gumbel-Softmax* (2017).
 """
@@ -31,9 +31,9 @@ __all__ = [
     "gumbel",
     "logistic",
     "relaxed_of",
-    "remember",
     "to_interval",
     "to_simplex",
+    "with_relaxed",
 ]
 
 
@@ -67,34 +67,34 @@ def logistic(like: Tensor, shape: torch.Size) -> Tensor:
 
 
 def to_simplex(scores: Tensor, hard: bool = False) -> Tensor:
-    """``softmax(scores)`` that remembers its logarithm; with ``hard`` one-hot, with the gradient of the softmax."""
+    """``softmax(scores)`` with its logarithm as ``relaxed``; if ``hard`` one-hot, with the gradient of the softmax."""
     log_value = scores.log_softmax(-1)
     value = log_value.exp()
     if hard:
         one_hot = F.one_hot(log_value.argmax(-1), log_value.shape[-1]).to(value.dtype)
         value = one_hot + (value - value.detach())
-    return remember(value, log_value)
+    return with_relaxed(value, log_value)
 
 
 def to_interval(scores: Tensor, hard: bool = False) -> Tensor:
-    """``sigmoid(scores)`` that remembers its logit; with ``hard`` 0 or 1, with the gradient of the sigmoid."""
+    """``sigmoid(scores)`` with its logit as ``relaxed``; if ``hard`` 0 or 1, with the gradient of the sigmoid."""
     value = scores.sigmoid()
     if hard:
         value = (scores > 0).to(value.dtype) + (value - value.detach())
-    return remember(value, scores)
+    return with_relaxed(value, scores)
 
 
-def remember(value: Tensor, relaxed: Tensor) -> Tensor:
-    """The value itself, bearing its logarithm (or logit) before any rounding; copies of it do not."""
+def with_relaxed(value: Tensor, relaxed: Tensor) -> Tensor:
+    """The same tensor with ``relaxed``, its exact logarithm (or logit), as an attribute; copies do not have it."""
     value.relaxed = relaxed  # type: ignore[attr-defined]
     return value
 
 
 def relaxed_of(value: Tensor, binary: bool = False) -> Tensor:
-    """``log α`` (or ``logit z``) of a draw: what it remembers, else the logarithm of the value held off zero."""
-    kept = getattr(value, "relaxed", None)
-    if kept is not None:
-        return kept
+    """``log α`` (or ``logit z``) of a draw: its ``relaxed``, else that of the value, clamped away from zero."""
+    relaxed = getattr(value, "relaxed", None)
+    if relaxed is not None:
+        return relaxed
     limits = torch.finfo(value.dtype)
     if binary:
         return value.clamp(limits.tiny, 1.0 - limits.eps).logit()

@@ -19,7 +19,7 @@ import torch
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
-from pyrobnn.core.pyro_compat import AbstractModuleMeta, announce_parameter, full_name, is_observed_from_outside
+from pyrobnn.core.pyro_compat import AbstractModuleMeta, announce_parameter, full_name, is_handler_active
 from pyrobnn.distributions.independent import base_distribution
 from pyrobnn.estimators.base import Estimator
 from pyrobnn.model.divergence import Divergence, PriorTerm, kl_or_difference
@@ -239,7 +239,7 @@ class Guide(PyroModule, metaclass=AbstractModuleMeta):  # type: ignore[metaclass
 
     def announce_parameters(self) -> None:
         """Sends a param message for each trainable parameter to active Pyro handlers, as Pyro's ``SVI`` expects."""
-        if is_observed_from_outside():
+        if is_handler_active():
             for name, parameter in self.named_parameters():
                 if parameter.requires_grad:
                     announce_parameter(full_name(self, name), parameter)

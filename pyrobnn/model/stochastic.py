@@ -12,7 +12,7 @@ import torch
 from pyro.nn import PyroModule, PyroSample, pyro_method
 from torch import Tensor, nn
 
-from pyrobnn.core.pyro_compat import announce_parameter, full_name, is_observed_from_outside
+from pyrobnn.core.pyro_compat import announce_parameter, full_name, is_handler_active
 from pyrobnn.model.priors import Prior
 from pyrobnn.model.substitution import direct_handler
 
@@ -79,7 +79,7 @@ class StochasticModule(PyroModule):
 
     def announce_parameters(self) -> None:
         """Sends a param message for each trainable parameter to active Pyro handlers, as Pyro's ``SVI`` expects."""
-        if not is_observed_from_outside() or direct_handler() is not None:  # which ignores parameters
+        if not is_handler_active() or direct_handler() is not None:  # which ignores parameters
             return
         if self._slots is None:  # traversing the module tree costs more than a small network's step
             owners = {

@@ -17,7 +17,7 @@ from pyro.nn import PyroModule
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
-from pyrobnn.core.pyro_compat import announce_parameter, full_name, is_observed_from_outside, sole_handler, unvalidated
+from pyrobnn.core.pyro_compat import announce_parameter, full_name, is_handler_active, sole_handler, unvalidated
 
 
 class Recorder(Messenger):
@@ -60,12 +60,12 @@ def test_names_follow_the_outermost_module() -> None:
 
 
 def test_handlers_are_noticed() -> None:
-    assert not is_observed_from_outside()
+    assert not is_handler_active()
     with poutine.trace():
-        assert is_observed_from_outside()
+        assert is_handler_active()
     with Messenger():
-        assert is_observed_from_outside()
-    assert not is_observed_from_outside()
+        assert is_handler_active()
+    assert not is_handler_active()
 
 
 def test_the_only_handler_is_found() -> None:
