@@ -22,7 +22,7 @@ _GRID = 201  # there may be several maxima; steps of a factor 1.2 resolve them
 
 
 def best_multiplier(blocks: Sequence[Block]) -> float:
-    """The multiplier, the same for all ``blocks``, that maximizes the evidence: the best of a grid, polished.
+    """The multiplier, the same for all ``blocks``, that maximizes the evidence: the best of a grid, refined.
 
     Args:
         blocks: Fitted blocks.

@@ -123,7 +123,7 @@ def _recorded(factors: Mapping[str, KroneckerFactors]) -> Iterator[None]:
     def hook(sums: KroneckerFactors) -> Any:
         def record(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
             sums.calls.append((inputs[0], output))
-            return output.clone()  # what follows may work in place; gradients are asked for the untouched one
+            return output.clone()  # later operations may be in place, but the gradient of this output is needed
 
         return record
 

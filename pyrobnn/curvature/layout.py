@@ -59,7 +59,7 @@ def lay_out(
     if structure not in get_args(Structure):
         raise ValueError(f"structure: expected one of {', '.join(get_args(Structure))}, got {structure!r}.")
     if last_layer is not None and structure != "last_layer":
-        raise ValueError(f"last_layer: it goes with structure='last_layer', not with {structure!r}.")
+        raise ValueError(f"last_layer: it needs structure='last_layer', not {structure!r}.")
     networks = bayesian_modules(model) if isinstance(model, nn.Module) else []
     if structure == "kronecker":
         groups = [group for network in networks for group in _factored(network, sites, like)]

@@ -91,7 +91,7 @@ def read_chains(
         posterior: A guide, draws ``{site: [K, *site shape]}``, a list of either (one chain each), or a finished
             :class:`~pyro.infer.MCMC`.
         num_samples: Draws per chain. None takes 500 of a guide and all draws there are else.
-        args: Arguments for guides from elsewhere, which are run once per draw.
+        args: Arguments for guides that are not of this library, which are run once per draw.
         kwargs: Keyword arguments for them.
 
     Raises:
@@ -131,7 +131,7 @@ def _sampler(guide: Guide) -> Source:
 
 
 def _caller(guide: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Source:
-    """Draws of a guide from elsewhere, by running it."""
+    """Draws of a guide that is not of this library, by running it."""
 
     def source(start: int, stop: int) -> dict[str, Tensor]:
         draws = []
@@ -170,13 +170,13 @@ def evenly(available: int, num_samples: int | None) -> Tensor:
 
 def prior_chain(model: Any, names: set[str], num_samples: int, batch: Piece) -> DrawsByChain:
     """Draws of the sites ``names`` from the prior, as one chain."""
-    reader = latent_sampler(model)
+    sample_latents = latent_sampler(model)
 
     def source(start: int, stop: int) -> dict[str, Tensor]:
         draws = []
         for _ in range(start, stop):
             with SubstituteMessenger({}) as run:
-                poutine.uncondition(model)(*batch.args, **batch.kwargs) if reader is None else reader()
+                poutine.uncondition(model)(*batch.args, **batch.kwargs) if sample_latents is None else sample_latents()
             draws.append({m["name"]: m["value"] for m in run.latent if m["name"] in names})
         return {name: torch.stack([draw[name] for draw in draws]) for name in draws[0]}
 
@@ -202,10 +202,10 @@ def check_sites(model: Any, values: Mapping[str, Tensor], run: SubstituteMesseng
             "model that the posterior was built from, unconditioned."
         )
     expected = sampled if run.observed else set()
-    reader = latent_sampler(model)
-    if reader is not None:
+    sample_latents = latent_sampler(model)
+    if sample_latents is not None:
         with SubstituteMessenger(values) as latents:
-            reader()
+            sample_latents()
         expected = {message["name"] for message in latents.latent}
     missing = sorted(expected - set(values))
     if missing:
@@ -230,7 +230,7 @@ def data_sites(observed: list[Any]) -> list[Any]:
 
 @contextmanager
 def at_draw(model: Any, values: Mapping[str, Tensor]) -> Iterator[SubstituteMessenger]:
-    """Lets the model run at one draw: with its values, and with its own buffers if it has some."""
+    """Context for runs of the model with the values and buffers of one draw."""
     module = model if isinstance(model, nn.Module) else nn.Module()
     with installed_buffers(module, Draws.of(values).buffers), SubstituteMessenger(values) as run:
         yield run

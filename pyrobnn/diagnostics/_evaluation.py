@@ -1,4 +1,4 @@
-"""One pass of all draws over some rows of data: what the checks are computed from."""
+"""One pass of all draws over some rows of data, from which all checks are computed."""
 
 from __future__ import annotations
 
@@ -60,19 +60,19 @@ class Rows:
         if not self.num_rows:
             raise ValueError(f"{name}: it yielded no data; the data set is empty or drop_last left nothing.")
         self.targets: Any = join_rows([batch.targets for batch in read])
-        self.batches = _together(model, read) if isinstance(model, SupervisedModel) else _one_by_one(read)
+        self.batches = _rebatched(model, read) if isinstance(model, SupervisedModel) else _unchanged(read)
 
 
-def _together(model: SupervisedModel, read: list[Batch]) -> list[Piece]:
-    """In batches of another size, unless they are of a kind that cannot be joined and cut."""
+def _rebatched(model: SupervisedModel, read: list[Batch]) -> list[Piece]:
+    """The same rows in batches of ``BATCH_SIZE``, or as they are if they cannot be joined and split."""
     try:
         joined = Batch.join(read)
     except (TypeError, ValueError):
-        return _one_by_one(read)
+        return _unchanged(read)
     return batches(model, joined.args, joined.kwargs, BATCH_SIZE)
 
 
-def _one_by_one(read: list[Batch]) -> list[Piece]:
+def _unchanged(read: list[Batch]) -> list[Piece]:
     ends = list(itertools.accumulate(batch.rows for batch in read))
     return [
         Piece(slice(end - batch.rows, end), batch.args, batch.kwargs, batch.weight)
@@ -82,7 +82,7 @@ def _one_by_one(read: list[Batch]) -> list[Piece]:
 
 @dataclass
 class Evaluation:
-    """What the draws gave on the data.
+    """Log likelihoods, divergences and predictions of all draws on some rows of data.
 
     Attributes:
         log_likelihood: Weighted sum over rows by draw, ``[S]``, not scaled to the data set.
@@ -91,7 +91,7 @@ class Evaluation:
         probs: Predictive class probabilities ``[n, ..., C]``.
         rank: Rank of the target among the predictive draws, scaled to (0, 1): uniform if calibrated, ``[n,
             ...]``.
-        targets: The targets; like ``probs`` and ``rank`` without those that are no observation.
+        targets: The targets; like ``probs`` and ``rank`` without targets that were not observed.
     """
 
     log_likelihood: Tensor
@@ -134,10 +134,10 @@ def evaluate(model: Any, guide: Guide, data: Rows, num_samples: int) -> Evaluati
         count = torch.cat(below) + torch.cat([t * torch.rand_like(t, dtype=torch.float64) for t in ties])
         rank = (count + torch.rand_like(count)) / (num_samples + 1)
     targets, predictive = data.targets, torch.cat(probs) if torch.is_tensor(probs[0]) else None
-    known = None if likelihood is None else likelihood.observed_mask(targets)
-    if known is not None:
-        targets = targets[known]
-        predictive, rank = (None if found is None else found[known] for found in (predictive, rank))
+    observed = None if likelihood is None else likelihood.observed_mask(targets)
+    if observed is not None:
+        targets = targets[observed]
+        predictive, rank = (None if found is None else found[observed] for found in (predictive, rank))
     return Evaluation(
         log_likelihood=log_likelihood,
         by_datum=torch.cat(by_datum),

@@ -6,7 +6,7 @@ For each draw :math:`w_s` the model runs once on all data, which gives the group
 * ``posterior_predictive``, ``prior_predictive``: targets :math:`\tilde y \sim p(y \mid x, w_s)`;
 * ``log_likelihood``: :math:`\log p(y_i \mid x_i, w_s)` for each datum, unscaled and untempered;
 * ``observed_data``: the targets;
-* ``sample_stats``: of :class:`~pyrobnn.guides.Chains`, what the sampler noted of each draw.
+* ``sample_stats``: of :class:`~pyrobnn.guides.Chains`, the statistics that the sampler recorded for each draw.
 
 Variables have dimensions ``(chain, draw, ...)``. Observations have those of their plates (``data`` in a
 :class:`~pyrobnn.SupervisedModel`), weights of linear and convolutional layers ``<layer>.out``, ``<layer>.in``
@@ -229,7 +229,7 @@ def _sample_stats(
     if not stats:
         if needed:
             raise ValueError(
-                "groups: 'sample_stats' needs Chains of a sampler that noted some; this posterior has none."
+                "groups: 'sample_stats' needs Chains of a sampler that recorded some; this posterior has none."
             )
         return {}
     num_chains, length = posterior.facts.chain_shape

@@ -149,5 +149,5 @@ def _choose_sites(model: Any, guide: Guide, sites: Sequence[str] | None) -> list
         )
     raise ValueError(
         f"sites: those of {type(guide.part(chosen[0])).__name__} are correlated, so a subset's density given the "
-        "others is not known; choose all that belong together, or leave sites at None."
+        "others is unknown; choose all sites that depend on each other, or leave sites at None."
     )

@@ -174,7 +174,7 @@ def energy_bfmi(chains: Chains) -> Tensor:
 
     Raises:
         TypeError: If ``chains`` are no :class:`~pyrobnn.guides.Chains`.
-        ValueError: If their sampler noted no energies.
+        ValueError: If their sampler recorded no energies.
     """
     energy = _figure(chains, "energy", "draw them by HMC or NUTS")
     return torch.from_numpy(_arviz.energy_bfmi(energy.double().cpu().numpy())).float()
@@ -243,6 +243,6 @@ def _figure(chains: Any, name: str, hint: str) -> Tensor:
     if not isinstance(chains, Chains):
         raise TypeError(f"chains: expected Chains, as pyrobnn.sample returns them, got {type(chains).__name__}.")
     if name not in chains.stat_names:
-        noted = ", ".join(chains.stat_names) or "nothing"
-        raise ValueError(f"chains: their sampler noted no {name!r} (but {noted}); {hint}.")
+        recorded = ", ".join(chains.stat_names) or "nothing"
+        raise ValueError(f"chains: their sampler recorded no {name!r} (but {recorded}); {hint}.")
     return chains.stats[name]

@@ -31,6 +31,7 @@ from pyrobnn.core import random_state
 from pyrobnn.core.arguments import check_positive_int
 from pyrobnn.diagnostics._draws import at_draw, log_prob_sum, undisturbed
 from pyrobnn.guides.base import Guide
+from pyrobnn.model.declarations import declared_num_data
 from pyrobnn.model.draws import Draws
 from pyrobnn.model.substitution import SubstituteMessenger
 
@@ -290,8 +291,8 @@ def _check(model: Any, num_simulations: Any, num_points: Any, num_samples: Any, 
 
 
 def _check_inputs(model: Any, arguments: tuple[Any, ...]) -> None:
-    num_data, rows = getattr(model, "num_data", None), next((len(a) for a in arguments if isinstance(a, Tensor)), None)
-    if isinstance(num_data, int) and rows is not None and rows != num_data:
+    num_data, rows = declared_num_data(model), next((len(a) for a in arguments if isinstance(a, Tensor)), None)
+    if num_data is not None and rows is not None and rows != num_data:
         raise ValueError(
             f"inputs: the model was built with num_data={num_data}, but there are {rows} rows, which its posterior "
             "would weigh otherwise than the data were drawn. Build the model for as many."

@@ -100,7 +100,7 @@ def _kl_by_element(model: Any, guide: Guide, args: tuple[Any, ...], num_samples:
     if not guide.facts.density:
         return {}
     totals: dict[str, Tensor] = {}
-    reader = latent_sampler(model)
+    sample_latents = latent_sampler(model)
     # A prior that does not depend on other sites, and a closed form, make all draws equal: one is enough
     # then.
     used, is_exact = 0, False
@@ -108,7 +108,7 @@ def _kl_by_element(model: Any, guide: Guide, args: tuple[Any, ...], num_samples:
         used += 1
         values = {name: value[0] for name, value in guide.sample(1).items()}
         with SubstituteMessenger(values) as run:
-            model(*args) if reader is None else reader()
+            model(*args) if sample_latents is None else sample_latents()
         is_exact = True
         for message in run.latent:
             site = guide.layout.get(message["name"])

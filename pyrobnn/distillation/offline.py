@@ -32,7 +32,7 @@ from pyrobnn.guides.generator import Generator
 
 __all__ = ["distill"]
 
-_ENOUGH = 0.8  # of the draws' variance, along the axes
+_LEAST_EXPLAINED = 0.8  # of the draws' variance, along the axes
 
 
 def distill(
@@ -69,7 +69,7 @@ def distill(
         steps: Steps of the generator. The paper's 100,000 are for weights, ReLU units and a constant learning rate.
         batch_size: Draws in a step of the critic, and of the generator.
         critic_steps: Steps of the critic for each of the generator's, each with other draws.
-        critic_hidden: Widths of the critic's hidden layers, which is thrown away in the end.
+        critic_hidden: Widths of the critic's hidden layers; the critic is discarded after training.
         penalty: Factor λ of the gradient penalty.
         lr: Adam's learning rate of both at the start; it falls to zero linearly. None: 1e-3 with components and 1e-4
             without.
@@ -113,24 +113,24 @@ def distill(
         if draws.count is not None and draws.count < batch_size:
             raise ValueError(
                 f"batch_size: the guide has {draws.count} draws, fewer than the {batch_size} of a batch, "
-                "which the critic would learn by heart; keep more draws, or lower batch_size."
+                "which the critic would memorize; keep more draws, or lower batch_size."
             )
         standards = Standards.of(draws.blocks(), guide.layout)
-        home = standards.loc.device
-        place = home if device is None else torch.device(device)
+        draws_device = standards.loc.device
+        train_device = draws_device if device is None else torch.device(device)
         axes = spread = None
         if components is None:
-            batch = draws.reader(batch_size, place, max_bytes, standards)
+            batch = draws.reader(batch_size, train_device, max_bytes, standards)
         else:
             axes = principal_axes(draws.blocks, standards, components, max_bytes // (4 * guide.layout.size))
-            if axes.explained < _ENOUGH:
+            if axes.explained < _LEAST_EXPLAINED:
                 warnings.warn(
                     f"components: the draws' {len(axes.basis)} principal axes hold {axes.explained:.0%} of their "
                     "variance; variation outside them is not learned. Take more, or None to generate weights.",
                     stacklevel=2,
                 )
             components = len(axes.basis)
-            coordinates = axes.coordinates.to(place)
+            coordinates = axes.coordinates.to(train_device)
             spread = coordinates.std(0)
 
             def batch() -> Tensor:
@@ -143,11 +143,11 @@ def distill(
             generator.basis = axes.basis
         generator.loc.copy_(standards.loc)
         generator.scale.copy_(standards.scale)
-        wgan = WGAN(generator.to(place), settings, spread)
+        wgan = WGAN(generator.to(train_device), settings, spread)
         with tqdm(total=steps, disable=not progress, unit="step") as bar:
             while wgan.step < steps:
                 _train(wgan, batch, min(100, steps - wgan.step), bar)
-        return wgan.finish().to(home)
+        return wgan.finish().to(draws_device)
 
 
 def _train(wgan: WGAN, batch: Callable[[], Tensor], steps: int, bar: Any) -> None:

@@ -1,7 +1,7 @@
 """Adversarial posterior distillation while a sampler runs, from a buffer of its latest draws.
 
-No more than those are ever stored. The generator makes weights (:mod:`pyrobnn.distillation.offline` can do with
-principal axes instead, which here would turn while the chain moves on).
+Only those are stored. The generator makes weights; :mod:`pyrobnn.distillation.offline` can use principal axes instead,
+which would change here while the chain runs.
 
 Wang et al., *Adversarial Distillation of Bayesian Neural Network Posteriors* (2018).
 """
@@ -54,12 +54,12 @@ def online_distill(
     """Samples by SG-MCMC and distils at once: of all draws only the latest are stored.
 
     Draws enter a first-in-first-out buffer. When it is full, and again after each ``refresh`` further draws of each
-    chain, generator and critic take their share of the steps on what it holds.
+    chain, generator and critic are trained on its draws for an equal share of the steps.
 
     Args:
         model: The Pyro model. This and the arguments up to ``vmap`` are as for :func:`pyrobnn.sample`.
         data: A loader of batches, or a tuple of the model's arguments.
-        kernel: The sampler; HMC and NUTS run by themselves, so distil their draws by :func:`distill`.
+        kernel: The sampler; for draws of HMC and NUTS use :func:`pyrobnn.distillation.distill`.
         num_samples: Draws of each chain in all.
         warmup_steps: Steps before the first of them.
         thinning: Steps for each.
@@ -76,7 +76,7 @@ def online_distill(
         seed: Seeds torch, NumPy, Python and Pyro for this call; their states are restored afterwards.
         progress: Show a progress bar.
         **options: ``batch_size``, ``critic_steps``, ``critic_hidden``, ``penalty``, ``lr``, ``betas``, ``averaging``
-            and ``match_moments`` of :func:`distill`.
+            and ``match_moments`` of :func:`pyrobnn.distillation.distill`.
 
     Returns:
         The generator. If the sampler diverged on the way, it has learned from the draws before.
@@ -100,14 +100,12 @@ def online_distill(
     if window * num_chains < settings.batch_size:
         raise ValueError(
             f"buffer_size: it holds {window * num_chains} draws, fewer than the {settings.batch_size} of a batch; "
-            f"enlarge "
-            "it, or lower batch_size."
+            "enlarge it, or lower batch_size."
         )
     if num_samples < window:
         raise ValueError(
             f"num_samples: {num_samples} draws of each of {num_chains} chains do not fill a buffer of {buffer_size}; "
-            f"draw "
-            "more, or lower buffer_size."
+            "draw more, or lower buffer_size."
         )
     if device is not None and isinstance(model, nn.Module):
         model.to(device)

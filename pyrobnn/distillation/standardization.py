@@ -52,7 +52,7 @@ class Standards:
         for block in blocks:
             if not bool(block.isfinite().all()):
                 raise ValueError(
-                    f"guide: a draw of the site {_non_finite(block, layout)!r} is not finite; look at the "
+                    f"guide: a draw of the site {_non_finite(block, layout)!r} is not finite; check the "
                     "sampler that made it."
                 )
             moments.add(block)

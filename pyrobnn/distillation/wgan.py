@@ -8,8 +8,8 @@ in which :math:`\theta` are draws in the generator's coordinates (:mod:`pyrobnn.
 At the critic's optimum the difference of the two means is the Wasserstein distance between draws and generator, up to
 the penalty's slack. One generator step follows ``critic_steps`` steps of the critic, each with draws of its own. Both
 learning rates fall linearly to zero and the generator that is kept is a running average over its steps, without which
-it would keep circling about its target. What is left of the circling in single coordinates can be taken out exactly:
-the draws' means and standard deviations are known, so the generator's are moved to them.
+it would keep oscillating about its target. What remains in single coordinates can be removed exactly: the draws' means
+and standard deviations are known, so the generator's are set to them.
 
 Gulrajani et al., *Improved Training of Wasserstein GANs* (2017).
 """
@@ -43,7 +43,7 @@ class CriticHistory:
 
     Attributes:
         critic: Its estimate ``E[D(draws)] - E[D(generated)]`` of the Wasserstein distance, in the draws' standard
-            deviations; it falls toward zero. That it is small says little of a critic with no time to learn.
+            deviations; it falls toward zero. A small value means little after too few critic steps.
         penalty: The gradient penalty, without its factor.
     """
 
@@ -100,10 +100,10 @@ class WGAN:
         by_weight = generator.components is None and not bool((scale > 0).all())
         self._varies = (scale > 0).to(scale) if by_weight else None
         self.critic = perceptron([generator.num_coordinates, *settings.critic_hidden, 1]).to(scale)
-        self._played = list(generator.parameters())
-        self._average = [parameter.detach().clone() for parameter in self._played]
-        self._optimizers = [_adam(self._played, settings), _adam(list(self.critic.parameters()), settings)]
-        self._notes: list[Tensor] = []
+        self._parameters = list(generator.parameters())
+        self._average = [parameter.detach().clone() for parameter in self._parameters]
+        self._optimizers = [_adam(self._parameters, settings), _adam(list(self.critic.parameters()), settings)]
+        self._estimates: list[Tensor] = []
         self.step = 0
 
     def train(self, batch: Callable[[], Tensor], steps: int) -> None:
@@ -122,18 +122,18 @@ class WGAN:
             for group in (*of_generator.param_groups, *of_critic.param_groups):
                 group["lr"] = rate
             for _ in range(self.settings.critic_steps):
-                note = self._critic_step(batch())
+                estimate = self._critic_step(batch())
             self._generator_step()
-            self._notes.append(note)
+            self._estimates.append(estimate)
             self.step += 1
-            if len(self._notes) == _CHECKED_EVERY:
-                self._write_notes()
-        self._write_notes()
+            if len(self._estimates) == _CHECKED_EVERY:
+                self._record_estimates()
+        self._record_estimates()
 
     @torch.no_grad()
     def finish(self) -> Generator:
         """The generator at the average of its steps, its moments matched if they are to be, with the history."""
-        for parameter, average in zip(self._played, self._average, strict=True):
+        for parameter, average in zip(self._parameters, self._average, strict=True):
             parameter.copy_(average)
             parameter.grad = None
         if self.settings.match_moments:
@@ -177,25 +177,25 @@ class WGAN:
         # The first steps are far off and count little.
         decay = min(self.settings.averaging, self.step / (self.step + 10.0))
         with torch.no_grad():
-            for average, parameter in zip(self._average, self._played, strict=True):
+            for average, parameter in zip(self._average, self._parameters, strict=True):
                 average.lerp_(parameter, 1.0 - decay)
 
     def _seen(self, made: Tensor) -> Tensor:
         return made if self._varies is None else made * self._varies
 
-    def _write_notes(self) -> None:
-        if not self._notes:
+    def _record_estimates(self) -> None:
+        if not self._estimates:
             return
-        notes = torch.stack(self._notes)
-        if not bool(notes.isfinite().all()):
-            first = int((~notes.isfinite().all(1)).nonzero()[0]) + self.step - len(notes) + 1
+        estimates = torch.stack(self._estimates)
+        if not bool(estimates.isfinite().all()):
+            first = int((~estimates.isfinite().all(1)).nonzero()[0]) + self.step - len(estimates) + 1
             raise DistillationDivergedError(
-                f"distillation diverged at step {first}: the critic's estimate is not finite; lower lr, or look at "
+                f"distillation diverged at step {first}: the critic's estimate is not finite; lower lr, or check "
                 "the draws."
             )
-        self.history.critic += notes[:, 0].tolist()
-        self.history.penalty += notes[:, 1].tolist()
-        self._notes.clear()
+        self.history.critic += estimates[:, 0].tolist()
+        self.history.penalty += estimates[:, 1].tolist()
+        self._estimates.clear()
 
 
 def _adam(parameters: list[nn.Parameter], settings: WGANSettings) -> torch.optim.Adam:

@@ -1,4 +1,4 @@
-"""Predictions: a predictor answers for the posterior, the likelihood says how its draws are reduced."""
+"""Predictions: a predictor makes draws, and the reduction of the likelihood turns them into a prediction."""
 
 from pyrobnn.model.likelihoods.predictions import ClassPrediction, GaussianPrediction, MomentPrediction, Prediction
 from pyrobnn.model.likelihoods.reductions import ClassReduction, MomentReduction, Reduction

@@ -29,7 +29,7 @@ ChainInit = MemberInit | Guide
 def chain_seed(seed: int | None) -> Iterator[None]:
     """Seeds torch, NumPy, Python and Pyro for the block, if there is a seed; restores their states after it."""
     with random_state.local(seed):
-        if seed is not None:  # fresh starts are to differ from a network that was built under the same seed
+        if seed is not None:  # so that reinitialized networks differ from one that was built under the same seed
             torch.manual_seed(int(torch.randint(2**62, ())))
         yield
 
@@ -63,7 +63,7 @@ def initial_points(layout: Layout, model: Any, init: ChainInit, num_chains: int)
 
 
 def check_start(model: Callable[..., Any], layout: Layout, flat: Tensor, args: tuple[Any, ...]) -> None:
-    """Refuses a start from which no chain can move.
+    """Refuses starting points with a non-finite density.
 
     Args:
         model: The model.
@@ -92,9 +92,8 @@ def check_start(model: Callable[..., Any], layout: Layout, flat: Tensor, args: t
                     non_finite.append(f"the log density of the site {message['name']!r} is {float(score)}")
         if non_finite:
             raise NonFiniteLossError(
-                f"the potential is not finite where chain {chain} starts: {'; '.join(non_finite)}. Look at the data, "
-                f"or "
-                "start elsewhere with init=."
+                f"the potential is not finite where chain {chain} starts: {'; '.join(non_finite)}. Check the data, "
+                "or start elsewhere with init=."
             )
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from pyrobnn.core.arguments import check_int, check_positive_int
 from pyrobnn.core.batches import Reader
 from pyrobnn.guides.chains import Chains
+from pyrobnn.model.declarations import example_if_needed
 from pyrobnn.model.layout import Layout
 from pyrobnn.sampling.initialization import ChainInit, chain_seed, initial_points
 from pyrobnn.sampling.kernels.base import FullBatchKernel, Kernel, StochasticGradientKernel
@@ -50,15 +51,15 @@ def sample(
 ) -> Chains:
     """Draws from the posterior by Markov chains.
 
-    Parameters of the model that have no prior stay as they are: train them first, or give them priors. The model is run
-    in evaluation mode (no dropout), and nothing in it is changed.
+    Parameters of the model that have no prior are constants: train them first, or give them priors. The model is run
+    in evaluation mode (no dropout) and is not changed.
 
     Args:
         model: The Pyro model, called as ``model(x, y)``.
         data: A loader of batches, as for :func:`pyrobnn.fit`; or a tuple, the arguments of the model with all data,
             such as ``(x, y)``. HMC and NUTS join a loader's batches.
         kernel: The sampler, such as ``pyrobnn.sampling.SGLD(step_size=1e-5)``.
-        num_samples: Draws S that are kept of each chain.
+        num_samples: Number S of draws to keep of each chain.
         batch: For loaders whose items :func:`pyrobnn.fit` cannot read: a function from an item to
             ``(inputs, targets)``, ``(inputs, targets, weight)`` or a :class:`~pyrobnn.Batch`.
         warmup_steps: Steps (of HMC and NUTS: transitions) before the first of them.
@@ -100,7 +101,7 @@ def sample(
     with chain_seed(seed), sampled(model, batch_norm):
         if isinstance(kernel, FullBatchKernel):
             args = all_data(model, data, device, batch)
-            example = None if hasattr(model, "sample_latents") else args
+            example = example_if_needed(model, args)
             start = initial_points(Layout.of(model, example=example), model, init, num_chains)
             _check_memory(num_samples, start, max_bytes, None)
             result = kernel.run(

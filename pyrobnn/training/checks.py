@@ -33,7 +33,7 @@ def check_arguments(
     """Checks that need no batch."""
     if not isinstance(guide, Guide):
         raise TypeError(
-            f"guide: expected one of pyrobnn.guides, got {type(guide).__name__}; fit a guide from elsewhere with "
+            f"guide: expected one of pyrobnn.guides, got {type(guide).__name__}; fit any other guide with "
             "pyro.infer.SVI(model, guide, optimizer, pyrobnn.objectives.ELBO())."
         )
     for name, count in (("epochs", epochs), ("patience", patience)):

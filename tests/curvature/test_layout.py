@@ -77,7 +77,7 @@ def test_refusals() -> None:
         ValueError, match="structure: expected one of last_layer, diagonal, kronecker, full, got 'kfac'"
     ):
         groups("kfac")
-    with pytest.raises(ValueError, match="last_layer: it goes with structure='last_layer', not with 'full'"):
+    with pytest.raises(ValueError, match="last_layer: it needs structure='last_layer', not 'full'"):
         groups("full", last_layer="4")
     with pytest.raises(ValueError, match=r"no layer '1' has sites; those that have are '0', '3', '4'"):
         groups("last_layer", last_layer="1")

@@ -1,4 +1,4 @@
-"""An endless stream of minibatches whose place can be written down and found again."""
+"""An endless stream of minibatches whose position can be saved and restored."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class Batches:
 
     Args:
         model: The model.
-        data: A loader, gone through over and over, or a tuple: the model's arguments, the same at each step.
-        device: Where the batches go; None leaves them.
+        data: A loader, iterated again and again, or a tuple: the model's arguments, the same at each step.
+        device: Where batches are moved; None leaves them where they are.
         reader: How to read what the loader yields (:meth:`~pyrobnn.Batch.read`).
 
     Attributes:
@@ -61,13 +61,13 @@ class Batches:
             check_loader(self.model, self.data, 2, self.reader)
 
     def peek(self) -> tuple[Any, ...]:
-        """The coming batch, without moving on."""
+        """The next batch, without advancing."""
         if self._pending is None:
             self._pending = self._fetch()
         return self._pending
 
     def next(self) -> tuple[Any, ...]:
-        """The coming batch.
+        """The next batch.
 
         Raises:
             TypeError: If a batch is of no known form.
@@ -110,17 +110,17 @@ class Batches:
             check_rows(declared_num_data(self.model), self.data, self.rows, self.reader)
         self.epoch, self.index, self._iterator = self.epoch + 1, 0, None
 
-    # ------------------------------------------------------------------------------------- places in the stream
+    # ------------------------------------------------------------------------------------ positions in the stream
 
     def read(self) -> dict[str, Any]:
-        """The place, and the random state in which the pass began; between batches only."""
-        assert self._pending is None, "a batch is waiting"
+        """The position, and the random state at the start of the pass."""
+        assert self._pending is None, "read() is called between batches only"
         return {"epoch": self.epoch, "index": self.index, "rows": self.rows, "random": self._random}
 
-    def write(self, place: dict[str, Any]) -> None:
-        """Goes to a place that :meth:`read` read, by running through the pass up to there; changes the random state."""
-        self.epoch, self.index, self.rows = place["epoch"], place["index"], place["rows"]
-        self._pending, self._iterator, self._random = None, None, place["random"]
+    def write(self, position: dict[str, Any]) -> None:
+        """Restores a position of :meth:`read` by iterating the loader up to it; changes the random state."""
+        self.epoch, self.index, self.rows = position["epoch"], position["index"], position["rows"]
+        self._pending, self._iterator, self._random = None, None, position["random"]
         if self._is_one or self._random is None or self.index == 0:
             return
         random_state.write_all(self._random, generators(self.data))
@@ -164,7 +164,7 @@ def _read(raw: Any, device: torch.device | str | None, reader: Reader | None) ->
 
 
 def _check_arguments(model: Any, args: tuple[Any, ...]) -> None:
-    """What a loader's batches are looked at for, of arguments that a :class:`SupervisedModel` is given all at once."""
+    """The checks of a loader's batches, for arguments that hold all data."""
     if not isinstance(model, SupervisedModel) or len(args) not in (2, 3):
         check_inputs(args[:1], 0)
         return

@@ -1,8 +1,8 @@
 """Draws on disk: safetensors files of a few draws each, written in place one draw at a time.
 
 A shard holds tensors whose first dimension counts its draws. It is created at full size and filled row by row, so a
-draw is written once; how many rows are valid is for the run's state file to say, which is written after them. What a
-killed run leaves is therefore whole up to its last recorded draw.
+draw is written once. The state file of the run, which is written afterward, has the number of valid rows, so the shards
+of a killed run are valid up to the last recorded draw.
 """
 
 from __future__ import annotations
@@ -45,6 +45,6 @@ def write_row(path: Path, row: int, values: Mapping[str, Tensor]) -> None:
 
 
 def read_shard(path: Path, rows: int) -> dict[str, Tensor]:
-    """The first ``rows`` rows of each tensor; the memory is the file's, read when it is looked at."""
+    """The first ``rows`` rows of each tensor; memory-mapped, so values are read from the file at access."""
     with safe_open(path, framework="pt") as file:
         return {name: file.get_tensor(name)[:rows] for name in file.keys()}  # noqa: SIM118 (no mapping)

@@ -1,4 +1,4 @@
-"""Kept draws of a run: in memory, or streamed to shards in a directory that also holds the state for resuming."""
+"""Storage for the draws of a run: in memory, or in shards in a directory, with the state for resuming."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class MemoryStore:
         self.kept = 0
 
     def keep(self, flat: Tensor, stats: Mapping[str, Tensor]) -> None:
-        """Adds one draw of all chains ``[C, P]`` and its figures ``{name: [C]}``."""
+        """Adds one draw of all chains ``[C, P]`` and its statistics ``{name: [C]}``."""
         self.draws[self.kept] = flat
         for name, value in stats.items():
             if name not in self.stats:
@@ -44,7 +44,7 @@ class MemoryStore:
         self.kept += 1
 
     def chains(self, model: Callable[..., Any], example: tuple[Any, ...] | None) -> Chains:
-        """What was kept, as a guide."""
+        """The draws as a guide."""
         draws = self.draws if self.kept == len(self.draws) else self.draws[: self.kept].clone()
         stats = {name: value[: self.kept].T.contiguous() for name, value in self.stats.items()}
         return Chains(model, draws.shape[1], self.kept, [draws], stats=stats, example=example)
@@ -54,9 +54,9 @@ class DiskStore:
     """Draws in shards, and the run's state.
 
     Args:
-        directory: Where they lie.
-        num_samples: Draws of the whole run, by which shards are sized.
-        max_bytes: Up to which size all draws are read into memory when they are asked for.
+        directory: The directory.
+        num_samples: Draws of the whole run, which determine the size of shards.
+        max_bytes: Largest size of all draws at which :meth:`chains` reads them into memory.
     """
 
     def __init__(self, directory: str | Path, num_samples: int, max_bytes: int) -> None:
@@ -67,11 +67,11 @@ class DiskStore:
 
     @classmethod
     def exists(cls, directory: str | Path) -> bool:
-        """Whether a run was begun there."""
+        """Whether the directory holds a run."""
         return (Path(directory) / "state.json").exists()
 
     def keep(self, flat: Tensor, stats: Mapping[str, Tensor]) -> None:
-        """Writes one draw of all chains ``[C, P]`` and its figures ``{name: [C]}``; :meth:`record` makes it count."""
+        """Writes one draw of all chains ``[C, P]`` and its statistics ``{name: [C]}``; valid after :meth:`record`."""
         row = {"draws": flat} | {f"stat.{name}": value for name, value in stats.items()}
         used = self.kept - sum(self._sizes[:-1])
         if not self._sizes or used == self._sizes[-1]:
@@ -84,11 +84,11 @@ class DiskStore:
         self.kept += 1
 
     def record(self, state: dict[str, Any]) -> None:
-        """Writes the run's state, after which the draws kept so far count."""
+        """Writes the run's state; all draws written so far are valid then."""
         save_state(self.directory, {"kept": self.kept, "sizes": self._sizes, "run": state})
 
     def recorded(self) -> dict[str, Any]:
-        """The state recorded last; the store goes back to it.
+        """The last recorded state, to which the store is reset.
 
         Raises:
             FileNotFoundError: If there is none.
@@ -107,7 +107,7 @@ class DiskStore:
         return read_shard(self._path(number), used)["draws"][-1].clone()
 
     def chains(self, model: Callable[..., Any], example: tuple[Any, ...] | None) -> Chains:
-        """What was kept, as a guide: in memory if it fits, else looked up in the files when needed."""
+        """The draws as a guide: in memory if they fit, else memory-mapped from the files."""
         blocks, stats, left = [], [], self.kept
         for number, size in enumerate(self._sizes):
             if rows := min(size, left):
