@@ -153,6 +153,9 @@ class Layout(Mapping[str, Site]):
     def __len__(self) -> int:
         return len(self._sites)
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._sites
+
     def split(self, flat: Tensor) -> dict[str, Tensor]:
         """Views ``{site: [..., *unconstrained shape]}`` of flat vectors ``[..., size]``."""
         parts, lead = flat.split(self._sizes, -1), flat.shape[:-1]
