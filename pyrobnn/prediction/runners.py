@@ -115,10 +115,9 @@ class Runner:
                 pending = []
 
     def _looped(self, draw: Draws, x: Any, summarize: Summarize) -> dict[str, Tensor]:
-        net = getattr(self.model, "net", None)
         with contextlib.ExitStack() as stack:
             stack.enter_context(installed_buffers(self.model, draw.buffers))
-            if isinstance(self.model, SupervisedModel) and isinstance(net, BayesianModule):
+            if isinstance(self.model, SupervisedModel) and isinstance(net := self.model.net, BayesianModule):
                 with SubstituteMessenger(draw):
                     weights = net.sample_weights()
                     parts = list(self._parts(x, 1))  # may run the model once, which needs a draw substituted
