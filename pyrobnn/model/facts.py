@@ -19,7 +19,8 @@ class Facts:
         density: Sites whose (joint) density can be computed.
         independent: Groups of sites; sites of different groups are independent of each other.
         gaussian: Real-valued sites whose elements are independent Gaussians.
-        noise_size: Number of standard normals that ``rsample(noise)`` makes a draw from, None if it takes no noise.
+        noise_size: Number of standard normals that ``rsample(noise)`` and draws of training are made from; None if they
+            take no noise, as where a point is trained.
         num_points: Number of equally likely points that the distribution consists of, None if there are not finitely
             many.
         num_training_draws: Number of draws that each training step makes, None if ``num_particles`` of the objective

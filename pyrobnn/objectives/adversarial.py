@@ -53,7 +53,7 @@ class AdversarialTerm(Term):
         """Of one draw; batch statistics of its runs are not remembered."""
         noise = self.worst_noise(evaluation)
         draws = evaluation.step.draw(None, noise)
-        with explaining_non_finite_draws(draws):
+        with explaining_non_finite_draws(draws, self.name):
             return torch.as_tensor(evaluation.run(draws).log_likelihood)
 
     def worst_noise(self, evaluation: Evaluation) -> Tensor:
@@ -66,7 +66,7 @@ class AdversarialTerm(Term):
         for _ in range(self.num_steps):
             with torch.enable_grad():  # also where only the value of the objective is requested
                 draws = guide.rsample(noise.requires_grad_())
-                with explaining_non_finite_draws(draws):
+                with explaining_non_finite_draws(draws, self.name):
                     loss = -torch.as_tensor(evaluation.run(draws).log_likelihood)
                 (slope,) = torch.autograd.grad(loss, noise)
             noise = noise.detach().add_(slope.sign_(), alpha=self.step_size)
@@ -86,7 +86,7 @@ class AdversarialELBO(ELBO):
         temperature: Weight of the KL, or its schedule, as for :class:`~pyrobnn.objectives.ELBO`.
 
     Raises:
-        TypeError: At the first step, if the guide's draws are not made from Gaussian noise.
+        TypeError: At the first step, if the guide is not trained by draws made from Gaussian noise.
         ValueError: If an argument is outside its range.
     """
 
@@ -111,6 +111,6 @@ class AdversarialELBO(ELBO):
         """
         if guide.facts.noise_size is None:
             raise TypeError(
-                "guide: adversarial sampling moves the noise ε of w = μ + σε, so it needs a guide whose draws are made "
-                f"from Gaussian noise, such as MeanField; got {type(guide).__name__}."
+                "guide: adversarial sampling moves the noise ε of w = μ + σε, so it needs a guide that is trained by "
+                f"draws made from Gaussian noise, such as MeanField; got {type(guide).__name__}."
             )

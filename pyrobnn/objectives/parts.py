@@ -161,8 +161,13 @@ def gradients_restored(*modules: Any) -> Iterator[None]:
 
 
 @contextmanager
-def explaining_non_finite_draws(values: Mapping[str, Tensor]) -> Iterator[None]:
-    """Turns the errors of Pyro's validation about NaN parameters into the name of the draw that caused them."""
+def explaining_non_finite_draws(values: Mapping[str, Tensor], term: str | None = None) -> Iterator[None]:
+    """Turns the errors of Pyro's validation about NaN parameters into the name of the draw that caused them.
+
+    Args:
+        values: The draw of the block.
+        term: The objective's term that the block computes, if it is not the ELBO's.
+    """
     try:
         yield
     except ValueError as error:
@@ -170,7 +175,8 @@ def explaining_non_finite_draws(values: Mapping[str, Tensor]) -> Iterator[None]:
         if not named:
             raise
         raise NonFiniteLossError(
-            f"the objective became non-finite: {_of_draws(named)}; lower the learning rate or init_scale."
+            f"the objective became non-finite: {'' if term is None else f'{term} at '}{_of_draws(named)}; lower the "
+            "learning rate or init_scale."
         ) from error
 
 

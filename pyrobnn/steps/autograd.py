@@ -49,13 +49,17 @@ class AutogradStep(Step):
         self._begin, self._restart = begin, restart
 
     def draw(self, index: int | None, noise: Tensor | None = None, *, avoid: Tensor | None = None) -> Draws:
-        """A reparameterized draw, with distributions in place of values at the sites that have an estimator."""
+        """A reparameterized draw, with distributions in place of values at the sites that have an estimator.
+
+        Given noise makes values at all sites: layers would draw noise of their own.
+        """
         if index == 0 and self._begin is not None:
             self._begin()
         # No random numbers are drawn if all sites are drawn in the layers: seeds then give the layers' draws alone.
-        is_replaced = noise is None and len(self._estimators) == len(self.layout)
+        estimators = self._estimators if noise is None else {}
+        is_replaced = bool(estimators) and len(estimators) == len(self.layout)
         draw = Draws(dict.fromkeys(self.layout, torch.empty(0))) if is_replaced else self._rsample(noise)
-        for name, estimator in self._estimators.items():
+        for name, estimator in estimators.items():
             assert self._gaussian is not None
             loc, scale = self._gaussian(name)
             draw[name] = GaussianWeight.of(loc, scale, estimator)

@@ -60,26 +60,27 @@ class MeanFieldStep(Step):
         self._kind: tuple[Any, ...] = ()
 
     def draw(self, index: int | None, noise: Tensor | None = None, *, avoid: Tensor | None = None) -> Draws:
-        """``μ + σε`` by site, or distributions that layers draw from."""
+        """``μ + σε`` by site, or distributions that layers draw from; values wherever the noise is given."""
         kind = (self.loc.dtype, self.loc.device, self.loc.data_ptr())
         if kind != self._kind:
             self._pool.clear()
             self._kind = kind
+        estimators = self._estimators if noise is None else {}  # layers would draw noise of their own
         lease = self._pool.take()
         memory = lease.memory
         with torch.no_grad():
             memory.begin()
             torch.exp(self.log_scale, out=memory.scale)
-            if not self._estimators:
+            if not estimators:
                 memory.refresh_noise(self._antithetic, noise)
                 torch.addcmul(self.loc, memory.noise, memory.scale, out=memory.value)
-        record = _Record(lease, self._estimators)
+        record = _Record(lease, estimators)
         token, *pieces = _Node.apply(self.loc, self.log_scale, record)
         drawn = Drawn(record, token)
         values = dict(zip(self.layout, pieces, strict=True))
-        if self._estimators:
-            weights = memory.weights_under(values, drawn, self._estimators, self._antithetic, noise)
-            values = {n: w if n in self._estimators else w.shared for n, w in weights.items()}
+        if estimators:
+            weights = memory.weights_under(values, drawn, estimators, self._antithetic)
+            values = {n: w if n in estimators else w.shared for n, w in weights.items()}
         return Draws(self.layout.constrain(values), record=drawn)
 
     def divergence(self, draws: Draws, priors: Mapping[str, PriorTerm]) -> Divergence:

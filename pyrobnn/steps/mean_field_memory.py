@@ -114,7 +114,6 @@ class MeanFieldMemory:
         drawn: Drawn,
         estimators: Mapping[str, Estimator],
         antithetic: bool,
-        noise: Tensor | None,
     ) -> dict[str, GaussianWeight]:
         """The sites' distributions, as layers receive them.
 
@@ -122,15 +121,12 @@ class MeanFieldMemory:
         the backward pass of the draw's node runs after theirs.
         """
         self._drawn = weakref.ref(drawn)  # this memory must not keep the graph alive
-        if noise is not None:
-            self.refresh_noise(antithetic, noise)
-            self._has_noise = True
-        if self._made_for != (estimators, antithetic, noise is None):
+        if self._made_for != (estimators, antithetic):
             for position, name in enumerate(self.layout):
                 by = estimators.get(name, _SHARED)
-                shares = (by.shares_noise and antithetic) or noise is not None
-                self._memories[name] = by, self._memory_of(name, position, antithetic if shares else None)
-            self._made_for = estimators, antithetic, noise is None
+                shares = antithetic if by.shares_noise and antithetic else None
+                self._memories[name] = by, self._memory_of(name, position, shares)
+            self._made_for = estimators, antithetic
         return {
             name: GaussianWeight.of(locs[name], self._scales[name], by, memory)
             for name, (by, memory) in self._memories.items()

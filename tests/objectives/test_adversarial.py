@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 import pyrobnn as pb
-from pyrobnn.guides import MAP, MeanField
+from pyrobnn import estimators
+from pyrobnn.guides import MAP, SWAG, Laplace, MeanField
 from pyrobnn.objectives import ELBO, AdversarialELBO, AdversarialTerm, Evaluation, NonFiniteLossError
 from tests.conformance.comparisons import broken_off
 
@@ -187,6 +188,42 @@ def test_needs_a_gaussian_guide() -> None:
         AdversarialELBO().loss_and_grads(model, MAP(model), *batch)
 
 
+@pytest.mark.parametrize("points", [False, True], ids=["fitted", "new"])
+@pytest.mark.parametrize("family", [SWAG, Laplace])
+def test_what_is_trained_as_a_point_is_refused(family: Any, points: bool) -> None:
+    """Also once it is a distribution: the step trains a point, whatever the noise."""
+    model, _, batch = problem()
+    guide = family(model).double()
+    if not points and family is SWAG:
+        guide.collect()
+        guide.collect()
+    elif not points:
+        guide.fit(model, [tuple(part.repeat(5, *[1] * (part.dim() - 1)) for part in batch)])
+    assert guide.facts.is_ready != points
+    with pytest.raises(TypeError, match=rf"trained by draws made from Gaussian noise, .*; got {family.__name__}"):
+        AdversarialELBO().loss_and_grads(model, guide, *batch)
+
+
+@pytest.mark.parametrize("estimator", ["local_reparameterization", "flipout", "per_example"])
+def test_the_adversarial_draw_is_made_from_its_noise_under_any_estimator(estimator: str) -> None:
+    """The term is the log likelihood of ``μ + σε`` for the noise that the ascent ends at."""
+    model, guide, batch = problem()
+    elbo = AdversarialELBO(0.5, step_size=0.1, num_steps=2)
+    term = next(term for term in elbo.terms if isinstance(term, AdversarialTerm))
+    noise = torch.randn_like(guide.flat_loc)
+    with estimators.use(estimator), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(AdversarialTerm, "worst_noise", lambda self, evaluation: noise)
+        for sequential in (True, False):
+            step = elbo.step(model, guide)[0] if sequential else elbo._make_step(model, guide, sequential=False)[0]
+            found = term([], Evaluation(model, guide, step, batch, {}))
+            with guide.rsample(noise).running(model, update=False) as run:
+                model(*batch)
+            expected = sum(40 / 8 * m["fn"].log_prob(m["value"]).sum() for m in run.observed)
+            torch.testing.assert_close(found, expected)
+            slopes = [torch.autograd.grad(value, list(guide.parameters())) for value in (found, expected)]
+            torch.testing.assert_close(*slopes)
+
+
 def test_a_loss_that_blows_up_is_refused() -> None:
     model, guide, (x, y) = problem()
     with torch.no_grad():
@@ -197,12 +234,18 @@ def test_a_loss_that_blows_up_is_refused() -> None:
 
 @pytest.mark.parametrize("validate", [False, True])
 def test_a_second_pass_that_fails_leaves_no_half_of_a_step(validate: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The gradients are those of before, whichever pass failed."""
+    """The gradients are those of before, and the error names the adversarial term: here only its draw is infinite.
+
+    Pyro's validation refuses the draw; without it the log likelihood is NaN.
+    """
     model, guide, batch = problem()
     AdversarialELBO().loss_and_grads(model, guide, *batch)
     before = [parameter.grad.clone() for parameter in guide.parameters()]
     exploding = torch.full_like(guide.flat_loc, float("inf"))
     monkeypatch.setattr(AdversarialTerm, "worst_noise", lambda self, evaluation: exploding)
-    with pyro.validation_enabled(validate), pytest.raises(NonFiniteLossError, match=r"non-finite: .*"):
+    with (
+        pyro.validation_enabled(validate),
+        pytest.raises(NonFiniteLossError, match=r"non-finite: adversarial_log_likelihood"),
+    ):
         AdversarialELBO().loss_and_grads(model, guide, *batch)
     assert all(torch.equal(p.grad, kept) for p, kept in zip(guide.parameters(), before, strict=True))
