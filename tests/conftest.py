@@ -28,3 +28,26 @@ def reproducible() -> Iterator[None]:
         yield
     pyro.clear_param_store()
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True)
+def leaves_settings(reproducible: None) -> Iterator[None]:
+    """Each test leaves validation and gradient mode as it found them: the package restores what it switches."""
+    before = _settings()
+    yield
+    assert _settings() == before
+
+
+@pytest.fixture(params=[True, False], ids=["validated", "not validated"])
+def validated(request: pytest.FixtureRequest) -> Iterator[bool]:
+    """A test with Pyro's validation on, then off."""
+    with pyro.validation_enabled(request.param):
+        yield request.param
+
+
+def _settings() -> dict[str, bool]:
+    return {
+        **{name: value for name, value in pyro.settings.get().items() if name.startswith("validate_")},
+        "grad_enabled": torch.is_grad_enabled(),
+        "inference_mode": torch.is_inference_mode_enabled(),
+    }

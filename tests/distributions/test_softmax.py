@@ -14,9 +14,8 @@ from pyrobnn.distributions.softmax import Softmax
 OUTPUTS = torch.tensor([[0.3, -1.2, 2.0, 0.1], [0.0, 0.7, -0.4, -2.0], [1.0, 1.5, 0.2, 0.4]])
 
 
-@pytest.fixture(params=[True, False], ids=["validated", "not validated"])
-def pair(request: pytest.FixtureRequest) -> tuple[Softmax, dist.Categorical]:
-    pyro.enable_validation(request.param)
+@pytest.fixture
+def pair(validated: bool) -> tuple[Softmax, dist.Categorical]:
     return Softmax(OUTPUTS), dist.Categorical(logits=OUTPUTS)
 
 
@@ -63,7 +62,6 @@ def test_draws_are_those_of_categorical(pair: tuple[Softmax, dist.Categorical]) 
 
 
 def test_validation_refuses_labels_outside_the_classes() -> None:
-    pyro.enable_validation(True)
     with pytest.raises(ValueError, match="support"):
         Softmax(OUTPUTS).log_prob(torch.tensor([0, 1, 4]))
     with pytest.raises(ValueError, match="outputs"):
@@ -79,8 +77,8 @@ def test_works_in_a_model_under_vmap() -> None:
     trace = poutine.trace(model).get_trace(OUTPUTS, y)
     expected = dist.Categorical(logits=OUTPUTS).log_prob(y)
     torch.testing.assert_close(trace.log_prob_sum(), expected.sum())
-    pyro.enable_validation(False)
-    batched = torch.func.vmap(lambda outputs: Softmax(outputs).log_prob(y))(torch.stack([OUTPUTS, 2 * OUTPUTS]))
+    with pyro.validation_enabled(False):
+        batched = torch.func.vmap(lambda outputs: Softmax(outputs).log_prob(y))(torch.stack([OUTPUTS, 2 * OUTPUTS]))
     torch.testing.assert_close(batched[0], expected)
 
 

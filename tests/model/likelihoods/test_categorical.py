@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import pyro
 import pyro.distributions as dist
 import pyro.poutine as poutine
 import pytest
@@ -150,10 +149,9 @@ def test_classes_need_a_dimension() -> None:
 # --------------------------------------------------------------------------------------------------- class weights
 
 
-@pytest.mark.parametrize("validated", [True, False])
-def test_weights_and_ignored_labels_together(validated: bool) -> None:
+@pytest.mark.usefixtures("validated")
+def test_weights_and_ignored_labels_together() -> None:
     """Torch's own weighted cross-entropy, and its gradient, on either path."""
-    pyro.enable_validation(validated)
     weight = torch.tensor([0.5, 2.0, 0.0, 1.0])
     y = torch.tensor([[0, 9, 2], [1, 3, 9]])
     results = []

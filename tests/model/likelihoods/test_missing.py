@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-import pyro
 import pyro.distributions as dist
 import pytest
 import torch
@@ -12,10 +11,9 @@ import torch
 from pyrobnn.model.likelihoods.missing import MissingTargets
 
 
-@pytest.mark.parametrize("validated", [True, False])
-def test_a_missing_value_leaves_all_else_alone(validated: bool) -> None:
+@pytest.mark.usefixtures("validated")
+def test_a_missing_value_leaves_all_else_alone() -> None:
     """Also where the density at the placeholder is far from the value's, and NaN would be refused."""
-    pyro.enable_validation(validated)
     rate = torch.tensor([2.0, 3.0, 4.0], requires_grad=True)
     base = dist.Gamma(2.0, rate)
     found = MissingTargets(base, placeholder=1.0)
