@@ -52,7 +52,7 @@ NETWORKS: dict[str, Callable[[], Workload]] = {
 
 def step_of(workload: Workload, make_guide: Callable[[SupervisedModel], Guide]) -> Callable[[], Any]:
     """One step of the workload in this library."""
-    return single_step(*bayesian(workload, make_guide), workload.x, workload.y, workload.num_data)
+    return single_step(*bayesian(workload, make_guide), workload.x, workload.y)
 
 
 def measure(workload: Workload, members: int, rounds: int, block_seconds: float, clock: str) -> list[Timing]:

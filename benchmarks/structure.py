@@ -41,7 +41,7 @@ def step_of(size: str, make_guide: Callable[[SupervisedModel], Guide], is_random
     torch.manual_seed(0)
     x, y = torch.rand(shape), torch.randint(10, shape[:1])
     model = dbsn.dbsn(60_000, is_random=is_random, **options)
-    return single_step(model, make_guide(model), x, y, 60_000, PerGroup(groups) if groups > 1 else None)
+    return single_step(model, make_guide(model), x, y, PerGroup(groups) if groups > 1 else None)
 
 
 def main() -> None:

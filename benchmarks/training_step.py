@@ -98,11 +98,11 @@ def bayesian(workload: Workload, make_guide: Callable[[SupervisedModel], Guide])
 
 
 def single_step(
-    model: SupervisedModel, guide: Guide, x: Tensor, y: Tensor, num_data: int, estimator: EstimatorSpec = None
+    model: SupervisedModel, guide: Guide, x: Tensor, y: Tensor, estimator: EstimatorSpec = None
 ) -> Callable[[], Any]:
     """One step as :func:`pyrobnn.fit` takes it."""
     elbo, optimizer = ELBO(estimator=estimator), make_optimizer(model, guide)
-    return lambda: train_step(model, guide, elbo, optimizer, (x, y), num_data=num_data)
+    return lambda: train_step(model, guide, elbo, optimizer, (x, y))
 
 
 def pyro_svi_step(workload: Workload) -> Callable[[], float]:
