@@ -7,7 +7,7 @@ To add a likelihood, subclass :class:`Likelihood` and implement
 
 * :meth:`~Likelihood.parameters_of` and :meth:`~Likelihood.distribution` (of a :class:`ClassLikelihood` only
   :meth:`~ClassLikelihood.log_probabilities`);
-* :meth:`~Likelihood.target_shape`, if targets are not of the shape of the outputs;
+* :meth:`~Likelihood.target_shape`, where a formula is cheaper than asking the distribution;
 * :meth:`~Likelihood.check_targets`, if targets are not arbitrary finite floats;
 * :meth:`~Likelihood.config`, for constructor arguments that a checkpoint must restore;
 * :meth:`~Likelihood.reduction`, if the prediction has more than mean, variance and the parameters of each draw: see

@@ -33,6 +33,10 @@ class Bernoulli(ClassLikelihood):
         """Log probabilities of 0 and 1 on a new last dimension."""
         return torch.stack([F.logsigmoid(-outputs), F.logsigmoid(outputs)], -1)
 
+    def target_shape(self, outputs: Tensor) -> torch.Size:
+        """That of the outputs."""
+        return outputs.shape
+
     def check_targets(self, outputs: Tensor, y: Tensor) -> None:
         """Floating-point zeros and ones."""
         self.check_shape(outputs, y)

@@ -80,6 +80,10 @@ class Normal(Likelihood):
             covariance=covariance + torch.diag_embed(aleatoric.flatten(1)),
         )
 
+    def target_shape(self, outputs: Tensor) -> torch.Size:
+        """That of the outputs."""
+        return outputs.shape
+
     def config(self) -> dict[str, Any]:
         """Constructor arguments; a latent scale's prior is described by its module."""
         return {"learn_scale": self.learn_scale, **super().config()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import pyro.distributions as dist
+import torch
 from torch import Tensor
 
 from pyrobnn.model.likelihoods.base import Likelihood
@@ -26,6 +27,10 @@ class Poisson(Likelihood):
     def distribution(self, parameters: Mapping[str, Tensor]) -> dist.Poisson:
         """Poisson with this ``rate``."""
         return dist.Poisson(parameters["rate"])
+
+    def target_shape(self, outputs: Tensor) -> torch.Size:
+        """That of the outputs."""
+        return outputs.shape
 
     def check_targets(self, outputs: Tensor, y: Tensor) -> None:
         """Non-negative whole numbers, as floats."""

@@ -60,9 +60,6 @@ class MixtureDensity(Likelihood):
     def reduction(self, num_samples: int, *, keep: bool, max_bytes: int) -> Reduction:
         return MixtureDensityReduction(self, num_samples, keep=keep, max_bytes=max_bytes)
 
-    def target_shape(self, outputs: Tensor) -> torch.Size:
-        return torch.Size((len(outputs), 1))
-
 
 class TestMixtureDensityConformance(LikelihoodConformance):
     num_outputs = 6
@@ -110,9 +107,6 @@ class ZeroInflatedPoisson(Likelihood):
     def distribution(self, parameters: Mapping[str, Tensor]) -> dist.TorchDistribution:
         return dist.ZeroInflatedPoisson(parameters["rate"], gate_logits=parameters["gate_logits"])
 
-    def target_shape(self, outputs: Tensor) -> torch.Size:
-        return torch.Size((len(outputs), 1))
-
     def check_targets(self, outputs: Tensor, y: Tensor) -> None:
         super().check_targets(outputs, y)
         if not bool(constraints.nonnegative_integer.check(self.observed_values(y)).all()):
@@ -145,9 +139,6 @@ class Ordinal(ClassLikelihood):
         above = (outputs - torch.arange(-1.0, 2.0).to(outputs)).sigmoid()
         ends = torch.cat([torch.ones_like(outputs), above, torch.zeros_like(outputs)], -1)
         return (ends[..., :-1] - ends[..., 1:]).log()
-
-    def target_shape(self, outputs: Tensor) -> torch.Size:
-        return outputs.shape[:-1]
 
     def check_targets(self, outputs: Tensor, y: Tensor) -> None:
         self.check_shape(outputs, y)
