@@ -20,6 +20,8 @@ import warnings
 from collections.abc import Callable
 from typing import Any, Literal, get_args
 
+import pyro
+import pyro.distributions as dist
 import torch
 from torch import Tensor
 
@@ -73,7 +75,8 @@ class Leapfrogs:
             )
         self.block = _block_size(num_leapfrog, _LARGEST_BLOCK[total >= _LONG])
         try:
-            self._run_block = self._compile(like, is_long=total >= _LONG)
+            with pyro.validation_enabled(dist.is_validation_enabled()):  # torch.compile switches it off for good
+                self._run_block = self._compile(like, is_long=total >= _LONG)
             self.is_compiled = True
         except Exception as error:  # a compiler has many ways to fail
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
