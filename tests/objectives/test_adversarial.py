@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import pyro
 import pyro.distributions as dist
@@ -15,6 +15,7 @@ from pyrobnn import estimators
 from pyrobnn.guides import MAP, SWAG, Laplace, MeanField
 from pyrobnn.objectives import ELBO, AdversarialELBO, AdversarialTerm, Evaluation, NonFiniteLossError
 from tests.conformance.comparisons import broken_off
+from tests.conformance.objective_suite import ObjectiveConformance
 
 
 def problem(
@@ -249,3 +250,14 @@ def test_a_second_pass_that_fails_leaves_no_half_of_a_step(validate: bool, monke
     ):
         AdversarialELBO().loss_and_grads(model, guide, *batch)
     assert all(torch.equal(p.grad, kept) for p, kept in zip(guide.parameters(), before, strict=True))
+
+
+# ------------------------------------------------------------------------------------------------- the suite
+
+
+class TestAdversarialConformance(ObjectiveConformance):
+    further_terms = frozenset({"adversarial_log_likelihood"})
+    refused: ClassVar[dict[str, str]] = {"DeltaMixture": "noise"}
+
+    def make(self) -> AdversarialELBO:
+        return AdversarialELBO(strength=0.5)

@@ -20,6 +20,7 @@ from pyrobnn.objectives import ELBO, NonFiniteLossError
 from tests.conformance.conjugate import ConjugateRegression
 from tests.conformance.guide_models import UserModel
 from tests.conformance.monte_carlo import Z, z_of_mean
+from tests.conformance.objective_suite import ObjectiveConformance
 from tests.guides.test_base import Sites
 
 # -------------------------------------------------------------------------------------------- the evidence
@@ -288,3 +289,21 @@ def test_no_gradient_is_added_when_a_later_particle_fails() -> None:
     with pytest.raises(NonFiniteLossError, match="log likelihood of the site 'y'"):
         ELBO(num_particles=3).loss_and_grads(model, guide, torch.randn(8, 3), torch.randn(8, 1))
     assert all(p.grad is None or not bool(p.grad.any()) for p in guide.parameters())
+
+
+# ------------------------------------------------------------------------------------------------- the suite
+
+
+class TestELBOConformance(ObjectiveConformance):
+    def make(self) -> ELBO:
+        return ELBO()
+
+
+class TestSeveralParticlesConformance(ObjectiveConformance):
+    def make(self) -> ELBO:
+        return ELBO(num_particles=3)
+
+
+class TestTemperedConformance(ObjectiveConformance):
+    def make(self) -> ELBO:
+        return ELBO(temperature=0.3)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 import pyrobnn as pb
 from pyrobnn.guides import MAP, Composite, DeltaMixture, Guide, LowRankNormal, MeanField
 from pyrobnn.objectives import ELBO, AdversarialELBO, Evaluation, Run, Term
+from tests.conformance.objective_suite import ObjectiveConformance
 
 NUM_DATA, ROWS = 40, 8
 NAMES = ["local_reparameterization", "flipout", "per_example"]
@@ -271,3 +272,20 @@ def test_adversarial_sampling_needs_noise_in_every_part() -> None:
     guide = Composite(model, [("net.0.*", MeanField), ("*", DeltaMixture)]).double()
     with pytest.raises(TypeError, match=r"guide: adversarial sampling .* such as MeanField; got Composite"):
         AdversarialELBO().loss_and_grads(model, guide, *batch)
+
+
+# ------------------------------------------------------------------------------------------------- the suite
+
+
+class TestOwnTermConformance(ObjectiveConformance):
+    further_terms = frozenset({"penalty"})
+
+    def make(self) -> ELBO:
+        return ELBO(terms=[OutputPenalty(0.5)])
+
+
+class TestTermAcrossDrawsConformance(ObjectiveConformance):
+    further_terms = frozenset({"spread"})
+
+    def make(self) -> ELBO:
+        return ELBO(terms=[OutputVariance(0.5)], num_particles=2)

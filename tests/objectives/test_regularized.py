@@ -15,6 +15,7 @@ import pyrobnn as pb
 from pyrobnn.guides import MAP, DeltaMixture, MeanField
 from pyrobnn.objectives import ELBO, RegularizedELBO, perturbed
 from tests.conformance.monte_carlo import Z, z_of_means
+from tests.conformance.objective_suite import ObjectiveConformance
 
 
 def problem(scale: float = 0.6, prior: float = 1.0) -> tuple[pb.SupervisedModel, MeanField, tuple[Tensor, Tensor]]:
@@ -292,3 +293,13 @@ def test_members_disagree_under_their_own_statistics() -> None:
         found.append(seen)
     changed = [abs(a - b) > 1e-6 for a, b in zip(*found, strict=True)]
     assert any(changed) and not all(changed), "only pairs with the member whose statistics moved"
+
+
+# ------------------------------------------------------------------------------------------------- the suite
+
+
+class TestRegularizedConformance(ObjectiveConformance):
+    further_terms = frozenset({"regularizer"})
+
+    def make(self) -> RegularizedELBO:
+        return RegularizedELBO(perturbed(0.5), threshold=0.6, weight=2.0)
