@@ -157,10 +157,9 @@ class MeanFieldMemory:
     def add_deviations(self) -> None:
         """Adds what the layers' deviations ``δ = σε`` give to the gradient by log σ, ``δ dL/dδ``."""
         for name, count, deviation, gradient in self._by_deviation:
-            if count:
-                self._variance_slots[name].add_((gradient * deviation).sum(0))
-            else:
-                self._variance_slots[name].addcmul_(gradient, deviation)
+            pairs = zip(gradient, deviation, strict=True) if count else [(gradient, deviation)]
+            for pair in pairs:  # without memory for the products
+                self._variance_slots[name].addcmul_(*pair)
 
     def _deviation_of(self, name: str, antithetic: bool) -> Tensor:
         """A site's part of the draw's deviations in the graph; all are made when a layer first asks for one."""
