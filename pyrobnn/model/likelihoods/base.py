@@ -161,27 +161,27 @@ class Likelihood(StochasticModule, metaclass=AbstractModuleMeta):  # type: ignor
         """
         self.check_shape(outputs, y)
         if not y.is_floating_point() or not bool(self.observed_values(y).isfinite().all()):
-            self.refuse_targets(y, "finite floating-point targets")
+            self.refuse_targets(y, "finite floating-point targets", floating=True)
 
     def observed_values(self, y: Tensor) -> Tensor:
         """The targets that were observed, as a vector if there is a mask."""
         mask = self.observed_mask(y)
         return y if mask is None else y[mask]
 
-    def refuse_targets(self, y: Tensor, expected: str) -> None:
+    def refuse_targets(self, y: Tensor, expected: str, *, floating: bool) -> None:
         """Raises an error that states what was expected and what was given.
 
         Args:
             y: The targets.
-            expected: Description of valid targets. It contains the word "floating" if they are floating-point numbers;
-                otherwise they are integers.
+            expected: Description of valid targets.
+            floating: Whether they are floating-point numbers; otherwise they are integers.
 
         Raises:
             TypeError: If the dtype is wrong.
             ValueError: If the dtype is right, so that the values are wrong.
         """
         is_integer = not (y.is_floating_point() or y.is_complex() or y.dtype == torch.bool)
-        right_kind = y.is_floating_point() if "floating" in expected else is_integer
+        right_kind = y.is_floating_point() if floating else is_integer
         kind = ValueError if right_kind else TypeError
         detail = f"dtype {y.dtype}"
         values = self.observed_values(y) if right_kind else y

@@ -42,4 +42,4 @@ class Bernoulli(ClassLikelihood):
         self.check_shape(outputs, y)
         values = self.observed_values(y) if y.is_floating_point() else y
         if not y.is_floating_point() or not bool(((values == 0) | (values == 1)).all()):
-            self.refuse_targets(y, "floating-point targets that are 0 or 1")
+            self.refuse_targets(y, "floating-point targets that are 0 or 1", floating=True)

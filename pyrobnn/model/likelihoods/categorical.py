@@ -100,7 +100,8 @@ class Categorical(ClassLikelihood):
         values = y if wrong_kind else self.observed_values(y)
         if wrong_kind or (values.numel() and (values.min() < 0 or values.max() >= classes)):
             also = "" if self.ignore_index is None else f" or {self.ignore_index}, which is ignored,"
-            self.refuse_targets(y, f"integer labels from 0 to {classes - 1}{also} (the network has {classes} outputs)")
+            expected = f"integer labels from 0 to {classes - 1}{also} (the network has {classes} outputs)"
+            self.refuse_targets(y, expected, floating=False)
 
     def config(self) -> dict[str, Any]:
         """Constructor arguments."""

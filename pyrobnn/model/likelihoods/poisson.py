@@ -39,4 +39,4 @@ class Poisson(Likelihood):
         if not y.is_floating_point() or not bool(
             ((values >= 0) & (values == values.round()) & values.isfinite()).all()
         ):
-            self.refuse_targets(y, "floating-point counts (0, 1, 2 …)")
+            self.refuse_targets(y, "floating-point counts (0, 1, 2 …)", floating=True)

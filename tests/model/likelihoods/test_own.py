@@ -110,7 +110,7 @@ class ZeroInflatedPoisson(Likelihood):
     def check_targets(self, outputs: Tensor, y: Tensor) -> None:
         super().check_targets(outputs, y)
         if not bool(constraints.nonnegative_integer.check(self.observed_values(y)).all()):
-            self.refuse_targets(y, "floating-point counts")
+            self.refuse_targets(y, "floating-point counts", floating=True)
 
 
 class TestZeroInflatedPoissonConformance(LikelihoodConformance):
@@ -143,7 +143,7 @@ class Ordinal(ClassLikelihood):
     def check_targets(self, outputs: Tensor, y: Tensor) -> None:
         self.check_shape(outputs, y)
         if y.is_floating_point() or y.is_complex() or bool(((y < 0) | (y > 3)).any()):
-            self.refuse_targets(y, "integer labels from 0 to 3")
+            self.refuse_targets(y, "integer labels from 0 to 3", floating=False)
 
 
 class TestOrdinalConformance(LikelihoodConformance):
