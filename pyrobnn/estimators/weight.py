@@ -9,16 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from pyrobnn.estimators.base import Estimator
-
-__all__ = ["GaussianWeight", "Layer", "WeightMemory"]
+__all__ = ["GaussianWeight", "Layer", "LayerRule", "WeightMemory"]
 
 
 @dataclass(frozen=True)
@@ -44,6 +41,14 @@ class WeightMemory:
     shared_deviation: Callable[[], Tensor] | None = None
 
 
+class LayerRule(Protocol):
+    """How a layer that receives a :class:`GaussianWeight` draws; estimators are such rules."""
+
+    def layer(self, layer: Layer, x: Tensor, weight: GaussianWeight, bias: Tensor | None) -> Any:
+        """The layer's output ``[B, …]``, or ``NotImplemented`` for the shared draw."""
+        ...
+
+
 class GaussianWeight(Tensor):
     r"""The distribution :math:`N(\mu, \sigma^2)` of a weight in place of a draw.
 
@@ -55,7 +60,7 @@ class GaussianWeight(Tensor):
     """
 
     loc: Tensor
-    estimator: Estimator
+    estimator: LayerRule
     memory: WeightMemory | None
     _scale: Tensor
     _deviations: dict[int, Tensor]
@@ -63,7 +68,7 @@ class GaussianWeight(Tensor):
     _is_used: bool
 
     @staticmethod
-    def of(loc: Tensor, scale: Tensor, estimator: Estimator, memory: WeightMemory | None = None) -> GaussianWeight:
+    def of(loc: Tensor, scale: Tensor, estimator: LayerRule, memory: WeightMemory | None = None) -> GaussianWeight:
         """Wraps a mean and a standard deviation of equal shape."""
         weight = loc.detach().as_subclass(GaussianWeight)
         weight.loc, weight._scale, weight.estimator, weight.memory = loc, scale, estimator, memory

@@ -29,8 +29,9 @@ from pyrobnn.training.checks import check_arguments, check_optimizer
 from pyrobnn.training.history import Callback, History
 from pyrobnn.training.optimizers import OptimizerSpec, make_optimizer
 from pyrobnn.training.players import Player
+from pyrobnn.training.resume import read_run, write_run
 from pyrobnn.training.run import Run
-from pyrobnn.training.state import read_run, write_run, write_tensors
+from pyrobnn.training.state import write_tensors
 
 __all__ = ["fit"]
 
