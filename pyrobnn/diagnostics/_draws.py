@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from pyrobnn.core.arguments import check_positive_int
 from pyrobnn.diagnostics._batches import Piece
-from pyrobnn.guides.base import Guide
+from pyrobnn.guides.base import Guide, check_guide
+from pyrobnn.model.agreement import check_draws
 from pyrobnn.model.bayesianize import evaluating, frozen_buffers
 from pyrobnn.model.declarations import latent_sampler
 from pyrobnn.model.draws import Draws, installed_buffers
@@ -80,6 +81,7 @@ class DrawsByChain:
 
 
 def read_chains(
+    model: Any,
     posterior: Posterior,
     num_samples: int | None,
     args: tuple[Any, ...] = (),
@@ -88,6 +90,7 @@ def read_chains(
     """The draws of a posterior of any kind.
 
     Args:
+        model: The model that it is to be a posterior of.
         posterior: A guide, draws ``{site: [K, *site shape]}``, a list of either (one chain each), or a finished
             :class:`~pyro.infer.MCMC`.
         num_samples: Draws per chain. None takes 500 of a guide and all draws there are else.
@@ -97,7 +100,7 @@ def read_chains(
     Raises:
         TypeError: If the posterior is of another kind.
         ValueError: If ``num_samples`` is not positive or more than there are, a list is empty, the run has no
-            draws, or chains have different lengths.
+            draws, chains have different lengths, or the posterior is another model's.
     """
     if num_samples is not None:
         check_positive_int("num_samples", num_samples)
@@ -106,7 +109,10 @@ def read_chains(
         if not samples:
             raise ValueError("posterior: this MCMC has no draws yet; call its run() first.")
         num_chains = len(next(iter(samples.values())))
+        check_draws(model, {name: value[0] for name, value in samples.items()}, argument="posterior")
         return _stored([{n: v[c] for n, v in samples.items()} for c in range(num_chains)], num_samples)
+    if isinstance(posterior, Guide):
+        check_guide(model, posterior, argument="posterior")
     if isinstance(posterior, Guide) and (shape := posterior.facts.chain_shape) is not None:
         num_chains, length = shape
         chosen = evenly(length, num_samples)
@@ -115,6 +121,8 @@ def read_chains(
     if not several:
         raise ValueError("posterior: expected at least one guide, got an empty list.")
     if all(isinstance(chain, Mapping) and chain for chain in several):
+        for chain in several:
+            check_draws(model, chain, argument="posterior")
         return _stored(several, num_samples)
     for chain in several:
         if isinstance(chain, MCMC) or not callable(chain):
@@ -122,6 +130,8 @@ def read_chains(
                 "posterior: expected a guide, draws {site: [K, …]}, a list of either, or a finished "
                 f"pyro.infer.MCMC, got {type(chain).__name__}."
             )
+        if isinstance(chain, Guide):
+            check_guide(model, chain, argument="posterior")
     sources = [_sampler(g) if isinstance(g, Guide) else _caller(g, args, kwargs or {}) for g in several]
     return DrawsByChain(sources, num_samples or DEFAULT_DRAWS)
 

@@ -99,7 +99,7 @@ def to_arviz(
     groups = [groups] if isinstance(groups, str) else None if groups is None else list(groups)
     asks_stats = groups is not None and "sample_stats" in groups
     with undisturbed(model):
-        chains = read_chains(posterior, num_samples, args, kwargs)
+        chains = read_chains(model, posterior, num_samples, args, kwargs)
         pieces = batches(model, args, kwargs, batch_size)
         layout = Layout(model, chains.first(), pieces)
         wanted = _choose_groups(None if groups is None else [g for g in groups if g != "sample_stats"], layout)

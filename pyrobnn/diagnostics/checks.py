@@ -26,7 +26,7 @@ from pyrobnn.diagnostics._draws import undisturbed
 from pyrobnn.diagnostics._evaluation import Evaluation, Rows, evaluate, same_random_state
 from pyrobnn.diagnostics.importance import default_sites, k_hat_threshold, log_ratios
 from pyrobnn.diagnostics.weights import WeightStatistics, weight_statistics
-from pyrobnn.guides.base import Guide
+from pyrobnn.guides.base import Guide, check_guide
 from pyrobnn.metrics.calibration import expected_calibration_error
 from pyrobnn.model.declarations import declared_num_data
 
@@ -130,8 +130,7 @@ def check(
         TypeError: If the guide is not of this library or a batch is of no known form.
         ValueError: If there are fewer than 25 draws or a loader yields nothing.
     """
-    if not isinstance(guide, Guide):
-        raise TypeError(f"guide: expected one of pyrobnn.guides, got {type(guide).__name__}.")
+    check_guide(model, guide)
     if num_samples < 25:
         raise ValueError(f"num_samples: the checks need at least 25 draws, got {num_samples}.")
     with same_random_state(loader, held_out), undisturbed(model):

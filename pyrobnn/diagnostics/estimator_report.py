@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
@@ -15,10 +15,9 @@ from pyrobnn.core import random_state
 from pyrobnn.core.moments import RunningMoments
 from pyrobnn.estimators.base import Estimator, EstimatorSpec
 from pyrobnn.estimators.coverage import coverage
+from pyrobnn.guides.base import Guide, check_guide
 from pyrobnn.model.bayesianize import bayesian_modules, frozen_buffers
-
-if TYPE_CHECKING:
-    from pyrobnn.guides.base import Guide
+from pyrobnn.objectives import ELBO
 
 __all__ = ["EstimatorReport", "report"]
 
@@ -78,6 +77,7 @@ def report(
     Raises:
         ValueError: If there are fewer than two draws, or no estimator suits the guide.
     """
+    check_guide(model, guide)
     if num_samples < 2:
         raise ValueError(f"num_samples: a variance needs at least 2, got {num_samples}.")
     rows: list[dict[str, Any]] = []
@@ -107,8 +107,6 @@ def _measure(
     parameters: list[nn.Parameter],
 ) -> tuple[float, float]:
     """Total variance of the gradient, and the median time of one."""
-    from pyrobnn.objectives import ELBO  # the objective is built on estimators
-
     elbo = ELBO(estimator=estimator)
     moments, times = RunningMoments(torch.float64), []
     for _ in range(num_samples):

@@ -120,7 +120,7 @@ def function_values(
 ) -> np.ndarray:
     """What is compared, ``[chain, draw, N, ...]``; arguments and errors as of :func:`function_space_diagnostics`."""
     with undisturbed(model):
-        chains = read_chains(posterior, num_samples, args, kwargs)
+        chains = read_chains(model, posterior, num_samples, args, kwargs)
         if chains.num_samples < 4:
             raise ValueError(f"num_samples: R-hat needs at least 4 draws per chain, got {chains.num_samples}.")
         pieces = batches(model, args, kwargs, batch_size)

@@ -29,7 +29,7 @@ from pyrobnn.diagnostics._arviz import pareto_k
 from pyrobnn.diagnostics._batches import Piece, batches
 from pyrobnn.diagnostics._draws import DrawsByChain, log_prob_sum, undisturbed
 from pyrobnn.diagnostics._layout import matching
-from pyrobnn.guides.base import Guide
+from pyrobnn.guides.base import Guide, check_guide
 from pyrobnn.model.bayesianize import bayesian_modules
 from pyrobnn.model.substitution import SubstituteMessenger
 
@@ -66,8 +66,7 @@ def importance_k_hat(
         ValueError: If it has no density, a pattern matches no site, sites of a correlated guide are chosen,
             there are fewer than 25 draws, or the rows are not the model's ``num_data``.
     """
-    if not isinstance(guide, Guide):
-        raise TypeError(f"guide: expected one of pyrobnn.guides, got {type(guide).__name__}.")
+    check_guide(model, guide)
     if not guide.facts.density:
         raise ValueError(f"guide: {type(guide).__name__} has no density, so it has no importance ratios.")
     if num_samples < 25:

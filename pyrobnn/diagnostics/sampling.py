@@ -152,7 +152,7 @@ def log_density_diagnostics(
         ValueError: If there are fewer than four draws, or the density is the same in all of them.
     """
     with undisturbed(model):
-        chains = read_chains(posterior, num_samples, args, kwargs)
+        chains = read_chains(model, posterior, num_samples, args, kwargs)
         if chains.num_samples < 4:
             raise ValueError(f"num_samples: R-hat needs at least 4 draws per chain, got {chains.num_samples}.")
         pieces = batches(model, args, kwargs, batch_size)

@@ -21,7 +21,7 @@ from torch.distributions import kl_divergence
 
 from pyrobnn.diagnostics._draws import undisturbed
 from pyrobnn.distributions.independent import base_distribution
-from pyrobnn.guides.base import Guide
+from pyrobnn.guides.base import Guide, check_guide
 from pyrobnn.model.declarations import latent_sampler
 from pyrobnn.model.layout import Site
 from pyrobnn.model.substitution import SubstituteMessenger
@@ -65,8 +65,7 @@ def weight_statistics(model: Any, guide: Guide, *args: Any, num_samples: int = 2
     Raises:
         TypeError: If the guide is not of this library.
     """
-    if not isinstance(guide, Guide):
-        raise TypeError(f"guide: expected one of pyrobnn.guides, got {type(guide).__name__}.")
+    check_guide(model, guide)
     with undisturbed(model):
         divergence = _kl_by_element(model, guide, args, num_samples)
         draws = guide.sample(num_samples)

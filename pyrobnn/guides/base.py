@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from pyrobnn.core.pyro_compat import AbstractModuleMeta, announce_parameter, full_name, is_handler_active
 from pyrobnn.distributions.independent import base_distribution
 from pyrobnn.estimators.base import Estimator
+from pyrobnn.model.agreement import check_layout
 from pyrobnn.model.divergence import Divergence, PriorTerm, kl_or_difference
 from pyrobnn.model.draws import Draws
 from pyrobnn.model.facts import Facts
@@ -30,7 +31,7 @@ from pyrobnn.model.layout import Layout, Site
 from pyrobnn.steps.autograd import AutogradStep
 from pyrobnn.steps.base import Step
 
-__all__ = ["Guide", "Init"]
+__all__ = ["Guide", "Init", "check_guide"]
 
 
 class Guide(PyroModule, metaclass=AbstractModuleMeta):  # type: ignore[metaclass]
@@ -243,6 +244,34 @@ class Guide(PyroModule, metaclass=AbstractModuleMeta):  # type: ignore[metaclass
             for name, parameter in self.named_parameters():
                 if parameter.requires_grad:
                     announce_parameter(full_name(self, name), parameter)
+
+
+def check_guide(
+    model: Any, guide: object, *, argument: str = "guide", partial: bool = False, also: str = "", advice: str = ""
+) -> None:
+    """Refuses what is no guide of this library, or one that was built for another model.
+
+    Args:
+        model: The model.
+        guide: What was given.
+        argument: The argument, with which messages begin.
+        partial: Whether other guides may have sites that this one lacks.
+        also: What else may be given, for the message.
+        advice: What to do with another guide, for the message.
+
+    Raises:
+        TypeError: If it is no guide.
+        ValueError: If its sites are not those of the model, by name and shape.
+    """
+    if not isinstance(guide, Guide):
+        raise TypeError(f"{argument}: expected one of pyrobnn.guides{also}, got {_named(guide)}{advice}.")
+    device = next((parameter.device for parameter in guide.parameters()), None)
+    check_layout(model, guide.layout, argument=argument, partial=partial, device=device)
+
+
+def _named(value: object) -> str:
+    """The kind of a value; a class is most likely one that should have been called."""
+    return f"the class {value.__name__}, not an instance of it" if isinstance(value, type) else type(value).__name__
 
 
 def sample_site(site: Site, distribution: dist.Distribution) -> Tensor:

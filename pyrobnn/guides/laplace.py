@@ -26,9 +26,10 @@ import torch
 from torch import Tensor, nn
 
 from pyrobnn.curvature import Block, BlockGaussian, Group, Structure, fill, lay_out, tune_multipliers
-from pyrobnn.guides.base import sample_site
+from pyrobnn.guides.base import check_guide, sample_site
 from pyrobnn.guides.components.low_rank import joint_divergence
 from pyrobnn.guides.components.point import TrainedAsPoint, values_of_point
+from pyrobnn.model.agreement import check_given
 from pyrobnn.model.bayesianize import evaluating, frozen_buffers
 from pyrobnn.model.divergence import Divergence, PriorTerm
 from pyrobnn.model.draws import Draws
@@ -141,10 +142,9 @@ class Laplace(TrainedAsPoint):
                 the mode.
         """
         if not isinstance(model, SupervisedModel):
-            raise TypeError(
-                f"model: curvature needs a SupervisedModel, whose network and likelihood are known, got "
-                f"{type(model).__name__}."
-            )
+            raise TypeError(f"model: curvature needs a SupervisedModel, got {type(model).__name__}.")
+        check_guide(model, self, argument="model", partial=True)
+        check_given(model, given or {})
         with torch.no_grad():
             self.fitted.fill_(False)  # until all blocks are filled
             values = self.layout.constrain(self.layout.split(self.flat_loc.detach().clone())) | dict(given or {})

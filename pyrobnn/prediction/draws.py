@@ -10,10 +10,11 @@ from torch import Tensor
 
 from pyrobnn.core import random_state
 from pyrobnn.core.arguments import check_positive_int
-from pyrobnn.guides.base import Guide
+from pyrobnn.guides.base import Guide, check_guide
+from pyrobnn.model.agreement import check_draws
 from pyrobnn.model.draws import Draws
 
-__all__ = ["PinnedDraws"]
+__all__ = ["PinnedDraws", "check_posterior"]
 
 _CACHE_BYTES = 8 * 2**20  # draws made at once: more only costs memory traffic
 
@@ -84,6 +85,19 @@ class PinnedDraws:
                 chunk = next(blocks)
                 state = random_state.read(device)
             yield chunk
+
+
+def check_posterior(model: Any, posterior: Any, argument: str = "guide") -> None:
+    """Refuses what is neither a guide nor draws ``{site: [K, *site shape]}`` of this model.
+
+    Raises:
+        TypeError: If it is something else, or draws are of another precision than the network.
+        ValueError: If sites are missing, unknown, of another shape or not finite.
+    """
+    if isinstance(posterior, Mapping) and posterior:
+        check_draws(model, posterior, argument=argument)
+    else:
+        check_guide(model, posterior, argument=argument, also=" or draws {site: [K, *site shape]}")
 
 
 def _thinned(posterior: Mapping[str, Tensor], num_samples: int) -> list[dict[str, Tensor]]:

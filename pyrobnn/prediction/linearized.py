@@ -31,6 +31,7 @@ from torch import Tensor, nn
 
 from pyrobnn.curvature import outputs_and_jacobians
 from pyrobnn.guides.laplace import Laplace
+from pyrobnn.model.agreement import check_given
 from pyrobnn.model.bayesianize import evaluating, frozen_buffers
 from pyrobnn.model.likelihoods import ClassLikelihood
 from pyrobnn.model.likelihoods.predictions import ClassPrediction, Prediction
@@ -111,6 +112,7 @@ class LinearizedPredictor:
             )
         if options.link not in get_args(Link):
             raise ValueError(f"link: expected 'probit' or 'samples', got {options.link!r}.")
+        check_given(model, options.given or {})
         self.model, self.laplace, self.options = model, guide, options
         self.likelihood = model.likelihood if options.likelihood is None else options.likelihood
         self.values = guide.mode() | dict(options.given or {})

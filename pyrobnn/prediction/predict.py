@@ -19,6 +19,7 @@ from pyrobnn.core.batches import inputs_of
 from pyrobnn.guides.base import Guide
 from pyrobnn.model.likelihoods import Likelihood
 from pyrobnn.model.likelihoods.predictions import Prediction
+from pyrobnn.prediction.draws import check_posterior
 from pyrobnn.prediction.linearized import LinearizedPredictor
 from pyrobnn.prediction.predictor import Link, PredictorFactory, PredictorOptions, WeightsPredictor
 from pyrobnn.prediction.runners import Method, splittable_rows
@@ -75,7 +76,7 @@ def predict(
     Raises:
         TypeError: If the inputs or the posterior are of the wrong kind.
         ValueError: If there are no inputs, ``num_samples`` is not positive, ``predictor`` is unknown, or the posterior
-            lacks a site of the model.
+            is another model's: a site is missing, unknown, of another shape or not finite.
     """
     batches = predict_batches(
         model,
@@ -123,6 +124,7 @@ def predict_batches(
     Memory stays that of one batch, however long the data: feed streaming metrics from it. Between batches the
     modes of the model are as before the call. Errors are those of :func:`predict`, raised at the first batch.
     """
+    check_posterior(model, guide)
     blocks, count = _blocks(data)
     options = PredictorOptions(
         num_samples=num_samples,

@@ -22,6 +22,7 @@ from pyrobnn.core.pyro_compat import full_name
 from pyrobnn.distributions.independent import base_distribution
 from pyrobnn.estimators import EstimatorSpec, coverage
 from pyrobnn.guides import Guide
+from pyrobnn.guides.base import check_guide
 from pyrobnn.guides.ensembles.base import MixtureOfDeltas
 from pyrobnn.model.bayesianize import BayesianModule, bayesian_modules
 from pyrobnn.model.divergence import PriorTerm, kl_or_difference
@@ -110,8 +111,8 @@ def describe(model: nn.Module, guide: Guide | None = None, *, estimator: Estimat
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected a PyroModule, got {type(model).__name__}.")
-    if guide is not None and not isinstance(guide, Guide):
-        raise TypeError(f"guide: expected one of pyrobnn.guides, got {type(guide).__name__}.")
+    if guide is not None:
+        check_guide(model, guide)
     factors = {} if guide is None else _factors(guide)
     rows = []
     for module in model.modules():

@@ -26,7 +26,7 @@ from pyrobnn.core.arguments import check_positive_int
 from pyrobnn.model.draws import Draws, installed_buffers
 from pyrobnn.model.likelihoods import Likelihood
 from pyrobnn.model.substitution import SubstituteMessenger
-from pyrobnn.prediction.draws import PinnedDraws
+from pyrobnn.prediction.draws import PinnedDraws, check_posterior
 from pyrobnn.prediction.runners import Runner, model_outputs
 
 __all__ = ["fgsm", "pgd"]
@@ -152,7 +152,8 @@ class _Attack:
         if clip is not None and not (len(clip) == 2 and clip[0] < clip[1]):
             raise ValueError(f"clip: expected (smallest, largest), got {clip!r}.")
         check_positive_int("batch_size", batch_size)
-        self.runner = Runner(model, likelihood, "loop", max_bytes)  # knows the likelihood, and checks the draws' sites
+        check_posterior(model, posterior, "posterior")
+        self.runner = Runner(model, likelihood, "loop", max_bytes)  # knows the likelihood
         self.model, self.epsilon, self.clip, self.targeted = model, epsilon, clip, targeted
         self.batch_size = batch_size
         self.seed = int(torch.randint(2**62, ())) if seed is None else seed
@@ -174,7 +175,6 @@ class _Attack:
                 "range of your inputs."
             )
         with self.runner.ready(), random_state.preserved(x.device):
-            self.runner.check_sites(next(iter(self.draws)))
             random_state.seed(self.seed, x.device)
             pieces = []
             for begin in range(0, len(x), self.batch_size):

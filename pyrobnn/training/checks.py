@@ -11,7 +11,7 @@ from torch.utils.data import DistributedSampler, RandomSampler, WeightedRandomSa
 
 from pyrobnn.core import random_state
 from pyrobnn.core.batches import Batch, Reader
-from pyrobnn.guides.base import Guide
+from pyrobnn.guides.base import check_guide
 from pyrobnn.model.bayesianize import evaluating, frozen_buffers
 from pyrobnn.model.declarations import declared_num_data
 
@@ -31,11 +31,8 @@ def check_arguments(
     reader: Reader | None = None,
 ) -> None:
     """Checks that need no batch."""
-    if not isinstance(guide, Guide):
-        raise TypeError(
-            f"guide: expected one of pyrobnn.guides, got {type(guide).__name__}; fit any other guide with "
-            "pyro.infer.SVI(model, guide, optimizer, pyrobnn.objectives.ELBO())."
-        )
+    advice = "; fit any other guide with pyro.infer.SVI(model, guide, optimizer, pyrobnn.objectives.ELBO())"
+    check_guide(model, guide, advice=advice)
     for name, count in (("epochs", epochs), ("patience", patience)):
         if isinstance(count, bool) or not (
             (isinstance(count, int) and count > 0) or (count is None and name == "patience")

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from pyrobnn.core.arguments import check_positive_int
 from pyrobnn.core.batches import inputs_of
-from pyrobnn.guides.base import Guide
+from pyrobnn.guides.base import Guide, check_guide
 from pyrobnn.model.draws import Draws
 from pyrobnn.prediction.runners import inputs_on, model_outputs
 
@@ -38,9 +38,11 @@ def recalibrate_batch_norm(model: nn.Module, guide: Guide, loader: Iterable[Any]
         num_samples: Posterior draws per batch.
 
     Raises:
-        ValueError: If the model has no BatchNorm layer with running statistics, or the loader is empty.
-            After any error the statistics are restored.
+        TypeError: If the guide is not of this library.
+        ValueError: If the guide is another model's, the model has no BatchNorm layer with running statistics, or the
+            loader is empty. After any error the statistics are restored.
     """
+    check_guide(model, guide)
     layers: list[Any] = [m for m in model.modules() if isinstance(m, BATCH_NORMS) and m.track_running_stats]
     if not layers:
         raise ValueError("model: it has no BatchNorm layer with running statistics, so nothing can be recalibrated.")

@@ -190,8 +190,12 @@ def test_a_model_of_ones_own() -> None:
         ({"x": X[:3]}, ValueError, "expected as many targets as inputs"),
         ({"x": X[:0], "y": Y[:0]}, ValueError, "expected as many targets as inputs"),
         ({"y": Y.unsqueeze(-1)}, ValueError, "y: Categorical expects targets of shape"),
-        ({"posterior": {"net.weight": torch.zeros(1, 2, 3)}, "num_samples": 1}, ValueError, "no draws of the model's"),
-        ({"posterior": 3}, TypeError, "guide: expected a guide"),
+        (
+            {"posterior": {"net.weight": torch.zeros(1, 2, 3)}, "num_samples": 1},
+            ValueError,
+            "posterior: it lacks the model's",
+        ),
+        ({"posterior": 3}, TypeError, "posterior: expected one of pyrobnn.guides or draws"),
         ({"x": X * float("nan")}, ValueError, "x: it holds NaN or infinite inputs"),
     ],
 )
