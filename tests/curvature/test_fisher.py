@@ -12,8 +12,9 @@ from torch import Tensor
 from torch.autograd.functional import hessian
 
 from pyrobnn import likelihoods
-from pyrobnn.curvature.fisher import SAMPLED_COLUMNS, fisher_roots
+from pyrobnn.curvature.fisher import SAMPLED_COLUMNS, fisher_roots, information_of
 from pyrobnn.model.likelihoods import Likelihood
+from pyrobnn.model.likelihoods.information import FisherInformation
 from tests.conformance.monte_carlo import Z, z_of_mean
 
 SMOOTH = {
@@ -21,13 +22,15 @@ SMOOTH = {
     "pixels": (likelihoods.Categorical(class_dim=1), (2, 3, 2, 2), torch.randint(3, (2, 2, 2))),
     "binary": (likelihoods.Bernoulli(), (3, 2), torch.tensor([[0.0, 1.0], [1.0, 1.0], [0.0, 0.0]]).double()),
     "Gaussian": (likelihoods.Normal(0.3), (3, 2), torch.randn(3, 2).double()),
+    "Gaussian, a scale per output": (likelihoods.Normal([0.3, 2.0]), (3, 2), torch.randn(3, 2).double()),
+    "one output": (likelihoods.Normal(0.3), (3,), torch.randn(3).double()),
     "counts": (likelihoods.Poisson(), (3, 2), torch.tensor([[0.0, 1.0], [5.0, 1.0], [2.0, 0.0]]).double()),
 }
 
 
 def information(roots: Tensor) -> Tensor:
     """Λ of each datum, ``[B, O, O]``."""
-    columns = roots.flatten(2)
+    columns = roots.reshape(*roots.shape[:2], -1)
     return torch.einsum("cbi,cbj->bij", columns, columns)
 
 
@@ -94,3 +97,52 @@ def test_few_outputs_are_exact_under_a_limit() -> None:
 def test_a_likelihood_that_ignores_targets_is_refused() -> None:
     with pytest.raises(ValueError, match="likelihood: ignore_index masks or weights targets by their values"):
         fisher_roots(likelihoods.Categorical(class_dim=1, ignore_index=9), torch.randn(2, 3, 2, 2))
+
+
+def test_information_of_pixels_of_two_channels() -> None:
+    """Means and raw scales in channels: as of the same outputs in a row."""
+    outputs = torch.randn(2, 2, 3, 3).double()
+    found = fisher_roots(likelihoods.HeteroscedasticNormal(0.1, dim=1), outputs)
+    flat = outputs.movedim(1, -1).reshape(-1, 2)
+    diagonal = found.square().sum(0).movedim(1, -1).reshape(-1, 2)
+    torch.testing.assert_close(diagonal, fisher_roots(likelihoods.HeteroscedasticNormal(0.1), flat).square().sum(0))
+
+
+def test_roots_are_those_of_the_matrix() -> None:
+    """``diag(d) - l lᵀ + s sᵀ`` of blocks whose ``l`` is not at its limit; weights scale the data's log likelihoods."""
+    torch.manual_seed(0)
+    d = torch.rand(2, 3, 4).double() + 0.5
+    lowered, scores = 0.4 * torch.randn(2, 3, 4).double().sin(), torch.randn(2, 3, 4, 2).double()
+    found = FisherInformation(torch.arange(12).reshape(3, 4), d, lowered, scores)
+    outer = lowered.unsqueeze(-1) * lowered.unsqueeze(-2)
+    expected = torch.diag_embed(d) - outer + scores @ scores.mT
+    torch.testing.assert_close(found.matrices(), expected)
+    torch.testing.assert_close(found.on_diagonal(), expected.diagonal(dim1=-2, dim2=-1))
+    weight = torch.tensor([0.0, 3.0]).double()
+    torch.testing.assert_close(found.weighted(weight, d.dtype).matrices(), expected * weight.reshape(2, 1, 1, 1))
+    assert found.root().shape[-1] * 3 == found.columns
+
+
+def test_a_likelihood_that_declares_its_information_is_exact() -> None:
+    class Declared(Robust):
+        def fisher_information(self, outputs: Tensor) -> FisherInformation:
+            return FisherInformation.of_independent(torch.full_like(outputs, 3.0))
+
+    outputs = torch.randn(4, 2).double()
+    torch.testing.assert_close(
+        information(fisher_roots(Declared(), outputs)), 3.0 * torch.eye(2).double().expand(4, 2, 2)
+    )
+
+
+def test_a_subclass_of_another_density_samples() -> None:
+    class Other(likelihoods.Categorical):
+        pass
+
+    assert information_of(Other(), torch.randn(3, 2)).scores is not None
+
+
+def test_probabilities_of_thousands_of_classes_need_no_matrix() -> None:
+    """8 data of 20,000 classes: the blocks would take 25 GB."""
+    found = information_of(likelihoods.Categorical(), torch.randn(8, 20_000))
+    p = torch.as_tensor(found.diagonal)
+    torch.testing.assert_close(found.on_diagonal(), p * (1 - p))

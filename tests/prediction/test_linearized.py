@@ -55,6 +55,34 @@ def test_linear_regression_is_exact() -> None:
     torch.testing.assert_close(exact.cdf(high), torch.full_like(low, 0.9))
 
 
+def test_noise_of_each_output_is_that_of_two_regressions() -> None:
+    """Two outputs with noise of their own are two independent regressions: posterior, evidence and predictive."""
+    torch.manual_seed(0)
+    x, y = torch.randn(12, 2).double(), torch.randn(12, 2).double()
+    features, new = (torch.cat([z, torch.ones(len(z), 1).double()], 1) for z in (x, torch.randn(5, 2).double()))
+    scales = torch.tensor([0.2, 1.5]).double()
+    mean, variance, evidence = [], [], 0.0
+    for scale, target in zip(scales, y.T, strict=True):
+        precision = features.T @ features / scale**2 + torch.eye(3).double()
+        mean.append(torch.linalg.solve(precision, features.T @ target / scale**2))
+        variance.append((new @ torch.linalg.inv(precision) * new).sum(1))
+        marginal = features @ features.T + scale**2 * torch.eye(12).double()
+        evidence += float(torch.distributions.MultivariateNormal(torch.zeros(12).double(), marginal).log_prob(target))
+    weights = torch.stack(mean)
+    for likelihood in (likelihoods.Normal(scales), likelihoods.Normal(scales, learn_scale=True)):
+        model = SupervisedModel(nn.Linear(2, 2), likelihood, dist.Normal(0.0, 1.0), num_data=12).double()
+        guide = Laplace(model, {"net.weight": weights[:, :2], "net.bias": weights[:, 2]}, structure="full").double()
+        guide.fit(model, [(x, y)])
+        assert guide.log_evidence() == pytest.approx(evidence, rel=1e-9)
+        found = predict_linearized(model, guide, new[:, :2])
+        assert isinstance(found, GaussianPrediction)
+        torch.testing.assert_close(found.mean, new @ weights.T)
+        torch.testing.assert_close(found.epistemic, torch.stack(variance, 1))
+        torch.testing.assert_close(found.aleatoric, scales.square().expand(5, 2))
+        exact = torch.distributions.Normal(found.mean, (torch.stack(variance, 1) + scales.square()).sqrt())
+        torch.testing.assert_close(found.log_prob(y[:5]), exact.log_prob(y[:5]).sum(1))
+
+
 @pytest.mark.statistical
 def test_several_targets_are_jointly_gaussian() -> None:
     """20 000 draws against the closed form; z-score below 5."""

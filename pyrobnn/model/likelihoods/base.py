@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pyrobnn.core.pyro_compat import AbstractModuleMeta
+from pyrobnn.model.likelihoods.information import FisherInformation, sampled_information
 from pyrobnn.model.likelihoods.missing import MissingTargets
 from pyrobnn.model.likelihoods.predictions import Prediction
 from pyrobnn.model.likelihoods.reductions import MomentReduction, Reduction
@@ -112,6 +113,14 @@ class Likelihood(StochasticModule, metaclass=AbstractModuleMeta):  # type: ignor
             num_samples: Number of targets that the prediction's ``sample`` draws.
         """
         return None
+
+    def fisher_information(self, outputs: Tensor) -> FisherInformation:
+        """The information of an observation in the outputs ``[B, ...]``, without gradients; curvature is made of it.
+
+        The default averages over scores of targets drawn from the :meth:`distribution`. A closed form is exact and
+        faster; if it is inherited by a class with another density it must not apply there.
+        """
+        return sampled_information(self, outputs)
 
     # ----------------------------------------------------------------------------------------------- targets
 

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pyrobnn.model.likelihoods.classes import ClassLikelihood
+from pyrobnn.model.likelihoods.information import FisherInformation
 
 __all__ = ["Bernoulli"]
 
@@ -32,6 +33,13 @@ class Bernoulli(ClassLikelihood):
     def log_probabilities(self, outputs: Tensor) -> Tensor:
         """Log probabilities of 0 and 1 on a new last dimension."""
         return torch.stack([F.logsigmoid(-outputs), F.logsigmoid(outputs)], -1)
+
+    @torch.no_grad()
+    def fisher_information(self, outputs: Tensor) -> FisherInformation:
+        """``p (1 - p)``."""
+        if type(self) is not Bernoulli:  # a subclass may have another density
+            return super().fisher_information(outputs)
+        return FisherInformation.of_independent(outputs.sigmoid() * (-outputs).sigmoid())
 
     def target_shape(self, outputs: Tensor) -> torch.Size:
         """That of the outputs."""

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pyrobnn.distributions.softmax import Softmax
 from pyrobnn.model.likelihoods.classes import ClassLikelihood
+from pyrobnn.model.likelihoods.information import FisherInformation
 
 __all__ = ["Categorical"]
 
@@ -63,6 +64,17 @@ class Categorical(ClassLikelihood):
     def log_probabilities(self, outputs: Tensor) -> Tensor:
         """Log softmax, classes last."""
         return self._classes_last(outputs).log_softmax(-1)
+
+    @torch.no_grad()
+    def fisher_information(self, outputs: Tensor) -> FisherInformation:
+        r""":math:`\mathrm{diag}(p) - p p^\top` at each position."""
+        if type(self) is not Categorical:  # a subclass may have another density
+            return super().fisher_information(outputs)
+        probs = self._classes_last(outputs).softmax(-1)
+        probs = probs.reshape(len(outputs), -1, probs.shape[-1])
+        positions = torch.arange(outputs[0].numel(), device=outputs.device).reshape(1, *outputs.shape[1:])
+        index = self._classes_last(positions).reshape(probs.shape[1:])
+        return FisherInformation(index, probs, lowered=probs)
 
     def _classes_last(self, outputs: Tensor) -> Tensor:
         return outputs if self.class_dim == -1 else outputs.movedim(self.class_dim, -1)

@@ -1,4 +1,4 @@
-"""Gaussian noise of one scale."""
+"""Gaussian noise of one scale, or of one for each output."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pyro.nn import pyro_method
 from torch import Tensor, nn
 
 from pyrobnn.model.likelihoods.base import Likelihood
+from pyrobnn.model.likelihoods.information import FisherInformation
 from pyrobnn.model.likelihoods.predictions import GaussianPrediction, Prediction
 from pyrobnn.model.priors import FixedPrior
 from pyrobnn.model.priors.base import is_positive
@@ -19,20 +20,27 @@ __all__ = ["Normal"]
 
 
 class Normal(Likelihood):
-    r"""Gaussian noise around the output: :math:`y \sim N(f(x), \sigma^2)`, one σ for all data.
+    r"""Gaussian noise around the output: :math:`y \sim N(f(x), \sigma^2)`, one σ for all data, or one per output.
 
     Args:
         scale: The noise's standard deviation: a positive number (fixed, or the start if ``learn_scale``), or a
-            distribution on the positive reals (a latent site ``scale``, inferred with the weights).
+            distribution on the positive reals (a latent site ``scale``, inferred with the weights). Several numbers, a
+            tensor or list ``[D]``, or a distribution of that shape, are one for each of the outputs ``[B, D]``. Other
+            shapes broadcast to those of a datum's outputs, such as ``[C, 1, 1]`` to images ``[B, C, H, W]``.
         learn_scale: Fit σ by maximizing the ELBO.
         missing: Whether targets may be NaN (not observed), as in :class:`Likelihood`.
 
     Raises:
+        TypeError: If ``scale`` is no number, tensor, list or distribution.
         ValueError: If ``scale`` is not positive, or both a distribution and to be learned.
     """
 
     def __init__(
-        self, scale: float | dist.Distribution = 1.0, *, learn_scale: bool = False, missing: bool = False
+        self,
+        scale: float | Tensor | list[Any] | dist.Distribution = 1.0,
+        *,
+        learn_scale: bool = False,
+        missing: bool = False,
     ) -> None:
         super().__init__(missing=missing)
         self.learn_scale = learn_scale
@@ -45,30 +53,50 @@ class Normal(Likelihood):
                     f"scale: its prior must have support on the positive reals (LogNormal, HalfNormal, Gamma …), got "
                     f"{type(scale).__name__}."
                 )
-            self.add_site("scale", FixedPrior(scale, torch.Size(), "scale"))
+            self.add_site("scale", FixedPrior(scale, scale.shape(), "scale"))  # type: ignore[attr-defined]
             return
-        if not scale > 0:
-            raise ValueError(f"scale: expected a positive standard deviation, got {scale}.")
-        self.add_plain("noise", _NoiseScale(float(scale), learn_scale))
+        self.add_plain("noise", _NoiseScale(_as_scale(scale), learn_scale))
 
     @pyro_method  # outside of Pyro's context a latent site would be a nameless draw from its prior
     def noise_scale(self) -> Tensor:
-        """The present standard deviation (a sample statement where it is latent)."""
+        """The present standard deviation, of the shape it was given in (a sample statement where it is latent)."""
         return self.scale if self._latent else self._plain["noise"]()
 
     def parameters_of(self, outputs: Tensor) -> dict[str, Tensor]:
         """The outputs as ``loc``, and σ as ``scale``."""
-        return {"loc": outputs, "scale": self.noise_scale().expand_as(outputs)}
+        return {"loc": outputs, "scale": self._scale_of(outputs)}
+
+    def _scale_of(self, outputs: Tensor) -> Tensor:
+        """σ of each output."""
+        scale = self.noise_scale()
+        if scale.dim():  # must not broadcast along the data
+            shape = outputs.shape[1:]
+            if scale.dim() > len(shape) or any(
+                n not in (1, m) for n, m in zip(reversed(scale.shape), reversed(shape), strict=False)
+            ):
+                raise ValueError(
+                    f"scale: its shape {tuple(scale.shape)} does not fit the outputs of a datum, {tuple(shape)} (the "
+                    f"network's outputs have shape {tuple(outputs.shape)}); give one standard deviation, or one for "
+                    "each output."
+                )
+        return scale.expand_as(outputs).to(torch.promote_types(scale.dtype, outputs.dtype))
 
     def distribution(self, parameters: Mapping[str, Tensor]) -> dist.Normal:
         """Normal with ``loc`` and ``scale``."""
         return dist.Normal(parameters["loc"], parameters["scale"])
 
+    @torch.no_grad()
+    def fisher_information(self, outputs: Tensor) -> FisherInformation:
+        """``1 / σ²``."""
+        if type(self) is not Normal:  # a subclass may have another density
+            return super().fisher_information(outputs)
+        return FisherInformation.of_independent(self._scale_of(outputs).square().reciprocal())
+
     def closed_form(self, outputs: Tensor, covariance: Tensor, num_samples: int) -> Prediction | None:
         """Gaussian: the outputs' covariance and the noise add up."""
         if type(self) is not Normal:  # a subclass may have another density
             return None
-        aleatoric = self.noise_scale().square().expand_as(outputs)
+        aleatoric = self._scale_of(outputs).square()
         epistemic = covariance.diagonal(dim1=-2, dim2=-1).reshape(outputs.shape)
         return GaussianPrediction(
             mean=outputs,
@@ -77,7 +105,7 @@ class Normal(Likelihood):
             epistemic=epistemic,
             num_samples=num_samples,
             likelihood=self,
-            covariance=covariance + torch.diag_embed(aleatoric.flatten(1)),
+            covariance=covariance + torch.diag_embed(aleatoric.reshape(len(outputs), -1)),
         )
 
     def target_shape(self, outputs: Tensor) -> torch.Size:
@@ -85,16 +113,31 @@ class Normal(Likelihood):
         return outputs.shape
 
     def config(self) -> dict[str, Any]:
-        """Constructor arguments; a latent scale's prior is described by its module."""
-        return {"learn_scale": self.learn_scale, **super().config()}
+        """Constructor arguments, several scales among them; a latent scale's prior is described by its module."""
+        several = {} if self._latent or not self.noise_scale().dim() else {"scale": self.noise_scale().tolist()}
+        return {**several, "learn_scale": self.learn_scale, **super().config()}
+
+
+def _as_scale(scale: Any) -> Tensor:
+    if isinstance(scale, bool | str) or scale is None:
+        raise TypeError(f"scale: expected a standard deviation, a tensor of them, or a distribution, got {scale!r}.")
+    try:
+        found = torch.as_tensor(scale).detach().clone()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(
+            f"scale: expected a standard deviation, a tensor of them, or a distribution, got {scale!r}."
+        ) from error
+    if found.is_complex() or not bool(((found > 0) & found.isfinite()).all()) or not found.numel():
+        raise ValueError(f"scale: expected a positive standard deviation, got {scale}.")
+    return found if found.is_floating_point() else found.to(torch.get_default_dtype())
 
 
 class _NoiseScale(nn.Module):
-    """A positive number, fixed or trained in log space."""
+    """Positive numbers, fixed or trained in log space."""
 
-    def __init__(self, scale: float, learned: bool) -> None:
+    def __init__(self, scale: Tensor, learned: bool) -> None:
         super().__init__()
-        log_scale = torch.tensor(scale).log()
+        log_scale = scale.log()
         if learned:
             self.log_scale = nn.Parameter(log_scale)
         else:

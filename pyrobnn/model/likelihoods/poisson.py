@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pyrobnn.model.likelihoods.base import Likelihood
+from pyrobnn.model.likelihoods.information import FisherInformation
 
 __all__ = ["Poisson"]
 
@@ -27,6 +28,13 @@ class Poisson(Likelihood):
     def distribution(self, parameters: Mapping[str, Tensor]) -> dist.Poisson:
         """Poisson with this ``rate``."""
         return dist.Poisson(parameters["rate"])
+
+    @torch.no_grad()
+    def fisher_information(self, outputs: Tensor) -> FisherInformation:
+        """The rate."""
+        if type(self) is not Poisson:  # a subclass may have another density
+            return super().fisher_information(outputs)
+        return FisherInformation.of_independent(outputs.exp())
 
     def target_shape(self, outputs: Tensor) -> torch.Size:
         """That of the outputs."""

@@ -49,3 +49,28 @@ def test_means_and_scales_need_an_even_number_of_outputs(shape: tuple[int, ...])
         ValueError, match=r"net: HeteroscedasticNormal expects outputs \[B, 2 D\].*two outputs per target"
     ):
         HeteroscedasticNormal()(torch.zeros(shape))
+
+
+def test_images_have_means_and_scales_in_channels() -> None:
+    torch.manual_seed(0)
+    outputs, y = torch.randn(2, 6, 4, 5), torch.randn(2, 3, 4, 5)
+    scale = (1 + outputs[:, 3:].exp()).log() + 0.01
+    expected = torch.distributions.Normal(outputs[:, :3], scale).log_prob(y).sum((1, 2, 3))
+    for dim in (1, -3):
+        likelihood = HeteroscedasticNormal(0.01, dim=dim)
+        likelihood.check_targets(outputs, y)
+        torch.testing.assert_close(likelihood(outputs).log_prob(y), expected)
+        assert likelihood.config()["dim"] == dim
+
+
+def test_targets_that_fit_along_another_dimension_say_which() -> None:
+    with pytest.raises(ValueError, match=r"dim: y of shape \(2, 1, 4, 4\) fits .*pass HeteroscedasticNormal\(dim=1\)"):
+        HeteroscedasticNormal().check_targets(torch.zeros(2, 2, 4, 4), torch.zeros(2, 1, 4, 4))
+    with pytest.raises(ValueError, match=r"pass dim= .* \(1 for images"):
+        HeteroscedasticNormal().check_targets(torch.zeros(2, 3, 5, 5), torch.zeros(2, 1, 5, 5))
+
+
+@pytest.mark.parametrize("dim", [0, True, 1.0, None])
+def test_a_dimension_that_is_none_is_refused(dim: Any) -> None:
+    with pytest.raises(ValueError, match="dim: expected an int"):
+        HeteroscedasticNormal(dim=dim)

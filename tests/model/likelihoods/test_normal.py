@@ -35,6 +35,24 @@ class TestLearnedNormalConformance(TestNormalConformance):
         return Normal(0.7, learn_scale=True, **options)
 
 
+SCALES = [0.2, 0.7, 1.5, 3.0]
+
+
+class TestNormalPerOutputConformance(TestNormalConformance):
+    """One standard deviation for each output."""
+
+    def make(self, **options: Any) -> Likelihood:
+        return Normal(torch.tensor(SCALES), **options)
+
+    def log_density(self, outputs: Tensor, y: Tensor) -> Tensor:
+        return torch.as_tensor(stats.norm(outputs.numpy(), SCALES).logpdf(y.numpy())).sum(-1)
+
+
+class TestLearnedNormalPerOutputConformance(TestNormalPerOutputConformance):
+    def make(self, **options: Any) -> Likelihood:
+        return Normal(SCALES, learn_scale=True, **options)
+
+
 def gaussian(y: Tensor, mean: Tensor, scale: Tensor | float) -> Tensor:
     """Log density per datum, summed over the other dimensions."""
     scale = torch.as_tensor(scale)
@@ -88,13 +106,45 @@ def test_a_noise_prior_off_the_positive_reals_is_refused(prior: dist.Distributio
         Normal(prior)
 
 
-def test_a_noise_prior_of_several_numbers_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"'scale'.*shape \(4,\) does not broadcast"):
-        Normal(dist.LogNormal(torch.zeros(4), 1.0))
+def test_a_noise_prior_of_several_numbers_is_one_site_of_that_shape() -> None:
+    likelihood = Normal(dist.LogNormal(torch.zeros(4), 1.0))
+    scale = torch.tensor(SCALES)
+    with SubstituteMessenger({"scale": scale}) as run:
+        log_density = likelihood(OUTPUTS).log_prob(OUTPUTS + 1)
+    torch.testing.assert_close(log_density, gaussian(OUTPUTS + 1, OUTPUTS, scale))
+    prior = run.latent[0]["fn"]
+    torch.testing.assert_close(prior.log_prob(scale), dist.LogNormal(0.0, 1.0).log_prob(scale).sum())
 
 
-@pytest.mark.parametrize("scale", [0.0, -1.0, math.nan])
-def test_a_noise_that_is_not_positive_is_refused(scale: float) -> None:
+def test_a_noise_of_each_channel() -> None:
+    images, scale = torch.randn(2, 3, 4, 5), torch.tensor([0.1, 1.0, 4.0])
+    found = Normal(scale.reshape(3, 1, 1))(images).log_prob(images + 0.3)
+    torch.testing.assert_close(found, gaussian(images + 0.3, images, scale.reshape(3, 1, 1)))
+
+
+@pytest.mark.parametrize("shape", [(2,), (1, 2), (2, 2, 2)])
+def test_a_noise_that_would_broadcast_along_the_data_is_refused(shape: tuple[int, ...]) -> None:
+    """Two data of one output each: two scales are not one for each datum."""
+    with pytest.raises(ValueError, match=rf"scale: its shape \({shape[0]},.*does not fit the outputs of a datum, \(\)"):
+        Normal(torch.ones(shape))(torch.zeros(2))
+
+
+def test_noise_in_single_precision_beside_outputs_in_double() -> None:
+    parameters = Normal(0.5).parameters_of(OUTPUTS.double())
+    assert parameters["scale"].dtype == torch.float64
+    found = Normal(0.5).closed_form(OUTPUTS.double(), torch.eye(4).double().expand(3, 4, 4), 10)
+    assert found is not None
+    assert found.aleatoric.dtype == found.total.dtype == torch.float64
+
+
+@pytest.mark.parametrize("scale", [None, "1", True, [[1.0], [1.0, 2.0]], object()])
+def test_a_noise_that_is_no_number_is_refused(scale: Any) -> None:
+    with pytest.raises(TypeError, match="scale: expected a standard deviation, a tensor of them, or a distribution"):
+        Normal(scale)
+
+
+@pytest.mark.parametrize("scale", [0.0, -1.0, math.nan, math.inf, [0.5, 0.0], []])
+def test_a_noise_that_is_not_positive_is_refused(scale: Any) -> None:
     with pytest.raises(ValueError, match=r"scale: expected a positive standard deviation, got"):
         Normal(scale)
 
