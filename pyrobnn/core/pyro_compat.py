@@ -1,23 +1,30 @@
-"""All uses of names of Pyro that are not public; ``tests/test_pyro_internals.py`` checks them."""
+"""All uses of names of Pyro and torch that are not public; ``tests/core/test_pyro_compat.py`` checks them."""
 
 from __future__ import annotations
 
 import copy
+import functools
 import weakref
 from abc import ABCMeta
+from collections.abc import Callable
+from typing import Any
 
 import pyro.poutine.runtime as runtime
+import torch
+import torch.utils.checkpoint as checkpoint
 from pyro.distributions import constraints
 from pyro.nn import PyroModule
 from pyro.poutine.messenger import Messenger
-from torch import nn
+from torch import Tensor, nn
 from torch.distributions import Distribution
 
 __all__ = [
     "AbstractModuleMeta",
     "announce_parameter",
     "full_name",
+    "intercept_checkpoints",
     "is_handler_active",
+    "is_in_transform",
     "sole_handler",
     "unvalidated",
 ]
@@ -75,3 +82,35 @@ def unvalidated(distribution: Distribution) -> Distribution:
             setattr(bare, name, unvalidated(part))
     bare._validate_args = False  # last, as Pyro's Independent passes it on to its base
     return bare
+
+
+def intercept_checkpoints(again: Callable[[Callable[..., Any]], Callable[..., Any] | None]) -> None:
+    """Lets ``torch.utils.checkpoint`` call another function in the backward pass than in the forward pass.
+
+    Args:
+        again: From the function that is checkpointed to the one that is called in the backward pass: the same one
+            where checkpoints are none of our concern, or None to run without a checkpoint. A reentrant checkpoint whose
+            function is changed becomes a non-reentrant one.
+    """
+    inner = "_checkpoint_without_reentrant_generator"
+    inner = f"{inner}_impl" if hasattr(checkpoint, f"{inner}_impl") else inner
+    generator, reentrant = getattr(checkpoint, inner), checkpoint.CheckpointFunction.apply
+
+    @functools.wraps(generator)
+    def checkpointed(function: Any, *args: Any, **kwargs: Any) -> Any:
+        changed = again(function)
+        return iter((None,)) if changed is None else generator(changed, *args, **kwargs)
+
+    @functools.wraps(reentrant)
+    def apply(function: Any, preserve: Any, *args: Any) -> Any:
+        if again(function) is function:
+            return reentrant(function, preserve, *args)
+        return checkpoint.checkpoint(function, *args, use_reentrant=False, preserve_rng_state=preserve)
+
+    setattr(checkpoint, inner, checkpointed)
+    checkpoint.CheckpointFunction.apply = apply
+
+
+def is_in_transform(tensor: Tensor) -> bool:
+    """Whether the tensor belongs to a function transform (``vmap``, ``grad`` …) that is under way."""
+    return bool(torch._C._functorch.is_functorch_wrapped_tensor(tensor))

@@ -19,6 +19,7 @@ from torch.func import functional_call
 
 from pyrobnn.core.pyro_compat import full_name
 from pyrobnn.model.priors import Prior, PriorSpec, assign
+from pyrobnn.model.recomputation import Substitution
 from pyrobnn.model.stochastic import StochasticModule
 from pyrobnn.model.substitution import direct_handler
 
@@ -89,7 +90,8 @@ class BayesianModule(StochasticModule):
         """Draws the weights (once per outermost call) and runs the network with them."""
         weights = self.sample_weights()
         self.announce_parameters()
-        return functional_call(self.network, weights, args, kwargs, tie_weights=False)
+        with Substitution(self.network, weights):
+            return functional_call(self.network, weights, args, kwargs, tie_weights=False)
 
     @pyro_method
     def sample_weights(self) -> dict[str, Tensor]:

@@ -11,6 +11,7 @@ import pyro.distributions as dist
 from torch import Tensor, nn
 
 from pyrobnn.model.bayesianize import buffers, exchanged_buffers
+from pyrobnn.model.recomputation import keeping_activations
 from pyrobnn.model.substitution import SubstituteMessenger
 
 __all__ = ["Draws", "RunContext", "installed_buffers"]
@@ -106,6 +107,8 @@ class Draws(dict[str, Tensor]):
     def _in_contexts(self, model: nn.Module, run: SubstituteMessenger, update: bool) -> Iterator[SubstituteMessenger]:
         with contextlib.ExitStack() as stack:
             stack.enter_context(self.installed(model, update=update))
+            if self.contexts:  # hooks, say, which are gone when the backward pass would repeat a part of the run
+                stack.enter_context(keeping_activations())
             for context in self.contexts:
                 stack.enter_context(context(model))
             yield stack.enter_context(run)

@@ -12,12 +12,21 @@ import pyro.poutine as poutine
 import pyro.poutine.runtime as runtime
 import pytest
 import torch
+import torch.utils.checkpoint as checkpoint
 from pyro.infer import SVI, Trace_ELBO
 from pyro.nn import PyroModule
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
-from pyrobnn.core.pyro_compat import announce_parameter, full_name, is_handler_active, sole_handler, unvalidated
+from pyrobnn.core.pyro_compat import (
+    announce_parameter,
+    full_name,
+    intercept_checkpoints,
+    is_handler_active,
+    is_in_transform,
+    sole_handler,
+    unvalidated,
+)
 
 
 class Recorder(Messenger):
@@ -180,3 +189,34 @@ def test_a_distribution_can_be_freed_of_the_validation_it_was_built_with(make: A
         assert unvalidated(distribution).log_prob(value).isnan().all()
         with pytest.raises(ValueError, match="support"):
             distribution.log_prob(value)
+
+
+def test_checkpoints_ask_what_to_call_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [name for name in vars(checkpoint) if name.startswith("_checkpoint_without_reentrant_generator")]
+    for name in names:
+        monkeypatch.setattr(checkpoint, name, getattr(checkpoint, name))
+    monkeypatch.setattr(checkpoint.CheckpointFunction, "apply", checkpoint.CheckpointFunction.apply)
+    calls: list[str] = []
+
+    def recorded(name: str) -> Any:
+        return lambda x: calls.append(name) or x.exp().exp()
+
+    first, again = recorded("first"), recorded("again")
+    answers: dict[Any, Any] = {first: again}
+    intercept_checkpoints(lambda function: answers.get(function, function))
+    for reentrant in (True, False):
+        calls.clear()
+        checkpoint.checkpoint(first, torch.ones(2, requires_grad=True), use_reentrant=reentrant).sum().backward()
+        assert calls == ["first", "again"]
+    answers[first] = None
+    calls.clear()
+    checkpoint.checkpoint(first, torch.ones(2, requires_grad=True), use_reentrant=False).sum().backward()
+    assert calls == ["first"]
+
+
+def test_tensors_of_a_transform_are_known() -> None:
+    seen = []
+    torch.func.vmap(lambda x: seen.append(is_in_transform(x)) or x)(torch.ones(2))
+    torch.func.grad(lambda x: seen.append(is_in_transform(x)) or x.sum())(torch.ones(2))
+    assert seen == [True, True]
+    assert not is_in_transform(torch.ones(2))
