@@ -54,8 +54,17 @@ def drawn_outputs(layer: Layer, x: Tensor, weight: GaussianWeight, bias: Tensor 
     if not layer.spatial and x.dim() == 2 and _is_uncast(x, weight.loc) and (slots := weight.take_slots()) is not None:
         slots_of_bias = (bias.take_slots() if isinstance(bias, GaussianWeight) else None) or (None, None)
         return _DrawnLinear.apply(x, weight.loc, weight.variance, of_mean, of_variance, slots + slots_of_bias)
-    mean, variance = layer(x, weight.loc, of_mean), layer(x.square(), weight.variance, of_variance)
+    mean, variance = layer(x, weight.loc, of_mean), _variances(layer, x, weight.variance, of_variance)
     return _Drawn.apply(mean, variance, 1 if layer.spatial else -1)[0]
+
+
+def _variances(layer: Layer, x: Tensor, of_weight: Tensor, of_bias: Tensor | None) -> Tensor:
+    """The outputs' variances; in float32 where the layer computes in float16, which rounds squares below 6e-8 to 0."""
+    device = x.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+    if dtype != torch.float16:
+        return layer(x.square(), of_weight, of_bias)
+    return _InFloat32.apply(layer, x, of_weight, of_bias)
 
 
 def _is_uncast(x: Tensor, weight: Tensor) -> bool:
@@ -63,12 +72,39 @@ def _is_uncast(x: Tensor, weight: Tensor) -> bool:
     return x.dtype == weight.dtype and not torch.is_autocast_enabled(x.device.type)
 
 
+class _InFloat32(torch.autograd.Function):
+    """Variances in float32, backward, too: autocasting would cast gradients, which are large where variances are small.
+
+    The layer's own graph is made in ``forward`` and differentiated in ``backward``.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, layer: Layer, x: Tensor, of_weight: Tensor, of_bias: Tensor | None) -> Tensor:
+        inputs = [None if t is None else t.detach().requires_grad_(t.requires_grad) for t in (x, of_weight, of_bias)]
+        with torch.enable_grad(), torch.autocast(x.device.type, enabled=False):
+            wide: list[Any] = [None if t is None else t.float() for t in inputs]
+            variances = layer(wide[0].square(), *wide[1:])
+        ctx.graph = inputs, variances
+        return variances.detach()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        inputs, variances = ctx.graph
+        needed = [t for t in inputs if t is not None and t.requires_grad]
+        with torch.autocast(gradient.device.type, enabled=False):
+            found = iter(torch.autograd.grad(variances, needed, gradient))
+        return None, *(next(found) if t is not None and t.requires_grad else None for t in inputs)
+
+
 class _Drawn(torch.autograd.Function):
     r"""``m + sqrt(v) ε`` with gradients ``g`` and ``g ε / (2 sqrt(v))``, in as few passes over memory as can be."""
 
     @staticmethod
     def forward(ctx: Any, mean: Tensor, variance: Tensor, channel: int) -> tuple[Tensor, Tensor]:
-        scale, noise = variance.add_(_SMALLEST_VARIANCE).sqrt_(), balanced_noise(mean, channel)
+        # Noise has the dtype of the variances, which is wider than the means' under autocasting to float16.
+        scale = variance.add_(_SMALLEST_VARIANCE).sqrt_()
+        noise = balanced_noise(scale, channel)
         mean.addcmul_(scale, noise)
         ctx.mark_dirty(mean, variance)  # their memory is reused
         ctx.set_materialize_grads(False)  # the second output is not returned to users
