@@ -24,6 +24,7 @@ from tqdm.auto import tqdm
 
 from pyrobnn.core import random_state
 from pyrobnn.core.arguments import check_positive_int
+from pyrobnn.core.gradient_modes import gradients_enabled
 from pyrobnn.distillation.flat_draws import FlatDraws, random_rows
 from pyrobnn.distillation.standardization import Standards, principal_axes
 from pyrobnn.distillation.wgan import WGAN, WGANSettings
@@ -108,7 +109,7 @@ def distill(
         steps, batch_size, critic_steps, critic_hidden, penalty, rate, betas, averaging, match_moments
     )
     check_positive_int("max_bytes", max_bytes)
-    with random_state.local(seed):
+    with gradients_enabled(), random_state.local(seed):
         draws = FlatDraws(guide)
         if draws.count is not None and draws.count < batch_size:
             raise ValueError(

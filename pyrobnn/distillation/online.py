@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from pyrobnn.core.arguments import check_positive_int
+from pyrobnn.core.gradient_modes import gradients_enabled, refuse_inference_tensors
 from pyrobnn.distillation.flat_draws import random_rows
 from pyrobnn.distillation.standardization import Standards
 from pyrobnn.distillation.wgan import WGAN, WGANSettings
@@ -109,7 +110,8 @@ def online_distill(
         )
     if device is not None and isinstance(model, nn.Module):
         model.to(device)
-    with chain_seed(seed), sampled(model, batch_norm):
+    refuse_inference_tensors(model=model)
+    with gradients_enabled(), chain_seed(seed), sampled(model, batch_norm):
         run = start_run(
             model,
             data,

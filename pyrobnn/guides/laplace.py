@@ -25,6 +25,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
+from pyrobnn.core.gradient_modes import gradients_enabled, refuse_inference_tensors
 from pyrobnn.curvature import Block, BlockGaussian, Group, Structure, fill, lay_out, tune_multipliers
 from pyrobnn.guides.base import check_guide, sample_site
 from pyrobnn.guides.components.low_rank import joint_divergence
@@ -145,7 +146,8 @@ class Laplace(TrainedAsPoint):
             raise TypeError(f"model: curvature needs a SupervisedModel, got {type(model).__name__}.")
         check_guide(model, self, argument="model", partial=True)
         check_given(model, given or {})
-        with torch.no_grad():
+        refuse_inference_tensors(model=model, guide=self)
+        with gradients_enabled(), torch.no_grad():  # ordinary tensors; gradients where they are needed
             self.fitted.fill_(False)  # until all blocks are filled
             values = self.layout.constrain(self.layout.split(self.flat_loc.detach().clone())) | dict(given or {})
             with evaluating(model), frozen_buffers(model):

@@ -11,6 +11,7 @@ from pyro.infer import TraceMeanField_ELBO
 from torch import Tensor, nn
 
 from pyrobnn.core.arguments import check_positive_int
+from pyrobnn.core.gradient_modes import gradients_are_off, gradients_enabled
 from pyrobnn.estimators import EstimatorSpec, active_estimators, resolve
 from pyrobnn.estimators.per_group import split_batch
 from pyrobnn.guides.base import Guide
@@ -116,7 +117,7 @@ class Objective(TraceMeanField_ELBO):
         kwargs: Mapping[str, Any] | None = None,
         scale: float | None = 1.0,
     ) -> Parts:
-        """Adds the gradients of ``scale`` times the objective to the parameters.
+        """Adds the gradients of ``scale`` times the objective to the parameters, also under ``torch.no_grad()``.
 
         Args:
             model: The Pyro model.
@@ -131,6 +132,9 @@ class Objective(TraceMeanField_ELBO):
         Raises:
             NonFiniteLossError: If the objective is NaN or infinite; no gradient has been added then.
         """
+        if gradients_are_off():
+            with gradients_enabled():
+                return self.backward(model, guide, args, kwargs, scale)
         step, groups = (guide, 1) if isinstance(guide, Step) else self.step(model, guide)
         losses = self.losses(model, step, args, kwargs or {}, groups=groups, guide=guide)
         several = bool(self._after_terms) or groups > 1 or step.num_samples(self.num_particles) > 1

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from pyrobnn.core import random_state
 from pyrobnn.core.arguments import check_positive_int
+from pyrobnn.core.gradient_modes import gradients_enabled, ordinary, refuse_inference_tensors
 from pyrobnn.model.draws import Draws, installed_buffers
 from pyrobnn.model.likelihoods import Likelihood
 from pyrobnn.model.substitution import SubstituteMessenger
@@ -75,8 +76,10 @@ def fgsm(
         TypeError: If the inputs or the posterior are of the wrong kind.
         ValueError: If an argument is out of its range, an input is, or a gradient is not finite.
     """
-    attack = _Attack(model, posterior, epsilon, num_samples, clip, targeted, likelihood, batch_size, max_bytes, seed)
-    return attack.run(x, y, steps=1, step_size=epsilon, random_start=False)
+    options = (epsilon, num_samples, clip, targeted, likelihood, batch_size, max_bytes, seed)
+    with gradients_enabled():
+        attack = _Attack(model, posterior, *options)
+        return attack.run(x, y, steps=1, step_size=epsilon, random_start=False)
 
 
 def pgd(
@@ -126,9 +129,11 @@ def pgd(
     check_positive_int("steps", steps)
     if step_size is not None and not 0 < step_size < math.inf:
         raise ValueError(f"step_size: expected a positive number, got {step_size!r}.")
-    attack = _Attack(model, posterior, epsilon, num_samples, clip, targeted, likelihood, batch_size, max_bytes, seed)
+    options = (epsilon, num_samples, clip, targeted, likelihood, batch_size, max_bytes, seed)
     length = 2.5 * epsilon / steps if step_size is None else step_size
-    return attack.run(x, y, steps=steps, step_size=length, random_start=random_start)
+    with gradients_enabled():
+        attack = _Attack(model, posterior, *options)
+        return attack.run(x, y, steps=steps, step_size=length, random_start=random_start)
 
 
 class _Attack:
@@ -152,6 +157,7 @@ class _Attack:
         if clip is not None and not (len(clip) == 2 and clip[0] < clip[1]):
             raise ValueError(f"clip: expected (smallest, largest), got {clip!r}.")
         check_positive_int("batch_size", batch_size)
+        refuse_inference_tensors(model=model)
         check_posterior(model, posterior, "posterior")
         self.runner = Runner(model, likelihood, "loop", max_bytes)  # knows the likelihood
         self.model, self.epsilon, self.clip, self.targeted = model, epsilon, clip, targeted
@@ -166,7 +172,7 @@ class _Attack:
             raise TypeError(f"x: expected a tensor of floating-point inputs, got {kind}.")
         if len(x) == 0 or len(x) != len(y):
             raise ValueError(f"x, y: expected as many targets as inputs, at least one, got {len(y)} and {len(x)}.")
-        x = x.detach()
+        x, y = ordinary(x.detach()), ordinary(y)
         if not bool(x.isfinite().all()):
             raise ValueError("x: it holds NaN or infinite inputs; clean the data.")
         if self.clip is not None and not bool(((x >= self.clip[0]) & (x <= self.clip[1])).all()):

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from pyrobnn.core.arguments import check_int, check_positive_int
 from pyrobnn.core.batches import Reader
+from pyrobnn.core.gradient_modes import gradients_enabled, refuse_inference_tensors
 from pyrobnn.guides.chains import Chains
 from pyrobnn.model.declarations import example_if_needed
 from pyrobnn.model.layout import Layout
@@ -98,7 +99,8 @@ def sample(
     _check(kernel, num_samples, warmup_steps, thinning, num_chains, vmap, max_bytes, directory, resume)
     if device is not None and isinstance(model, nn.Module):
         model.to(device)
-    with chain_seed(seed), sampled(model, batch_norm):
+    refuse_inference_tensors(model=model)
+    with gradients_enabled(), chain_seed(seed), sampled(model, batch_norm):
         if isinstance(kernel, FullBatchKernel):
             args = all_data(model, data, device, batch)
             example = example_if_needed(model, args)

@@ -7,10 +7,13 @@ from typing import Any
 
 import torch
 from pyro.optim import PyroOptim
+from torch import Tensor
 from torch.utils.data import DistributedSampler, RandomSampler, WeightedRandomSampler
 
 from pyrobnn.core import random_state
 from pyrobnn.core.batches import Batch, Reader
+from pyrobnn.core.gradient_modes import refuse_inference_tensors
+from pyrobnn.core.trees import leaves
 from pyrobnn.guides.base import check_guide
 from pyrobnn.model.bayesianize import evaluating, frozen_buffers
 from pyrobnn.model.declarations import declared_num_data
@@ -33,6 +36,7 @@ def check_arguments(
     """Checks that need no batch."""
     advice = "; fit any other guide with pyro.infer.SVI(model, guide, optimizer, pyrobnn.objectives.ELBO())"
     check_guide(model, guide, advice=advice)
+    refuse_inference_tensors(model=model, guide=guide)
     for name, count in (("epochs", epochs), ("patience", patience)):
         if isinstance(count, bool) or not (
             (isinstance(count, int) and count > 0) or (count is None and name == "patience")
@@ -129,7 +133,17 @@ def stated_rows(loader: Any) -> tuple[int, ...]:
 
 
 def check_targets(model: Any, batch: Batch) -> None:
-    """Shape, dtype and range of the targets, for a model that has a likelihood of this library."""
+    """Shape, dtype and range of the targets, for a model that has a likelihood of this library.
+
+    Raises:
+        TypeError: If the dtype of the targets is wrong.
+        ValueError: If their shape or a value is, or a tensor of the batch was made under ``inference_mode``.
+    """
+    if any(isinstance(leaf, Tensor) and leaf.is_inference() for leaf in leaves((batch.args, batch.kwargs))):
+        raise ValueError(
+            "batch: it holds a tensor made under torch.inference_mode(), which no gradient can be computed with; make "
+            "it under torch.no_grad(), or pass its clone()."
+        )
     likelihood = getattr(model, "likelihood", None)
     if likelihood is None or not hasattr(model, "predictive"):
         return

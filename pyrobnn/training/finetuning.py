@@ -22,6 +22,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from pyrobnn.core import random_state
+from pyrobnn.core.gradient_modes import gradients_enabled, refuse_inference_tensors
 from pyrobnn.estimators import EstimatorSpec, PerGroup
 from pyrobnn.guides import DeltaMixture, Guide, LowRankEnsemble, MeanField
 from pyrobnn.model.likelihoods import Categorical, Likelihood
@@ -131,7 +132,8 @@ def finetune(
     """
     if batch_norm not in ("freeze", "train"):
         raise ValueError(f"batch_norm: expected 'freeze' or 'train', got {batch_norm!r}.")
-    with random_state.local(seed):
+    refuse_inference_tensors(net=net)
+    with gradients_enabled(), random_state.local(seed):
         count = _num_data(loader) if num_data is None else num_data
         rule = dist.Normal(0.0, (2e-4 * count) ** -0.5) if prior is None else prior
         if posterior == "last_layer":

@@ -22,6 +22,7 @@ from tqdm.auto import tqdm
 from pyrobnn.core import random_state
 from pyrobnn.core.batches import Reader
 from pyrobnn.core.denormals import denormals_as_zero
+from pyrobnn.core.gradient_modes import gradients_enabled
 from pyrobnn.core.storage import load_state, save_state
 from pyrobnn.guides.base import Guide
 from pyrobnn.objectives import ELBO, Objective
@@ -92,6 +93,8 @@ def fit(
         checkpoint: A directory to which the whole training state is saved after each epoch.
         resume: Continue from ``checkpoint`` if it is there, bit for bit as if training had never stopped.
 
+    Gradients are enabled for the call, whatever the mode around it.
+
     Returns:
         The history. Ctrl-C ends the training early and returns what was learned.
 
@@ -106,7 +109,7 @@ def fit(
     """
     check_arguments(model, guide, loader, epochs, patience, clip_norm, validation, checkpoint, resume, batch)
     check_optimizer(optimizer, scheduler, checkpoint)
-    with random_state.local(seed):
+    with gradients_enabled(), random_state.local(seed):
         if device is not None:
             model.to(device)
             guide.to(device)
