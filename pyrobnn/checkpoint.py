@@ -3,48 +3,49 @@
 A checkpoint is a directory with two files.
 
 * ``spec.json``: versions, the network's fingerprint (parameters, buffers, module classes; loading refuses any
-  other network), the prior of each parameter, the likelihood, the guide and its sites.
+  other network), the prior of each parameter, the likelihood, the guide and its sites
+  (:mod:`pyrobnn.reporting.specification`); a digest of each entry, and of the other file.
 * ``tensors-<token>.safetensors``: parameters and persistent buffers of the model (``model.<name>``) and the
   guide (``guide.<name>``). Weights that are random are left out: their values are the guide's draws.
 
-Both are written and read by :mod:`pyrobnn.core.storage`: atomically, without pickle. A save that fails or is cut
-short leaves the earlier checkpoint as it was.
+Both are written and read by :mod:`pyrobnn.core.documents`: atomically, without pickle. A save that fails or is cut
+short leaves the earlier checkpoint as it was. The tensor file before the present one is kept until the next save, for
+readers that have just begun.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
-import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
 from pyrobnn import guides
-from pyrobnn.core.storage import Document, load_state, read, save_state, write
+from pyrobnn.core.documents import Document, read, write
+from pyrobnn.core.files import CheckpointError, check_directory
+from pyrobnn.core.locks import DirectoryInUseError, locked
+from pyrobnn.core.module_state import fill
+from pyrobnn.core.storage import load_state, save_state
 from pyrobnn.guides import Guide
-from pyrobnn.model import likelihoods, priors
-from pyrobnn.model.bayesianize import BayesianModule, bayesianize
-from pyrobnn.model.declarations import declared_num_data, latent_sampler
+from pyrobnn.model.declarations import declared_num_data
 from pyrobnn.model.layout import Layout
 from pyrobnn.model.supervised import SupervisedModel
 from pyrobnn.reporting.fingerprint import (
-    as_table,
     differences,
-    fingerprint,
-    freeze,
-    frozen_parameters,
     refuse_differences,
     saved_state,
     shape_and_dtype,
     site_table,
 )
+from pyrobnn.reporting.rebuilding import rebuild_guide, rebuild_model, under
+from pyrobnn.reporting.specification import GUIDE, check_model, class_name, guide_spec, model_spec, output_spec
 
-__all__ = ["load", "load_state", "save", "save_state"]
+__all__ = ["CheckpointError", "DirectoryInUseError", "load", "load_state", "save", "save_state"]
 
-_CHECKPOINT = Document("pyrobnn checkpoint", "spec.json", "tensors")
+_CHECKPOINT = Document("pyrobnn checkpoint", "spec.json", "tensors", {"model": check_model, "guide": GUIDE})
+_PATIENCE = 60.0  # seconds for another save to end
 _Path = str | os.PathLike[str]
 
 
@@ -59,9 +60,10 @@ def save(path: _Path, model: nn.Module, guide: Guide) -> None:
 
     Raises:
         TypeError: If an argument is of the wrong kind, or a tensor of a kind that cannot be saved.
-        ValueError: If the guide is another model's.
+        ValueError: If the guide is another model's, or the path is empty.
         OSError: If writing fails (a full disk); what was there before is untouched.
     """
+    directory = check_directory("path", path)
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected a PyroModule, whose parameters are its own, got {type(model).__name__}.")
     if not isinstance(guide, Guide):
@@ -69,18 +71,11 @@ def save(path: _Path, model: nn.Module, guide: Guide) -> None:
     if type(model) is SupervisedModel:
         found = differences("site", site_table(Layout.of(model)), site_table(guide.layout))
         refuse_differences("guide", "it is not this model's", found, "Save a model with the guide built from it.")
-    content = {
-        "model": _model_spec(model),
-        "guide": {
-            "class": _class_name(guide, guides),
-            "config": guide.config(),
-            "frozen": frozen_parameters(guide),
-            "sites": site_table(guide.layout),
-        },
-    }
+    content = {"model": model_spec(model), "guide": guide_spec(guide)}
     tensors = {f"model.{name}": tensor for name, tensor in saved_state(model).items()}
     tensors |= {f"guide.{name}": tensor for name, tensor in saved_state(guide).items()}
-    write(Path(path), _CHECKPOINT, content, tensors)
+    with locked(directory, _CHECKPOINT.document, "save", wait=_PATIENCE):
+        write(directory, _CHECKPOINT, content, tensors)
 
 
 def load(
@@ -109,176 +104,41 @@ def load(
     Raises:
         TypeError: If not exactly one of ``net`` and ``model`` is given, or an argument is of the wrong kind.
         FileNotFoundError: If ``path`` is no checkpoint.
-        ValueError: If the checkpoint is damaged or of a newer format, or what is given is not what was saved.
+        CheckpointError: If the checkpoint is damaged or of another format; a ValueError.
+        ValueError: If what is given is not what was saved.
     """
     if (net is None) == (model is None):
         raise TypeError("net: pass either the plain network as net= or, for a model of your own, the model as model=.")
     for name, given, kind in (("net", net, nn.Module), ("model", model, nn.Module), ("guide", guide, Guide)):
         if given is not None and not isinstance(given, kind):
             raise TypeError(f"{name}: expected a {kind.__name__}, got {type(given).__name__}.")
-    spec, tensors = read(Path(path), _CHECKPOINT)
-    try:
-        if net is not None:
-            model = _rebuild_model(spec["model"], net, tensors)
-        assert model is not None
-        _check_num_data(spec["model"], model)
-        _check_output(spec["model"], model)
-        _fill("model", model, tensors)
-        model.to(device)
-        if guide is None:
-            guide = _rebuild_guide(spec["guide"], model, tensors)
-        _check_guide(spec["guide"], guide)
-        _fill("guide", guide, tensors)
-    except KeyError as error:
-        raise ValueError(f"path: {_CHECKPOINT.document} in {path} is damaged: it lacks {error}.") from error
+    directory = check_directory("path", path)
+    spec, tensors = read(directory, _CHECKPOINT)
+    source = f"{_CHECKPOINT.document} in {directory}"
+    if net is not None:
+        model = rebuild_model(source, spec["model"], net, tensors)
+    assert model is not None
+    _check_num_data(spec["model"], model)
+    _check_output(spec["model"], model)
+    _check_model(spec["model"], model)
+    _fill("model", model, tensors)
+    model.to(device)
+    if guide is None:
+        guide = rebuild_guide(source, spec["guide"], model, tensors)
+    _check_guide(spec["guide"], guide)
+    _fill("guide", guide, tensors)
     return model, guide.to(device)
-
-
-# ------------------------------------------------------------------------------------------ the specification
-
-
-def _model_spec(model: nn.Module) -> dict[str, Any]:
-    spec: dict[str, Any] = {"class": _class_name(model), "frozen": frozen_parameters(model)}
-    if isinstance(model, SupervisedModel):
-        spec["num_data"] = model.num_data
-    if type(model) is SupervisedModel:
-        likelihood = model.likelihood
-        spec["class"] = "SupervisedModel"
-        spec["output"] = _output_spec(model)
-        spec["network"] = fingerprint(model.net.network)
-        spec["priors"] = {name: _prior_spec(prior) for name, prior in model.net.site_priors.items()}
-        spec["likelihood"] = {
-            "class": _class_name(likelihood, likelihoods),
-            "config": likelihood.config(),
-            "sites": {name: _prior_spec(prior) for name, prior in likelihood.site_priors.items()},
-        }
-    return spec
-
-
-def _output_spec(model: SupervisedModel) -> Any:
-    """A key, name or index as it is; of a function only that there is one, since it cannot be saved."""
-    return {"function": True} if callable(model.output) else model.output
-
-
-def _prior_spec(prior: priors.Prior) -> dict[str, Any]:
-    return {"summary": prior.extra_repr()} | prior.spec()  # the summary is for readers of the file, and not used
-
-
-def _class_name(instance: object, namespace: Any = None) -> str:
-    """The bare name of a class of ``namespace``, the full name of any other."""
-    kind = type(instance)
-    is_known = getattr(namespace, kind.__name__, None) is kind
-    return kind.__name__ if is_known else f"{kind.__module__}.{kind.__qualname__}"
-
-
-# ------------------------------------------------------------------------------------------------- rebuilding
-
-
-def _rebuild_model(spec: dict[str, Any], net: nn.Module, tensors: Mapping[str, Tensor]) -> SupervisedModel:
-    if spec["class"] != "SupervisedModel":
-        raise TypeError(
-            f"net: the checkpoint holds a {spec['class']}; build one and pass it as model= instead of net=."
-        )
-    if isinstance(spec.get("output"), dict):
-        raise TypeError(
-            "net: the model was saved with a function as output=, which no file holds; build the model with that "
-            "function and pass it as model= instead of net=."
-        )
-    if isinstance(net, BayesianModule):
-        raise TypeError("net: it already is a Bayesian network; pass the plain torch network.")
-    saved, given = spec["network"], fingerprint(net)
-    found = [
-        *differences("parameter", saved["parameters"], given["parameters"]),
-        *differences("buffer", saved["buffers"], given["buffers"]),
-        *differences("module", as_table(saved["modules"]), as_table(given["modules"])),
-    ]
-    refuse_differences("net", "it is not the network that was saved", found, "Build it as it was built then.")
-    rebuilt = {name: _rebuild_prior(name, prior) for name, prior in spec["priors"].items()}
-    network = bayesianize(net, [(nn.Module, lambda name, parameter, module: rebuilt.get(name))])
-    likelihood = _rebuild_likelihood(spec["likelihood"], tensors).to(next(net.parameters()).device)
-    model = SupervisedModel(network, likelihood, num_data=spec["num_data"], output=spec.get("output"))
-    freeze(model, spec["frozen"])
-    return model
-
-
-def _rebuild_likelihood(spec: dict[str, Any], tensors: Mapping[str, Tensor]) -> likelihoods.Likelihood:
-    kind = _known_class(spec["class"], likelihoods, likelihoods.Likelihood)
-    if kind is None:
-        raise ValueError(
-            f"likelihood: {spec['class']!r} is not one of pyrobnn's; build the model and pass it as model=."
-        )
-    arguments = dict(spec["config"])
-    for name, prior_spec in spec["sites"].items():
-        # A likelihood's latent site bears the name of the constructor argument that took its prior.
-        prior = _rebuild_prior(name, prior_spec)
-        prior.load_state_dict(_under(f"model.likelihood.prior:{name}.", tensors))
-        arguments[name] = prior.conditional()
-    return _adopt_dtype(kind(**arguments), _under("model.likelihood.", tensors))
-
-
-def _rebuild_prior(name: str, spec: dict[str, Any]) -> priors.Prior:
-    for unknown in (f for f in _families(spec) if _known_class(f, dist, dist.Distribution) is None):
-        raise ValueError(f"prior of {name!r}: this Pyro has no distribution {unknown!r}.")
-    try:
-        return priors.from_spec(spec)
-    except ValueError as error:
-        raise ValueError(f"prior of {name!r}: {error}") from error
-
-
-def _families(spec: Mapping[str, Any]) -> Iterator[str]:
-    """The families of all distributions that a prior's spec names."""
-    for key, value in spec.items():
-        if isinstance(value, dict):
-            yield from _families(value)
-        elif key == "family" and value != "MixtureSameFamily":
-            yield value
-
-
-def _known_class(name: str, namespace: Any, base: type) -> Any:
-    """The subclass of ``base`` with the name in ``namespace``, else None: names from files are not trusted."""
-    kind = getattr(namespace, name, None)
-    return kind if isinstance(kind, type) and issubclass(kind, base) and kind is not base else None
-
-
-def _rebuild_guide(spec: dict[str, Any], model: nn.Module, tensors: Mapping[str, Tensor]) -> Guide:
-    build = _family(spec)
-    if latent_sampler(model) is None:
-        raise TypeError(
-            f"guide: the latent sites of {type(model).__name__} are not known without data; build the guide "
-            "as it was before saving (with example=) and pass it as guide=."
-        )
-    guide = _adopt_dtype(build(model), _under("guide.", tensors))
-    freeze(guide, spec["frozen"])
-    return guide
-
-
-def _family(spec: dict[str, Any]) -> Callable[..., Guide]:
-    """The class of a saved guide with its options; a composite's rules hold those of its parts."""
-    kind = _known_class(spec["class"], guides, Guide)
-    if kind is None:
-        raise ValueError(f"guide: {spec['class']!r} is not one of pyrobnn.guides; build it and pass it as guide=.")
-    return kind.family(spec["config"], _family)
-
-
-def _adopt_dtype(module: Any, tensors: Mapping[str, Tensor]) -> Any:
-    dtypes = {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()}
-    return module.to(dtypes.pop()) if len(dtypes) == 1 else module
-
-
-def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 # --------------------------------------------------------------------------------------- filling and refusing
 
 
 def _fill(argument: str, module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    saved = _under(f"{argument}.", tensors)
+    saved = under(f"{argument}.", tensors)
     tables = ({n: shape_and_dtype(t) for n, t in state.items()} for state in (saved, saved_state(module)))
     verdict = "its state is not the one that was saved"
     refuse_differences(argument, verdict, differences("tensor", *tables), "Build it as it was built then.")
-    # Not strict: tied names and placeholders were left out on purpose, and all else has just been checked.
-    module.load_state_dict(saved, strict=False)
+    fill(module, saved)  # but for tied names and placeholders, which were left out
 
 
 def _check_num_data(spec: dict[str, Any], model: nn.Module) -> None:
@@ -288,12 +148,32 @@ def _check_num_data(spec: dict[str, Any], model: nn.Module) -> None:
 
 
 def _check_output(spec: dict[str, Any], model: nn.Module) -> None:
-    if type(model) is SupervisedModel and "output" in spec and _output_spec(model) != spec["output"]:
+    if type(model) is SupervisedModel and "output" in spec and output_spec(model) != spec["output"]:
         raise ValueError(f"model: it has output={model.output!r}, but was saved with output={spec['output']!r}.")
 
 
+def _check_model(spec: dict[str, Any], model: nn.Module) -> None:
+    """Priors and likelihood have settings that are no tensors."""
+    if type(model) is not SupervisedModel or spec["class"] != "SupervisedModel":
+        return
+    saved, given = spec, model_spec(model)
+    tables = [{name: _without_summary(prior) for name, prior in each["priors"].items()} for each in (saved, given)]
+    found = differences("prior of", *tables)
+    parts = [{"likelihood": _settings(each["likelihood"])} for each in (saved, given)]
+    found += differences("entry", *parts)
+    refuse_differences("model", "it is not the one that was saved", found, "Build it as it was built then.")
+
+
+def _without_summary(prior: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in prior.items() if name != "summary"}
+
+
+def _settings(likelihood: Mapping[str, Any]) -> dict[str, Any]:
+    return {"class": likelihood["class"].rpartition(".")[2], **likelihood["config"]}
+
+
 def _check_guide(spec: dict[str, Any], guide: Guide) -> None:
-    if (given := _class_name(guide, guides)) != spec["class"]:
+    if (given := class_name(guide, guides)) != spec["class"]:
         raise ValueError(f"guide: it is a {given}, but the checkpoint holds a {spec['class']}.")
     found = differences("site", spec["sites"], site_table(guide.layout))
     refuse_differences("guide", "its sites are not those saved", found, "Build the model as it was built then.")

@@ -27,7 +27,8 @@ from torch import Tensor, nn
 
 import pyrobnn.checkpoint as checkpoint
 from pyrobnn import likelihoods, priors
-from pyrobnn.checkpoint import load, save
+from pyrobnn.checkpoint import CheckpointError, load, save
+from pyrobnn.core.documents import sealed
 from pyrobnn.core.storage import load_state, save_state
 from pyrobnn.guides import MAP, SWAG, Composite, DeltaMixture, Guide, LowRankNormal, MeanField
 from pyrobnn.model.bayesianize import bayesianize, buffers
@@ -85,9 +86,10 @@ def files(path: Path) -> set[str]:
 
 
 def edit(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Changes the specification and its digests, as another version of the library might."""
     spec = json.loads((path / "spec.json").read_text())
     change(spec)
-    (path / "spec.json").write_text(json.dumps(spec))
+    (path / "spec.json").write_text(json.dumps(sealed(spec)))
 
 
 # ------------------------------------------------------------------------------------------------ round trips
@@ -387,19 +389,22 @@ def test_untied_weights_are_refused(tmp_path: Path) -> None:
         (lambda s: s.update(format_version=2), "path: .* format version 2 .*upgrade"),
         (lambda s: s.update(format_version="1"), "path: .*format version is '1'"),
         (lambda s: s.update(format="something"), "path: .*spec.json is not one of its kind"),
-        (lambda s: s.pop("tensors"), "path: .*damaged.*'tensors'"),
-        (lambda s: s.pop("guide"), "path: spec.json.*damaged: it lacks 'guide'"),
-        (lambda s: s["model"].pop("priors"), "path: spec.json.*damaged: it lacks 'priors'"),
+        (lambda s: s.pop("tensors"), "path: .*damaged.*spec.json: tensors: expected an entry"),
+        (lambda s: s.pop("guide"), "path: .*damaged.*spec.json: guide: expected an entry"),
+        (lambda s: s["model"].pop("priors"), r"path: .*damaged.*spec.json: model\.priors: expected an entry"),
         (lambda s: s["model"]["likelihood"].update({"class": "Dirichlet"}), "likelihood: 'Dirichlet'"),
         (lambda s: s["model"]["likelihood"].update({"class": "torch"}), "likelihood: 'torch'"),
-        (lambda s: s["model"]["priors"]["0.weight"].update(prior="Spike"), "prior of '0.weight': .*'Spike'"),
+        (
+            lambda s: s["model"]["priors"]["0.weight"].update(prior="Spike"),
+            r"path: spec.json .*model\.priors\.0\.weight: .*'Spike'",
+        ),
         (
             lambda s: s["model"]["priors"]["0.weight"]["distribution"].update(family="Nrmal"),
-            "prior of '0.weight': .*'Nrmal'",
+            r"path: spec.json .*model\.priors\.0\.weight: .*'Nrmal'",
         ),
         (
             lambda s: s["model"]["priors"]["0.weight"]["distribution"].update(family="torch"),
-            "prior of '0.weight': .*'torch'",
+            r"path: spec.json .*model\.priors\.0\.weight: .*'torch'",
         ),
         (
             lambda s: s["model"]["priors"].pop("0.weight"),
@@ -412,7 +417,7 @@ def test_untied_weights_are_refused(tmp_path: Path) -> None:
             "guide: .*the site 'net.0.weight' is not expected",
         ),
         (
-            lambda s: s["guide"]["sites"].update({"net.4.weight": {"shape": [2]}}),
+            lambda s: s["guide"]["sites"].update({"net.4.weight": s["guide"]["sites"]["net.0.weight"]}),
             "guide: .*the site 'net.4.weight' is missing",
         ),
         (
@@ -680,10 +685,10 @@ def test_a_full_disk_and_a_kill_leave_the_old_checkpoint(tmp_path: Path) -> None
         save(path, *pair())
     """
     assert run_python(script).returncode == 9
-    assert len(files(tmp_path / "run")) == len(before) + 2
+    assert len(files(tmp_path / "run")) == len(before) + 3, "tensors, a draft and the lock of a process that is gone"
     assert_same(saved, load(tmp_path / "run", mlp()))
     save(tmp_path / "run", *(again := pair()))
-    assert len(files(tmp_path / "run")) == len(before), "the next save tidies up"
+    assert len(files(tmp_path / "run")) == len(before) + 1, "the next save tidies up, but for the previous tensors"
     assert_same(again, load(tmp_path / "run", mlp()))
 
 
@@ -701,7 +706,7 @@ def test_checkpoint_and_training_state_share_a_directory(tmp_path: Path) -> None
     save(tmp_path, *saved)
     assert load_state(tmp_path) == {"epoch": 3}
     assert_same(saved, load(tmp_path, mlp()))
-    assert len(files(tmp_path)) == 4
+    assert len(files(tmp_path)) == 5, "two documents, their tensors, and the tensors of the previous checkpoint"
 
 
 # -------------------------------------------------------------------------------------------- training states
@@ -834,7 +839,10 @@ def test_states_are_refused_like_checkpoints(tmp_path: Path) -> None:
     save_state(tmp_path, torch.ones(3))
     document = json.loads((tmp_path / "state.json").read_text())
     (tmp_path / "state.json").write_text(json.dumps(document | {"state": {"$tensor": "other"}}))
-    with pytest.raises(ValueError, match=r"^path: state\.json .*damaged: it lacks 'other'"):
+    with pytest.raises(CheckpointError, match=r"^path: .*damaged.* the entry 'state.\$tensor' is not what was written"):
+        load_state(tmp_path)
+    (tmp_path / "state.json").write_text(json.dumps(sealed(document | {"state": {"$tensor": "other"}})))
+    with pytest.raises(CheckpointError, match=r"^path: state\.json .*damaged: state.\$tensor: .*got 'other'"):
         load_state(tmp_path)
     (tmp_path / "state.json").write_text(json.dumps(document | {"format_version": 9}))
     with pytest.raises(ValueError, match=r"^path: .*format version 9 .*upgrade"):

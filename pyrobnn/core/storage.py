@@ -1,34 +1,27 @@
-"""Tensors and JSON in a directory, written atomically and read back exactly.
+"""Nested structures, such as the state of a training run, as JSON and safe tensors.
 
-A document (``<name>.json``) names its tensor file (``<stem>-<token>.safetensors``) and that file's SHA-256,
-and takes its place last, by one atomic rename: a write that fails or is cut short leaves what was there before.
-No pickle is used, so reading a file runs no code of its author. :func:`save_state` and :func:`load_state`
-keep nested structures this way, such as the state of a training run; :mod:`pyrobnn.checkpoint` keeps models.
+Both are written and read by :mod:`pyrobnn.core.documents`: atomically, with digests, without pickle.
+:mod:`pyrobnn.checkpoint` keeps models.
 """
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import json
 import os
-import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-import pyro
-import safetensors.torch
-import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
-from pyrobnn._version import __version__
+from pyrobnn.core import schema
+from pyrobnn.core.documents import Document, read, write
+from pyrobnn.core.files import CheckpointError, check_directory
+from pyrobnn.core.locks import locked
 
-__all__ = ["Document", "load_state", "read", "save_state", "write"]
+__all__ = ["STATE", "load_state", "save_state", "write_state"]
 
-_FORMAT_VERSION = 1
+STATE = Document("pyrobnn training state", "state.json", "state", {"state": schema.anything})
+_PATIENCE = 60.0  # seconds for another save to end
 
 
 def save_state(path: str | os.PathLike[str], tree: Any) -> None:
@@ -41,25 +34,39 @@ def save_state(path: str | os.PathLike[str], tree: Any) -> None:
 
     Raises:
         TypeError: If the structure holds anything else.
+        ValueError: If the path is empty.
+        DirectoryInUseError: If a run is writing to the directory.
         OSError: If writing fails; what was there before is untouched.
     """
+    directory = check_directory("path", path)
+    with locked(directory, STATE.document, "save_state", wait=_PATIENCE):
+        write_state(directory, tree)
+
+
+def write_state(directory: Path, tree: Any, argument: str = "path") -> None:
+    """:func:`save_state` for callers that hold the directory's lock."""
     tensors: dict[str, Tensor] = {}
     encoded = _encode(tree, "state", tensors)
-    write(Path(path), _TRAINING_STATE, {"state": encoded}, tensors)
+    write(directory, STATE, {"state": encoded}, tensors, argument)
 
 
-def load_state(path: str | os.PathLike[str]) -> Any:
+def load_state(path: str | os.PathLike[str], argument: str = "path") -> Any:
     """Reads what :func:`save_state` saved; every number and tensor is exactly what it was.
+
+    Args:
+        path: The directory.
+        argument: The argument to name in messages.
 
     Raises:
         FileNotFoundError: If there is no saved state at ``path``.
-        ValueError: If it is damaged or of a newer format.
+        CheckpointError: If it is damaged or of a newer format; a ValueError.
     """
-    document, tensors = read(Path(path), _TRAINING_STATE)
+    directory = check_directory(argument, path)
+    document, tensors = read(directory, STATE, argument)
     try:
-        return _decode(document["state"], tensors)
-    except KeyError as error:
-        raise ValueError(f"path: {_TRAINING_STATE.document} in {path} is damaged: it lacks {error}.") from error
+        return _decode(document["state"], "state", tensors)
+    except (schema.Mismatch, RecursionError) as error:
+        raise CheckpointError(f"{argument}: {STATE.document} in {directory} is damaged: {error}.") from error
 
 
 def _encode(value: Any, where: str, tensors: dict[str, Tensor]) -> Any:
@@ -88,167 +95,38 @@ def _encode(value: Any, where: str, tensors: dict[str, Tensor]) -> Any:
     )
 
 
-def _decode(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+def _decode(value: Any, where: str, tensors: Mapping[str, Tensor]) -> Any:
     if isinstance(value, list):
-        return [_decode(item, tensors) for item in value]
+        return [_decode(item, f"{where}.{i}", tensors) for i, item in enumerate(value)]
     if not isinstance(value, dict):
         return value
-    if "$float" in value:
-        return float(value["$float"])
-    if "$tensor" in value:
-        return tensors[value["$tensor"]]
-    if "$tuple" in value:
-        return tuple(_decode(value["$tuple"], tensors))
-    if "$dict" in value:
-        return {_decode(key, tensors): _decode(item, tensors) for key, item in value["$dict"]}
-    return {key: _decode(item, tensors) for key, item in value.items()}
+    special = [key for key in value if key.startswith("$")]
+    if not special:
+        return {key: _decode(item, f"{where}.{key}", tensors) for key, item in value.items()}
+    (kind, content), *others = value.items()
+    if others:
+        raise schema.Mismatch(where, f"nothing beside {kind!r}", others[0][0])
+    if kind == "$float" and content in ("nan", "inf", "-inf"):
+        return float(content)
+    if kind == "$tensor" and isinstance(content, str) and content in tensors:
+        return tensors[content]
+    if kind == "$tuple" and isinstance(content, list):
+        return tuple(_decode(content, where, tensors))
+    if kind == "$dict" and isinstance(content, list) and all(isinstance(p, list) and len(p) == 2 for p in content):
+        pairs = [(_decode(key, where, tensors), item) for key, item in content]
+        return {_hashable(key, where): _decode(item, f"{where}.{key}", tensors) for key, item in pairs}
+    expected = {
+        "$float": "nan, inf or -inf",
+        "$tensor": "the name of a tensor in the file",
+        "$tuple": "a list",
+        "$dict": "a list of pairs",
+    }.get(kind, "$float, $tensor, $tuple or $dict")
+    raise schema.Mismatch(f"{where}.{kind}", expected, content)
 
 
-# ------------------------------------------------------------------------------------ directories, atomically
-
-
-@dataclass(frozen=True)
-class Document:
-    """A kind of document with its tensors.
-
-    Attributes:
-        format: What it calls itself.
-        document: File name of the JSON.
-        stem: Beginning of the tensor file's name.
-    """
-
-    format: str
-    document: str
-    stem: str
-
-
-_TRAINING_STATE = Document("pyrobnn training state", "state.json", "state")
-
-
-def write(directory: Path, kind: Document, content: dict[str, Any], tensors: Mapping[str, Tensor]) -> None:
-    """Writes a new tensor file and a draft of the document that names it, then renames the draft.
-
-    Raises:
-        TypeError: If a tensor is of a kind that cannot be saved.
-        OSError: If writing fails; what was there before is untouched.
-    """
-    storable = _storable(tensors)
-    is_new = not directory.exists()
-    token = secrets.token_hex(4)
-    data, draft = directory / f"{kind.stem}-{token}.safetensors", directory / f".{kind.document}.{token}"
+def _hashable(key: Any, where: str) -> Any:
     try:
-        directory.mkdir(parents=True, exist_ok=True)
-        safetensors.torch.save_file(storable, data)
-        _flush(data)
-        document = {
-            "format": kind.format,
-            "format_version": _FORMAT_VERSION,
-            "versions": {"pyrobnn": __version__, "torch": str(torch.__version__), "pyro": pyro.__version__},
-            "tensors": {"file": data.name, "sha256": _digest(data)},
-            **content,
-        }
-        draft.write_text(_readable(document) + "\n", encoding="utf-8")
-        _flush(draft)
-        os.replace(draft, directory / kind.document)
-        with contextlib.suppress(OSError):  # not every system can
-            _flush(directory)
-    except (OSError, SafetensorError) as error:
-        raise OSError(f"path: could not write to {directory} ({error}); what was there is untouched.") from error
-    finally:
-        _remove_leftovers(directory, kind)
-        if is_new:
-            with contextlib.suppress(OSError):
-                directory.rmdir()  # only if it is empty
-
-
-def _storable(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Contiguous tensors on the CPU, no two of which share memory, as safetensors requires."""
-    storable: dict[str, Tensor] = {}
-    pointers: set[int] = set()
-    for name, tensor in tensors.items():
-        if tensor.layout is not torch.strided or tensor.is_meta or tensor.dtype == torch.complex128:
-            raise TypeError(
-                f"{name}: cannot save a tensor of layout {tensor.layout}, {tensor.dtype}, on {tensor.device}."
-            )
-        plain = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
-        pointer = plain.untyped_storage().data_ptr()
-        storable[name] = plain.clone() if pointer in pointers else plain
-        pointers.add(pointer)
-    return storable
-
-
-def _readable(value: Any, margin: str = "\n") -> str:
-    """JSON, indented, with the innermost dicts and all lists on one line: tables stay tables."""
-    if not (isinstance(value, dict) and any(isinstance(item, dict) for item in value.values())):
-        return json.dumps(value, allow_nan=False)
-    deeper = margin + "  "
-    items = (f"{json.dumps(key)}: {_readable(item, deeper)}" for key, item in value.items())
-    return "{" + deeper + f",{deeper}".join(items) + margin + "}"
-
-
-def _flush(path: Path) -> None:
-    """Makes sure that the file's (or the directory's) contents are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _remove_leftovers(directory: Path, kind: Document) -> None:
-    """Removes the tensor files and drafts that the present document does not name."""
-    kept = None
-    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-        try:
-            kept = json.loads((directory / kind.document).read_text(encoding="utf-8"))["tensors"]["file"]
-        except (ValueError, KeyError, TypeError):
-            return  # a damaged document: nothing is deleted
-    token = "[0-9a-f]" * 8
-    for pattern in (f"{kind.stem}-{token}.safetensors", f".{kind.document}.{token}"):
-        for leftover in directory.glob(pattern):
-            if leftover.name != kept:
-                with contextlib.suppress(OSError):
-                    leftover.unlink()
-
-
-def read(directory: Path, kind: Document) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The document and its tensors, checked against the recorded format and digest.
-
-    Raises:
-        FileNotFoundError: If there is no such document in ``directory``.
-        ValueError: If it is damaged or of a newer format.
-    """
-
-    def damaged(reason: object) -> NoReturn:
-        raise ValueError(f"path: {directory} is a damaged {kind.format}: {reason}.")
-
-    file = directory / kind.document
-    try:
-        document = json.loads(file.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        raise FileNotFoundError(f"path: {directory} is no {kind.format}: there is no {file}.") from None
-    except ValueError as error:
-        damaged(f"{kind.document}: {error}")
-    if not isinstance(document, dict) or document.get("format") != kind.format:
-        damaged(f"{kind.document} is not one of its kind")
-    version = document.get("format_version")
-    if not isinstance(version, int):
-        damaged(f"its format version is {version!r}")
-    if version > _FORMAT_VERSION:
-        writer = document.get("versions", {}).get("pyrobnn")
-        raise ValueError(
-            f"path: {directory} has format version {version} (pyrobnn {writer}), but this pyrobnn "
-            f"({__version__}) reads up to version {_FORMAT_VERSION}; upgrade pyrobnn to load it."
-        )
-    try:
-        data = directory / Path(document["tensors"]["file"]).name
-        if _digest(data) != document["tensors"]["sha256"]:
-            damaged(f"{data.name} is not the file that was written")
-        return document, safetensors.torch.load_file(data)
-    except (FileNotFoundError, KeyError, TypeError, SafetensorError) as error:
-        damaged(error)
+        hash(key)
+    except TypeError:
+        raise schema.Mismatch(where, "a key that can be hashed", key) from None
+    return key

@@ -11,7 +11,7 @@ import contextlib
 from abc import abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import pyro
 import pyro.distributions as dist
@@ -46,6 +46,8 @@ class Guide(PyroModule, metaclass=AbstractModuleMeta):  # type: ignore[metaclass
 
     Attributes:
         layout: The guide's sites and their positions in the flat vector.
+        sizes: Entries of :meth:`config` that count what the state holds (members, draws, a rank): the product of these
+            ints is no more than the numbers in it, nor is any entry of these lists.
 
     Raises:
         TypeError: If the model is no Pyro model, or needs ``example`` and has none.
@@ -53,6 +55,7 @@ class Guide(PyroModule, metaclass=AbstractModuleMeta):  # type: ignore[metaclass
     """
 
     layout: Layout
+    sizes: ClassVar[tuple[str, ...]] = ()
 
     def __init__(
         self,

@@ -52,6 +52,8 @@ class Chains(Ensemble):
         ValueError: If sizes do not fit each other or the model.
     """
 
+    sizes = ("num_chains", "num_samples")
+
     def __init__(
         self,
         model: Callable[..., Any],
@@ -71,6 +73,8 @@ class Chains(Ensemble):
         like = self.layout.join(initial_values(model, self.layout, "prior_mean"))
         if draws is None:
             sizes = [num_samples] if block_sizes is None else list(block_sizes)
+            if sum(sizes) != num_samples:
+                raise ValueError(f"block_sizes: they add up to {sum(sizes)}, expected num_samples={num_samples}.")
             draws = [like.new_zeros(size, num_chains, self.layout.size) for size in sizes]
         self._ends = list(accumulate(len(block) for block in draws))
         for index, block in enumerate(draws):

@@ -70,6 +70,8 @@ class DeltaMixture(Ensemble):
             ``"anchored"`` is used with a prior that is no fixed Normal.
     """
 
+    sizes = ("num_members",)
+
     def __init__(
         self,
         model: Callable[..., Any],

@@ -72,6 +72,8 @@ class Generator(Guide):
     scale: Tensor
     basis: Tensor | None
 
+    sizes = ("hidden", "components")
+
     def __init__(
         self,
         model: Callable[..., Any] | Layout,

@@ -55,6 +55,8 @@ class LowRankEnsemble(Ensemble):
         ValueError: If ``rank`` or ``spread`` is not positive, no site is a matrix, or a starting value does not fit.
     """
 
+    sizes = ("num_members", "rank")
+
     def __init__(
         self,
         model: Callable[..., Any],

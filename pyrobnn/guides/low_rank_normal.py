@@ -66,6 +66,8 @@ class LowRankNormal(Guide):
             positive, or a starting value does not fit.
     """
 
+    sizes = ("rank",)
+
     def __init__(
         self,
         model: Callable[..., Any],

@@ -84,6 +84,8 @@ class SWAG(TrainedAsPoint):
 
     jacobian = True
 
+    sizes = ("rank",)
+
     def __init__(
         self,
         model: Callable[..., Any],

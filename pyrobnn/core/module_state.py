@@ -1,0 +1,28 @@
+"""Filling modules from plain dicts of tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+__all__ = ["fill"]
+
+
+def fill(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Fills parameters and buffers; those that are not named stay as they are.
+
+    A state dict also carries the versions of the modules' formats, which some modules ask for as they are filled (batch
+    norm, torchvision's MNASNet); a plain dict has none. So the tensors are put into the module's own state dict.
+
+    Raises:
+        ValueError: If the module has no tensor of a name, or one of another shape.
+    """
+    state = module.state_dict()
+    if unexpected := [name for name in tensors if name not in state]:
+        raise ValueError(f"there is no tensor {unexpected[0]!r} in the {type(module).__name__}")
+    state.update(tensors)
+    try:
+        module.load_state_dict(state)
+    except RuntimeError as error:  # torch's words for shapes that differ
+        raise ValueError(str(error)) from error
