@@ -7,7 +7,7 @@ import json
 import platform
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
@@ -17,9 +17,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["Batches", "Experiment", "arguments", "flip_and_shift", "subset"]
+from benchmarks.reproduce.tuning import Scores, Setting, check_budget, check_seeds, choose
+
+__all__ = ["Batches", "Experiment", "arguments", "flip_and_shift", "subset", "validation_subset"]
 
 Row = dict[str, float]
+Pair = tuple[Tensor, Tensor]
 
 
 @dataclass
@@ -63,10 +66,16 @@ def flip_and_shift(x: Tensor) -> Tensor:
     return F.pad(x, (4, 4, 4, 4))[..., down : down + height, right : right + width]
 
 
-def subset(data: tuple[Tensor, Tensor], count: int, seed: int) -> tuple[Tensor, Tensor]:
+def subset(data: Pair, count: int, seed: int) -> Pair:
     """``count`` rows chosen by ``seed``."""
     rows = torch.randperm(len(data[0]), generator=torch.Generator().manual_seed(seed))[:count]
     return data[0][rows], data[1][rows]
+
+
+def validation_subset(data: Pair, count: int, held: int, seed: int) -> tuple[Pair, Pair]:
+    """``count`` rows to train on and ``held`` others to validate on, chosen by ``seed``."""
+    x, y = subset(data, count + held, seed)
+    return (x[:count], y[:count]), (x[count:], y[count:])
 
 
 def arguments(description: str | None) -> argparse.ArgumentParser:
@@ -85,8 +94,11 @@ class Experiment:
 
     Args:
         title: Heading of the table.
-        run: ``(seed, options) -> {method: {column: number}}``.
+        run: ``(seed, options) -> {method: {column: number}}``; it finds ``options.settings``, ``{method: value}``.
         section: The heading of the table that a method's row is in, where there is more than one.
+        settings: What is chosen for each method, see :mod:`benchmarks.reproduce.tuning`.
+        tune: ``(tuning seed, options) -> {method: {candidate: score}}``, on validation rows. It adds the options
+            ``--tune`` and ``--tuning-seeds``.
     """
 
     def __init__(
@@ -94,26 +106,50 @@ class Experiment:
         title: str,
         run: Callable[[int, argparse.Namespace], dict[str, Row]],
         section: Callable[[str], str] | None = None,
+        settings: Mapping[str, Setting] | None = None,
+        tune: Callable[[int, argparse.Namespace], Scores] | None = None,
     ) -> None:
         self.title = title
         self.run = run
         self.section = section
+        self.settings = dict(settings or {})
+        self.tune = tune
+        check_budget(self.settings)
+        self.scores: dict[int, Scores] = {}
         self.results: dict[str, list[Row]] = {}
 
     def main(self, parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> dict[str, list[Row]]:
         """Parses the command line, runs all seeds, prints the table, writes the JSON file."""
+        if self.tune is not None:
+            parser.add_argument("--tune", action="store_true", help="choose each method's setting on validation rows")
+            parser.add_argument("--tuning-seeds", type=int, nargs="+", default=[100, 101], help="default: 100 101")
         options = parser.parse_args(argv)
         torch.set_num_threads(options.threads)
         started = time.perf_counter()
+        options.settings = {method: setting.default for method, setting in self.settings.items()}
+        if self.tune is not None and options.tune:
+            options.settings |= self._chosen(options)
         for seed in options.seeds:
             for method, row in self.run(seed, options).items():
                 self.results.setdefault(method, []).append(row)
                 print(f"seed {seed}  {method}: {_line(row)}", file=sys.stderr, flush=True)
         print(self.table(len(options.seeds), time.perf_counter() - started))
         if options.json:
-            content = {"title": self.title, "options": vars(options), "results": self.results}
+            content = {"title": self.title, "options": vars(options), "scores": self.scores, "results": self.results}
             Path(options.json).write_text(json.dumps(content, indent=1))
         return self.results
+
+    def _chosen(self, options: argparse.Namespace) -> dict[str, float]:
+        assert self.tune is not None
+        check_seeds(options.seeds, options.tuning_seeds)
+        for seed in options.tuning_seeds:
+            self.scores[seed] = self.tune(seed, options)
+        chosen = choose(self.scores.values())
+        print("| method | setting | candidates | chosen |\n|---|---|---|---|")
+        for method, value in chosen.items():
+            tried = ", ".join(f"{candidate:g}" for candidate in self.settings[method].candidates)
+            print(f"| {method} | {self.settings[method].name} | {tried} | {value:g} |", flush=True)
+        return chosen
 
     def table(self, seeds: int, seconds: float) -> str:
         """Markdown: mean ± standard error over the seeds."""

@@ -7,7 +7,10 @@ notMNIST and Fashion-MNIST against them by entropy; accuracy and mean entropy of
 mean. "In training" is accuracy on training images under a batch's own statistics, "one structure" that of one draw on
 test images, the gap their difference. MNIST's images are averaged down to 14×14 pixels.
 
-    python -m benchmarks.reproduce.structure --seeds 0 1 2 --json structure.json
+``--tune`` chooses one setting for each method (:data:`SETTINGS`) by its NLL on 2,000 validation images, taken from the
+training set. Size of the network, epochs and draws are the same for all methods and are stated, not chosen.
+
+    python -m benchmarks.reproduce.structure --tune --seeds 3 4 5 --json structure.json
     python -m benchmarks.reproduce.structure --epochs 25 --test 10000 --methods DBSN MAP
     python -m benchmarks.reproduce.structure --data cifar10 --network paper --images 50000 --epochs 100 --batch 64 \
         --test 10000 --draws 100 --device cuda
@@ -18,6 +21,7 @@ from __future__ import annotations
 import argparse
 import functools
 import itertools
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -30,7 +34,8 @@ from torch import Tensor
 
 import pyrobnn as pb
 from benchmarks.reproduce import datasets
-from benchmarks.reproduce.experiment import Batches, Experiment, Row, arguments, flip_and_shift, subset
+from benchmarks.reproduce.experiment import Batches, Experiment, Row, arguments, flip_and_shift, validation_subset
+from benchmarks.reproduce.tuning import Scores, Setting
 from models import dbsn, nsa
 from pyrobnn import guides, structure
 from pyrobnn.metrics import accuracy, auroc, expected_calibration_error
@@ -41,6 +46,24 @@ from pyrobnn.robustness import fgsm, pgd
 NSA = ("stochastic, shared statistics", "stochastic, own statistics")
 """Networks with stochastic architectures, by whose running statistics they have."""
 
+VALIDATION = 2000
+"""Images that a tuning seed validates on."""
+
+_STRUCTURE_RATE = Setting("learning rate of the structure", 1e-2, (1e-3, 3e-3, 1e-2))
+_RATE = Setting("learning rate", 1e-2, (3e-3, 1e-2, 3e-2))
+
+SETTINGS = {
+    "DBSN": _STRUCTURE_RATE,
+    "MAP": _STRUCTURE_RATE,
+    "MAP, fixed structure": _RATE,
+    "random structure": _RATE,
+    "MC dropout": Setting("p", 0.1, (0.05, 0.1, 0.2)),
+    "mean field": _RATE,
+    NSA[0]: _RATE,
+    NSA[1]: _RATE,
+}
+"""What is chosen for each method: three candidates each."""
+
 Images = dict[str, Any]
 
 
@@ -50,7 +73,9 @@ class Trainer:
     def __init__(self, options: argparse.Namespace, seed: int) -> None:
         self.options, self.seed = options, seed
         self.is_mnist = options.data == "mnist"
-        data = subset(datasets.mnist() if self.is_mnist else datasets.cifar10(), options.images, seed)
+        everything = datasets.mnist() if self.is_mnist else datasets.cifar10()
+        data, held = validation_subset(everything, options.images, 100 if options.quick else VALIDATION, seed)
+        self.held = self.shrink(held[0]), held[1]
         augment = None if self.is_mnist else flip_and_shift
         self.batches = Batches(self.shrink(data[0]), data[1], options.batch, augment)
         self.num_steps = options.epochs * len(self.batches)
@@ -70,47 +95,57 @@ class Trainer:
             size["growth"] = self.options.growth
         return dbsn.dbsn(len(self.batches.x), is_random=is_random, **size)
 
-    def fit(self, name: str) -> tuple[pb.SupervisedModel, guides.Guide]:
-        """A method, trained from scratch and with statistics recalibrated under its posterior."""
+    def fit(self, name: str, value: float | None = None) -> tuple[pb.SupervisedModel, guides.Guide]:
+        """A method, trained from scratch and with statistics recalibrated under its posterior.
+
+        Args:
+            name: Of the method.
+            value: That of its setting; that of ``--lr`` or ``--structure-lr``, or dropout's default, if None.
+        """
+        setting = SETTINGS[name]
         is_random = name in NSA or dbsn.METHODS[name].is_random
         model = self.model(is_random)
-        guide = self.guide(name, model)
+        guide = self.guide(name, model, SETTINGS[name].default if value is None else value)
         device = self.options.device
         model.to(device)
         guide.to(device)
-        optimizer = dbsn.adam(model, guide, self.options.lr, self.options.structure_lr)
+        lr = value if value is not None and setting is _RATE else self.options.lr
+        structure_lr = value if value is not None and setting is _STRUCTURE_RATE else self.options.structure_lr
+        optimizer = dbsn.adam(model, guide, lr, structure_lr)
         decay = functools.partial(torch.optim.lr_scheduler.CosineAnnealingLR, T_max=self.options.epochs)
         settings = {"epochs": self.options.epochs, "seed": self.seed, "progress": False, "device": device}
         pb.fit(model, guide, self.batches, optimizer=optimizer, scheduler=decay, clip_norm=5.0, **settings)
         pb.recalibrate_batch_norm(model, guide, self.batches)
         return model, guide
 
-    def guide(self, name: str, model: pb.SupervisedModel) -> guides.Guide:
-        """The posterior of a method."""
+    def guide(self, name: str, model: pb.SupervisedModel, value: float) -> guides.Guide:
+        """The posterior of a method; ``value`` is that of its setting."""
         if name in NSA:
             return nsa.StructureSet(model, self.options.structures, own_statistics=name == NSA[1])
         if name == "DBSN":
             annealed = dbsn.annealing(self.num_steps)
             return dbsn.deep_bayesian_structure(model, **annealed)
+        if name == "MC dropout":
+            return dbsn.dropout(model, value)
         return dbsn.METHODS[name].guide(model)
+
+    def draws(self, name: str) -> int:
+        """Draws of a prediction: one of a point, each structure of a set."""
+        if name in NSA:
+            return self.options.structures
+        return 1 if name.startswith("MAP") else self.options.draws
 
 
 def run(seed: int, options: argparse.Namespace) -> dict[str, Row]:
     """All methods with one seed."""
-    if options.quick:
-        options.images, options.epochs, options.test, options.unknown, options.attacked = 256, 1, 100, 50, 20
+    _shorten(options)
     trainer, rows, entropies = Trainer(options, seed), {}, {}
     images = _images(trainer, options)
     for name in options.methods or [*dbsn.METHODS, *NSA]:
         started = time.process_time()
-        model, guide = trainer.fit(name)
+        model, guide = trainer.fit(name, options.settings[name] if options.tune else None)
         seconds = time.process_time() - started
-        draws = options.draws
-        if name in NSA:
-            draws = options.structures
-        elif name.startswith("MAP"):
-            draws = 1
-        rows[name], entropies[name] = evaluate(model, guide, images, draws, options)
+        rows[name], entropies[name] = evaluate(model, guide, images, trainer.draws(name), options)
         if name in NSA:
             rows[name] |= disparity(model, guide, trainer.batches, images["known"])
         rows[name]["seconds"] = seconds
@@ -123,6 +158,27 @@ def run(seed: int, options: argparse.Namespace) -> dict[str, Row]:
         _plot_entropies(entropies, _path(options.plot, seed, "entropies"))
         _plot_robustness(rows, options.epsilons, _path(options.plot, seed, "robustness"))
     return rows
+
+
+def tune(seed: int, options: argparse.Namespace) -> Scores:
+    """NLL of all candidates on validation images."""
+    _shorten(options)
+    trainer = Trainer(options, seed)
+    x, y = trainer.held
+    scores: dict[str, dict[float, float]] = {}
+    for name in options.methods or SETTINGS:
+        scores[name] = {}
+        for value in SETTINGS[name].candidates:
+            model, guide = trainer.fit(name, value)
+            found = pb.predict(model, guide, x, num_samples=trainer.draws(name), seed=0)
+            scores[name][value] = float(-found.log_prob(y.to(found.mean.device)).mean())
+            print(f"tuning seed {seed}  {name} {value:g}: NLL {scores[name][value]:.4g}", file=sys.stderr, flush=True)
+    return scores
+
+
+def _shorten(options: argparse.Namespace) -> None:
+    if options.quick:
+        options.images, options.epochs, options.test, options.unknown, options.attacked = 256, 1, 100, 50, 20
 
 
 def evaluate(
@@ -244,7 +300,7 @@ def main() -> None:
     parser.add_argument("--attack-steps", type=int, default=5, help="steps of BIM (default %(default)s)")
     parser.add_argument("--epsilons", type=float, nargs="+", default=[0.1, 0.2], help="radii of the attacks")
     parser.add_argument("--plot", metavar="FOLDER", help="draw the cell and the entropies' distributions there")
-    Experiment("Posteriors over structure", run).main(parser)
+    Experiment("Posteriors over structure", run, settings=SETTINGS, tune=tune).main(parser)
 
 
 if __name__ == "__main__":
