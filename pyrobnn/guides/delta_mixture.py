@@ -23,9 +23,11 @@ from torch import Tensor, nn
 from pyrobnn.estimators.base import Estimator
 from pyrobnn.guides.components.point import point_mass
 from pyrobnn.guides.ensembles.base import Ensemble
-from pyrobnn.guides.ensembles.initialization import MemberInit, check_shared, member_initialization
+from pyrobnn.guides.ensembles.initialization import MemberInit, member_initialization
+from pyrobnn.model.bayesianize import bayesian_modules
 from pyrobnn.model.divergence import PriorTerm
 from pyrobnn.model.draws import Draws
+from pyrobnn.model.initialization import network_of
 from pyrobnn.model.layout import Site
 from pyrobnn.steps.base import Step
 from pyrobnn.steps.normal_prior import is_fixed_normal
@@ -144,8 +146,9 @@ class DeltaMixture(Ensemble):
         """
         if not networks:
             raise ValueError("networks: expected at least one.")
-        for network in networks:
-            check_shared(model, network)
+        converted = bayesian_modules(model) if isinstance(model, nn.Module) else []
+        for network in networks if len(converted) == 1 else ():
+            network_of(converted[0], network, "networks", own_buffers=True)
         return cls(model, len(networks), init=list(networks), **options)
 
     @property

@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
+import copy
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, TypeAlias
 
 import pyro.distributions as dist
@@ -15,40 +16,46 @@ from torch import Tensor, nn
 
 from pyrobnn.core import random_state
 from pyrobnn.core.pyro_compat import full_name
+from pyrobnn.model.agreement import latent_shapes
 from pyrobnn.model.bayesianize import BayesianModule, bayesian_modules
 from pyrobnn.model.layout import Site
 from pyrobnn.model.stochastic import StochasticModule
 
-__all__ = ["Init", "initial_values", "network_values"]
+__all__ = ["Init", "initial_values", "known_sites", "network_of", "network_values", "unwrapped"]
 
 Init: TypeAlias = nn.Module | Mapping[str, Tensor] | Callable[[str, dist.Distribution], Tensor] | str | None
 
+_WRAPPERS = ("module.", "_orig_mod.")  # of DataParallel and of torch.compile
+
 
 def initial_values(model: Any, sites: Mapping[str, Site], init: Init) -> dict[str, Tensor]:
-    """Starting values of the sites, unconstrained.
+    """Starting values of the sites, unconstrained; they share no memory with what was given.
 
     Args:
         model: The model.
         sites: Its latent sites.
         init: Where to start: None (the weights the network was converted with), another network of the same
-            architecture, ``"prior"`` (a draw), ``"prior_mean"``, a dict of site values, or a function
-            ``(site name, prior) -> value``. Sites that ``init`` does not name start at the center of their
-            prior.
+            architecture or its state dict, ``"prior"`` (a draw), ``"prior_mean"``, a dict of site values, or a
+            function ``(site name, prior) -> value``. Sites that a dict of site values does not name start as with
+            None, at the center of their prior where that says nothing.
 
     Raises:
         TypeError: If ``init`` is of another kind.
-        ValueError: If a given value has the wrong shape or lies outside its site's support.
+        ValueError: If it names a site that the model does not have, or a network does not fit the model's, or a given
+            value has the wrong shape, is not finite or lies outside its site's support.
     """
-    given = _given_values(model, sites, init)
+    stored = _stored_values(model)
+    given = _given_values(model, sites, stored, init)
     values = {}
     for site in sites.values():
-        value = given[site.name] if site.name in given else _center(site.prior)
-        value = torch.as_tensor(value).detach()
+        value = _as_tensor(site, given[site.name], stored) if site.name in given else _center(site.prior)
         if value.shape != site.shape:
             raise ValueError(
                 f"init: the value for the site {site.name!r} has shape {tuple(value.shape)}, expected "
                 f"{tuple(site.shape)}."
             )
+        if site.name in given and not bool(value.isfinite().all()):
+            raise ValueError(f"init: the value for the site {site.name!r} is NaN or infinite in places.")
         if not site.is_real and not bool(site.prior.support.check(value).all()):
             if site.name in given and init is not None and not isinstance(init, nn.Module):
                 raise ValueError(f"init: the value for the site {site.name!r} lies outside its prior's support.")
@@ -58,50 +65,119 @@ def initial_values(model: Any, sites: Mapping[str, Site], init: Init) -> dict[st
 
 
 def network_values(module: BayesianModule, network: nn.Module) -> dict[str, Tensor]:
-    """The weights of ``network`` as values of the sites of a converted network of the same architecture.
-
-    Raises:
-        ValueError: If a parameter is missing.
-    """
+    """The weights of ``network`` as values of the sites of a converted network of the same architecture."""
     weights = dict(network.named_parameters())
     values = {}
     for name, prior in module.site_priors.items():
-        if name not in weights:
-            raise ValueError(f"init: the network has no parameter {name!r}; pass one of the model's own architecture.")
         for suffix, value in prior.initial(weights[name].detach()).items():
             values[full_name(module, f"{name}.{suffix}" if suffix else name)] = value
     return values
 
 
-def _given_values(model: Any, sites: Mapping[str, Site], init: Init) -> Mapping[str, Tensor]:
+def network_of(
+    module: BayesianModule, source: nn.Module | Mapping[str, Any], argument: str = "init", *, own_buffers: bool = False
+) -> nn.Module:
+    """A copy of a converted network that holds the weights and buffers of another one.
+
+    Prefixes of wrappers (``module.`` of ``DataParallel``, ``_orig_mod.`` of ``torch.compile``) are taken off.
+
+    Args:
+        module: The converted network.
+        source: A network of the same architecture, or its state dict.
+        argument: What errors name.
+        own_buffers: Whether the buffers are used, too, so that they may differ from those of the model.
+
+    Raises:
+        ValueError: If it is of another architecture, or what the model has no prior for, and therefore keeps, differs.
+    """
+    what = "network" if isinstance(source, nn.Module) else "state dict"
+    state = source.state_dict() if isinstance(source, nn.Module) else source
+    network = copy.deepcopy(module.network)
+    try:
+        network.load_state_dict(unwrapped(state, network.state_dict()))
+    except (RuntimeError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{argument}: the {what} does not fit the model's network: {' '.join(str(error).split())}"
+        ) from error
+    taken = {alias for aliases in module.parameter_names.values() for alias in aliases}
+    kept = dict(module.network.named_parameters()) | ({} if own_buffers else dict(module.network.named_buffers()))
+    found = dict(network.named_parameters()) | dict(network.named_buffers())
+    for name, value in kept.items():
+        if name not in taken and not torch.equal(found[name], value) and not name.endswith("num_batches_tracked"):
+            raise ValueError(
+                f"{argument}: the {what} differs from the model's network in {name!r}, which has no prior, so that the "
+                "model's own value is used; build the model with this network, or name the parameter in the prior "
+                "rules, as in [(nn.BatchNorm2d, Normal(0., 1.)), ('*', ...)]."
+            )
+    return network
+
+
+def unwrapped(state: Mapping[str, Any], own: Collection[str]) -> dict[str, Any]:
+    """A state dict without the prefixes that wrappers of networks add to all names."""
+    state = dict(state)
+    while state and not set(state) & set(own):
+        prefix = next((p for p in _WRAPPERS if all(str(name).startswith(p) for name in state)), None)
+        if prefix is None:
+            break
+        state = {name.removeprefix(prefix): value for name, value in state.items()}
+    return state
+
+
+def known_sites(model: Any, sites: Collection[str]) -> set[str]:
+    """Names of all latent sites of the model, those of other guides as well, as far as it declares them."""
+    return set(sites) | set(latent_shapes(model) or ())
+
+
+def _stored_values(model: Any) -> dict[str, Tensor]:
+    """The weights that networks were converted with."""
     stored: dict[str, Tensor] = {}
     if isinstance(model, nn.Module):
         for module in model.modules():
             if isinstance(module, StochasticModule):
                 stored.update(module.initial_values())
+    return stored
+
+
+def _given_values(model: Any, sites: Mapping[str, Site], stored: dict[str, Tensor], init: Init) -> Mapping[str, Any]:
     if init is None:
         return stored
-    if isinstance(init, nn.Module):
-        converted = bayesian_modules(model)
-        if len(converted) != 1:
-            raise ValueError(
-                f"init: the model holds {len(converted)} converted networks; give a dict of site values instead."
-            )
-        return stored | network_values(converted[0], init)
-    if init == "prior":
+    if isinstance(init, str) and init == "prior":
         return {site.name: site.prior.sample() for site in sites.values()}
-    if init == "prior_mean":
+    if isinstance(init, str) and init == "prior_mean":
         return {}
+    converted = bayesian_modules(model) if isinstance(model, nn.Module) else []
     if isinstance(init, Mapping):
-        unknown = sorted(set(init) - set(sites))
-        if unknown:
-            raise ValueError(
-                f"init: there is no latent site {unknown[0]!r}; the model has {', '.join(list(sites)[:8])}."
-            )
-        return stored | dict(init)
-    if callable(init):
-        return {site.name: init(site.name, site.prior) for site in sites.values()}
-    raise TypeError(f"init: expected a network, 'prior', 'prior_mean', a dict of values or a function, got {init!r}.")
+        if set(init) <= known_sites(model, sites):
+            return stored | dict(init)
+        names = {name for module in converted for name in module.network.state_dict()}
+        if not set(unwrapped(init, names)) & names:
+            unknown = next((name for name in init if name not in sites), None)
+            raise ValueError(f"init: there is no latent site {unknown!r}; the model has {', '.join(list(sites)[:8])}.")
+    elif not isinstance(init, nn.Module):
+        if not isinstance(init, type) and callable(init):
+            return {site.name: init(site.name, site.prior) for site in sites.values()}
+        raise TypeError(
+            f"init: expected a network, 'prior', 'prior_mean', a dict of values or a function, got {init!r}."
+        )
+    if len(converted) != 1:
+        raise ValueError(
+            f"init: the model holds {len(converted)} converted networks; give a dict of site values instead."
+        )
+    return stored | network_values(converted[0], network_of(converted[0], init))
+
+
+def _as_tensor(site: Site, value: Any, stored: Mapping[str, Tensor]) -> Tensor:
+    """A given value in the precision that the site has, if that is known."""
+    try:
+        value = torch.as_tensor(value).detach()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"init: the value for the site {site.name!r} is no tensor, but {value!r}.") from error
+    if value.is_complex():
+        raise TypeError(f"init: the value for the site {site.name!r} is complex.")
+    known = stored.get(site.name)
+    if known is not None:
+        return value.to(known.dtype)
+    return value if value.is_floating_point() else value.to(torch.get_default_dtype())
 
 
 def _center(prior: dist.Distribution) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pyro
@@ -54,12 +54,28 @@ def initial_points(layout: Layout, model: Any, init: ChainInit, num_chains: int)
         draws = init.sample(num_chains)
         if missing := [name for name in layout if name not in draws]:
             raise ValueError(f"init: the guide has no site {missing[0]!r} of the model.")
-        rows = [draws.at(chain) for chain in range(num_chains)]
-        return torch.stack([layout.join(initial_values(model, layout, dict(row))) for row in rows])
+        each = [draws.at(chain) for chain in range(num_chains)]
+        return torch.stack([layout.join(initial_values(model, layout, dict(draw))) for draw in each])
     if isinstance(init, nn.Module | Mapping) or init == "prior_mean":
-        row = member_initialization(layout, model, [init] if not isinstance(init, str) else init, 1, 0.0)[0]
+        row, buffers = member_initialization(layout, model, [init] if not isinstance(init, str) else init, 1, 0.0)
+        _check_buffers(model, buffers)
         return row.repeat(num_chains, 1)
-    return member_initialization(layout, model, init, num_chains, 0.0)[0]
+    rows, buffers = member_initialization(layout, model, init, num_chains, 0.0)
+    if isinstance(init, Sequence):
+        _check_buffers(model, buffers)
+    return rows
+
+
+def _check_buffers(model: Any, buffers: Iterable[Mapping[str, Tensor]]) -> None:
+    """Refuses networks whose running statistics differ from the model's, which all chains use."""
+    own = dict(model.named_buffers()) if isinstance(model, nn.Module) else {}
+    for given in buffers:
+        for name, value in given.items():
+            if not name.endswith("num_batches_tracked") and not torch.equal(value, own[name]):
+                raise ValueError(
+                    f"init: a network's buffer {name!r} differs from the model's, which all chains use; build the "
+                    "model with that network."
+                )
 
 
 def check_start(model: Callable[..., Any], layout: Layout, flat: Tensor, args: tuple[Any, ...]) -> None:

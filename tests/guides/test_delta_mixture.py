@@ -192,9 +192,14 @@ class Scale(nn.Module):
         ({"strategy": "bold"}, ValueError, r"strategy: expected one of 'regularized'"),
         ({"init": []}, ValueError, r"init: 0 starting points for num_members=5"),
         ({"init": [3] * 5}, TypeError, r"init: expected networks, state dicts or site values"),
-        ({"init": [{"0.weight": torch.zeros(4, 3)}] * 5}, ValueError, r"init: the state dict is not one"),
+        ({"init": [{"0.weight": torch.zeros(4, 3)}] * 5}, ValueError, r"init: the state dict does not fit"),
         ({"init": "prior_mean"}, ValueError, r"init: all 5 members would start at the same point"),
-        ({"init": nn.Linear(3, 3)}, ValueError, r"init: the network has no parameter '0.weight'"),
+        ({"init": nn.Linear(3, 3)}, ValueError, r"init: the network does not fit the model's"),
+        (
+            {"init": [{"net.0.weight": torch.zeros(4, 3)}, {"nett.0.weight": torch.zeros(4, 3)}] * 2, "num_members": 4},
+            ValueError,
+            r"init: there is no latent site 'nett.0.weight'",
+        ),
         ({"init": {}, "spread": 0.0}, ValueError, r"spread: expected a positive number"),
     ],
 )
@@ -302,7 +307,9 @@ def test_networks_that_differ_where_the_model_has_one_value() -> None:
     model = classifier(networks[0])
     with torch.no_grad():
         networks[1][1].weight.add_(1.0)
-    with pytest.raises(ValueError, match=r"networks: they differ in '1.weight', which has no prior"):
+    with pytest.raises(
+        ValueError, match=r"networks: the network differs from the model's network in '1.weight', which"
+    ):
         DeltaMixture.from_networks(model, networks)
     with pytest.raises(ValueError, match="networks: expected at least one"):
         DeltaMixture.from_networks(model, [])

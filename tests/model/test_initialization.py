@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pyro.distributions as dist
 import pytest
 import torch
@@ -9,7 +11,7 @@ from pyro.nn import PyroModule
 from torch import Tensor, nn
 
 from pyrobnn import likelihoods, priors
-from pyrobnn.guides import MeanField
+from pyrobnn.guides import MAP, DeltaMixture, MeanField
 from pyrobnn.model.bayesianize import bayesianize
 from pyrobnn.model.initialization import initial_values
 from pyrobnn.model.layout import Layout
@@ -97,8 +99,29 @@ def test_weights_outside_a_constrained_prior_start_at_its_center() -> None:
             ValueError,
             "'likelihood.scale' lies outside its prior's support",
         ),
-        (nn.Linear(3, 5), ValueError, r"'net.weight' has shape \(5, 3\), expected \(2, 3\)"),
-        (nn.Linear(3, 2, bias=False), ValueError, "the network has no parameter 'bias'"),
+        (
+            nn.Linear(3, 5),
+            ValueError,
+            r"^init: the network does not fit the model's network.*size mismatch for weight",
+        ),
+        (
+            nn.Linear(3, 2, bias=False),
+            ValueError,
+            r'^init: the network does not fit .*Missing key\(s\) in state_dict: "bias"',
+        ),
+        (nn.Bilinear(3, 3, 2), ValueError, "^init: the network does not fit the model's network"),
+        (
+            nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2)),
+            ValueError,
+            "^init: the network does not fit the model's network",
+        ),
+        ({"weight": torch.zeros(2, 3)}, ValueError, r'^init: the state dict does not fit .*"bias"'),
+        ({"model.weight": torch.zeros(2, 3)}, ValueError, "^init: there is no latent site 'model.weight'"),
+        (nn.DataParallel(nn.Linear(3, 2, bias=False)).state_dict(), ValueError, r'^init: the state .*key.* "bias"'),
+        ({"net.weight": torch.full((2, 3), float("nan"))}, ValueError, "^init: .* 'net.weight' is NaN or inf"),
+        ({"net.weight": "zeros"}, TypeError, "^init: the value for the site 'net.weight' is no tensor"),
+        ({"net.weight": torch.zeros(2, 3, dtype=torch.cfloat)}, TypeError, "^init: .* 'net.weight' is complex"),
+        (nn.Linear, TypeError, "^init: expected a network, .* got <class"),
     ],
 )
 def test_bad_starting_values(init: object, error: type[Exception], message: str) -> None:
@@ -124,3 +147,51 @@ def test_initial_values_are_unconstrained() -> None:
     model = Sites(s=dist.LogNormal(0.0, 1.0))
     values = initial_values(model, Layout.of(model, example=()), {"s": torch.tensor(2.0)})
     torch.testing.assert_close(values["s"], torch.tensor(2.0).log())
+
+
+@pytest.mark.parametrize(
+    "wrap", [lambda net: net, nn.DataParallel, torch.compile], ids=["plain", "parallel", "compiled"]
+)
+@pytest.mark.parametrize("as_state", [True, False], ids=["state", "module"])
+def test_wrapped_networks_and_their_state_dicts_are_understood(wrap: Any, as_state: bool) -> None:
+    """The prefixes of wrappers, ``module.`` and ``_orig_mod.``, once made every key foreign, and were ignored."""
+    net = nn.Sequential(nn.Linear(3, 2))
+    model = SupervisedModel(nn.Sequential(nn.Linear(3, 2)), likelihoods.Normal(1.0), dist.Normal(0.0, 1.0), num_data=4)
+    given = wrap(net).state_dict() if as_state else wrap(net)
+    for guide in (
+        MAP(model, init=given),
+        DeltaMixture(model, 1, init=[given]),
+        DeltaMixture.from_networks(model, [given]),
+    ):
+        assert torch.equal(guide.sample(1)["net.0.weight"][0], net[0].weight)
+
+
+def test_starting_values_share_no_memory_and_have_the_precision_of_the_network() -> None:
+    model = supervised()
+    values = {"net.weight": torch.ones(2, 3, dtype=torch.float64), "net.bias": torch.ones(2, dtype=torch.long)}
+    guide = MAP(model, init=values)
+    assert guide.loc.dtype == torch.float32
+    values["net.weight"].zero_()
+    assert bool((guide.sample(1)["net.weight"] == 1.0).all())
+    net = nn.Linear(3, 2)
+    guide = MAP(model, init=net)
+    before = guide.sample(1)["net.weight"]
+    with torch.no_grad():
+        net.weight.zero_()
+    assert torch.equal(guide.sample(1)["net.weight"], before)
+
+
+def test_a_network_that_differs_where_the_model_keeps_its_own_values_is_refused() -> None:
+    """A trained network's running statistics and norm layers would be left behind without a word."""
+    nets = [nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)) for _ in range(2)]
+    model = SupervisedModel(nets[0], likelihoods.Normal(1.0), dist.Normal(0.0, 1.0), num_data=4)
+    MAP(model, init=nets[1])  # equal but for the weights
+    nets[1](torch.randn(8, 3))
+    with pytest.raises(ValueError, match=r"^init: the network differs from the model's network in '1.running_mean'"):
+        MAP(model, init=nets[1])
+    guide = DeltaMixture(model, 1, init=[nets[1]])  # members have statistics of their own
+    assert torch.equal(guide.sample(1).buffers["net.net.1.running_mean"][0], nets[1][1].running_mean)
+    with torch.no_grad():
+        nets[1][1].weight.add_(1.0)
+    with pytest.raises(ValueError, match=r"^init: the network differs from the model's network in '1.weight'"):
+        DeltaMixture(model, 1, init=[nets[1]])

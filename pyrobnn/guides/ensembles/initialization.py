@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from pyrobnn.core.arguments import check_positive
 from pyrobnn.core.pyro_compat import full_name
 from pyrobnn.model.bayesianize import BayesianModule, bayesian_modules
-from pyrobnn.model.initialization import Init, initial_values, network_values
+from pyrobnn.model.initialization import Init, initial_values, known_sites, network_of, network_values, unwrapped
 from pyrobnn.model.layout import Layout
 from pyrobnn.steps.member_buffers import network_buffers
 
-__all__ = ["MemberInit", "check_shared", "member_initialization"]
+__all__ = ["MemberInit", "member_initialization"]
 
 MemberInit: TypeAlias = Init | Sequence[nn.Module | Mapping[str, Tensor]]
 _Start: TypeAlias = tuple[Init, Mapping[str, Tensor]]
@@ -72,45 +72,24 @@ def _sites_and_buffers(model: Any, start: nn.Module | Mapping[str, Tensor], site
         TypeError: If it is something else.
         ValueError: If a network or state dict does not fit the model's.
     """
-    converted = bayesian_modules(model) if isinstance(model, nn.Module) else []
-    if isinstance(start, Mapping):
-        own = {name for module in converted for name in module.network.state_dict()}
-        if set(start) <= set(sites) or not set(start) <= own:
-            return dict(start), {}
-    elif not isinstance(start, nn.Module):
+    if not isinstance(start, nn.Module | Mapping):
         raise TypeError(f"init: expected networks, state dicts or site values, got {type(start).__name__}.")
+    converted = bayesian_modules(model) if isinstance(model, nn.Module) else []
+    own = {name for module in converted for name in module.network.state_dict()}
+    if isinstance(start, Mapping):
+        known = known_sites(model, sites)
+        if set(start) <= known:
+            return dict(start), {}
+        if not set(unwrapped(start, own)) & own:
+            unknown = next(name for name in start if name not in known)
+            raise ValueError(f"init: there is no latent site {unknown!r}; the model has {', '.join(list(sites)[:8])}.")
     if len(converted) != 1:
         raise ValueError(f"init: the model holds {len(converted)} converted networks; give dicts of site values.")
-    if isinstance(start, nn.Module):
-        network = start
-    else:
-        network = copy.deepcopy(converted[0].network)
-        try:
-            network.load_state_dict(start)
-        except RuntimeError as error:
-            raise ValueError(f"init: the state dict is not one of the model's network: {error}") from error
+    network = network_of(converted[0], start, own_buffers=True)
     values, buffers = network_values(converted[0], network), dict(network.named_buffers())
     names = network_buffers(model)
     prefix = next(name for name, module in model.named_modules() if module is converted[0].network)
     return values, {n: buffers[local] for n in names if (local := n.removeprefix(f"{prefix}.")) in buffers}
-
-
-def check_shared(model: Any, start: nn.Module | Mapping[str, Tensor]) -> None:
-    """Refuses networks that differ from the model where the model has one value for all members.
-
-    Raises:
-        ValueError: If a parameter without a prior differs from the model's, or the network does not fit.
-    """
-    _sites_and_buffers(model, start, set())  # refuses other architectures
-    (module,) = bayesian_modules(model)
-    given: Mapping[str, Tensor] = start if isinstance(start, Mapping) else dict(start.named_parameters())
-    taken = {alias for aliases in module.parameter_names.values() for alias in aliases}
-    for name, parameter in module.network.named_parameters():
-        if name not in taken and name in given and not torch.equal(given[name].to(parameter), parameter):
-            raise ValueError(
-                f"networks: they differ in {name!r}, which has no prior in the model, so that all members share one; "
-                "name it in the prior rules, as in [(nn.BatchNorm2d, Normal(0., 1.)), ('*', ...)]."
-            )
 
 
 def _listed(layout: Layout, model: Any, init: MemberInit, num_members: int) -> tuple[Sequence[_Start], bool]:
