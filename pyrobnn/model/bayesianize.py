@@ -17,6 +17,7 @@ from pyro.nn import pyro_method
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from pyrobnn.core.attention import attention_as_trained
 from pyrobnn.core.pyro_compat import full_name
 from pyrobnn.model.priors import Prior, PriorSpec, assign
 from pyrobnn.model.recomputation import Substitution
@@ -171,11 +172,12 @@ def exchanged_buffers(others: Iterable[tuple[nn.Module, str, Tensor]]) -> Iterat
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode for the block; each module's own mode is restored after it."""
+    """Evaluation mode for the block, with attention as in training; each module's own mode is restored after it."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
-        yield
+        with attention_as_trained():
+            yield
     finally:
         for module, training in modes:
             module.training = training
