@@ -7,7 +7,6 @@ sequences and objects such as graphs among them.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -17,9 +16,10 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
+from pyrobnn.core.finite import check_inputs, check_weight
 from pyrobnn.core.trees import RowIndex, join_rows, leaves, take_rows, to_device
 
-__all__ = ["TARGET_NAMES", "Batch", "Reader", "check_inputs", "check_weight", "inputs_of"]
+__all__ = ["TARGET_NAMES", "Batch", "Reader", "inputs_of"]
 
 Reader: TypeAlias = Callable[[Any], Any]
 """From what a loader yields to a :class:`Batch`, ``(inputs, targets)`` or ``(inputs, targets, weight)``."""
@@ -174,49 +174,6 @@ class Batch:
             check_weight(self.weight)
 
 
-def check_inputs(inputs: Any, index: int) -> None:
-    """Refuses NaN and infinities among the inputs of the batch ``index``.
-
-    Only zeros and minus infinities are an additive attention mask, which is allowed.
-
-    Raises:
-        ValueError: If there are some; the message names the first row.
-    """
-    for leaf in (inputs,) if isinstance(inputs, Tensor) else leaves(inputs):
-        value = leaf.data if isinstance(leaf, PackedSequence) else leaf
-        if isinstance(value, Tensor) and value.is_floating_point():
-            _check_finite(value, index)
-
-
-def check_weight(weight: Tensor) -> None:
-    """Refuses weights that are negative or not finite.
-
-    Raises:
-        ValueError: If there are some; the message names the first row.
-    """
-    wrong = ~(weight.isfinite() & (weight >= 0))
-    if bool(wrong.any()):
-        row = int(wrong.nonzero()[0])
-        raise ValueError(
-            f"weight: expected finite weights of at least 0, but that of row {row} is {float(weight[row]):.4g}."
-        )
-
-
-def _check_finite(value: Tensor, index: int) -> None:
-    """One sum per tensor: any NaN or infinity shows in it, at a tenth of the cost of checking each element."""
-    if math.isfinite(value.sum()):
-        return
-    finite = value.isfinite()
-    if bool((finite & (value == 0) | value.isneginf()).all()):
-        return
-    wrong = (~finite).reshape(len(value) if value.dim() else 1, -1).any(1).nonzero().flatten().tolist()
-    if wrong:
-        raise ValueError(
-            f"x: batch {index} holds NaN or infinite inputs in {len(wrong)} rows (the first is row {wrong[0]}); "
-            "nothing was changed by this batch. Clean or impute the data."
-        )
-
-
 def _split(raw: Any, argument: str) -> tuple[Any, ...]:
     """Inputs and targets, and weights if there are some, of what a loader yielded."""
     if type(raw) in (tuple, list) and len(raw) in (2, 3):
@@ -282,12 +239,23 @@ def _target_rows(targets: Any, argument: str) -> int:
     return lengths.pop()
 
 
-def inputs_of(raw: Any, argument: str = "data") -> tuple[Any, Any]:
+def inputs_of(raw: Any, argument: str = "data", reader: Reader | None = None) -> tuple[Any, Any]:
     """Inputs, and targets where there are any, of what a loader of inputs or of batches yielded.
+
+    Args:
+        raw: What it yielded.
+        argument: What errors name.
+        reader: How to read it, as for :meth:`Batch.read`; here the targets may be None.
 
     Raises:
         TypeError: If it is of another form.
     """
+    if reader is not None:
+        raw = reader(raw)
+        if type(raw) in (tuple, list) and len(raw) == 2 and raw[1] is None:
+            return raw[0], None
+        read = Batch.read(raw, reader=lambda made: made, argument=argument)
+        return read.inputs, read.targets
     if isinstance(raw, Tensor | PackedSequence):
         return raw, None
     if type(raw) in (tuple, list) and len(raw) in (1, 2):

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from pyrobnn.core.arguments import check_positive_int
+from pyrobnn.core.batches import Reader
 from pyrobnn.core.gradient_modes import gradients_enabled, refuse_inference_tensors
 from pyrobnn.distillation.flat_draws import random_rows
 from pyrobnn.distillation.standardization import Standards
@@ -40,6 +41,7 @@ def online_distill(
     thinning: int = 1,
     num_chains: int = 1,
     init: ChainInit = None,
+    batch: Reader | None = None,
     batch_norm: BatchNormPolicy = "refuse",
     vmap: bool | Literal["auto"] = "auto",
     buffer_size: int = 1000,
@@ -66,6 +68,7 @@ def online_distill(
         thinning: Steps for each.
         num_chains: Number C of chains.
         init: Where they start.
+        batch: How to read what the loader yields.
         batch_norm: What to do about BatchNorm layers.
         vmap: Whether to step all chains in one vectorized pass.
         buffer_size: Draws of all chains together in the buffer. Means and scales are those of the first full one.
@@ -122,6 +125,7 @@ def online_distill(
             init=init,
             vmap=vmap,
             device=device,
+            reader=batch,
         )
         generator = Generator(run.layout, hidden, latent_dim, num_samples=num_samples * num_chains).to(run.flat)
         store = _Buffer(window, run.flat, generator, settings, refresh, 1 + (num_samples - window) // refresh)

@@ -13,7 +13,7 @@ from pyro.nn import PyroModule, pyro_method
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from pyrobnn.core.batches import check_weight
+from pyrobnn.core.finite import check_weight
 from pyrobnn.model.bayesianize import BayesianModule, bayesianize
 from pyrobnn.model.likelihoods import Likelihood
 from pyrobnn.model.priors import PriorSpec

@@ -29,6 +29,7 @@ from typing import Any, get_args
 import torch
 from torch import Tensor, nn
 
+from pyrobnn.core.trees import leaves
 from pyrobnn.curvature import outputs_and_jacobians
 from pyrobnn.guides.laplace import Laplace
 from pyrobnn.model.agreement import check_given
@@ -39,7 +40,7 @@ from pyrobnn.model.substitution import SubstituteMessenger
 from pyrobnn.model.supervised import SupervisedModel
 from pyrobnn.prediction.draws import PinnedDraws
 from pyrobnn.prediction.predictor import Link, PredictorOptions
-from pyrobnn.prediction.runners import inputs_on, splittable_rows
+from pyrobnn.prediction.runners import inputs_on
 
 __all__ = ["LinearizedPredictor", "predict_linearized"]
 
@@ -129,7 +130,7 @@ class LinearizedPredictor:
         Raises:
             ValueError: If there are no inputs.
         """
-        if splittable_rows(x) == 0:
+        if all(isinstance(leaf, Tensor) and leaf.dim() and not len(leaf) for leaf in leaves(x)):
             raise ValueError("x: it holds no inputs.")
         x = inputs_on(x, self.laplace.mean.device)
         with torch.no_grad(), evaluating(self.model), frozen_buffers(self.model):

@@ -11,23 +11,26 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sized
 from typing import Any
 
+import numpy as np
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 from tqdm.auto import tqdm
 
-from pyrobnn.core.batches import inputs_of
+from pyrobnn.core.batches import Batch, Reader, inputs_of
+from pyrobnn.core.finite import check_inputs
+from pyrobnn.core.trees import leaves
 from pyrobnn.guides.base import Guide
 from pyrobnn.model.likelihoods import Likelihood
 from pyrobnn.model.likelihoods.predictions import Prediction
 from pyrobnn.prediction.draws import check_posterior
 from pyrobnn.prediction.linearized import LinearizedPredictor
 from pyrobnn.prediction.predictor import Link, PredictorFactory, PredictorOptions, WeightsPredictor
-from pyrobnn.prediction.runners import Method, splittable_rows
+from pyrobnn.prediction.runners import Method
+from pyrobnn.prediction.second_entries import check_rows, check_second_entry
 
 __all__ = ["predict", "predict_batches"]
 
 _PREDICTORS: dict[str, PredictorFactory] = {"weights": WeightsPredictor, "linearized": LinearizedPredictor}
-_BLOCK_ROWS = 8192  # rows whose accumulators exist at a time when the inputs are one long tensor
 
 
 def predict(
@@ -36,6 +39,8 @@ def predict(
     data: Any,
     num_samples: int = 100,
     *,
+    batch: Reader | None = None,
+    batch_size: int | None = None,
     predictor: str | PredictorFactory | None = None,
     likelihood: Likelihood | None = None,
     link: Link = "samples",
@@ -53,8 +58,15 @@ def predict(
         guide: The posterior: a guide of this library, or draws ``{site: [K, *site shape]}`` (from
             ``MCMC.get_samples()``, say).
         data: A tensor of inputs, a tuple or dict of tensors for networks with several inputs, or a loader
-            that yields inputs or pairs ``(x, y)``.
+            that yields inputs or pairs ``(x, y)``. A model of one's own is called as ``model(x)``, as ``fit`` calls
+            ``model(x, y)``.
         num_samples: Number K of posterior draws.
+        batch: For loaders that yield something else, as for :func:`pyrobnn.fit`: a function from that to
+            ``(inputs, targets)``, with None for targets that are unknown, or a :class:`~pyrobnn.Batch`.
+        batch_size: Rows that the network sees at a time; it declares that each input has one entry for each row, and
+            that rows do not interact. None runs each batch, and whatever is passed without a loader, in one call, as
+            ``fit`` does; only one long tensor is cut, if a trial shows that it does not matter
+            (:mod:`pyrobnn.prediction.rows`).
         predictor: How the predictive is computed: ``"weights"``, draws of the weights run through the network;
             ``"linearized"``, the network's linearization at the mode (a :class:`~pyrobnn.guides.Laplace`); a function
             of model, guide and :class:`~pyrobnn.prediction.PredictorOptions` that makes a
@@ -75,14 +87,18 @@ def predict(
 
     Raises:
         TypeError: If the inputs or the posterior are of the wrong kind.
-        ValueError: If there are no inputs, ``num_samples`` is not positive, ``predictor`` is unknown, or the posterior
-            is another model's: a site is missing, unknown, of another shape or not finite.
+        ValueError: If there are no inputs, one of them is NaN or infinite, ``num_samples`` is not positive,
+            ``predictor`` is unknown, the posterior is another model's (a site is missing, unknown, of another shape or
+            not finite), or batches have outputs of different shapes (sequences of several lengths), which
+            :func:`predict_batches` allows.
     """
-    batches = predict_batches(
+    predicted = predict_batches(
         model,
         guide,
         data,
         num_samples,
+        batch=batch,
+        batch_size=batch_size,
         predictor=predictor,
         likelihood=likelihood,
         link=link,
@@ -94,14 +110,22 @@ def predict(
     )
     parts: list[Prediction] = []
     kept_bytes = 0
-    for part, _ in batches:
+    for part, _ in predicted:
         parts.append(part)
         kept_bytes += part.kept_bytes
         if not return_draws and kept_bytes > max_bytes / 4:  # the budget is for all of the data, not for each batch
             parts = [earlier.without_draws() for earlier in parts]
     if not parts:
         raise ValueError("data: it holds no inputs.")
-    return parts[0] if len(parts) == 1 else Prediction.join(parts)
+    if len(parts) == 1:
+        return parts[0]
+    if len(shapes := {part.mean.shape[1:]: part.mean.shape for part in parts}) > 1:
+        first, second = [list(shape) for shape in shapes.values()][:2]
+        raise ValueError(
+            f"data: predictions of shapes {first} and {second} cannot be one prediction; take them batch by batch from "
+            "predict_batches, or pad all inputs to one length."
+        )
+    return Prediction.join(parts)
 
 
 def predict_batches(
@@ -110,6 +134,8 @@ def predict_batches(
     data: Any,
     num_samples: int = 100,
     *,
+    batch: Reader | None = None,
+    batch_size: int | None = None,
     predictor: str | PredictorFactory | None = None,
     likelihood: Likelihood | None = None,
     link: Link = "samples",
@@ -125,7 +151,7 @@ def predict_batches(
     modes of the model are as before the call. Errors are those of :func:`predict`, raised at the first batch.
     """
     check_posterior(model, guide)
-    blocks, count = _blocks(data)
+    blocks, count = _blocks(data, batch)
     options = PredictorOptions(
         num_samples=num_samples,
         likelihood=likelihood,
@@ -135,10 +161,16 @@ def predict_batches(
         seed=seed,
         replayed=count != 1,
         link=link,
+        batch_size=batch_size,
     )
     predicted = _factory(predictor, guide)(model, guide, options)
-    for x, y in tqdm(blocks, total=count, disable=not progress, unit="batch"):
-        yield predicted(x, y), y
+    for index, (x, y) in enumerate(tqdm(blocks, total=count, disable=not progress, unit="batch")):
+        check_inputs(x, index)
+        prediction = predicted(x, y)
+        if y is not None:
+            check_rows(y, prediction.mean)
+            check_second_entry(model, x, y, prediction.predicted.shape, prediction.likelihood)
+        yield prediction, y
 
 
 def _factory(predictor: str | PredictorFactory | None, guide: Any) -> PredictorFactory:
@@ -152,13 +184,15 @@ def _factory(predictor: str | PredictorFactory | None, guide: Any) -> PredictorF
     return _PREDICTORS[predictor]
 
 
-def _blocks(data: Any) -> tuple[Iterable[tuple[Any, Tensor | None]], int | None]:
-    """The inputs in blocks ``(x, y or None)``, and how many blocks there are if known."""
-    if isinstance(data, Tensor):
-        blocks = [(block, None) for block in data.split(_BLOCK_ROWS)] if len(data) else []
-        return blocks, len(blocks)
-    if isinstance(data, tuple | Mapping | PackedSequence):
-        return ([(data, None)], 1) if splittable_rows(data) != 0 else ([], 0)
-    if not isinstance(data, Iterable):
-        raise TypeError(f"data: expected inputs (a tensor, tuple or dict) or a loader, got {type(data).__name__}.")
-    return (inputs_of(batch) for batch in data), len(data) if isinstance(data, Sized) else None
+def _blocks(data: Any, reader: Reader | None) -> tuple[Iterable[tuple[Any, Any]], int | None]:
+    """The inputs batch by batch, ``(x, y or None)``, and how many batches there are if known."""
+    if isinstance(data, Tensor | tuple | Mapping | PackedSequence):
+        empty = all(isinstance(leaf, Tensor) and leaf.dim() and not len(leaf) for leaf in leaves(data))
+        return ([], 0) if empty else ([(data, None)], 1)
+    if isinstance(data, Batch):
+        return [(data.inputs, data.targets)], 1
+    if isinstance(data, np.ndarray) or not isinstance(data, Iterable):
+        kind = type(data).__name__
+        advice = "; convert it by torch.as_tensor(array, dtype=torch.float32), say" if kind == "ndarray" else ""
+        raise TypeError(f"data: expected inputs (a tensor, tuple or dict) or a loader, got {kind}{advice}.")
+    return (inputs_of(raw, reader=reader) for raw in data), len(data) if isinstance(data, Sized) else None

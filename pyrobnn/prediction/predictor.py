@@ -47,6 +47,7 @@ class PredictorOptions:
         replayed: Whether there will be more than one batch.
         link: How Gaussian outputs become class probabilities.
         given: Values of sites that the guide does not have.
+        batch_size: Rows that the network sees at a time, if inputs are declared to be by rows; else None.
     """
 
     num_samples: int = 100
@@ -58,6 +59,7 @@ class PredictorOptions:
     replayed: bool = True
     link: Link = "samples"
     given: Mapping[str, Tensor] | None = None
+    batch_size: int | None = None
 
 
 PredictorFactory = Callable[[nn.Module, Any, PredictorOptions], Predictor]
@@ -75,7 +77,7 @@ class WeightsPredictor:
 
     def __init__(self, model: nn.Module, guide: Any, options: PredictorOptions) -> None:
         self.options = options
-        self.runner = Runner(model, options.likelihood, options.method, options.max_bytes)
+        self.runner = Runner(model, options.likelihood, options.method, options.max_bytes, options.batch_size)
         self.draws = PinnedDraws(
             guide, options.num_samples, self.runner.draws_bytes, replayed=options.replayed, seed=options.seed
         )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
 
@@ -10,21 +12,22 @@ import torch
 from torch import Tensor, nn
 
 from pyrobnn.core import random_state
-from pyrobnn.core.trees import leaves, num_rows, take_rows, to_device
+from pyrobnn.core.attention import attention_under_vmap
+from pyrobnn.core.trees import leaves, to_device
 from pyrobnn.model.bayesianize import BayesianModule, evaluating, frozen_buffers
 from pyrobnn.model.declarations import latent_sampler
 from pyrobnn.model.draws import Draws, installed_buffers
 from pyrobnn.model.likelihoods import Likelihood
 from pyrobnn.model.substitution import SubstituteMessenger
 from pyrobnn.model.supervised import SupervisedModel, run_network
+from pyrobnn.prediction.rows import Part, RowCutter, check_outputs, has_one_row, join_outputs, refuse_squeezed
 
-__all__ = ["Method", "Runner", "inputs_on", "model_outputs", "splittable_rows"]
+__all__ = ["Method", "Runner", "inputs_on", "model_outputs"]
 
 Method = Literal["auto", "loop", "vmap"]
 Summarize = Callable[[Tensor], dict[str, Tensor]]
 
 _STACKED_BYTES = 2**20  # small predictions are reduced several draws at a time, which saves calls
-_CHUNK_ROWS = 256  # longer batches only add page faults on a CPU
 
 
 class Runner:
@@ -35,13 +38,21 @@ class Runner:
         likelihood: The likelihood; the model's if None.
         method: ``"loop"``, ``"vmap"`` or ``"auto"``.
         max_bytes: Budget for draws and activations.
+        batch_size: Rows that the network sees at a time (:class:`~pyrobnn.prediction.rows.RowCutter`).
 
     Raises:
         TypeError: If the model has no likelihood and none is given.
-        ValueError: If ``method`` is unknown or cannot run this network, or ``max_bytes`` is not positive.
+        ValueError: If ``method`` is unknown or cannot run this network, or a number is not positive.
     """
 
-    def __init__(self, model: nn.Module, likelihood: Likelihood | None, method: Method, max_bytes: int) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        likelihood: Likelihood | None,
+        method: Method,
+        max_bytes: int,
+        batch_size: int | None = None,
+    ) -> None:
         own = likelihood if likelihood is not None else getattr(model, "likelihood", None)
         if not isinstance(own, Likelihood):
             raise TypeError(
@@ -60,10 +71,11 @@ class Runner:
             raise ValueError(f"method: torch cannot vmap {recurrent[0]} layers; use 'loop', or 'auto'.")
         fastest = "vmap" if self.device.type == "cuda" and not recurrent else "loop"
         self.method = fastest if method == "auto" else method
+        self.can_fall_back = method == "auto"
         self.draws_bytes = max_bytes // 2
         self.activation_bytes = max_bytes // 4
-        self._row_bytes: int | None = None
-        self._checked_sites = False
+        self.cutter = RowCutter(model, batch_size, self.activation_bytes)
+        self._checked_sites = self._checked_one_row = False
 
     @contextlib.contextmanager
     def ready(self) -> Iterator[None]:
@@ -102,105 +114,98 @@ class Runner:
         if not self._checked_sites:
             self.check_sites(draws)
             self._checked_sites = True
+        run = functools.partial(self._outputs, draws.at(0))
+        parts = self.cutter.parts(x, run)
         if self.method == "vmap":
-            yield from self._vmapped(draws, x, summarize)
-            return
+            try:
+                yield from self._vmapped(draws, parts, run, summarize)
+                return
+            except NotVectorizedError as error:
+                if not self.can_fall_back:
+                    raise
+                warnings.warn(f"{error} Draws are run one by one, as with method='loop'.", stacklevel=2)
+                self.method = "loop"
         count = len(next(iter(draws.values())))
         pending: list[dict[str, Tensor]] = []
         for index in range(count):
-            pending.append(self._looped(draws.at(index), x, summarize))
+            pending.append(self._looped(draws.at(index), parts, summarize))
             nbytes = sum(tensor.nbytes for tensor in pending[0].values())
             if index + 1 == count or len(pending) * nbytes > _STACKED_BYTES:
                 yield {name: torch.stack([summary[name] for summary in pending]) for name in pending[0]}
                 pending = []
 
-    def _looped(self, draw: Draws, x: Any, summarize: Summarize) -> dict[str, Tensor]:
+    def _outputs(self, draw: Draws, x: Any) -> Tensor:
+        """The outputs under one draw, for a look at what the network does."""
+        with installed_buffers(self.model, draw.buffers), SubstituteMessenger(draw):
+            return model_outputs(self.model, x)
+
+    def _looped(self, draw: Draws, parts: list[Part], summarize: Summarize) -> dict[str, Tensor]:
         with contextlib.ExitStack() as stack:
             stack.enter_context(installed_buffers(self.model, draw.buffers))
             if isinstance(self.model, SupervisedModel) and isinstance(net := self.model.net, BayesianModule):
                 with SubstituteMessenger(draw):
                     weights = net.sample_weights()
-                    parts = list(self._parts(x, 1))  # may run the model once, which needs a draw substituted
                 plain = stack.enter_context(net.written(weights))
-                outputs = torch.cat([self.model.select(run_network(plain, part)) for part in parts])
+                outputs = [self.model.select(run_network(plain, part.inputs)) for part in parts]
             else:
                 stack.enter_context(SubstituteMessenger(draw))
-                outputs = torch.cat([model_outputs(self.model, part) for part in self._parts(x, 1)])
+                outputs = [model_outputs(self.model, part.inputs) for part in parts]
+        joined = join_outputs(outputs, parts)
+        if not self._checked_one_row and has_one_row(parts):
+            refuse_squeezed(parts[0].inputs, joined, functools.partial(self._outputs, draw))
+            self._checked_one_row = True
         with SubstituteMessenger(draw):
-            return summarize(outputs)
+            return summarize(joined)
 
-    def _vmapped(self, draws: Draws, x: Any, summarize: Summarize) -> Iterator[dict[str, Tensor]]:
-        def one(draw: dict[str, Tensor], buffers: dict[str, Tensor], part: Any) -> dict[str, Tensor]:
+    def _vmapped(
+        self, draws: Draws, parts: list[Part], outputs_of: Callable[[Any], Tensor], summarize: Summarize
+    ) -> Iterator[dict[str, Tensor]]:
+        def one(draw: dict[str, Tensor], buffers: dict[str, Tensor], part: Part) -> dict[str, Tensor]:
             with installed_buffers(self.model, buffers), SubstituteMessenger(draw):
-                return summarize(model_outputs(self.model, part))
+                outputs = model_outputs(self.model, part.inputs)
+                check_outputs(outputs, part.rows)
+                return summarize(outputs)
 
+        if not self._checked_one_row and has_one_row(parts):
+            refuse_squeezed(parts[0].inputs, outputs_of(parts[0].inputs), outputs_of)
+            self._checked_one_row = True
         count = len(next(iter(draws.values())))
-        rows = splittable_rows(x) or 1
-        chunk_size = max(
-            1, min(count, self.activation_bytes // max(1, self._bytes_per_row(x) * min(rows, _CHUNK_ROWS)))
-        )
-        run = torch.func.vmap(one, in_dims=(0, 0, None), randomness="different")
-        for start in range(0, count, chunk_size):
-            chunk = draws.at(slice(start, start + chunk_size))
-            pieces = [run(dict(chunk), chunk.buffers, part) for part in self._parts(x, len(next(iter(chunk.values()))))]
+        size = max(1, min(count, self.activation_bytes // self.cutter.nbytes(parts[0], outputs_of)))
+        for start in range(0, count, size):
+            chunk = draws.at(slice(start, start + size))
+            # The inputs are not mapped; a function of the draws alone takes them whatever they are.
+            runs = [torch.func.vmap(functools.partial(one, part=part), randomness="different") for part in parts]
+            try:
+                with attention_under_vmap(self.device):
+                    pieces = [run(dict(chunk), chunk.buffers) for run in runs]
+            except RuntimeError as error:
+                if start or isinstance(error, torch.OutOfMemoryError):
+                    raise
+                raise NotVectorizedError(
+                    f"method: torch cannot vmap this network ({str(error).splitlines()[0]}); use method='loop'."
+                ) from error
             yield {name: torch.cat([piece[name] for piece in pieces], 1) for name in pieces[0]}
 
-    def _parts(self, x: Any, num_samples: int) -> Iterator[Any]:
-        rows = splittable_rows(x)
-        if rows is None:  # such as a graph, which is run whole
-            yield x
-            return
-        size = min(_CHUNK_ROWS, max(1, self.activation_bytes // max(1, num_samples * self._bytes_per_row(x))))
-        for start in range(0, rows, size):
-            yield take_rows(x, slice(start, start + size), rows) if size < rows else x
 
-    def _bytes_per_row(self, x: Any) -> int:
-        """Activation memory of one input: twice the largest layer's input and output, seen in one run."""
-        rows = splittable_rows(x)
-        if self._row_bytes is None:
-            largest = [1]
-
-            def record_size(_: nn.Module, inputs: Any, output: Any) -> None:
-                tensors = [t for t in (*inputs, output) if isinstance(t, Tensor)]
-                largest[0] = max(largest[0], sum(t.numel() * t.element_size() for t in tensors))
-
-            layers = [module for module in self.model.modules() if not list(module.children())]
-            hooks = [layer.register_forward_hook(record_size) for layer in layers]
-            try:
-                with random_state.preserved(self.device):
-                    model_outputs(self.model, x if rows is None else take_rows(x, slice(0, 1), rows))
-            finally:
-                for hook in hooks:
-                    hook.remove()
-            self._row_bytes = 2 * largest[0]
-        return self._row_bytes
+class NotVectorizedError(ValueError):
+    """A network does something that torch cannot run under vmap."""
 
 
 def model_outputs(model: nn.Module, x: Any) -> Tensor:
     """The network's outputs, under the draw that is substituted by the active handlers.
 
+    A model of one's own is called as ``model(x)``, whatever ``x`` is, as ``fit`` calls ``model(x, y)``.
+
     Raises:
         TypeError: If the model returns no tensor.
     """
-    outputs = model.predictive(x) if isinstance(model, SupervisedModel) else run_network(model, x)
+    outputs = model.predictive(x) if isinstance(model, SupervisedModel) else model(x)
     if not isinstance(outputs, Tensor):
         raise TypeError(
             f"model: called with inputs it returned a {type(outputs).__name__}; predict needs a model that returns the "
             "network's outputs as one tensor."
         )
     return outputs
-
-
-def splittable_rows(x: Any) -> int | None:
-    """The number of rows of inputs that can be cut into rows; None for those that cannot, such as graphs."""
-    if next(leaves(x), None) is None:
-        return 0
-    try:
-        rows = num_rows(x)
-        take_rows(x, slice(0, 0), rows)
-    except ValueError:
-        return None
-    return rows
 
 
 def inputs_on(x: Any, device: torch.device) -> Any:

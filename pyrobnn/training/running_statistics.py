@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from pyrobnn.core.arguments import check_positive_int
-from pyrobnn.core.batches import inputs_of
+from pyrobnn.core.batches import Reader, inputs_of
+from pyrobnn.core.finite import check_inputs
 from pyrobnn.guides.base import Guide, check_guide
 from pyrobnn.model.draws import Draws
 from pyrobnn.prediction.runners import inputs_on, model_outputs
@@ -27,7 +28,9 @@ BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 @torch.no_grad()
-def recalibrate_batch_norm(model: nn.Module, guide: Guide, loader: Iterable[Any], *, num_samples: int = 1) -> None:
+def recalibrate_batch_norm(
+    model: nn.Module, guide: Guide, loader: Iterable[Any], *, batch: Reader | None = None, num_samples: int = 1
+) -> None:
     """Re-estimates the running statistics of every BatchNorm layer, in place.
 
     Args:
@@ -35,12 +38,14 @@ def recalibrate_batch_norm(model: nn.Module, guide: Guide, loader: Iterable[Any]
         guide: The posterior to draw weights from. Of an ensemble, whose members have buffers of their own, these
             change: the loader's batches are run once per member.
         loader: Yields inputs or pairs ``(x, y)``; each batch should be as large as in training.
+        batch: For loaders that yield something else, as for :func:`pyrobnn.fit`: a function from that to
+            ``(inputs, targets)``, with None for targets that are unknown, or a :class:`~pyrobnn.Batch`.
         num_samples: Posterior draws per batch.
 
     Raises:
         TypeError: If the guide is not of this library.
-        ValueError: If the guide is another model's, the model has no BatchNorm layer with running statistics, or the
-            loader is empty. After any error the statistics are restored.
+        ValueError: If the guide is another model's, the model has no BatchNorm layer with running statistics, the
+            loader is empty, or an input is NaN or infinite. After any error the statistics are restored.
     """
     check_guide(model, guide)
     layers: list[Any] = [m for m in model.modules() if isinstance(m, BATCH_NORMS) and m.track_running_stats]
@@ -57,8 +62,9 @@ def recalibrate_batch_norm(model: nn.Module, guide: Guide, loader: Iterable[Any]
         for layer in layers:
             layer.momentum = None  # the plain average over all passes
             layer.train()
-        for batch in loader:
-            x = inputs_on(inputs_of(batch)[0], device)
+        for index, raw in enumerate(loader):
+            x = inputs_on(inputs_of(raw, "loader", batch)[0], device)
+            check_inputs(x, index)
             for _ in range(num_samples):
                 averages.add(x)
             passes += num_samples

@@ -171,7 +171,7 @@ def broken() -> Any:
         ([], ValueError, r"^loader: it yielded no batch"),
         (broken(), OSError, "the disk is gone"),
         ([torch.randn(4, 2).double()], RuntimeError, "shapes"),
-        (["text"], TypeError, r"^data: expected a loader of inputs"),
+        (["text"], TypeError, r"^loader: expected a loader of inputs"),
     ],
 )
 def test_nothing_is_lost_when_it_fails(loader: Any, kind: type[Exception], match: str) -> None:

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from pyrobnn.core import random_state
-from pyrobnn.core.batches import Batch, Reader, check_inputs
+from pyrobnn.core.batches import Batch, Reader
+from pyrobnn.core.finite import check_inputs
 from pyrobnn.core.trees import to_device
 from pyrobnn.model.declarations import declared_num_data
 from pyrobnn.model.supervised import SupervisedModel
