@@ -116,6 +116,7 @@ class Trainer:
     def fit(self, make: Callable[[pb.SupervisedModel], guides.Guide], **options: Any) -> Fitted:
         """Trains from the initial weights."""
         model = self.model()
+        torch.manual_seed(self.seed)  # members draw their starts, whatever was fitted before
         guide = make(model)
         settings = {"epochs": self.epochs, "lr": 1e-3, "seed": self.seed, "progress": False} | options
         pb.fit(model, guide, self.batches, device=self.options.device, **settings)
