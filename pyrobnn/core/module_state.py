@@ -1,4 +1,4 @@
-"""Filling modules from plain dicts of tensors."""
+"""Filling modules, and tensors by name, from plain dicts of tensors."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-__all__ = ["fill"]
+__all__ = ["fill", "fill_tensors"]
 
 
 def fill(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
@@ -26,3 +26,16 @@ def fill(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         module.load_state_dict(state)
     except RuntimeError as error:  # torch's words for shapes that differ
         raise ValueError(str(error)) from error
+
+
+def fill_tensors(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
+    """Copies values into tensors of the same names, shapes and dtypes; nothing is broadcast.
+
+    Raises:
+        ValueError: If they differ.
+    """
+    shapes = [{name: (tuple(t.shape), t.dtype) for name, t in given.items()} for given in (own, tensors)]
+    if shapes[0] != shapes[1]:
+        raise ValueError(f"expected tensors {shapes[0]}, got {shapes[1]}")
+    for name, tensor in tensors.items():
+        own[name].copy_(tensor)

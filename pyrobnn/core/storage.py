@@ -6,8 +6,9 @@ Both are written and read by :mod:`pyrobnn.core.documents`: atomically, with dig
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from pyrobnn.core.documents import Document, read, write
 from pyrobnn.core.files import CheckpointError, check_directory
 from pyrobnn.core.locks import locked
 
-__all__ = ["STATE", "load_state", "save_state", "write_state"]
+__all__ = ["STATE", "load_state", "restoring", "save_state", "write_state"]
 
 STATE = Document("pyrobnn training state", "state.json", "state", {"state": schema.anything})
 _PATIENCE = 60.0  # seconds for another save to end
@@ -67,6 +68,22 @@ def load_state(path: str | os.PathLike[str], argument: str = "path") -> Any:
         return _decode(document["state"], "state", tensors)
     except (schema.Mismatch, RecursionError) as error:
         raise CheckpointError(f"{argument}: {STATE.document} in {directory} is damaged: {error}.") from error
+
+
+@contextlib.contextmanager
+def restoring(argument: str, directory: str | os.PathLike[str]) -> Iterator[None]:
+    """Whatever a loaded state leads to in the block is an error of the state.
+
+    Raises:
+        CheckpointError: If the block raises an error of another kind.
+    """
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, StopIteration, TypeError, ValueError) as error:
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise CheckpointError(f"{argument}: the state in {directory} cannot be restored: {reason}") from error
 
 
 def _encode(value: Any, where: str, tensors: dict[str, Tensor]) -> Any:

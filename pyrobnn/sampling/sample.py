@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from pyrobnn.core.arguments import check_int, check_positive_int
 from pyrobnn.core.batches import Reader
+from pyrobnn.core.files import check_directory
 from pyrobnn.core.gradient_modes import gradients_enabled, refuse_inference_tensors
 from pyrobnn.guides.chains import Chains
 from pyrobnn.model.declarations import example_if_needed
@@ -95,6 +96,9 @@ def sample(
         TypeError: If the kernel or the data are of the wrong kind.
         ValueError: If an argument is out of its range, data and model do not fit, the draws would not fit into
             ``max_bytes``, or ``directory`` holds another run.
+        CheckpointError: If what ``directory`` holds is damaged, which digests of all that is read tell; a ValueError.
+        DirectoryInUseError: If another process or thread samples to ``directory``.
+        OSError: If the disk is full; the draws recorded before stay readable, and can be resumed from.
     """
     _check(kernel, num_samples, warmup_steps, thinning, num_chains, vmap, max_bytes, directory, resume)
     if device is not None and isinstance(model, nn.Module):
@@ -135,23 +139,29 @@ def sample(
         _check_memory(num_samples, run.flat, max_bytes, directory)
         if directory is None:
             run.store = MemoryStore(num_samples, run.flat)
+            run.until(num_samples, progress)
         else:
             run.store = DiskStore(directory, num_samples, max_bytes)
-            _open(run, run.store, resume)
-        run.until(num_samples, progress)
+            _sample_to_disk(run, run.store, resume, progress)
         guide = run.store.chains(model, run.example)
         return guide if len(guide.blocks) > 1 else guide.to(run.flat.device)
 
 
-def _open(run: Run, store: DiskStore, resume: bool) -> None:
-    """Continues the run in the store's directory, or checks that there is none."""
-    if not DiskStore.exists(store.directory):
-        return
-    if not resume:
+def _sample_to_disk(run: Run, store: DiskStore, resume: bool, progress: bool) -> None:
+    """Begins a run in the store's directory or continues it; one that has enough draws is only read."""
+    if store.exists and not resume:
         raise ValueError(
             f"directory: {store.directory} holds a run already; pass resume=True to continue it, or another directory."
         )
-    run.write(store.recorded(), store)
+    if store.exists:
+        state = store.recorded()
+        if store.kept >= store.num_samples:
+            run.write(state, store)
+            return
+    with store.locked():
+        if store.exists:  # as its last writer left it
+            run.write(store.recorded(), store)
+        run.until(store.num_samples, progress)
 
 
 def _check(
@@ -178,6 +188,8 @@ def _check(
     check_int("warmup_steps", warmup_steps, 0)
     if vmap not in (True, False, "auto"):
         raise ValueError(f"vmap: expected True, False or 'auto', got {vmap!r}.")
+    if directory is not None:
+        check_directory("directory", directory)
     if resume and directory is None:
         raise ValueError("resume: nothing to resume from; pass directory= that of the earlier run.")
     if directory is not None and isinstance(kernel, FullBatchKernel):

@@ -11,8 +11,11 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from pyrobnn.core import random_state
+from pyrobnn.core import random_state, schema
 from pyrobnn.core.batches import Reader
+from pyrobnn.core.files import CheckpointError
+from pyrobnn.core.module_state import fill_tensors
+from pyrobnn.core.storage import restoring
 from pyrobnn.model.declarations import example_if_needed
 from pyrobnn.model.layout import Layout
 from pyrobnn.objectives.parts import NonFiniteLossError
@@ -26,6 +29,21 @@ from pyrobnn.sampling.sgmcmc.store import DiskStore, MemoryStore
 from pyrobnn.training.state import generators
 
 __all__ = ["Run", "SamplingDivergedWarning", "start_run"]
+
+_TENSOR = schema.instance(Tensor, "a tensor")
+_POSITION = {"epoch": schema.whole(0), "index": schema.whole(0), "rows": schema.whole(0), "random": schema.anything}
+_STATE = schema.record(
+    {
+        "settings": schema.table(schema.anything),
+        "step": schema.whole(0),
+        "collected": schema.whole(0),
+        "flat": schema.optional(_TENSOR),
+        "state": schema.table(_TENSOR),
+        "noise": _TENSOR,
+        "batches": schema.record(_POSITION),
+        "random": schema.table(schema.anything),
+    }
+)
 
 
 class SamplingDivergedWarning(UserWarning):
@@ -165,8 +183,13 @@ class Run:
         """Goes back to what :meth:`read` read.
 
         Raises:
+            CheckpointError: If the state is damaged.
             ValueError: If it is that of a run with other settings.
         """
+        try:
+            _STATE(state, "state.run")
+        except schema.Mismatch as error:
+            raise CheckpointError(f"directory: {store.directory} holds no state of a sampling run: {error}.") from error
         settings = self.settings()
         if differing := [name for name, value in settings.items() if state["settings"].get(name) != value]:
             name = differing[0]
@@ -174,13 +197,13 @@ class Run:
                 f"resume: the run in {store.directory} had {name} {state['settings'].get(name)!r}, but now it is "
                 f"{settings[name]!r}; pass the same arguments as then."
             )
-        self.step, self.collected = state["step"], state["collected"]
-        self.flat.copy_(store.last() if state["flat"] is None else state["flat"])
-        for name, value in state["state"].items():
-            self.state[name].copy_(value)
-        self.noise.write(state["noise"])
-        self.batches.write(state["batches"])
-        random_state.write_all(state["random"], generators(self.batches.data))
+        with restoring("directory", store.directory):
+            self.step, self.collected = state["step"], state["collected"]
+            fill_tensors({"flat": self.flat}, {"flat": store.last() if state["flat"] is None else state["flat"]})
+            fill_tensors(self.state, state["state"])
+            self.noise.write(state["noise"])
+            self.batches.write(state["batches"])
+            random_state.write_all(state["random"], generators(self.batches.data))
 
 
 def _described(kernel: object) -> str:

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pyrobnn.core.storage import load_state, save_state
+from pyrobnn.core import schema
+from pyrobnn.core.files import CheckpointError, check_directory
+from pyrobnn.core.locks import locked
+from pyrobnn.core.storage import STATE, load_state, write_state
 from pyrobnn.guides.chains import Chains
-from pyrobnn.sampling.sgmcmc.shards import create_shard, read_shard, write_row
+from pyrobnn.sampling.sgmcmc.shards import RECORD, Shard, read_shard
 
 __all__ = ["DiskStore", "MemoryStore"]
 
 _SHARD_BYTES = 2**26
+_STATE = schema.record({"kept": schema.whole(0), "shards": schema.items(RECORD), "run": schema.table(schema.anything)})
 
 
 class MemoryStore:
@@ -54,64 +60,107 @@ class DiskStore:
     """Draws in shards, and the run's state.
 
     Args:
-        directory: The directory.
+        directory: The directory; whoever writes holds its lock (:meth:`locked`).
         num_samples: Draws of the whole run, which determine the size of shards.
         max_bytes: Largest size of all draws at which :meth:`chains` reads them into memory.
     """
 
     def __init__(self, directory: str | Path, num_samples: int, max_bytes: int) -> None:
-        self.directory = Path(directory)
+        self.directory = check_directory("directory", directory)
         self.num_samples, self.max_bytes = num_samples, max_bytes
         self.kept = 0
-        self._sizes: list[int] = []  # of each shard, when it was created
+        self._records: list[dict[str, Any]] = []  # of all shards
+        self._shard: Shard | None = None  # the last one, once it is written to
 
-    @classmethod
-    def exists(cls, directory: str | Path) -> bool:
+    @property
+    def exists(self) -> bool:
         """Whether the directory holds a run."""
-        return (Path(directory) / "state.json").exists()
+        return os.path.lexists(self.directory / STATE.document)
+
+    def locked(self) -> AbstractContextManager[None]:
+        """Makes this process the only writer in the directory."""
+        return locked(self.directory, STATE.document, "sample", argument="directory")
 
     def keep(self, flat: Tensor, stats: Mapping[str, Tensor]) -> None:
-        """Writes one draw of all chains ``[C, P]`` and its statistics ``{name: [C]}``; valid after :meth:`record`."""
+        """Writes one draw of all chains ``[C, P]`` and its statistics ``{name: [C]}``; valid after :meth:`record`.
+
+        Raises:
+            OSError: If writing fails; what was recorded before stays readable, and can be resumed from.
+        """
         row = {"draws": flat} | {f"stat.{name}": value for name, value in stats.items()}
-        used = self.kept - sum(self._sizes[:-1])
-        if not self._sizes or used == self._sizes[-1]:
-            size = max(1, min(self.num_samples - self.kept, _SHARD_BYTES // flat.nbytes))
-            self._sizes.append(size)
-            used = 0
-            self.directory.mkdir(parents=True, exist_ok=True)
-            create_shard(self._path(len(self._sizes) - 1), size, row)
-        write_row(self._path(len(self._sizes) - 1), used, row)
+        used = self.kept - self._before
+        number = len(self._records) - 1
+        try:
+            if not self._records or used == self._records[-1]["rows"]:
+                size = max(1, min(self.num_samples - self.kept, _SHARD_BYTES // flat.nbytes))
+                number, used = number + 1, 0
+                self._shard = Shard.create(self._path(number), size, row)
+                self._records.append(self._shard.record())
+            elif self._shard is None:
+                self._shard = Shard.reopen(self._path(number), used, self._records[-1])
+            self._shard.write(used, row)
+        except OSError as error:
+            raise OSError(
+                f"directory: could not write draw {self.kept + 1} to {self._path(number)} ({error}); those recorded "
+                "before are untouched: make room, then continue with resume=True."
+            ) from error
         self.kept += 1
+        self._records[-1] = self._shard.record()
 
     def record(self, state: dict[str, Any]) -> None:
-        """Writes the run's state; all draws written so far are valid then."""
-        save_state(self.directory, {"kept": self.kept, "sizes": self._sizes, "run": state})
+        """Writes the run's state; all draws written so far are valid then.
+
+        Raises:
+            OSError: If writing fails; what was recorded before stays readable, and can be resumed from.
+        """
+        write_state(self.directory, {"kept": self.kept, "shards": self._records, "run": state}, "directory")
 
     def recorded(self) -> dict[str, Any]:
         """The last recorded state, to which the store is reset.
 
         Raises:
             FileNotFoundError: If there is none.
-            ValueError: If it is damaged or of another kind.
+            CheckpointError: If it is damaged or of another kind.
         """
-        state = load_state(self.directory)
-        if not isinstance(state, dict) or set(state) != {"kept", "sizes", "run"}:
-            raise ValueError(f"directory: {self.directory} holds the state of something else than a sampling run.")
-        self.kept, self._sizes = state["kept"], list(state["sizes"])
+        state = load_state(self.directory, "directory")
+        try:
+            _STATE(state, "state")
+            rows = [record["rows"] for record in state["shards"]]
+            if not sum(rows[:-1]) <= state["kept"] <= sum(rows):
+                raise schema.Mismatch("state.kept", f"at most {sum(rows)} draws in shards of {rows}", state["kept"])
+        except schema.Mismatch as error:
+            raise CheckpointError(f"directory: {self.directory} holds no state of a sampling run: {error}.") from error
+        self.kept, self._records, self._shard = state["kept"], state["shards"], None
         return state["run"]
 
+    @property
+    def _before(self) -> int:
+        """Draws in all shards but the last."""
+        return sum(record["rows"] for record in self._records[:-1])
+
     def last(self) -> Tensor:
-        """The values ``[C, P]`` of the draw kept last."""
-        number = len(self._sizes) - 1
-        used = self.kept - sum(self._sizes[:-1])
-        return read_shard(self._path(number), used)["draws"][-1].clone()
+        """The values ``[C, P]`` of the draw kept last.
+
+        Raises:
+            CheckpointError: If the draws are damaged.
+        """
+        number, used = len(self._records) - 1, self.kept - self._before
+        if not used:
+            raise CheckpointError(f"directory: {self.directory} is damaged: it has no draw to continue from.")
+        return self._read(number, used)["draws"][-1].clone()
 
     def chains(self, model: Callable[..., Any], example: tuple[Any, ...] | None) -> Chains:
-        """The draws as a guide: in memory if they fit, else memory-mapped from the files."""
+        """The draws as a guide: in memory if they fit, else memory-mapped from the files.
+
+        All draws are read once, to compare their digests.
+
+        Raises:
+            CheckpointError: If the draws are damaged.
+        """
         blocks, stats, left = [], [], self.kept
-        for number, size in enumerate(self._sizes):
-            if rows := min(size, left):
-                tensors = read_shard(self._path(number), rows)
+        for number, record in enumerate(self._records):
+            if rows := min(record["rows"], left):
+                tensors = self._read(number, rows)
                 blocks.append(tensors.pop("draws"))
                 stats.append(tensors)
                 left -= rows
@@ -121,6 +170,9 @@ class DiskStore:
             name.removeprefix("stat."): torch.cat([part[name] for part in stats]).T.contiguous() for name in stats[0]
         }
         return Chains(model, blocks[0].shape[1], self.kept, blocks, stats=figures, example=example)
+
+    def _read(self, number: int, used: int) -> dict[str, Tensor]:
+        return read_shard(self._path(number), used, self._records[number])
 
     def _path(self, number: int) -> Path:
         return self.directory / f"draws-{number:05}.safetensors"
