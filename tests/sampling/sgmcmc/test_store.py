@@ -123,9 +123,7 @@ def test_a_flipped_bit_of_a_draw_is_noticed(tmp_path: Path) -> None:
     content[-5] ^= 64  # the exponent of a weight
     shard.write_bytes(content)
     for draws in (3, 6):
-        with pytest.raises(
-            CheckpointError, match=r"^directory: the 3 draws in .* are damaged: 'draws' is not"
-        ):
+        with pytest.raises(CheckpointError, match=r"^directory: the 3 draws in .* are damaged: 'draws' is not"):
             quick(classifier(), num_samples=draws, directory=tmp_path, resume=True)
 
 
