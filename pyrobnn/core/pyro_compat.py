@@ -27,6 +27,7 @@ __all__ = [
     "is_in_transform",
     "sole_handler",
     "unvalidated",
+    "version",
 ]
 
 
@@ -114,3 +115,8 @@ def intercept_checkpoints(again: Callable[[Callable[..., Any]], Callable[..., An
 def is_in_transform(tensor: Tensor) -> bool:
     """Whether the tensor belongs to a function transform (``vmap``, ``grad`` …) that is under way."""
     return bool(torch._C._functorch.is_functorch_wrapped_tensor(tensor))
+
+
+def version(tensor: Tensor) -> int:
+    """How often the tensor has been changed in place; -1 for inference tensors, which torch does not let be changed."""
+    return -1 if tensor.is_inference() else tensor._version

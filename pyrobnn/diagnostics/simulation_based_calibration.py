@@ -16,7 +16,6 @@ Talts et al., *Validating Bayesian inference algorithms with simulation-based ca
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
@@ -33,6 +32,7 @@ from pyrobnn.diagnostics._draws import at_draw, log_prob_sum, undisturbed
 from pyrobnn.guides.base import Guide
 from pyrobnn.model.declarations import declared_num_data
 from pyrobnn.model.draws import Draws
+from pyrobnn.model.network_copy import copied
 from pyrobnn.model.substitution import SubstituteMessenger
 
 if TYPE_CHECKING:
@@ -194,7 +194,7 @@ def sbc(
         for before, after in tqdm(seeds, disable=not progress, unit="simulation"):
             with random_state.seeded(before, device):
                 truth, target = _simulate(model, arguments, observed)
-            own = copy.deepcopy(model)
+            own = copied(model)
             data = (*arguments, target)
             posterior = infer(own, data)
             with random_state.seeded(after, device), undisturbed(own):

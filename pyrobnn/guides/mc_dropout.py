@@ -30,11 +30,12 @@ from torch import Tensor, nn
 from pyrobnn.distributions.independent import base_distribution
 from pyrobnn.estimators.base import Estimator
 from pyrobnn.guides.base import Guide, sample_site
-from pyrobnn.guides.components.dropout_rates import DROPOUTS, Maskable, Rates, maskable_sites, resolve_rates
+from pyrobnn.guides.components.dropout_rates import Maskable, Rates, maskable_sites, resolve_rates
 from pyrobnn.guides.components.dropped_columns import DroppedColumns
 from pyrobnn.model.bayesianize import bayesian_modules
 from pyrobnn.model.divergence import Divergence, PriorTerm
 from pyrobnn.model.draws import Draws
+from pyrobnn.model.dropout import dropout_off
 from pyrobnn.model.facts import Facts
 from pyrobnn.model.initialization import Init, initial_values
 from pyrobnn.steps.autograd import AutogradStep
@@ -255,14 +256,8 @@ def _mask_inputs(masks: dict[str, Tensor], name: str, rate: float) -> Callable[.
 
 @contextlib.contextmanager
 def _dropout_off(model: nn.Module) -> Iterator[None]:
-    """Sets the dropout layers of the converted networks to evaluation mode for the block."""
-    networks = [network.network for network in bayesian_modules(model)]
-    kinds = (*DROPOUTS, nn.RNNBase, nn.MultiheadAttention)  # the last two have no other difference between modes
-    modules = [m for network in networks for m in network.modules() if isinstance(m, kinds) and m.training]
-    try:
-        for module in modules:
-            module.training = False
+    """Switches the dropout of the converted networks off for the block."""
+    with contextlib.ExitStack() as stack:
+        for network in bayesian_modules(model):
+            stack.enter_context(dropout_off(network.network))
         yield
-    finally:
-        for module in modules:
-            module.training = True

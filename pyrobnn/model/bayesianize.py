@@ -8,7 +8,6 @@ linear, (transposed) convolutional, recurrent, attention, embedding, normalizati
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -19,6 +18,8 @@ from torch.func import functional_call
 
 from pyrobnn.core.attention import attention_as_trained
 from pyrobnn.core.pyro_compat import full_name
+from pyrobnn.model.inputs import with_inputs_kept
+from pyrobnn.model.network_copy import check_network, check_sites, copied
 from pyrobnn.model.priors import Prior, PriorSpec, assign
 from pyrobnn.model.recomputation import Substitution
 from pyrobnn.model.stochastic import StochasticModule
@@ -42,18 +43,17 @@ def bayesianize(net: nn.Module, prior: PriorSpec) -> BayesianModule:
         sites are ``net.<parameter name>``; all are drawn once per outermost call.
 
     Raises:
-        TypeError: If ``net`` is no module or a rule is of the wrong kind.
+        TypeError: If ``net`` is no module, compiled by ``torch.jit`` or a wrapper for several devices, or a rule is of
+            the wrong kind.
         ValueError: If a pattern matches nothing, a parameter is matched by no rule, a prior does not fit, or the
-            network has lazy parameters.
+            network's weights cannot be replaced by draws (:mod:`pyrobnn.model.network_copy`).
     """
     if not isinstance(net, nn.Module):
         raise TypeError(f"net: expected a torch.nn.Module, got {type(net).__name__}.")
     if isinstance(net, StochasticModule):
         raise TypeError("net: it already is a Bayesian network; pass the plain torch network.")
-    for name, parameter in net.named_parameters():
-        if isinstance(parameter, nn.parameter.UninitializedParameter):
-            raise ValueError(f"net: the parameter {name!r} is lazy; run one batch through the network first.")
-    return BayesianModule(copy.deepcopy(net), prior)
+    check_network(net)
+    return BayesianModule(copied(net), prior)
 
 
 class BayesianModule(StochasticModule):
@@ -73,7 +73,9 @@ class BayesianModule(StochasticModule):
                 aliases.setdefault(id(parameter), []).append(f"{prefix}.{local}" if prefix else local)
         owned = dict(network.named_parameters())
         self.parameter_names: dict[str, list[str]] = {}
-        for name, assigned in assign(network, prior).items():
+        assignment = assign(network, prior)
+        check_sites(network, [alias for name in assignment if assignment[name] for alias in aliases[id(owned[name])]])
+        for name, assigned in assignment.items():
             if assigned is None:
                 continue
             if hasattr(self, name):
@@ -91,8 +93,12 @@ class BayesianModule(StochasticModule):
         """Draws the weights (once per outermost call) and runs the network with them."""
         weights = self.sample_weights()
         self.announce_parameters()
-        with Substitution(self.network, weights):
+
+        def run(*args: Any, **kwargs: Any) -> Any:
             return functional_call(self.network, weights, args, kwargs, tie_weights=False)
+
+        with Substitution(self.network, weights):
+            return with_inputs_kept(self.network, args, kwargs, run)
 
     @pyro_method
     def sample_weights(self) -> dict[str, Tensor]:

@@ -15,6 +15,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from pyrobnn.core.finite import check_weight
 from pyrobnn.model.bayesianize import BayesianModule, bayesianize
+from pyrobnn.model.inputs import with_inputs_kept
 from pyrobnn.model.likelihoods import Likelihood
 from pyrobnn.model.priors import PriorSpec
 from pyrobnn.model.substitution import direct_handler
@@ -197,12 +198,16 @@ class SupervisedModel(PyroModule):
 
 
 def run_network(net: nn.Module, x: Any) -> Any:
-    """``net(x)``, with a tuple or list of inputs as positional and a mapping as keyword arguments."""
-    if isinstance(x, Tensor | PackedSequence):
-        return net(x)
+    """``net(x)``, with a tuple or list of inputs as positional and a mapping as keyword arguments; they are kept."""
+    args: tuple[Any, ...] = (x,)
+    kwargs: Mapping[str, Any] = {}
     if isinstance(x, Mapping):
-        return net(**x)
-    return net(*x) if isinstance(x, tuple | list) else net(x)
+        args, kwargs = (), x
+    elif isinstance(x, tuple | list) and not isinstance(x, PackedSequence):
+        args = tuple(x)
+    if isinstance(net, BayesianModule):  # which keeps them itself
+        return net(*args, **kwargs)
+    return with_inputs_kept(net, args, kwargs, net)
 
 
 def _selected(returned: Any, output: str | int | Callable[[Any], Any]) -> Any:

@@ -22,12 +22,16 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from pyrobnn.core import random_state
+from pyrobnn.core.batches import Batch
 from pyrobnn.core.gradient_modes import gradients_enabled, refuse_inference_tensors
 from pyrobnn.estimators import EstimatorSpec, PerGroup
 from pyrobnn.guides import DeltaMixture, Guide, LowRankEnsemble, MeanField
+from pyrobnn.model.bayesianize import frozen_buffers
+from pyrobnn.model.dropout import dropout_rates
 from pyrobnn.model.likelihoods import Categorical, Likelihood
+from pyrobnn.model.network_copy import copied
 from pyrobnn.model.priors import PriorSpec, last_layer
-from pyrobnn.model.supervised import OutputSpec, SupervisedModel
+from pyrobnn.model.supervised import OutputSpec, SupervisedModel, run_network
 from pyrobnn.objectives import ELBO, RegularizedELBO
 from pyrobnn.objectives.regularized import Auxiliary
 from pyrobnn.training.checks import stated_rows
@@ -157,7 +161,11 @@ def finetune(
             scale_lr = lr if auxiliary is None else FACTORS_TO_DISAGREE * lr
         elif scale_lr is None:
             scale_lr = _scale_lr(loader, epochs, rise) / mean_share
-        with frozen_batch_norm(model) if batch_norm == "freeze" else contextlib.nullcontext():
+        keep = (nn.RNNBase, *BATCH_NORMS) if batch_norm == "train" else (nn.RNNBase,)
+        with contextlib.ExitStack() as stack:
+            if batch_norm == "freeze":
+                stack.enter_context(frozen_batch_norm(model))
+            stack.enter_context(_without_noise(model, loader, options.get("batch"), keep))
             fit(model, guide, loader, epochs=epochs, lr=lr, scale_lr=scale_lr, elbo=elbo, seed=seed, **options)
         return model, guide
 
@@ -226,11 +234,55 @@ def _falling(optimizer: Optimizer, epochs: int) -> LRScheduler:
 
 def _without_dropout(net: nn.Module) -> nn.Module:
     """A copy without dropout: the posterior's noise replaces it."""
-    net = copy.deepcopy(net)
-    for module in net.modules():
-        if isinstance(module, nn.Dropout | nn.Dropout1d | nn.Dropout2d | nn.Dropout3d | nn.AlphaDropout):
-            module.p = 0.0
+    net = copied(net)
+    for module, name in dropout_rates(net):
+        setattr(module, name, 0.0)
     return net
+
+
+@contextlib.contextmanager
+def _without_noise(
+    model: SupervisedModel, loader: Iterable[Any], reader: Any, keep: tuple[type[nn.Module], ...]
+) -> Any:
+    """Runs the network in evaluation mode if it has noise of its own that modules do not show, such as ``F.dropout``.
+
+    Args:
+        model: The model.
+        loader: Data, of which the first batch is run twice; an iterator is not touched, and nothing changed then.
+        reader: How to read what it yields.
+        keep: Kinds of modules that stay in training mode.
+    """
+    network = model.net.network
+    if isinstance(loader, Iterator) or not _is_noisy(model, network, loader, reader):
+        yield
+        return
+
+    def to_evaluation(net: nn.Module, _: Any) -> None:
+        for module in net.modules():
+            module.training = module.training and isinstance(module, keep)
+
+    handle = network.register_forward_pre_hook(to_evaluation)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _is_noisy(model: SupervisedModel, network: nn.Module, loader: Iterable[Any], reader: Any) -> bool:
+    """Whether two runs of the network in training mode, with the same weights and batch, differ."""
+    device = next(network.parameters()).device
+    modes = [(module, module.training) for module in network.modules()]
+    with torch.no_grad(), random_state.preserved(device), frozen_buffers(model):
+        for raw in loader:
+            inputs = Batch.read(raw, device, reader).inputs
+            try:
+                network.train()
+                first, second = (model.select(run_network(network, inputs)) for _ in range(2))
+            finally:
+                for module, training in modes:
+                    module.training = training
+            return not torch.allclose(first, second, rtol=1e-3, atol=1e-3 * float(first.std(correction=0)))
+    return False
 
 
 def _num_data(loader: Iterable[Any]) -> int:

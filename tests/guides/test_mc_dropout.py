@@ -263,7 +263,7 @@ def test_a_layer_that_is_not_called_cannot_be_masked_by_example() -> None:
 
 
 def test_the_networks_own_dropout_is_silent() -> None:
-    """With it or without, training takes the same path; the modules' modes come back."""
+    """With it or without, training takes the same path; the modules' probabilities come back."""
     found = []
     for between in (nn.Dropout(0.5), nn.Identity()):
         torch.manual_seed(9)
@@ -273,8 +273,8 @@ def test_the_networks_own_dropout_is_silent() -> None:
         pb.fit(model, guide, loader, epochs=5, seed=9, progress=False)
         found.append(guide.flat_loc.detach())
         with guide.step(model).draw(0).running(model.train(), update=True):
-            assert not any(m.training for m in model.net.network.modules() if isinstance(m, nn.Dropout))
-        assert all(module.training for module in model.modules())
+            assert all(m.p == 0.0 for m in model.net.network.modules() if isinstance(m, nn.Dropout))
+        assert all(m.p == 0.5 for m in model.net.network.modules() if isinstance(m, nn.Dropout))
     assert torch.equal(*found)
 
 

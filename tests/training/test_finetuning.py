@@ -343,3 +343,55 @@ def test_what_is_fine_tuned_is_what_predicts() -> None:
     model.train()
     with SubstituteMessenger(values), torch.no_grad():
         assert not torch.allclose(model.predictive(x), expected, atol=1e-3)
+
+
+class _Twice(nn.Module):
+    """Runs its body twice in training and keeps the largest difference."""
+
+    def __init__(self, body: nn.Module) -> None:
+        super().__init__()
+        self.body, self.last, self.norm, self.gaps = body, nn.Linear(8, 1), nn.BatchNorm1d(8), []
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second = (self.norm((h[0] if isinstance(h := self.body(x), tuple) else h).mean(1)) for _ in range(2))
+        self.gaps.append(float((first - second).detach().abs().max()))
+        return self.last(first)
+
+
+class _Functional(nn.Module):
+    """Dropout that no module shows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.dropout(self.layer(x), 0.5, self.training)
+
+
+@pytest.mark.parametrize("batch_norm", ["freeze", "train"])
+@pytest.mark.parametrize(
+    "body",
+    [
+        nn.LSTM(8, 8, 2, dropout=0.5, batch_first=True),
+        nn.TransformerEncoderLayer(8, 2, 16, dropout=0.5, batch_first=True),
+        nn.Sequential(nn.Linear(8, 8), nn.FeatureAlphaDropout(0.5)),
+        _Functional(),
+    ],
+    ids=lambda body: type(body).__name__,
+)
+def test_no_dropout_is_left(body: nn.Module, batch_norm: Any) -> None:
+    generator = torch.Generator().manual_seed(0)
+    data = TensorDataset(torch.randn(20, 5, 8, generator=generator), torch.randn(20, 1, generator=generator))
+    model, _ = pb.finetune(
+        _Twice(body),
+        DataLoader(data, batch_size=10),
+        likelihood=pb.likelihoods.Normal(0.5),
+        epochs=1,
+        progress=False,
+        batch_norm=batch_norm,
+    )
+    network = model.net.network
+    assert len(network.gaps) >= 2
+    assert max(network.gaps[2:] if isinstance(body, _Functional) else network.gaps) == 0.0  # two runs find it
+    assert (int(network.norm.num_batches_tracked) > 0) is (batch_norm == "train")

@@ -8,7 +8,6 @@ masks are :class:`torch.fx.GraphModule`. The outputs are those of the model at t
 
 from __future__ import annotations
 
-import copy
 import operator
 from collections.abc import Mapping
 from typing import Any
@@ -23,6 +22,7 @@ from pyrobnn.layers.structure.operations import Zero
 from pyrobnn.layers.structure.sites import StructureSite
 from pyrobnn.model.bayesianize import BayesianModule, bayesian_modules
 from pyrobnn.model.draws import Draws
+from pyrobnn.model.network_copy import copied
 from pyrobnn.model.substitution import SubstituteMessenger
 
 __all__ = ["collapse"]
@@ -118,7 +118,7 @@ def _build(
 ) -> nn.Module:
     """A copy of the network with its weights written and its choices made."""
     original = converted.network
-    network = copy.deepcopy(original)
+    network = copied(original)
     with torch.no_grad():
         for name in converted.parameter_names:
             parameter = network.get_parameter(name)

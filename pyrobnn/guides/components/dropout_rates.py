@@ -13,14 +13,13 @@ from torch import Tensor, nn
 from pyrobnn.core.arguments import check_number
 from pyrobnn.core.pyro_compat import full_name
 from pyrobnn.model.bayesianize import BayesianModule, bayesian_modules
+from pyrobnn.model.dropout import DROPOUTS
 from pyrobnn.model.layout import Site
 from pyrobnn.model.priors import HorseshoePrior
 
-__all__ = ["DROPOUTS", "Maskable", "Rates", "maskable_sites", "resolve_rates"]
+__all__ = ["Maskable", "Rates", "maskable_sites", "resolve_rates"]
 
 Rates = float | Sequence[tuple[str, float]] | Literal["network"]
-
-DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 
 _LINEAR_OR_CONV = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)

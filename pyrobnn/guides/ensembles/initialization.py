@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -14,6 +13,7 @@ from pyrobnn.core.pyro_compat import full_name
 from pyrobnn.model.bayesianize import BayesianModule, bayesian_modules
 from pyrobnn.model.initialization import Init, initial_values, known_sites, network_of, network_values, unwrapped
 from pyrobnn.model.layout import Layout
+from pyrobnn.model.network_copy import copied
 from pyrobnn.steps.member_buffers import network_buffers
 
 __all__ = ["MemberInit", "member_initialization"]
@@ -114,7 +114,7 @@ def _reinitialized(layout: Layout, model: Any) -> _Start:
     buffers: dict[str, Tensor] = {}
     for prefix, module in model.named_modules() if isinstance(model, nn.Module) else ():
         if isinstance(module, BayesianModule):
-            network = copy.deepcopy(module.network)
+            network = copied(module.network)
             used = {
                 alias
                 for name, aliases in module.parameter_names.items()

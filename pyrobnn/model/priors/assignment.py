@@ -132,6 +132,11 @@ def _resolve(rule: PriorRule | None, name: str, parameter: nn.Parameter, module:
     result = rule(name, parameter, module) if rule is not None and not isinstance(rule, dist.Distribution) else rule
     if result is None:
         return None
+    if not parameter.is_floating_point():
+        raise ValueError(
+            f"prior of {name!r}: the parameter is of {parameter.dtype}, and priors are over real floating-point "
+            f"numbers; keep it deterministic by a first rule ({name!r}, None)."
+        )
     if isinstance(result, Prior):
         if result.shape != parameter.shape:
             raise ValueError(

@@ -1,0 +1,125 @@
+"""Networks that can become Bayesian, and copies of networks."""
+
+from __future__ import annotations
+
+import copy
+import types
+import weakref
+from collections.abc import Collection, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from pyrobnn.core.trees import leaves
+
+__all__ = ["check_network", "check_sites", "copied"]
+
+
+def copied(net: nn.Module) -> nn.Module:
+    """A deep copy; tensors that a run left in attributes (``self.hidden = h``) are copied without their graph."""
+    memo = {
+        id(value): value.detach().clone()
+        for module in net.modules()
+        for value in leaves(vars(module))
+        if isinstance(value, Tensor) and not value.is_leaf
+    }
+    return copy.deepcopy(net, memo)
+
+
+def check_network(net: nn.Module) -> None:
+    """Refuses networks in which weights cannot be replaced by draws.
+
+    Raises:
+        TypeError: If a module is compiled by ``torch.jit``, or a wrapper for several devices.
+        ValueError: If the network has uninitialized parameters, parameters without values, a module that contains
+            itself, or functions that hold on to its modules, which a copy's would not.
+    """
+    _check_cycles(net, "", set())
+    held = {id(value) for module in net.modules() for value in (module, *module.parameters(recurse=False))}
+    for name, module in net.named_modules():
+        where = f"the module {name!r}" if name else "it"
+        if isinstance(module, torch.jit.ScriptModule):
+            raise TypeError(
+                f"net: {where} is compiled by torch.jit, so its weights cannot be replaced by draws; pass the module "
+                "it was made from."
+            )
+        if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            raise TypeError(f"net: {where} is a {type(module).__name__}; pass the network inside it (its .module).")
+        for local, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
+            full = f"{name}.{local}" if name else local
+            kind = "parameter" if isinstance(tensor, nn.Parameter) else "buffer"
+            if is_lazy(tensor):
+                raise ValueError(f"net: the {kind} {full!r} is lazy; run one batch through the network first.")
+            if tensor.is_meta:
+                raise ValueError(
+                    f"net: the {kind} {full!r} is on the device 'meta' and has no values; move the network by "
+                    "to_empty(device=...) and load its weights first."
+                )
+        for attribute in _references(module, held):
+            raise ValueError(
+                f"net: {where} has an attribute {attribute!r} that refers to the network's own modules or weights (a "
+                "lambda or weak reference), which would still be those of the original in a copy; make it a method, or "
+                "look the module up in forward."
+            )
+
+
+def _check_cycles(module: nn.Module, name: str, above: set[int]) -> None:
+    if id(module) in above:
+        raise ValueError(
+            f"net: the module {name!r} contains itself (a child that refers to its parent by an attribute); keep the "
+            "reference in a list or tuple, which does not register it."
+        )
+    for local, child in module.named_children():
+        _check_cycles(child, f"{name}.{local}" if name else local, above | {id(module)})
+
+
+def _references(module: nn.Module, held: Collection[int]) -> Iterator[str]:
+    """Names of attributes with functions or weak references that refer to one of the objects ``held``."""
+    for attribute, value in vars(module).items():
+        if attribute.startswith("_") and attribute.endswith(("_hooks", "_modules", "_parameters", "_buffers")):
+            continue
+        if any(id(found) in held for leaf in leaves(value) for found in _closed_over(leaf)):
+            yield attribute
+
+
+def _closed_over(leaf: Any) -> list[Any]:
+    if isinstance(leaf, weakref.ref):  # recurrent layers have some of their weights, and renew them
+        return [leaf()] if isinstance(leaf(), nn.Module) else []
+    if not isinstance(leaf, types.FunctionType):
+        return []
+    cells = [cell.cell_contents for cell in leaf.__closure__ or () if _is_filled(cell)]
+    values = (*cells, *(leaf.__defaults__ or ()), *(leaf.__kwdefaults__ or {}).values())
+    return [*values, *(value.__self__ for value in values if isinstance(value, types.MethodType))]
+
+
+def _is_filled(cell: types.CellType) -> bool:
+    try:
+        cell.cell_contents  # noqa: B018
+    except ValueError:
+        return False
+    return True
+
+
+def check_sites(network: nn.Module, names: Collection[str]) -> None:
+    """Refuses weights with a prior that the network itself rewrites; prepares embeddings.
+
+    Args:
+        network: The network, whose embeddings return dense gradients afterwards (the same numbers).
+        names: Names of the parameters that are drawn, each tied one once.
+
+    Raises:
+        ValueError: If an embedding rewrites its weights in place (``max_norm``).
+    """
+    for name, module in network.named_modules():
+        if not isinstance(module, nn.Embedding | nn.EmbeddingBag):
+            continue
+        module.sparse = False  # a draw's gradient is one dense vector
+        weight = f"{name}.weight" if name else "weight"
+        if module.max_norm is not None and weight in names:
+            raise ValueError(
+                f"net: the embedding {name!r} has max_norm={module.max_norm}, by which it rewrites its weights in each "
+                f"run, the draws among them; set max_norm=None, or keep it deterministic by a first rule "
+                f"({weight!r}, None)."
+            )
