@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, TypeAlias
 
@@ -19,6 +18,7 @@ from pyrobnn.core.pyro_compat import full_name
 from pyrobnn.model.agreement import latent_shapes
 from pyrobnn.model.bayesianize import BayesianModule, bayesian_modules
 from pyrobnn.model.layout import Site
+from pyrobnn.model.network_copy import copied
 from pyrobnn.model.stochastic import StochasticModule
 
 __all__ = ["Init", "initial_values", "known_sites", "network_of", "network_values", "unwrapped"]
@@ -92,7 +92,7 @@ def network_of(
     """
     what = "network" if isinstance(source, nn.Module) else "state dict"
     state = source.state_dict() if isinstance(source, nn.Module) else source
-    network = copy.deepcopy(module.network)
+    network = copied(module.network)
     try:
         network.load_state_dict(unwrapped(state, network.state_dict()))
     except (RuntimeError, TypeError, AttributeError) as error:
