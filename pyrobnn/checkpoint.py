@@ -159,7 +159,10 @@ def _check_model(spec: dict[str, Any], model: nn.Module) -> None:
     saved, given = spec, model_spec(model)
     tables = [{name: _without_summary(prior) for name, prior in each["priors"].items()} for each in (saved, given)]
     found = differences("prior of", *tables)
-    parts = [{"likelihood": _settings(each["likelihood"])} for each in (saved, given)]
+    parts = [
+        {"likelihood": _settings(each["likelihood"]), "default_prior": {"stated": not each["default_prior"]}}
+        for each in (saved, given)
+    ]
     found += differences("entry", *parts)
     refuse_differences("model", "it is not the one that was saved", found, "Build it as it was built then.")
 

@@ -18,17 +18,18 @@ from torch.func import functional_call
 
 from pyrobnn.core.attention import attention_as_trained
 from pyrobnn.core.pyro_compat import full_name
+from pyrobnn.model.declarations import declares_default_prior
 from pyrobnn.model.inputs import with_inputs_kept
 from pyrobnn.model.network_copy import check_network, check_sites, copied
-from pyrobnn.model.priors import Prior, PriorSpec, assign
+from pyrobnn.model.priors import Prior, PriorSpec, assign, default
 from pyrobnn.model.recomputation import Substitution
 from pyrobnn.model.stochastic import StochasticModule
 from pyrobnn.model.substitution import direct_handler
 
-__all__ = ["BayesianModule", "bayesianize"]
+__all__ = ["BayesianModule", "bayesianize", "has_default_prior"]
 
 
-def bayesianize(net: nn.Module, prior: PriorSpec) -> BayesianModule:
+def bayesianize(net: nn.Module, prior: PriorSpec | None = None) -> BayesianModule:
     """Turns a network into a Pyro model with sample sites for its weights.
 
     Args:
@@ -36,7 +37,9 @@ def bayesianize(net: nn.Module, prior: PriorSpec) -> BayesianModule:
         prior: A Pyro distribution, a rule ``(name, parameter, module) -> prior or None``, or an ordered list of
             ``(pattern, rule or None)`` (:mod:`pyrobnn.priors`). Frozen parameters and those of norm layers stay
             deterministic unless a pattern other than ``"*"`` names them. Choices of structure
-            (:mod:`pyrobnn.structure`) have priors of their own.
+            (:mod:`pyrobnn.structure`) have priors of their own. None for the default prior
+            (:func:`pyrobnn.priors.default`), under which objectives temper the divergence of guides that have more
+            numbers than there are data (:mod:`pyrobnn.objectives.tempering`).
 
     Returns:
         A :class:`~pyro.nn.PyroModule` called like the network. Inside another PyroModule, as ``self.net``, its
@@ -61,10 +64,12 @@ class BayesianModule(StochasticModule):
 
     Attributes:
         parameter_names: For each site, all the names its (possibly tied) parameter has in the network.
+        has_default_prior: Whether no prior was stated.
     """
 
-    def __init__(self, network: nn.Module, prior: PriorSpec) -> None:
+    def __init__(self, network: nn.Module, prior: PriorSpec | None = None) -> None:
         super().__init__()
+        self.has_default_prior = prior is None
         self.add_plain("net", network)
         # Each attribute that holds the parameter, once: functional_call restores wrongly what it replaces twice.
         aliases: dict[int, list[str]] = {}
@@ -73,7 +78,7 @@ class BayesianModule(StochasticModule):
                 aliases.setdefault(id(parameter), []).append(f"{prefix}.{local}" if prefix else local)
         owned = dict(network.named_parameters())
         self.parameter_names: dict[str, list[str]] = {}
-        assignment = assign(network, prior)
+        assignment = assign(network, default() if prior is None else prior)
         check_sites(network, [alias for name in assignment if assignment[name] for alias in aliases[id(owned[name])]])
         for name, assigned in assignment.items():
             if assigned is None:
@@ -141,6 +146,12 @@ class BayesianModule(StochasticModule):
 def bayesian_modules(model: nn.Module) -> list[BayesianModule]:
     """The converted networks inside ``model``, itself included."""
     return [module for module in model.modules() if isinstance(module, BayesianModule)]
+
+
+def has_default_prior(model: nn.Module) -> bool:
+    """Whether a network in the model was converted without stating a prior."""
+    declared = declares_default_prior(model)
+    return any(module.has_default_prior for module in bayesian_modules(model)) if declared is None else declared
 
 
 def buffers(model: nn.Module) -> Iterator[tuple[nn.Module, str, Tensor]]:

@@ -1,6 +1,6 @@
-"""What a Pyro model may declare beside being callable: its latent sites, and the number of its data.
+"""What a Pyro model may declare beside being callable: its latent sites, the number of its data, a default prior.
 
-Models of this library declare both; for any other Pyro model the functions here return None. This is the only module
+Models of this library declare them; for any other Pyro model the functions here return None. This is the only module
 that looks for these attributes.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["declared_num_data", "example_if_needed", "latent_sampler"]
+__all__ = ["declared_num_data", "declares_default_prior", "example_if_needed", "latent_sampler"]
 
 
 def latent_sampler(model: Any) -> Callable[[], Any] | None:
@@ -20,6 +20,11 @@ def latent_sampler(model: Any) -> Callable[[], Any] | None:
 def example_if_needed(model: Any, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
     """Arguments for the run of the model that shows its latent sites; None if the model draws them without data."""
     return args if latent_sampler(model) is None else None
+
+
+def declares_default_prior(model: Any) -> bool | None:
+    """Whether the model says, as ``has_default_prior``, that no prior was stated for it; None if it does not say."""
+    return getattr(model, "has_default_prior", None)
 
 
 def declared_num_data(model: Any) -> int | None:

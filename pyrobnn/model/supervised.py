@@ -38,7 +38,7 @@ class SupervisedModel(PyroModule):
     Args:
         net: The network; it is copied. An already :func:`~pyrobnn.model.bayesianize`-d network is taken as it is.
         likelihood: From the network's outputs to the distribution of the targets.
-        prior: Prior or prior rules for the weights, as in :func:`~pyrobnn.model.bayesianize`.
+        prior: Prior or prior rules for the weights, as in :func:`~pyrobnn.model.bayesianize`; None for the default.
         num_data: Number N of training data; ``fit`` checks that the loader has as many.
         output: For a network that returns more than one tensor, which one the likelihood is given: a key of a mapping
             or the name of an attribute (``"logits"``), an index into a tuple or list, or a function. If the network
@@ -76,8 +76,6 @@ class SupervisedModel(PyroModule):
         if isinstance(net, BayesianModule):
             if prior is not None:
                 raise TypeError("prior: the network already has its priors; pass the plain network to set others.")
-        elif prior is None:
-            raise TypeError("prior: missing; pass a distribution such as pyro.distributions.Normal(0., 1.), or rules.")
         else:
             net = bayesianize(net, prior)
         self.net = net
@@ -94,6 +92,13 @@ class SupervisedModel(PyroModule):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError(f"num_data: expected the number of training data, a positive int, got {value!r}.")
         self._num_data = value
+
+    @property
+    def has_default_prior(self) -> bool:
+        """Whether the network's prior is the default, since none was stated."""
+        net = self._modules["net"]
+        assert isinstance(net, BayesianModule)
+        return net.has_default_prior
 
     @property
     def output(self) -> OutputSpec:

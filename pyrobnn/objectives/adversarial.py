@@ -95,7 +95,7 @@ class AdversarialELBO(ELBO):
         strength: float = 0.8,
         step_size: float = 0.02,
         num_steps: int = 5,
-        temperature: schedules.Schedule = 1.0,
+        temperature: schedules.Schedule | None = None,
     ) -> None:
         check_number("strength", strength, 0.0, 1.0)
         check_positive("step_size", step_size)

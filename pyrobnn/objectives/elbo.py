@@ -13,6 +13,7 @@ through :func:`torch.distributions.kl_divergence` where a closed form is registe
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from pyrobnn.core import schedules
 from pyrobnn.estimators import EstimatorSpec
@@ -27,7 +28,10 @@ class ELBO(Objective):
 
     Args:
         num_particles: Draws per evaluation. Running statistics of the network are updated by the first only.
-        temperature: Weight λ of the divergence, or a schedule ``step -> λ`` counted over training steps.
+        temperature: Weight λ of the divergence, or a schedule ``step -> λ`` counted over training steps. None for 1,
+            and for ``min(1, N / D)`` where the model has the default prior (``prior=None``) and D numbers have a
+            density: a tempered objective, no bound (:mod:`pyrobnn.objectives.tempering`). ``temperature=1`` is the
+            ELBO for any prior.
         estimator: How draws enter the layers (:mod:`pyrobnn.estimators`): an estimator, its name, or ordered
             ``(pattern of site names, estimator)`` rules; None for that of the surrounding
             :func:`pyrobnn.estimators.use` block, else one shared draw.
@@ -41,21 +45,23 @@ class ELBO(Objective):
     def __init__(
         self,
         num_particles: int = 1,
-        temperature: schedules.Schedule = 1.0,
+        temperature: schedules.Schedule | None = None,
         *,
         estimator: EstimatorSpec = None,
         terms: Sequence[Term] = (),
         likelihood_weight: float = 1.0,
     ) -> None:
-        weight = schedules.resolve("temperature", temperature, allow_zero=True)
+        weight = None if temperature is None else schedules.resolve("temperature", temperature, allow_zero=True)
         own = [LogLikelihoodTerm(-likelihood_weight), DivergenceTerm(weight)]
         super().__init__([*own, *terms], num_particles, estimator=estimator)
 
     @property
-    def temperature(self) -> schedules.Schedule:
-        """Weight λ of the divergence, or its schedule."""
-        return self.terms[1].weight
+    def temperature(self) -> schedules.Schedule | None:
+        """Weight λ of the divergence, its schedule, or None for that of the model's prior."""
+        term = self.terms[1]
+        assert isinstance(term, DivergenceTerm)
+        return term.weight if term.default is None else None
 
-    def current_temperature(self) -> float:
+    def current_temperature(self, model: Any = None, guide: Any = None) -> float:
         """The weight λ of the next training step."""
-        return self.terms[1].current_weight(self.num_steps)
+        return self.terms[1].current_weight(self.num_steps, model, guide)

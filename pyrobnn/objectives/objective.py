@@ -61,9 +61,9 @@ class Objective(TraceMeanField_ELBO):
         """The state without the step, which holds memory; copies make a new one."""
         return self.__dict__ | {"_steps": None}
 
-    def weights(self) -> dict[str, float]:
-        """The terms' weights in the next training step."""
-        return {term.name: term.current_weight(self.num_steps) for term in self.terms}
+    def weights(self, model: Any = None, guide: Any = None) -> dict[str, float]:
+        """The terms' weights in the next training step, for a model and its guide."""
+        return {term.name: term.current_weight(self.num_steps, model, guide) for term in self.terms}
 
     def check_guide(self, guide: Guide) -> None:
         """Raises an error for a guide that a term cannot be computed for; called when the step is made."""
@@ -102,7 +102,7 @@ class Objective(TraceMeanField_ELBO):
         return float(parts.loss)
 
     def _tempered(self, model: Any, guide: Any) -> tuple[Any, Any]:
-        temperature = self.weights()["divergence"]
+        temperature = self.weights(model, guide)["divergence"]
         if temperature == 1.0:
             return model, guide
         return Tempered(temperature)(model), Tempered(temperature)(guide)
@@ -184,7 +184,7 @@ class Objective(TraceMeanField_ELBO):
         Raises:
             NonFiniteLossError: If a piece is NaN or infinite.
         """
-        weights = self.weights()
+        weights = self.weights(model, guide)
         evaluation = Evaluation(model, guide, step, args, kwargs)
         if step.vectorized and groups == 1:
             parts = None

@@ -134,7 +134,7 @@ class RegularizedELBO(ELBO):
         weight: float = 1.0,
         *,
         num_particles: int = 1,
-        temperature: schedules.Schedule = 1.0,
+        temperature: schedules.Schedule | None = None,
         estimator: EstimatorSpec = None,
     ) -> None:
         if not callable(auxiliary) and not isinstance(auxiliary, Iterable):

@@ -15,6 +15,7 @@ from pyrobnn.model.declarations import declared_num_data
 from pyrobnn.model.divergence import Divergence, prior_terms
 from pyrobnn.model.draws import Draws
 from pyrobnn.model.substitution import SubstituteMessenger, summed_score
+from pyrobnn.objectives.tempering import DefaultTemperature
 from pyrobnn.steps.base import Step
 
 __all__ = [
@@ -140,8 +141,13 @@ class Term(ABC):
     def __init__(self, weight: schedules.Schedule = 1.0) -> None:
         self.weight = weight
 
-    def current_weight(self, step: int) -> float:
+    def current_weight(self, step: int, model: Any = None, guide: Any = None) -> float:
         """The factor at a training step.
+
+        Args:
+            step: Number of the training step.
+            model: The model, for weights that depend on it.
+            guide: The guide, likewise.
 
         Raises:
             ValueError: If a schedule gives a number that is not finite.
@@ -176,13 +182,24 @@ class LogLikelihoodTerm(Term):
 
 
 class DivergenceTerm(Term):
-    """The divergence from the prior."""
+    """The divergence from the prior.
+
+    Args:
+        weight: The temperature λ, or its schedule; None for that of the model's prior
+            (:class:`~pyrobnn.objectives.tempering.DefaultTemperature`).
+    """
 
     name = "divergence"
     vectorizes = True
 
-    def current_weight(self, step: int) -> float:
+    def __init__(self, weight: schedules.Schedule | None = None) -> None:
+        super().__init__(1.0 if weight is None else weight)
+        self.default = DefaultTemperature() if weight is None else None
+
+    def current_weight(self, step: int, model: Any = None, guide: Any = None) -> float:
         """The temperature λ at a training step, at least 0."""
+        if self.default is not None:
+            return self.default(model, guide)
         return schedules.value_at("temperature", self.weight, step, allow_zero=True)
 
     def __call__(self, runs: Sequence[Run], evaluation: Evaluation) -> Tensor | float:

@@ -77,6 +77,7 @@ def rebuild_model(source: str, spec: dict[str, Any], net: nn.Module, tensors: Ma
         likelihood = _rebuild_likelihood(kind, spec["likelihood"], tensors).to(next(net.parameters()).device)
     with _reading(source, "model"):
         network = bayesianize(net, [(nn.Module, lambda name, parameter, module: rebuilt.get(name))])
+        network.has_default_prior = spec["default_prior"]
         model = SupervisedModel(network, likelihood, num_data=spec["num_data"], output=spec["output"])
         freeze(model, spec["frozen"])
     return model

@@ -76,6 +76,7 @@ _SUPERVISED = record(
         "num_data": whole(1),
         "output": _OUTPUT,
         "network": _NETWORK,
+        "default_prior": flag,
         "priors": table(_PRIOR),
         "likelihood": _LIKELIHOOD,
     }
@@ -113,6 +114,7 @@ def model_spec(model: nn.Module) -> dict[str, Any]:
         spec["class"] = "SupervisedModel"
         spec["output"] = output_spec(model)
         spec["network"] = fingerprint(model.net.network)
+        spec["default_prior"] = model.has_default_prior
         spec["priors"] = {name: _prior_spec(prior) for name, prior in model.net.site_priors.items()}
         spec["likelihood"] = {
             "class": class_name(likelihood, likelihoods),

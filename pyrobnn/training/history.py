@@ -22,7 +22,8 @@ class History:
         validation: Log predictive density of the validation data, if there are any.
         learning_rate: Learning rate of the first parameter group (torch optimizers only).
         seconds: Wall time of the epoch, in seconds.
-        terms: Further terms of the objective by name, such as ``"regularizer"``.
+        terms: Further terms of the objective by name, such as ``"regularizer"``; ``"temperature"``, the weight of the
+            divergence in the epoch's last step, where that was not 1.
         steps: Gradient steps in all.
         stopped: Why training ended: ``"epochs"``, ``"patience"``, ``"callback"`` or ``"interrupted"``.
         divergence_name: What ``kl`` holds.

@@ -117,8 +117,7 @@ class Run:
         good = read_tensors(self.model, self.guide)
         self.elbo.step(self.model, self.guide)[0].restart(self._remaining())
         totals: dict[str, float] = {}
-        rows = 0
-        index = -1
+        rows, index, temperature = 0, -1, 1.0
         for index, raw in enumerate(self.loader):
             batch = Batch.read(raw, self.device, self.reader)
             batch.check(index)
@@ -128,7 +127,7 @@ class Run:
             rows += batch.rows
             for name, value in (parts.per_datum() | self._play(batch, index, good)).items():
                 totals[name] = totals.get(name, 0.0) + batch.rows * value
-            self.history.divergence_name = parts.divergence_name
+            self.history.divergence_name, temperature = parts.divergence_name, parts.temperature
         if rows == 0:
             raise ValueError("loader: it yielded no batch; the data set is empty or drop_last left nothing.")
         if first:
@@ -140,6 +139,8 @@ class Run:
                 good,
             )
         entries = {name: total / rows for name, total in totals.items()}
+        if temperature != 1.0 or "temperature" in self.history.terms:
+            entries["temperature"] = temperature
         if isinstance(self.optimizer, Optimizer):
             entries["learning_rate"] = float(self.optimizer.param_groups[0]["lr"])
         if self.validation is not None:

@@ -302,9 +302,21 @@ def test_something_else_than_a_likelihood_is_refused(likelihood: Any) -> None:
         SupervisedModel(nn.Linear(3, 2), likelihood, PRIOR, num_data=10)
 
 
-def test_a_missing_or_a_second_prior_is_refused() -> None:
-    with pytest.raises(TypeError, match="prior: missing"):
-        SupervisedModel(nn.Linear(3, 2), Categorical(), num_data=10)
+def test_without_a_prior_all_ordinary_weights_are_standard_normal() -> None:
+    net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+    net[0].requires_grad_(False)
+    model = SupervisedModel(net, Categorical(), num_data=10)
+    trace = poutine.trace(model.sample_latents).get_trace()
+    assert list(trace.stochastic_nodes) == ["net.2.weight", "net.2.bias"]
+    for name in trace.stochastic_nodes:
+        node = trace.nodes[name]
+        torch.testing.assert_close(
+            node["fn"].log_prob(node["value"]), dist.Normal(0.0, 1.0).log_prob(node["value"]).sum()
+        )
+    assert model.has_default_prior and not classifier(10).has_default_prior
+
+
+def test_a_second_prior_is_refused() -> None:
     with pytest.raises(TypeError, match="prior: the network already has its priors"):
         SupervisedModel(bayesianize(nn.Linear(3, 2), PRIOR), Categorical(), PRIOR, num_data=10)
 

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pyro
 import pytest
 import torch
+from pyro import distributions as dist
 from pyro.infer import SVI, Trace_ELBO, TraceMeanField_ELBO
 from pyro.infer.autoguide import AutoNormal
+from torch import nn
 
+import pyrobnn as pb
 from pyrobnn.core.schedules import Linear
-from pyrobnn.guides import MAP
+from pyrobnn.guides import MAP, Composite, DeltaMixture, Guide, MCDropout, MeanField
+from pyrobnn.model.likelihoods import Normal
+from pyrobnn.model.supervised import SupervisedModel
 from pyrobnn.objectives import ELBO, Tempered
 from tests.conformance.conjugate import ConjugateRegression
 from tests.conformance.monte_carlo import Z, z_of_mean
@@ -142,8 +150,9 @@ def test_annealing_guides_from_elsewhere() -> None:
 
 @pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan"), float("inf"), "cold", None, True])
 def test_temperatures_must_be_positive(temperature: Any) -> None:
-    with pytest.raises(ValueError, match="temperature: expected a positive number"):
-        ELBO(temperature=temperature)
+    if temperature is not None:  # None is the temperature of the model's prior
+        with pytest.raises(ValueError, match="temperature: expected a positive number"):
+            ELBO(temperature=temperature)
     if temperature != 0.0:
         with pytest.raises(ValueError, match="temperature: expected a number of at least 0"):
             Tempered(temperature)
@@ -180,3 +189,89 @@ def test_schedules_that_end() -> None:
         elbo.loss_and_grads(model, guide, data.x, data.y)
     with pytest.raises(ValueError, match=r"temperature: schedule: it ends after 2 steps.*hold=True"):
         elbo.loss_and_grads(model, guide, data.x, data.y)
+
+
+# ------------------------------------------------------------------------------------ the default prior's weight
+
+
+def unstated(num_data: int, prior: Any = None) -> SupervisedModel:
+    """A model of 3 · 4 + 4 + 4 + 1 = 21 numbers, by default without a stated prior."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 1))
+    return SupervisedModel(net, Normal(0.5), prior, num_data=num_data)
+
+
+@pytest.mark.parametrize(
+    ("build", "size"),
+    [
+        (MeanField, 21),
+        (MAP, 0),
+        (DeltaMixture, 0),
+        (lambda model: Composite(model, [("*bias", MAP), ("*", MeanField)]), 16),
+        (lambda model: MCDropout(model), 0),
+    ],
+    ids=["MeanField", "MAP", "DeltaMixture", "Composite", "MCDropout"],
+)
+@pytest.mark.parametrize("num_data", [7, 200])
+def test_without_a_stated_prior_the_weight_is_data_over_numbers(
+    build: Callable[[Any], Guide], size: int, num_data: int
+) -> None:
+    model = unstated(num_data)
+    expected = min(1.0, num_data / size) if size else 1.0
+    assert ELBO().current_temperature(model, build(model)) == expected
+    assert ELBO(temperature=1.0).current_temperature(model, build(model)) == 1.0
+    stated = unstated(num_data, dist.Normal(0.0, 1.0))
+    assert ELBO().current_temperature(stated, build(stated)) == 1.0
+
+
+def test_the_weight_follows_the_number_of_data_and_enters_loss_and_gradient() -> None:
+    model = unstated(7)
+    guide, x, y = MeanField(model), torch.randn(7, 3), torch.randn(7, 1)
+
+    def gradient(elbo: ELBO) -> torch.Tensor:
+        pyro.set_rng_seed(1)
+        guide.zero_grad()
+        loss = elbo.loss_and_grads(model, guide, x, y)
+        return torch.cat([torch.tensor([loss]), *(p.grad.flatten() for p in guide.parameters() if p.grad is not None)])
+
+    elbo = ELBO()
+    assert torch.equal(gradient(elbo), gradient(ELBO(temperature=7 / 21)))
+    model.num_data = 14
+    again = copy.deepcopy(elbo)  # with a step of its own, whose antithetic noise starts anew
+    assert torch.equal(gradient(again), gradient(ELBO(temperature=14 / 21)))
+    assert ELBO().temperature is None and copy.deepcopy(elbo).current_temperature(model, guide) == 14 / 21
+
+
+def test_an_own_model_around_a_converted_network_has_it_too() -> None:
+    class Own(pyro.nn.PyroModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net, self.num_data = pb.bayesianize(nn.Linear(3, 1)), 2
+
+        def forward(self, x: torch.Tensor, y: torch.Tensor | None = None) -> torch.Tensor:
+            outputs = self.net(x).squeeze(-1)
+            with pyro.plate("data", 2):
+                pyro.sample("y", dist.Normal(outputs, 1.0), obs=y)
+            return outputs
+
+    model, x, y = Own(), torch.randn(2, 3), torch.randn(2)
+    guide = MeanField(model, example=(x, y))
+    assert ELBO().current_temperature(model, guide) == 2 / 4
+
+
+def test_history_and_parts_tell_it() -> None:
+    model = unstated(7)
+    guide, batch = MeanField(model), (torch.randn(7, 3), torch.randn(7, 1))
+    assert pb.fit(model, guide, [batch], epochs=2, progress=False).terms == {"temperature": [7 / 21] * 2}
+    assert pb.fit(model, guide, [batch], epochs=1, elbo=ELBO(temperature=1.0), progress=False).terms == {}
+
+
+def test_a_checkpoint_keeps_whether_a_prior_was_stated(tmp_path: Path) -> None:
+    for prior, expected in ((None, 7 / 21), (dist.Normal(0.0, 1.0), 1.0)):
+        model = unstated(7, prior)
+        pb.save(tmp_path, model, MeanField(model))
+        loaded = pb.load(tmp_path, net=unstated(7).net.network)
+        assert ELBO().current_temperature(*loaded) == expected
+    model = unstated(7)
+    with pytest.raises(ValueError, match=r"model: it is not the one that was saved: .*default_prior"):
+        pb.load(tmp_path, model=model, guide=MeanField(model))

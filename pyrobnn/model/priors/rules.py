@@ -32,6 +32,7 @@ __all__ = [
     "PriorRule",
     "PriorSpec",
     "centered",
+    "default",
     "fan_in_and_out",
     "glorot",
     "he",
@@ -60,6 +61,16 @@ NORM_LAYERS: tuple[type[nn.Module], ...] = (
     nn.RMSNorm,
 )
 """Normalization layers; their parameters stay deterministic unless a rule names them."""
+
+
+def default() -> dist.Distribution:
+    """``Normal(0, 1)`` on weights and biases: what ``prior=None`` means, for inputs and targets of unit scale.
+
+    Priors that shrink with the width, such as :func:`he`, make zero the mode of small data sets: a hidden unit then
+    costs more log prior than its fit of the data gains. ``Normal(0, 1)`` leaves a unit what ordinary training gives it.
+    It is wide for deep networks: state a prior where the functions that it draws matter.
+    """
+    return dist.Normal(0.0, 1.0)
 
 
 # --------------------------------------------------------------------------------------------- scaled families
