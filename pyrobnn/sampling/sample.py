@@ -7,7 +7,8 @@ counts a batch of B data N/B times. HMC and NUTS take all data at once. Both end
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -142,13 +143,15 @@ def sample(
             run.until(num_samples, progress)
         else:
             run.store = DiskStore(directory, num_samples, max_bytes)
-            _sample_to_disk(run, run.store, resume, progress)
+            with _continued(run, run.store, resume):
+                run.until(num_samples, progress)
         guide = run.store.chains(model, run.example)
         return guide if len(guide.blocks) > 1 else guide.to(run.flat.device)
 
 
-def _sample_to_disk(run: Run, store: DiskStore, resume: bool, progress: bool) -> None:
-    """Begins a run in the store's directory or continues it; one that has enough draws is only read."""
+@contextlib.contextmanager
+def _continued(run: Run, store: DiskStore, resume: bool) -> Iterator[None]:
+    """Continues the run in the store's directory, if there is one; one that has enough draws is only read."""
     if store.exists and not resume:
         raise ValueError(
             f"directory: {store.directory} holds a run already; pass resume=True to continue it, or another directory."
@@ -157,11 +160,12 @@ def _sample_to_disk(run: Run, store: DiskStore, resume: bool, progress: bool) ->
         state = store.recorded()
         if store.kept >= store.num_samples:
             run.write(state, store)
+            yield
             return
     with store.locked():
         if store.exists:  # as its last writer left it
             run.write(store.recorded(), store)
-        run.until(store.num_samples, progress)
+        yield
 
 
 def _check(

@@ -7,7 +7,6 @@ What is reported is per datum too, in nats.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,15 +21,15 @@ from tqdm.auto import tqdm
 from pyrobnn.core import random_state
 from pyrobnn.core.batches import Reader
 from pyrobnn.core.denormals import denormals_as_zero
+from pyrobnn.core.files import check_directory
 from pyrobnn.core.gradient_modes import gradients_enabled
-from pyrobnn.core.storage import load_state, save_state
 from pyrobnn.guides.base import Guide
 from pyrobnn.objectives import ELBO, Objective
 from pyrobnn.training.checks import check_arguments, check_optimizer
 from pyrobnn.training.history import Callback, History
 from pyrobnn.training.optimizers import OptimizerSpec, make_optimizer
 from pyrobnn.training.players import Player
-from pyrobnn.training.resume import read_run, write_run
+from pyrobnn.training.resume import recorded, save_run
 from pyrobnn.training.run import Run
 from pyrobnn.training.state import write_tensors
 
@@ -90,7 +89,8 @@ def fit(
         seed: Seeds torch, NumPy, Python and Pyro for this call; their states are restored afterwards.
         device: Moves the model, the guide and each batch there.
         progress: Show a progress bar.
-        checkpoint: A directory to which the whole training state is saved after each epoch.
+        checkpoint: A directory to which the whole training state is saved after each epoch. No other run may write
+            to it meanwhile.
         resume: Continue from ``checkpoint`` if it is there, bit for bit as if training had never stopped.
 
     Gradients are enabled for the call, whatever the mode around it.
@@ -105,10 +105,14 @@ def fit(
         TypeError: If the guide is not of this library, a batch is of no known form, or an argument is of a kind
             that cannot do what was requested.
         ValueError: If the loader does not fit the model, is empty, or a batch holds what the model cannot
-            take.
+            take; or if ``checkpoint`` is that of another run, or empty.
+        CheckpointError: If what ``checkpoint`` holds is damaged; a ValueError.
+        DirectoryInUseError: If another process or thread writes to ``checkpoint``.
+        OSError: If the disk is full; the last state that was saved stays there.
     """
     check_arguments(model, guide, loader, epochs, patience, clip_norm, validation, checkpoint, resume, batch)
     check_optimizer(optimizer, scheduler, checkpoint)
+    directory = None if checkpoint is None else check_directory("checkpoint", checkpoint)
     with gradients_enabled(), random_state.local(seed):
         if device is not None:
             model.to(device)
@@ -127,11 +131,8 @@ def fit(
             players=players,
         )
         run.scheduler = None if scheduler is None else scheduler(run.torch_optimizer)
-        if resume and checkpoint is not None:
-            with contextlib.suppress(FileNotFoundError):
-                write_run(run, load_state(checkpoint))
-        with denormals_as_zero():
-            _train(run, epochs, patience, callbacks, checkpoint, progress)
+        with recorded(run, directory, resume), denormals_as_zero():
+            _train(run, patience, callbacks, directory, progress)
         if patience is not None and run.best is not None:
             write_tensors(model, guide, run.best)
         return run.history
@@ -139,19 +140,18 @@ def fit(
 
 def _train(
     run: Run,
-    epochs: int,
     patience: int | None,
     callbacks: Sequence[Callback],
-    checkpoint: str | Path | None,
+    directory: Path | None,
     progress: bool,
 ) -> None:
     """Epochs until there are enough, or something stops them; each module's mode is restored."""
     history = run.history
     modes = [(module, module.training) for module in run.model.modules()]
-    bar = tqdm(total=epochs, initial=history.epochs, disable=not progress, unit="epoch")
+    bar = tqdm(total=run.epochs, initial=history.epochs, disable=not progress, unit="epoch")
     try:
         run.model.train()
-        while history.epochs < epochs and not history.stopped:
+        while not run.is_finished:
             # Pyro validates (at the user's setting) while each batch is seen for the first time; after that
             # it would only repeat itself.
             with pyro.validation_enabled(pyro.settings.get("validate_distributions_pyro") and not history.epochs):
@@ -162,8 +162,8 @@ def _train(
                 history.stopped = "patience"
             elif [callback(history) for callback in callbacks].count(True):
                 history.stopped = "callback"
-            if checkpoint is not None:
-                save_state(checkpoint, read_run(run))
+            if directory is not None:
+                save_run(run, directory)
     except KeyboardInterrupt:
         history.stopped = "interrupted"
     finally:

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from pyrobnn.core.arguments import check_positive_int
 from pyrobnn.core.batches import Batch
+from pyrobnn.core.module_state import fill
 from pyrobnn.objectives import Objective, Parts
 
 __all__ = ["Player"]
@@ -93,6 +94,6 @@ class Player:
 
     def write(self, state: dict[str, Any]) -> None:
         """Restores what :meth:`read` returned."""
-        self.module.load_state_dict(state["module"])
+        fill(self.module, state["module"])
         self.torch_optimizer.load_state_dict(state["optimizer"])
         self.objective.num_steps = state["num_steps"]

@@ -2,16 +2,92 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from pyrobnn.core import random_state
+from pyrobnn.core import random_state, schema
+from pyrobnn.core.files import CheckpointError
+from pyrobnn.core.locks import locked
+from pyrobnn.core.storage import STATE, load_state, restoring, write_state
 from pyrobnn.training.history import History
 from pyrobnn.training.run import Run
-from pyrobnn.training.state import generators, read_tensors, write_tensors
+from pyrobnn.training.state import different_tensor, generators, read_tensors, write_tensors
 
-__all__ = ["read_run", "write_run"]
+__all__ = ["read_run", "recorded", "save_run", "write_run"]
+
+_STATE_DICT = schema.table(schema.instance(Tensor, "a tensor"))
+_TENSORS = schema.record({"model": _STATE_DICT, "guide": _STATE_DICT})
+_REAL = schema.either("a number", schema.instance(float, "a float"), schema.whole(-(2**63)))
+_PLAIN = schema.table(schema.anything)
+_RUN = schema.record(
+    {
+        "tensors": _TENSORS,
+        "best": schema.optional(_TENSORS),
+        "best_value": _REAL,
+        "epochs_since_best": schema.whole(0),
+        "kinds": schema.table(schema.text),
+        "optimizer": _PLAIN,
+        "scheduler": schema.optional(_PLAIN),
+        "num_steps": schema.whole(0),
+        "players": schema.items(
+            schema.record(
+                {"name": schema.text, "module": _STATE_DICT, "optimizer": _PLAIN, "num_steps": schema.whole(0)}
+            )
+        ),
+        "history": schema.record(
+            {name: schema.items(_REAL) for name, value in History().to_dict().items() if isinstance(value, list)}
+            | {
+                "terms": schema.table(schema.items(_REAL)),
+                "steps": schema.whole(0),
+                "stopped": schema.text,
+                "divergence_name": schema.text,
+            }
+        ),
+        "random": schema.record({"generators": schema.items(schema.anything)}, others=schema.anything),
+    }
+)
+
+
+@contextlib.contextmanager
+def recorded(run: Run, directory: Path | None, resume: bool) -> Iterator[None]:
+    """Makes the block the only one that trains with this directory, and continues the run in it if there is one.
+
+    A finished run is only read, which its directory need not be writable for.
+
+    Raises:
+        CheckpointError: If what is in the directory is damaged.
+        DirectoryInUseError: If another process or thread trains or samples there.
+        OSError: If it cannot be written to.
+        ValueError: If it is another run's.
+    """
+    with contextlib.ExitStack() as stack:
+        if directory is not None:
+            refused = None
+            try:
+                stack.enter_context(locked(directory, STATE.document, "fit", argument="checkpoint"))
+            except OSError as error:
+                refused = error
+            if resume:
+                with contextlib.suppress(FileNotFoundError):
+                    write_run(run, load_state(directory, "checkpoint"), directory)
+            if refused is not None and not run.is_finished:
+                raise refused
+        yield
+
+
+def save_run(run: Run, directory: Path) -> None:
+    """Writes the run's state; the caller is in :func:`recorded`.
+
+    Raises:
+        OSError: If writing fails; what was there before is untouched.
+    """
+    write_state(directory, read_run(run), "checkpoint")
 
 
 def read_run(run: Run) -> dict[str, Any]:
@@ -21,6 +97,7 @@ def read_run(run: Run) -> dict[str, Any]:
         "best": run.best,
         "best_value": run.best_value,
         "epochs_since_best": run.epochs_since_best,
+        "kinds": _kinds(run),
         "optimizer": run.torch_optimizer.state_dict(),
         "scheduler": None if run.scheduler is None else run.scheduler.state_dict(),
         "num_steps": run.elbo.num_steps,
@@ -30,12 +107,28 @@ def read_run(run: Run) -> dict[str, Any]:
     }
 
 
-def write_run(run: Run, state: dict[str, Any]) -> None:
-    """Restores what :func:`read_run` returned.
+def write_run(run: Run, state: Any, directory: Path) -> None:
+    """Restores what :func:`read_run` returned, all of it or nothing.
 
     Raises:
+        CheckpointError: If it is damaged.
         ValueError: If the state is that of another model, guide, optimizer, scheduler or loader.
     """
+    try:
+        _RUN(state, "state")
+    except schema.Mismatch as error:
+        raise CheckpointError(f"checkpoint: {directory} holds no state of a training run: {error}.") from error
+    _check_same(run, state)
+    before = copy.deepcopy(read_run(run))
+    try:
+        with restoring("checkpoint", directory):
+            _restore(run, state)
+    except CheckpointError:
+        _restore(run, before)
+        raise
+
+
+def _check_same(run: Run, state: dict[str, Any]) -> None:
     if (run.scheduler is None) != (state["scheduler"] is None):
         raise ValueError(
             f"scheduler: the run to resume was made {'with' if run.scheduler is None else 'without'} one; pass the "
@@ -49,13 +142,43 @@ def write_run(run: Run, state: dict[str, Any]) -> None:
     names = [player["name"] for player in state["players"]]
     if names != [player.name for player in run.players]:
         raise ValueError(f"players: the run to resume had {names}, but now there are {[p.name for p in run.players]}.")
-    before = read_tensors(run.model, run.guide)
-    try:
-        write_tensors(run.model, run.guide, state["tensors"])
-        run.torch_optimizer.load_state_dict(state["optimizer"])
-    except (RuntimeError, ValueError) as error:
-        write_tensors(run.model, run.guide, before)
-        raise ValueError(f"checkpoint: it is that of another model, guide or optimizer: {error}") from error
+    modules = [("model", run.model, state["tensors"]["model"]), ("guide", run.guide, state["tensors"]["guide"])]
+    players = list(zip(run.players, state["players"], strict=True))
+    modules += [(f"player {player.name!r}", player.module, saved["module"]) for player, saved in players]
+    for name, module, saved in modules:
+        if (difference := different_tensor(module, saved)) is not None:
+            raise ValueError(f"checkpoint: it is that of another {name}: {difference}.")
+    for name, kind in _kinds(run).items():
+        if state["kinds"].get(name) != kind:
+            raise ValueError(
+                f"checkpoint: it is that of another {name}: it was {state['kinds'].get(name)}, but now it is {kind}."
+            )
+    optimizers = [("optimizer", run.torch_optimizer, state["optimizer"])]
+    optimizers += [(f"optimizer of {p.name}", p.torch_optimizer, saved["optimizer"]) for p, saved in players]
+    for name, optimizer, saved in optimizers:
+        if (own := _sizes(optimizer.state_dict())) != (found := _sizes(saved)):
+            raise ValueError(
+                f"checkpoint: it is that of another {name}: its groups had {found} parameters, but now have {own}."
+            )
+
+
+def _kinds(run: Run) -> dict[str, str]:
+    """The classes of what has a state dict that others of its kind would take as well."""
+    parts = {"optimizer": run.torch_optimizer, "scheduler": run.scheduler}
+    parts |= {f"optimizer of {player.name}": player.torch_optimizer for player in run.players}
+    return {name: type(part).__name__ for name, part in parts.items() if part is not None}
+
+
+def _sizes(state: Any) -> Sequence[int]:
+    groups = state.get("param_groups")
+    if not isinstance(groups, list):
+        return []
+    return [len(group.get("params", ())) if isinstance(group, dict) else 0 for group in groups]
+
+
+def _restore(run: Run, state: dict[str, Any]) -> None:
+    write_tensors(run.model, run.guide, state["tensors"])
+    run.torch_optimizer.load_state_dict(state["optimizer"])
     for player, own in zip(run.players, state["players"], strict=True):
         player.write(own)
     if run.scheduler is not None:

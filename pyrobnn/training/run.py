@@ -111,6 +111,11 @@ class Run:
         assert isinstance(self.optimizer, Optimizer)
         return self.optimizer
 
+    @property
+    def is_finished(self) -> bool:
+        """Whether there are all epochs, or something stopped the run before."""
+        return self.history.epochs >= self.epochs or bool(self.history.stopped)
+
     def epoch(self) -> None:
         """One pass over the loader; the history is written when all of it is done."""
         started, first = time.perf_counter(), self.history.epochs == 0

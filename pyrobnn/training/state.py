@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Tensors", "became_non_finite", "generators", "read_tensors", "write_tensors"]
+from pyrobnn.core.module_state import fill
+
+__all__ = ["Tensors", "became_non_finite", "different_tensor", "generators", "read_tensors", "write_tensors"]
 
 Tensors = dict[str, dict[str, Tensor]]
 
@@ -23,8 +25,20 @@ def read_tensors(model: nn.Module, guide: nn.Module) -> Tensors:
 
 def write_tensors(model: nn.Module, guide: nn.Module, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
     """Restores what :func:`read_tensors` returned."""
-    model.load_state_dict(tensors["model"])
-    guide.load_state_dict(tensors["guide"])
+    fill(model, tensors["model"])
+    fill(guide, tensors["guide"])
+
+
+def different_tensor(module: nn.Module, tensors: Mapping[str, Tensor]) -> str | None:
+    """In words, the first tensor whose name, shape or dtype differs; None if there is none."""
+    own = module.state_dict()
+    for name in {**own, **tensors}:
+        if name not in tensors or name not in own:
+            return f"the tensor {name!r} is {'missing' if name in own else 'not expected'}"
+        was, now = (f"{tuple(t.shape)}, {t.dtype}" for t in (tensors[name], own[name]))
+        if was != now:
+            return f"the tensor {name!r} was {was}, but now it is {now}"
+    return None
 
 
 def became_non_finite(model: nn.Module, guide: nn.Module, before: Tensors) -> list[str]:
