@@ -2,26 +2,33 @@
 
 from pyrobnn.curvature.blocks import Block, DenseBlock, DiagonalBlock, KroneckerBlock
 from pyrobnn.curvature.evidence import best_multiplier, tune_multipliers
+from pyrobnn.curvature.features import LastLayer
 from pyrobnn.curvature.fisher import fisher_roots
-from pyrobnn.curvature.fitting import fill
+from pyrobnn.curvature.fitting import Curvature, fill, fit_curvature
 from pyrobnn.curvature.gauss_newton import gauss_newton, outputs_and_jacobians
 from pyrobnn.curvature.gaussian import BlockGaussian
 from pyrobnn.curvature.kronecker import KroneckerFactors, add_batch, kronecker_layers
-from pyrobnn.curvature.layout import Group, Structure, lay_out
+from pyrobnn.curvature.last_layer import find_last_layer
+from pyrobnn.curvature.layout import Group, Structure, check_structure, lay_out
 
 __all__ = [
     "Block",
     "BlockGaussian",
+    "Curvature",
     "DenseBlock",
     "DiagonalBlock",
     "Group",
     "KroneckerBlock",
     "KroneckerFactors",
+    "LastLayer",
     "Structure",
     "add_batch",
     "best_multiplier",
+    "check_structure",
     "fill",
+    "find_last_layer",
     "fisher_roots",
+    "fit_curvature",
     "gauss_newton",
     "kronecker_layers",
     "lay_out",

@@ -2,34 +2,100 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import chain
+from typing import TYPE_CHECKING, Any
 
 import pyro.distributions as dist
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from pyrobnn.core.batches import Batch
 from pyrobnn.curvature.blocks import DenseBlock, DiagonalBlock, KroneckerBlock
-from pyrobnn.curvature.gauss_newton import gauss_newton
+from pyrobnn.curvature.features import LastLayer, LastLayerSums, features_of
+from pyrobnn.curvature.fisher import information_of
+from pyrobnn.curvature.gauss_newton import weight_rows
+from pyrobnn.curvature.jacobians import Derivatives
 from pyrobnn.curvature.kronecker import KroneckerFactors, add_batch
-from pyrobnn.curvature.layout import Group
+from pyrobnn.curvature.last_layer import find_last_layer
+from pyrobnn.curvature.layout import Group, Structure, lay_out
 from pyrobnn.distributions.independent import base_distribution
+from pyrobnn.model.last_layer import LayerCalls, recorded_calls
 from pyrobnn.model.substitution import SubstituteMessenger
 from pyrobnn.model.supervised import SupervisedModel
 
-__all__ = ["fill"]
+if TYPE_CHECKING:
+    from pyrobnn.model.layout import Site
+
+__all__ = ["Curvature", "fill", "fit_curvature"]
+
+
+@dataclass(frozen=True)
+class Curvature:
+    """What a fit found.
+
+    Attributes:
+        groups: The groups, with their blocks.
+        last_layer: The layer, if it is the only one that is covered.
+        log_likelihood: Log likelihood of all data at the mode, in nats.
+        is_normal: Whether all the groups' priors are Normal.
+    """
+
+    groups: list[Group]
+    last_layer: LastLayer | None
+    log_likelihood: float
+    is_normal: bool
+
+
+def fit_curvature(
+    model: SupervisedModel,
+    values: Mapping[str, Tensor],
+    sites: Mapping[str, Site],
+    batches: Iterator[Batch],
+    *,
+    structure: Structure,
+    last_layer: str | bool,
+    like: Tensor,
+    max_bytes: int,
+) -> Curvature:
+    """The curvature of a structure, with the last layer found by a run on the first batch.
+
+    Args:
+        model: The model, in evaluation mode.
+        values: Values of all its sites: the mode.
+        sites: The sites that may be covered.
+        batches: The whole data set.
+        structure: The structure.
+        last_layer: The name of the only layer to cover, True to find it, False for all layers.
+        like: The flat vector.
+        max_bytes: Budget for Jacobians.
+
+    Raises:
+        TypeError: If targets are of a wrong dtype.
+        ValueError: As :func:`fill` and :func:`~pyrobnn.curvature.find_last_layer` say.
+    """
+    found = None
+    if last_layer is not False:
+        if (first := next(batches, None)) is None:
+            raise ValueError(_wrong_rows(0, model))
+        batches = chain([first], batches)
+        name = None if last_layer is True else last_layer
+        found = find_last_layer(model, values, sites, first.inputs, name)
+    groups = lay_out(model, sites, structure, None if found is None else found.name, like)
+    log_likelihood, is_normal = fill(model, values, groups, batches, max_bytes=max_bytes, last_layer=found)
+    return Curvature(groups, found, log_likelihood, is_normal)
 
 
 def fill(
     model: SupervisedModel,
     values: Mapping[str, Tensor],
     groups: Sequence[Group],
-    loader: Iterable[Any],
+    batches: Iterable[Batch],
     *,
     max_bytes: int,
-    progress: bool = False,
+    last_layer: LastLayer | None = None,
 ) -> tuple[float, bool]:
     """Sets every group's block from the data and the model's priors.
 
@@ -37,38 +103,27 @@ def fill(
         model: The model, in evaluation mode.
         values: Values of all its sites: the mode.
         groups: The groups.
-        loader: The whole data set in batches, as for :func:`pyrobnn.fit`, without weights.
+        batches: The whole data set.
         max_bytes: Budget for Jacobians.
-        progress: Show a progress bar.
+        last_layer: The layer, if it is the only one that is covered.
 
     Returns:
         The log likelihood of all data at the mode, and whether all the groups' priors are Normal.
 
     Raises:
-        TypeError: If a batch is of no known form, or has weights.
-        ValueError: If the loader does not hold the model's ``num_data`` rows, a site has no value, or a prior is not
-            log-concave at the mode.
+        TypeError: If targets are of a wrong dtype.
+        ValueError: If there are not the model's ``num_data`` rows, inputs or targets are wrong, a site has no value, or
+            a prior is not log-concave at the mode.
     """
     priors = _priors(model, values)
-    device = next(iter(values.values())).device
-    curvature = _Curvature(model, values, groups, max_bytes)
+    curvature = _Curvature(model, values, groups, max_bytes, last_layer)
     log_likelihood, rows = 0.0, 0
-    for raw in tqdm(loader, disable=not progress, unit="batch"):
-        batch = Batch.read(raw, device)
-        if batch.weight is not None:
-            raise TypeError("loader: its batches bring weights, which the curvature does not take; pass (x, y).")
-        x, y = batch.inputs, batch.targets
-        with torch.no_grad(), SubstituteMessenger(values):
-            outputs = model.predictive(x)
-            model.likelihood.check_shape(outputs, y)
-            log_likelihood += float(model.likelihood(outputs).log_prob(y).double().sum())
-        curvature.add(x)
-        rows += len(y)
+    for index, batch in enumerate(batches):
+        batch.check(index)
+        log_likelihood += curvature.add(batch)
+        rows += batch.rows
     if rows != model.num_data:
-        raise ValueError(
-            f"loader: it yielded {rows} rows, but the model has num_data={model.num_data}; curvature is summed over "
-            "the whole data set, so pass all of it, without drop_last or a sampler that repeats."
-        )
+        raise ValueError(_wrong_rows(rows, model))
     all_normal = True
     for index, group in enumerate(groups):
         parts = [_quadratic(site.name, priors[site.name], values[site.name]) for site in group.sites]
@@ -86,6 +141,13 @@ def fill(
     return log_likelihood, all_normal
 
 
+def _wrong_rows(rows: int, model: SupervisedModel) -> str:
+    return (
+        f"loader: it yielded {rows} rows, but the model has num_data={model.num_data}; curvature is summed over the "
+        "whole data set, so pass all of it, without drop_last or a sampler that repeats."
+    )
+
+
 def _lead(block: Any) -> int:
     return block.shape[0] if isinstance(block, KroneckerBlock) else 1
 
@@ -94,34 +156,71 @@ class _Curvature:
     """Running sums over batches, of the kind that the groups' blocks need."""
 
     def __init__(
-        self, model: SupervisedModel, values: Mapping[str, Tensor], groups: Sequence[Group], max_bytes: int
+        self,
+        model: SupervisedModel,
+        values: Mapping[str, Tensor],
+        groups: Sequence[Group],
+        max_bytes: int,
+        last_layer: LastLayer | None,
     ) -> None:
-        self.model, self.values, self.groups, self.max_bytes = model, values, groups, max_bytes
+        self.model, self.values, self.groups = model, values, groups
         self.names = [site.name for group in groups for site in group.sites]
+        self.derivatives = Derivatives(model, values, self.names, max_bytes)
         self.matrix: Tensor | float = 0.0
         self.factors = {g.name: KroneckerFactors(g.layer, len(g.sites) == 2) for g in groups if g.layer is not None}
+        self.is_diagonal = isinstance(groups[0].block, DiagonalBlock)
+        self.last_layer = last_layer if last_layer is not None and last_layer.is_output else None
+        self.sums = LastLayerSums("diagonal" if self.is_diagonal else "dense", max_bytes)
 
-    def add(self, x: Any) -> None:
+    def add(self, batch: Batch) -> float:
+        """Adds a batch, and returns its log likelihood."""
+        x, y, weight, likelihood = batch.inputs, batch.targets, batch.weight, self.model.likelihood
+        with torch.no_grad(), SubstituteMessenger(self.values):
+            with self._recorded() as calls:
+                outputs = self.model.predictive(x)
+            likelihood.check_targets(outputs, y)
+            log_prob = likelihood(outputs).log_prob(y).double()
+            log_likelihood = float((log_prob if weight is None else weighted(log_prob, weight)).sum())
+            if self.last_layer is not None and (features := features_of(self.last_layer, calls, outputs)) is not None:
+                information = information_of(likelihood, outputs, weight)
+                if self.sums.add(features, information, weight, self.factors.get(self.last_layer.name)):
+                    return log_likelihood
         if self.factors:
-            add_batch(self.model, self.values, self.names, self.factors, x)
-            return
-        diagonal = isinstance(self.groups[0].block, DiagonalBlock)
-        part = gauss_newton(self.model, self.values, self.names, x, diagonal=diagonal, max_bytes=self.max_bytes)
-        self.matrix = self.matrix + part
+            add_batch(self.model, self.values, self.names, self.factors, x, weight)
+            return log_likelihood
+        for rows in weight_rows(self.derivatives, x, outputs, weight):
+            self.matrix = self.matrix + (rows.square().sum(0) if self.is_diagonal else rows.T @ rows)
+        return log_likelihood
+
+    @contextmanager
+    def _recorded(self) -> Iterator[LayerCalls]:
+        watched = {} if self.last_layer is None else {self.last_layer.name: self.last_layer.module}
+        with recorded_calls(watched) as calls:
+            yield calls
 
     def write(self, index: int, precision: Tensor) -> None:
         """Sets the block of one group."""
-        block = self.groups[index].block
+        block, group = self.groups[index].block, self.groups[index]
         if isinstance(block, KroneckerBlock):
-            sums = self.factors[self.groups[index].name]
-            block.set(torch.as_tensor(sums.of_outputs) / sums.rows, torch.as_tensor(sums.of_inputs), precision)
+            sums = self.factors[group.name]
+            rows = sums.rows or 1.0  # all weights are 0: nothing is known
+            block.set(torch.as_tensor(sums.of_outputs) / rows, torch.as_tensor(sums.of_inputs), precision)
             return
-        assert isinstance(self.matrix, Tensor)
+        matrix = self.matrix
+        if isinstance(self.sums.matrix, Tensor):
+            has_bias = self.last_layer is not None and self.last_layer.has_bias
+            matrix = matrix + self.sums.in_order_of_sites(has_bias)
+        assert isinstance(matrix, Tensor)
         if isinstance(block, DenseBlock):
-            block.set(self.matrix, precision)
+            block.set(matrix, precision)
         elif isinstance(block, DiagonalBlock):
             start = sum(group.block.size for group in self.groups[:index])
-            block.set(self.matrix[start : start + block.size], precision)
+            block.set(matrix[start : start + block.size], precision)
+
+
+def weighted(log_prob: Tensor, weight: Tensor) -> Tensor:
+    """Log likelihoods times weights; a row of weight 0 adds 0, also where its log likelihood is infinite."""
+    return (log_prob * weight).where(weight > 0, 0.0)
 
 
 def _priors(model: SupervisedModel, values: Mapping[str, Tensor]) -> dict[str, Any]:

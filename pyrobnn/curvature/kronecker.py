@@ -25,19 +25,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pyrobnn.core.attention import attention_as_trained
 from pyrobnn.curvature.fisher import SAMPLED_COLUMNS, fisher_roots
 from pyrobnn.model.substitution import SubstituteMessenger
 from pyrobnn.model.supervised import SupervisedModel
 
-__all__ = ["KroneckerFactors", "add_batch", "kronecker_layers"]
+__all__ = ["KroneckerFactors", "add_batch", "input_rows", "is_supported", "kronecker_layers"]
 
 
 def kronecker_layers(net: nn.Module) -> dict[str, nn.Module]:
     """The layers that can be factored: linear ones, and 2-d convolutions in one group, padded with zeros."""
-    return {name: module for name, module in net.named_modules() if _is_supported(module)}
+    functional = {  # attention computes with its output's weights, and does not call that layer
+        f"{name}.out_proj" if name else "out_proj"
+        for name, module in net.named_modules()
+        if isinstance(module, nn.MultiheadAttention)
+    }
+    return {name: m for name, m in net.named_modules() if is_supported(m) and name not in functional}
 
 
-def _is_supported(module: nn.Module) -> bool:
+def is_supported(module: nn.Module) -> bool:
+    """Whether a layer's outputs are a weight matrix times rows of its inputs (:func:`input_rows`)."""
     if isinstance(module, nn.Conv2d):
         return module.groups == 1 and module.padding_mode == "zeros"
     return isinstance(module, nn.Linear)
@@ -52,23 +59,28 @@ class KroneckerFactors:
         has_bias: Whether the bias is one of the weights (the last column of A).
         of_inputs: A, ``[a, a]``.
         of_outputs: G, ``[g, g]``.
-        rows: R.
+        rows: R; a row counts by the weight of its datum.
     """
 
     layer: nn.Module
     has_bias: bool
     of_inputs: Tensor | float = 0.0
     of_outputs: Tensor | float = 0.0
-    rows: int = 0
+    rows: float = 0
     calls: list[tuple[Tensor, Tensor]] = field(default_factory=list)
 
-    def add_inputs(self, x: Tensor) -> None:
-        """Adds the layer's inputs of one batch."""
-        rows = _input_rows(self.layer, x.detach()).double()
+    def add_inputs(self, x: Tensor, weight: Tensor | None = None) -> None:
+        """Adds the layer's inputs of one batch, of data with weights ``[B]``."""
+        rows = input_rows(self.layer, x.detach()).double()
         if self.has_bias:
             rows = torch.cat([rows, rows.new_ones(len(rows), 1)], 1)
-        self.of_inputs = self.of_inputs + rows.T @ rows
-        self.rows += len(rows)
+        self.add_rows(rows, None if weight is None else weight.repeat_interleave(len(rows) // len(weight)))
+
+    def add_rows(self, rows: Tensor, weight: Tensor | None = None) -> None:
+        """Adds inputs ``[R, a]`` with a column of ones for the bias, and weights ``[R]``."""
+        weighted = rows if weight is None else rows * weight.to(rows).unsqueeze(-1)
+        self.of_inputs = self.of_inputs + rows.T @ weighted
+        self.rows += len(rows) if weight is None else float(weight.sum())
 
     def add_gradients(self, gradient: Tensor) -> None:
         """Adds gradients by the layer's outputs, of one batch and column."""
@@ -78,7 +90,12 @@ class KroneckerFactors:
 
 
 def add_batch(
-    model: SupervisedModel, values: Mapping[str, Tensor], names: Sequence[str], factors: Mapping[str, Any], x: Any
+    model: SupervisedModel,
+    values: Mapping[str, Tensor],
+    names: Sequence[str],
+    factors: Mapping[str, Any],
+    x: Any,
+    weight: Tensor | None = None,
 ) -> None:
     """Adds one batch to the factors of each layer.
 
@@ -88,22 +105,23 @@ def add_batch(
         names: Sites of the factored layers' weights.
         factors: The sums, by layer name.
         x: A batch of inputs.
+        weight: Weights ``[B]`` of the data's log likelihoods.
 
     Raises:
         ValueError: If a layer was not called exactly once: its curvature is no Kronecker product then.
     """
     # The graph must reach every factored layer, so their weights are leaves.
     leaves = {name: values[name].detach().clone().requires_grad_() for name in names}
-    with torch.enable_grad(), SubstituteMessenger({**values, **leaves}), _recorded(factors):
+    with torch.enable_grad(), SubstituteMessenger({**values, **leaves}), _recorded(factors), attention_as_trained():
         outputs = model.predictive(x)
-        roots = fisher_roots(model.likelihood, outputs, max_exact=SAMPLED_COLUMNS)
+        roots = fisher_roots(model.likelihood, outputs, weight, max_exact=SAMPLED_COLUMNS)
     for name, layer in factors.items():
         if len(layer.calls) != 1:
             raise ValueError(
                 f"structure: the layer {name!r} was called {len(layer.calls)} times in one run of the network, so its "
-                "curvature is no Kronecker product; use structure='diagonal' or 'last_layer'."
+                "curvature is no Kronecker product; use structure='diagonal' or 'last_layer', or give it no prior."
             )
-        layer.add_inputs(layer.calls[0][0])
+        layer.add_inputs(layer.calls[0][0], weight)
     layer_outputs = [layer.calls[0][1] for layer in factors.values()]
     for index, column in enumerate(roots):
         keep = index < len(roots) - 1
@@ -135,7 +153,7 @@ def _recorded(factors: Mapping[str, KroneckerFactors]) -> Iterator[None]:
             handle.remove()
 
 
-def _input_rows(layer: nn.Module, x: Tensor) -> Tensor:
+def input_rows(layer: nn.Module, x: Tensor) -> Tensor:
     """What the layer's weight matrix is multiplied with, ``[R, a]``."""
     if not isinstance(layer, nn.Conv2d):
         return x.flatten(0, -2)

@@ -17,7 +17,7 @@ from pyrobnn.model.bayesianize import BayesianModule, bayesian_modules
 if TYPE_CHECKING:
     from pyrobnn.model.layout import Site
 
-__all__ = ["Group", "Structure", "lay_out"]
+__all__ = ["Group", "Structure", "check_structure", "lay_out"]
 
 Structure = Literal["last_layer", "diagonal", "kronecker", "full"]
 
@@ -41,6 +41,23 @@ class Group:
     layer: nn.Module | None = None
 
 
+def check_structure(structure: Any, last_layer: Any) -> None:
+    """Refuses a structure that is none, and a last layer that is none or goes with no structure.
+
+    Raises:
+        TypeError: If ``last_layer`` is neither a name, nor a bool, nor None.
+        ValueError: If the structure is unknown, or has no use for a last layer.
+    """
+    if structure not in get_args(Structure):
+        raise ValueError(f"structure: expected one of {', '.join(get_args(Structure))}, got {structure!r}.")
+    if not (last_layer is None or isinstance(last_layer, str | bool)):
+        raise TypeError(f"last_layer: expected a layer's name, a bool or None, got {last_layer!r}.")
+    if structure == "last_layer" and last_layer is False:
+        raise ValueError("last_layer: structure='last_layer' is about that layer; leave it None, or pass its name.")
+    if structure == "full" and last_layer not in (None, False):
+        raise ValueError("last_layer: it needs structure='last_layer', 'diagonal' or 'kronecker', not 'full'.")
+
+
 def lay_out(
     model: Any, sites: Mapping[str, Site], structure: Structure, last_layer: str | None, like: Tensor
 ) -> list[Group]:
@@ -49,26 +66,28 @@ def lay_out(
     Args:
         model: The Pyro model, which holds converted networks.
         sites: The guide's sites.
-        structure: The structure.
-        last_layer: For ``"last_layer"``: the layer's name; the last linear layer if None.
+        structure: The structure; ``"last_layer"`` is a full matrix, or a Kronecker product where that is too large.
+        last_layer: The only layer that is covered; all of them if None.
         like: The flat vector.
 
     Raises:
         ValueError: If the structure is unknown, covers nothing, or would need a matrix that is too large.
     """
-    if structure not in get_args(Structure):
-        raise ValueError(f"structure: expected one of {', '.join(get_args(Structure))}, got {structure!r}.")
-    if last_layer is not None and structure != "last_layer":
-        raise ValueError(f"last_layer: it needs structure='last_layer', not {structure!r}.")
+    check_structure(structure, last_layer)
+    assert last_layer is not None or structure != "last_layer"
     networks = bayesian_modules(model) if isinstance(model, nn.Module) else []
-    if structure == "kronecker":
-        groups = [group for network in networks for group in _factored(network, sites, like)]
+    weights = list(_weights(networks, sites))
+    factored: list[Group] = []
+    if last_layer is not None:
+        weights = _of_layer(weights, last_layer)
+    is_large = structure == "last_layer" and sum(site.numel for _, site in weights) > _MAX_DENSE
+    if structure == "kronecker" or is_large:
+        factored = [group for net in networks for group in _factored(net, sites, like, last_layer)]
+    if structure == "kronecker" or factored:
+        groups = factored
     else:
-        weights = list(_weights(networks, sites))
-        if structure == "last_layer":
-            weights = _of_last_layer(networks, weights, last_layer)
         kind: type[Block] = DiagonalBlock if structure == "diagonal" else DenseBlock
-        names = [layer if structure == "diagonal" else "all" for layer, _ in weights]
+        names = ["all" if structure == "full" else layer for layer, _ in weights]
         groups = [
             _group(name, [site for (_, site), n in zip(weights, names, strict=True) if n == name], kind, like)
             for name in dict.fromkeys(names)
@@ -97,20 +116,11 @@ def _weights(networks: list[BayesianModule], sites: Mapping[str, Site]) -> Itera
                     yield name.rpartition(".")[0], site
 
 
-def _of_last_layer(
-    networks: list[BayesianModule], weights: list[tuple[str, Site]], last_layer: str | None
-) -> list[tuple[str, Site]]:
-    if last_layer is None:
-        linear = [name for net in networks for name, m in net.network.named_modules() if isinstance(m, nn.Linear)]
-        random = {layer for layer, _ in weights}
-        candidates = [name for name in linear if name in random]
-        if not candidates:
-            raise ValueError("last_layer: the network has no linear layer with a prior; name the last layer.")
-        last_layer = candidates[-1]
-    chosen = [(layer, site) for layer, site in weights if layer == last_layer]
+def _of_layer(weights: list[tuple[str, Site]], name: str) -> list[tuple[str, Site]]:
+    chosen = [(layer, site) for layer, site in weights if layer == name]
     if not chosen:
-        known = ", ".join(repr(name) for name in dict.fromkeys(layer for layer, _ in weights))
-        raise ValueError(f"last_layer: no layer {last_layer!r} has sites; those that have are {known}.")
+        known = ", ".join(repr(layer) for layer in dict.fromkeys(layer for layer, _ in weights))
+        raise ValueError(f"last_layer: no layer {name!r} has sites; those that have are {known}.")
     return chosen
 
 
@@ -119,13 +129,15 @@ def _group(name: str, sites: list[Site], kind: type[Block], like: Tensor) -> Gro
     if kind is DenseBlock and len(index) > _MAX_DENSE:
         raise ValueError(
             f"structure: a full matrix over {len(index):,} weights is too large (at most {_MAX_DENSE:,}); use "
-            "'kronecker', 'diagonal' or 'last_layer'."
+            "structure='kronecker' or 'diagonal' (with last_layer=True for the last layer only)."
         )
     return Group(name, tuple(sites), kind(index, like))
 
 
-def _factored(network: BayesianModule, sites: Mapping[str, Site], like: Tensor) -> Iterator[Group]:
+def _factored(network: BayesianModule, sites: Mapping[str, Site], like: Tensor, only: str | None) -> Iterator[Group]:
     for layer_name, layer in kronecker_layers(network.network).items():
+        if only not in (None, layer_name):
+            continue
         found = []
         for local in ("weight", "bias"):
             name = f"{layer_name}.{local}" if layer_name else local

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pyrobnn import likelihoods
+from pyrobnn.core.batches import Batch
 from pyrobnn.curvature import Group, fill, lay_out
 from pyrobnn.guides import MAP
 from pyrobnn.model.supervised import SupervisedModel
@@ -24,9 +25,10 @@ def filled(structure: Any, batches: list[tuple[Tensor, Tensor]], prior: Any = No
     net = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 3))
     model = SupervisedModel(net, likelihoods.Categorical(), prior, num_data=10).double().eval()
     guide = MAP(model).double()
-    groups = lay_out(model, guide.layout, structure, None, guide.flat_loc.detach())
+    last_layer = "2" if structure == "last_layer" else None
+    groups = lay_out(model, guide.layout, structure, last_layer, guide.flat_loc.detach())
     values = {name: value.detach() for name, value in guide.rsample().items()}
-    log_likelihood, is_normal = fill(model, values, groups, batches, max_bytes=2**20)
+    log_likelihood, is_normal = fill(model, values, groups, [Batch.of(*batch) for batch in batches], max_bytes=2**20)
     expected = dist.Categorical(logits=model.net.network(X)).log_prob(Y).sum()
     assert log_likelihood == pytest.approx(float(expected))
     for group in groups:

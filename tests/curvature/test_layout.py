@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from pyrobnn import likelihoods, priors
-from pyrobnn.curvature import Group, lay_out
+from pyrobnn.curvature import Group, KroneckerBlock, lay_out
 from pyrobnn.guides import MAP
 from pyrobnn.model.supervised import SupervisedModel
 
@@ -37,11 +37,11 @@ def test_structures() -> None:
     by_layer = {str(layer): [f"net.{layer}.weight", f"net.{layer}.bias"] for layer in (0, 3, 4)}
     assert names(groups("full")) == {"all": ALL}
     assert names(groups("diagonal")) == names(groups("kronecker")) == by_layer
-    assert names(groups("last_layer")) == {"all": by_layer["4"]}
-    assert names(groups("last_layer", last_layer="3")) == {"all": by_layer["3"]}
+    for structure in ("last_layer", "diagonal", "kronecker"):
+        assert names(groups(structure, last_layer="3")) == {"3": by_layer["3"]}
 
 
-@pytest.mark.parametrize("structure", ["full", "diagonal", "kronecker", "last_layer"])
+@pytest.mark.parametrize("structure", ["full", "diagonal", "kronecker"])
 def test_every_covered_element_is_in_one_place(structure: str) -> None:
     found = groups(structure)
     index = torch.cat([group.block.index for group in found])
@@ -68,8 +68,8 @@ def test_a_bias_without_a_prior_leaves_the_weight() -> None:
 
 
 def test_scales_of_hierarchical_priors_are_not_covered() -> None:
-    found = groups("last_layer", nn.Linear(3, 2), priors.horseshoe())
-    assert names(found) == {"all": ["net.weight.raw", "net.bias.raw"]}
+    found = groups("last_layer", nn.Linear(3, 2), priors.horseshoe(), last_layer="")
+    assert names(found) == {"": ["net.weight.raw", "net.bias.raw"]}
 
 
 def test_refusals() -> None:
@@ -77,13 +77,29 @@ def test_refusals() -> None:
         ValueError, match="structure: expected one of last_layer, diagonal, kronecker, full, got 'kfac'"
     ):
         groups("kfac")
-    with pytest.raises(ValueError, match="last_layer: it needs structure='last_layer', not 'full'"):
+    with pytest.raises(ValueError, match=r"last_layer: it needs structure='last_layer', .* not 'full'"):
         groups("full", last_layer="4")
     with pytest.raises(ValueError, match=r"no layer '1' has sites; those that have are '0', '3', '4'"):
         groups("last_layer", last_layer="1")
-    with pytest.raises(ValueError, match="no linear layer with a prior"):
-        groups("last_layer", nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten()))
+    with pytest.raises(TypeError, match=r"last_layer: expected a layer's name, a bool or None, got 4"):
+        groups("last_layer", last_layer=4)
+    with pytest.raises(ValueError, match="last_layer: structure='last_layer' is about that layer"):
+        groups("last_layer", last_layer=False)
     with pytest.raises(ValueError, match="a full matrix over 10,100 weights is too large"):
         groups("full", nn.Linear(100, 100))
     with pytest.raises(ValueError, match=r"'kronecker' covers no site of this model.*that are not tied"):
         groups("kronecker", nn.Linear(3, 2), priors.horseshoe())
+
+
+def test_a_large_last_layer_is_factored() -> None:
+    """10,100 weights: its full matrix would take 800 MB, its factors 80 kB; a layer without factors is refused."""
+    (group,) = groups("last_layer", nn.Linear(100, 100), last_layer="")
+    assert isinstance(group.block, KroneckerBlock)
+    with pytest.raises(ValueError, match=r"use structure='kronecker' or 'diagonal' \(with last_layer=True"):
+        groups("last_layer", nn.Bilinear(20, 20, 30), last_layer="")
+
+
+def test_the_output_of_attention_is_not_factored() -> None:
+    """Attention computes with the weights of that layer and does not call it."""
+    net = nn.TransformerEncoderLayer(4, 2, 8, batch_first=True)
+    assert list(names(groups("kronecker", net))) == ["linear1", "linear2"]

@@ -296,9 +296,15 @@ def test_refusals() -> None:
         guide.fit(model, loader(x[:20], y[:20]))
     with pytest.raises(TypeError, match=r"loader: expected batches \(x, y\), .* got a Tensor"):
         guide.fit(model, [x])
-    with pytest.raises(TypeError, match="loader: its batches bring weights, which the curvature does not take"):
-        guide.fit(model, [(x, y, torch.ones(len(x)))])
-    with pytest.raises(TypeError, match="model: curvature needs a SupervisedModel"):
+    with pytest.raises(
+        ValueError, match=r"y: Categorical expects integer labels from 0 to 2 .* with values from 0 to 3"
+    ):
+        guide.fit(model, loader(x, y + (y == 2)))
+    with pytest.raises(ValueError, match="x: batch 1 holds NaN or infinite inputs"):
+        guide.fit(model, [(x[:12], y[:12]), (x[12:] * math.nan, y[12:])])
+    with pytest.raises(ValueError, match="loader: it yielded 0 rows"):
+        guide.fit(model, [])
+    with pytest.raises(TypeError, match=r"model: curvature needs a SupervisedModel, .* got Linear; make one of them"):
         guide.fit(nn.Linear(3, 3), loader(x, y))
     with pytest.raises(ValueError, match="per_layer: structure='full' correlates the layers"):
         Laplace(model, structure="full").fit(model, loader(x, y)).optimize_prior_precision(per_layer=True)

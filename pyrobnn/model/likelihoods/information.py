@@ -90,6 +90,11 @@ class FisherInformation:
             parts.insert(0, root)
         return torch.cat(parts, -1)
 
+    def part(self, rows: slice) -> FisherInformation:
+        """That of some of the data."""
+        parts = [None if part is None else part[rows] for part in (self.diagonal, self.lowered, self.scores)]
+        return FisherInformation(self.index, *parts)
+
     def weighted(self, weight: Tensor | None, dtype: torch.dtype) -> FisherInformation:
         """That of data whose log likelihoods have weights ``[B]``, in a given precision."""
 
