@@ -11,13 +11,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from pyrobnn.core.finite import check_inputs, check_weight
-from pyrobnn.core.trees import RowIndex, join_rows, leaves, take_rows, to_device
+from pyrobnn.core.trees import RowIndex, join_rows, leaves, refuse_arrays, take_rows, to_device
 
 __all__ = ["TARGET_NAMES", "Batch", "Reader", "inputs_of"]
 
@@ -65,7 +64,7 @@ class Batch:
             TypeError: If targets are no tensors, inputs are NumPy arrays, or weights are no floating-point tensor.
             ValueError: If targets have no rows or different numbers of them, or the weights are not as many.
         """
-        _refuse_arrays(inputs, "inputs", argument)
+        refuse_arrays(inputs, f"{argument}: the inputs of a batch")
         rows = _target_rows(targets, argument)
         if weight is None:
             return cls((inputs, targets), {}, inputs, targets, rows)
@@ -125,8 +124,15 @@ class Batch:
 
         Raises:
             TypeError: If they are not made alike.
-            ValueError: If they cannot be cut into rows, or their rows have different shapes.
+            ValueError: If they cannot be cut into rows, their rows have different shapes, or one input is the same
+                tensor in all of them, such as a table, and another is not.
         """
+        shared = [len({id(leaf) for leaf in column}) == 1 for column in zip(*map(_tensors, batches), strict=False)]
+        if len(batches) > 1 and any(shared) and not all(shared):
+            raise ValueError(
+                "batch: batches whose inputs share one tensor, such as a table, cannot be joined; pass all rows as one "
+                "batch."
+            )
         whole = [batch.part(slice(None)) for batch in batches]  # refuses what has no rows to join
         args, kwargs, inputs, targets, weight = join_rows(
             [(batch.args, batch.kwargs, batch.inputs, batch.targets, batch.weight) for batch in whole]
@@ -199,6 +205,10 @@ def _split(raw: Any, argument: str) -> tuple[Any, ...]:
     )
 
 
+def _tensors(batch: Batch) -> list[Tensor]:
+    return [leaf for leaf in leaves(batch.inputs) if isinstance(leaf, Tensor) and leaf.dim()]
+
+
 def _is_tuple(raw: Any) -> bool:
     return isinstance(raw, tuple) and not isinstance(raw, PackedSequence)
 
@@ -211,21 +221,10 @@ def _described(raw: Any) -> str:
     )
 
 
-def _refuse_arrays(values: Any, name: str, argument: str) -> None:
-    if isinstance(values, Tensor):
-        return
-    for leaf in leaves(values):
-        if isinstance(leaf, np.ndarray):
-            raise TypeError(
-                f"{argument}: the {name} of a batch hold a numpy.ndarray of {leaf.dtype}; convert it by "
-                "torch.as_tensor(array, dtype=torch.float32), say, or wrap the data set in a DataLoader, which does."
-            )
-
-
 def _target_rows(targets: Any, argument: str) -> int:
     if isinstance(targets, Tensor) and targets.dim():
         return len(targets)
-    _refuse_arrays(targets, "targets", argument)
+    refuse_arrays(targets, f"{argument}: the targets of a batch")
     tensors = list(leaves(targets))
     if not tensors or not all(isinstance(tensor, Tensor) for tensor in tensors):
         raise TypeError(f"{argument}: the targets y of a batch are a {type(targets).__name__}, expected a tensor.")

@@ -10,11 +10,12 @@ import copy
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-__all__ = ["RowIndex", "join_rows", "leaves", "map_leaves", "num_rows", "take_rows", "to_device"]
+__all__ = ["RowIndex", "join_rows", "leaves", "map_leaves", "num_rows", "refuse_arrays", "take_rows", "to_device"]
 
 RowIndex: TypeAlias = slice | Tensor
 """Which rows: a slice, or a tensor of indices or Booleans."""
@@ -52,6 +53,24 @@ def leaves(tree: Any) -> Iterator[Any]:
             yield from leaves(value)
     else:
         yield tree
+
+
+def refuse_arrays(tree: Any, what: str) -> None:
+    """Refuses NumPy arrays, of which only the caller knows the dtype that the network takes.
+
+    Args:
+        tree: A tree.
+        what: What it is, as the subject of the message.
+
+    Raises:
+        TypeError: If a leaf is one.
+    """
+    for leaf in () if isinstance(tree, Tensor) else leaves(tree):
+        if isinstance(leaf, np.ndarray):
+            raise TypeError(
+                f"{what} hold a numpy.ndarray of {leaf.dtype}; convert it by torch.as_tensor(array, "
+                "dtype=torch.float32), say, or wrap the data set in a DataLoader, which does."
+            )
 
 
 def to_device(tree: Any, device: torch.device | str | None) -> Any:

@@ -1,8 +1,10 @@
-"""The model's arguments in batches of rows, so that memory does not grow with the data."""
+"""The model's arguments, whole or in batches of rows."""
 
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from types import EllipsisType
 from typing import Any, NamedTuple
 
@@ -12,7 +14,7 @@ from pyrobnn.core.arguments import check_positive_int
 from pyrobnn.core.trees import num_rows, take_rows
 from pyrobnn.model.supervised import SupervisedModel
 
-__all__ = ["Piece", "batches"]
+__all__ = ["Piece", "batches", "room_for"]
 
 
 class Piece(NamedTuple):
@@ -24,29 +26,49 @@ class Piece(NamedTuple):
     weight: Tensor | None = None
 
 
-def batches(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any], batch_size: int) -> list[Piece]:
-    """The arguments in batches of rows for a :class:`SupervisedModel`; other models see all data at once.
+def batches(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any], batch_size: int | None) -> list[Piece]:
+    """The arguments as one call of the model, or in batches of rows if ``batch_size`` declares that they may be cut.
 
-    So do networks among whose inputs something has not one entry for each row: a graph, a packed sequence, a table.
+    Only the arguments of a :class:`SupervisedModel` are ever cut.
 
     Raises:
-        ValueError: If ``batch_size`` is not positive, or the arguments have no rows.
+        ValueError: If ``batch_size`` is not positive, something has not one entry for each row although it is
+            given, or the arguments have no rows.
     """
-    check_positive_int("batch_size", batch_size)
+    if batch_size is not None:
+        check_positive_int("batch_size", batch_size)
     if not isinstance(model, SupervisedModel):
         return [Piece(..., args, kwargs)]
     given = inspect.signature(model.forward).bind(*args, **kwargs).arguments
-    has_targets = given.get("y") is not None
+    targets = given.get("y")
     try:
-        total = num_rows(given["y"] if has_targets else given["x"])
+        total = num_rows(given["x"] if targets is None else targets)
     except ValueError:  # inputs of several lengths, or no tensors
+        if batch_size is not None:
+            raise
         return [Piece(..., (), given)]
     if not total:
         raise ValueError("x, y: expected tensors with at least one row, got 0 rows.")
+    if batch_size is None:
+        return [Piece(... if targets is None else slice(0, total), (), given, given.get("weight"))]
     step = min(batch_size, model.num_data)
     rows = [slice(start, min(start + step, total)) for start in range(0, total, step)]
-    try:
-        parts = [take_rows(given, part, total) for part in rows]
-    except ValueError:
-        rows, parts = [slice(0, total)], [given]
+    parts = [take_rows(given, part, total) for part in rows]
     return [Piece(r, (), part, part.get("weight")) for r, part in zip(rows, parts, strict=True)]
+
+
+@contextmanager
+def room_for(model: Any, pieces: Sequence[Piece]) -> Iterator[None]:
+    """Lets a :class:`SupervisedModel` take as many rows at once as these are, though it was built for fewer data.
+
+    Scales N/B mean nothing in the block.
+    """
+    largest = max((piece.rows.stop - piece.rows.start for piece in pieces if isinstance(piece.rows, slice)), default=0)
+    if not isinstance(model, SupervisedModel) or largest <= model.num_data:
+        yield
+        return
+    num_data, model.num_data = model.num_data, largest
+    try:
+        yield
+    finally:
+        model.num_data = num_data

@@ -17,7 +17,7 @@ from pyro.infer import MCMC
 from torch import Tensor, nn
 
 from pyrobnn.core.arguments import check_positive_int
-from pyrobnn.diagnostics._batches import Piece
+from pyrobnn.diagnostics._batches import Piece, room_for
 from pyrobnn.guides.base import Guide, check_guide
 from pyrobnn.model.agreement import check_draws
 from pyrobnn.model.bayesianize import evaluating, frozen_buffers
@@ -247,8 +247,13 @@ def at_draw(model: Any, values: Mapping[str, Tensor]) -> Iterator[SubstituteMess
 
 
 @contextmanager
-def undisturbed(model: Any) -> Iterator[None]:
-    """Evaluation mode without gradients; modes and buffers of the model are restored when the block ends."""
+def undisturbed(model: Any, pieces: Sequence[Piece] = ()) -> Iterator[None]:
+    """Evaluation mode without gradients; modes and buffers of the model are restored when the block ends.
+
+    Args:
+        model: The model.
+        pieces: What it is to take, if that may be more rows than it was built for.
+    """
     module = model if isinstance(model, nn.Module) else nn.Module()
-    with torch.no_grad(), evaluating(module), frozen_buffers(module):
+    with torch.no_grad(), evaluating(module), frozen_buffers(module), room_for(model, pieces):
         yield

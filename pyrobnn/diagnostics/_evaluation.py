@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,28 +13,24 @@ from torch import Tensor
 
 from pyrobnn.core import random_state
 from pyrobnn.core.batches import Batch, Reader
-from pyrobnn.core.trees import join_rows
-from pyrobnn.diagnostics._batches import Piece, batches
+from pyrobnn.diagnostics._batches import Piece, room_for
 from pyrobnn.diagnostics._draws import DrawsByChain, at_draw, data_sites
 from pyrobnn.guides.base import Guide
 from pyrobnn.model.divergence import prior_terms
 from pyrobnn.model.draws import Draws
-from pyrobnn.model.likelihoods import ClassLikelihood
+from pyrobnn.model.likelihoods import ClassLikelihood, Likelihood
 from pyrobnn.model.substitution import unscaled_score
 from pyrobnn.model.supervised import SupervisedModel
 
 __all__ = ["Evaluation", "Rows", "evaluate", "same_random_state"]
 
 
-BATCH_SIZE = 1024
-
-
 class Rows:
     """The first rows of a loader, kept so that every draw sees the same.
 
     Attributes:
-        batches: The rows as arguments of the model; in larger batches than the loader's if they may.
-        targets: The targets of all rows.
+        batches: The loader's batches as arguments of the model.
+        targets: Their targets.
         num_rows: How many there are.
         complete: Whether these are all the rows that the loader has.
     """
@@ -59,25 +55,12 @@ class Rows:
             self.num_rows += read[-1].rows
         if not self.num_rows:
             raise ValueError(f"{name}: it yielded no data; the data set is empty or drop_last left nothing.")
-        self.targets: Any = join_rows([batch.targets for batch in read])
-        self.batches = _rebatched(model, read) if isinstance(model, SupervisedModel) else _unchanged(read)
-
-
-def _rebatched(model: SupervisedModel, read: list[Batch]) -> list[Piece]:
-    """The same rows in batches of ``BATCH_SIZE``, or as they are if they cannot be joined and split."""
-    try:
-        joined = Batch.join(read)
-    except (TypeError, ValueError):
-        return _unchanged(read)
-    return batches(model, joined.args, joined.kwargs, BATCH_SIZE)
-
-
-def _unchanged(read: list[Batch]) -> list[Piece]:
-    ends = list(itertools.accumulate(batch.rows for batch in read))
-    return [
-        Piece(slice(end - batch.rows, end), batch.args, batch.kwargs, batch.weight)
-        for batch, end in zip(read, ends, strict=True)
-    ]
+        self.targets = [batch.targets for batch in read]
+        ends = list(itertools.accumulate(batch.rows for batch in read))
+        self.batches = [
+            Piece(slice(end - batch.rows, end), batch.args, batch.kwargs, batch.weight)
+            for batch, end in zip(read, ends, strict=True)
+        ]
 
 
 @dataclass
@@ -91,7 +74,8 @@ class Evaluation:
         probs: Predictive class probabilities ``[n, ..., C]``.
         rank: Rank of the target among the predictive draws, scaled to (0, 1): uniform if calibrated, ``[n,
             ...]``.
-        targets: The targets; like ``probs`` and ``rank`` without targets that were not observed.
+        targets: The targets; like ``probs`` and ``rank`` one for each label, ``[n]``, if batches are of several lengths
+            or some targets were not observed, which are left out then.
     """
 
     log_likelihood: Tensor
@@ -99,7 +83,7 @@ class Evaluation:
     divergence: Tensor
     probs: Tensor | None
     rank: Tensor | None
-    targets: Any
+    targets: Tensor | None
 
 
 def evaluate(model: Any, guide: Guide, data: Rows, num_samples: int) -> Evaluation:
@@ -110,34 +94,37 @@ def evaluate(model: Any, guide: Guide, data: Rows, num_samples: int) -> Evaluati
     probs, below, ties = list(by_datum), list(by_datum), list(by_datum)
     likelihood = model.likelihood if isinstance(model, SupervisedModel) else None
     classes = likelihood if isinstance(likelihood, ClassLikelihood) else None
-    for _, draw, values in DrawsByChain([lambda start, stop: guide.sample(stop - start)], num_samples):
-        for index, (rows, args, kwargs, weight) in enumerate(data.batches):
-            assert isinstance(rows, slice)
-            with at_draw(model, values) as run:
-                outputs = model(*args, **kwargs)
-                if classes is not None:
-                    probs[index] = probs[index] + classes.probabilities(outputs).double() / num_samples
-            for message in data_sites(run.observed):
-                score = unscaled_score(message).double().reshape(rows.stop - rows.start, -1).sum(-1)
-                score = score if weight is None else score * weight
-                log_likelihood[draw] += score.sum().item()
-                by_datum[index] = by_datum[index] + score / num_samples
-                if likelihood is not None and classes is None:
-                    predicted, targets = message["fn"].sample(), data.targets[rows]
-                    below[index] = below[index] + (predicted < targets)
-                    ties[index] = ties[index] + (predicted == targets)
-            if index == 0 and guide.facts.density:
-                found = guide.divergence(Draws.of(values), prior_terms(run.latent))
-                divergence[draw] += float(found.total.detach())
-    rank = None
-    if torch.is_tensor(below[0]):
-        count = torch.cat(below) + torch.cat([t * torch.rand_like(t, dtype=torch.float64) for t in ties])
-        rank = (count + torch.rand_like(count)) / (num_samples + 1)
-    targets, predictive = data.targets, torch.cat(probs) if torch.is_tensor(probs[0]) else None
-    observed = None if likelihood is None else likelihood.observed_mask(targets)
-    if observed is not None:
-        targets = targets[observed]
-        predictive, rank = (None if found is None else found[observed] for found in (predictive, rank))
+    with room_for(model, data.batches):
+        for _, draw, values in DrawsByChain([lambda start, stop: guide.sample(stop - start)], num_samples):
+            for index, (rows, args, kwargs, weight) in enumerate(data.batches):
+                assert isinstance(rows, slice)
+                with at_draw(model, values) as run:
+                    outputs = model(*args, **kwargs)
+                    if classes is not None:
+                        probs[index] = probs[index] + classes.probabilities(outputs).double() / num_samples
+                for message in data_sites(run.observed):
+                    score = unscaled_score(message).double().reshape(rows.stop - rows.start, -1).sum(-1)
+                    score = score if weight is None else score * weight
+                    log_likelihood[draw] += score.sum().item()
+                    by_datum[index] = by_datum[index] + score / num_samples
+                    if likelihood is not None and classes is None:
+                        predicted, given = message["fn"].sample(), data.targets[index]
+                        below[index] = below[index] + (predicted < given)
+                        ties[index] = ties[index] + (predicted == given)
+                if index == 0 and guide.facts.density:
+                    found = guide.divergence(Draws.of(values), prior_terms(run.latent))
+                    divergence[draw] += float(found.total.detach())
+    rank: Tensor | None = None
+    predictive: Tensor | None = None
+    targets: Tensor | None = None
+    if likelihood is not None:
+        targets = _joined(data.targets, data.targets, likelihood)
+        if torch.is_tensor(probs[0]):
+            predictive = _joined(probs, data.targets, likelihood)
+        if torch.is_tensor(below[0]):
+            counts = [b + t * torch.rand_like(t, dtype=torch.float64) for b, t in zip(below, ties, strict=True)]
+            count = _joined(counts, data.targets, likelihood)
+            rank = (count + torch.rand_like(count)) / (num_samples + 1)
     return Evaluation(
         log_likelihood=log_likelihood,
         by_datum=torch.cat(by_datum),
@@ -145,6 +132,25 @@ def evaluate(model: Any, guide: Guide, data: Rows, num_samples: int) -> Evaluati
         probs=predictive,
         rank=rank,
         targets=targets,
+    )
+
+
+def _joined(found: Sequence[Tensor], targets: Sequence[Tensor], likelihood: Likelihood) -> Tensor:
+    """What was found in each batch ``[n, ...]``, in one tensor; by label where batches differ or targets are missing.
+
+    Args:
+        found: For each batch a tensor of the shape of its targets, or with further dimensions.
+        targets: The targets of each batch.
+        likelihood: Knows which targets were observed.
+    """
+    masks = [likelihood.observed_mask(y) for y in targets]
+    if all(mask is None for mask in masks) and len({one.shape[1:] for one in found}) == 1:
+        return torch.cat(list(found))
+    return torch.cat(
+        [
+            one.flatten(0, y.dim() - 1) if mask is None else one[mask]
+            for one, y, mask in zip(found, targets, masks, strict=True)
+        ]
     )
 
 

@@ -63,7 +63,7 @@ def to_arviz(
     num_samples: int | None = None,
     sites: Sequence[str] | None = None,
     groups: Iterable[str] | None = None,
-    batch_size: int = 1024,
+    batch_size: int | None = None,
     max_bytes: int = 2**30,
     **kwargs: Any,
 ) -> InferenceData:
@@ -81,8 +81,9 @@ def to_arviz(
             leaves out the groups of weights; ``az.loo`` then needs ``reff=1.0``. The other groups always come
             from complete draws.
         groups: Which of :data:`GROUPS`, or ``"sample_stats"``, to make; None makes all that the arguments allow.
-        batch_size: Rows of data that a :class:`~pyrobnn.SupervisedModel` sees at a time. Other models see all
-            of their data in one run, because only they define what their rows are.
+        batch_size: Rows of data that a :class:`~pyrobnn.SupervisedModel` sees at a time, which bounds memory and
+            declares that each input has one entry for each row and that rows do not interact. None for one call of the
+            model, as in training. Other models always see all of their data in one run.
         max_bytes: The largest result that is built.
         **kwargs: Keyword arguments of the model.
 
@@ -98,9 +99,9 @@ def to_arviz(
     """
     groups = [groups] if isinstance(groups, str) else None if groups is None else list(groups)
     asks_stats = groups is not None and "sample_stats" in groups
-    with undisturbed(model):
+    pieces = batches(model, args, kwargs, batch_size)
+    with undisturbed(model, pieces):
         chains = read_chains(model, posterior, num_samples, args, kwargs)
-        pieces = batches(model, args, kwargs, batch_size)
         layout = Layout(model, chains.first(), pieces)
         wanted = _choose_groups(None if groups is None else [g for g in groups if g != "sample_stats"], layout)
         variables = {group: layout.variables(group, sites) for group in wanted}

@@ -207,7 +207,7 @@ def _check_signal(guide: Guide, weights: dict[str, WeightStatistics]) -> Check:
 
 def _check_calibration(run: Evaluation, source: str) -> Check:
     name = "calibration"
-    if run.probs is None and run.rank is None:
+    if run.targets is None or (run.probs is None and run.rank is None):
         return Check(name, "not applicable", None, "only a SupervisedModel says what its outputs mean")
     rows = len(run.targets)
     if run.probs is not None:

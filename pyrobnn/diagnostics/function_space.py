@@ -68,7 +68,7 @@ def function_space_diagnostics(
     posterior: Posterior,
     *args: Any,
     num_samples: int | None = None,
-    batch_size: int = 1024,
+    batch_size: int | None = None,
     **kwargs: Any,
 ) -> FunctionSpaceDiagnostics:
     """R-hat and effective sample size of predictions.
@@ -82,7 +82,8 @@ def function_space_diagnostics(
             :class:`pyro.infer.MCMC`.
         *args: Inputs at which to compare; a hundred are enough, as R-hat takes about a millisecond per value.
         num_samples: Draws per chain; None takes 500 of a guide and all of an MCMC run.
-        batch_size: Rows that a :class:`~pyrobnn.SupervisedModel` sees at a time.
+        batch_size: Rows that a :class:`~pyrobnn.SupervisedModel` sees at a time, which declares that each input has one
+            entry for each row and that rows do not interact; None for one call of the model, as in training.
         **kwargs: Keyword arguments of the model.
 
     Returns:
@@ -116,14 +117,14 @@ def function_values(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     num_samples: int | None = None,
-    batch_size: int = 1024,
+    batch_size: int | None = None,
 ) -> np.ndarray:
     """What is compared, ``[chain, draw, N, ...]``; arguments and errors as of :func:`function_space_diagnostics`."""
-    with undisturbed(model):
+    pieces = batches(model, args, kwargs, batch_size)
+    with undisturbed(model, pieces):
         chains = read_chains(model, posterior, num_samples, args, kwargs)
         if chains.num_samples < 4:
             raise ValueError(f"num_samples: R-hat needs at least 4 draws per chain, got {chains.num_samples}.")
-        pieces = batches(model, args, kwargs, batch_size)
         values: np.ndarray | None = None
         for chain, draw, sites in chains:
             function = torch.cat([_function(model, piece, sites, chain == draw == 0) for piece in pieces])

@@ -42,7 +42,7 @@ def importance_k_hat(
     *args: Any,
     sites: Sequence[str] | None = None,
     num_samples: int = 500,
-    batch_size: int = 1024,
+    batch_size: int | None = None,
     **kwargs: Any,
 ) -> float:
     """Tail index k-hat of the guide's importance ratios: ``importance_k_hat(model, guide, x, y)``.
@@ -55,7 +55,8 @@ def importance_k_hat(
         sites: Names or patterns of the sites A. None takes the last layer; for a guide with correlated sites
             all, the only choice there.
         num_samples: Number S of draws; fewer than 100 give an unreliable index.
-        batch_size: Rows that a :class:`~pyrobnn.SupervisedModel` sees at a time.
+        batch_size: Rows that a :class:`~pyrobnn.SupervisedModel` sees at a time, which declares that each input has one
+            entry for each row and that rows do not interact; None for one call of the model, as in training.
         **kwargs: Keyword arguments of the model.
 
     Returns:
@@ -72,8 +73,8 @@ def importance_k_hat(
     if num_samples < 25:
         raise ValueError(f"num_samples: the tail of the ratios needs at least 25 draws, got {num_samples}.")
     chosen = _choose_sites(model, guide, sites)
+    pieces = batches(model, args, kwargs, batch_size)
     with undisturbed(model):
-        pieces = batches(model, args, kwargs, batch_size)
         rows = pieces[-1].rows
         if isinstance(rows, slice) and rows.stop != model.num_data:
             raise ValueError(f"x, y: k-hat needs all {model.num_data} training data (num_data), got {rows.stop} rows.")

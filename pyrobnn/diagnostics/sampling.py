@@ -134,7 +134,7 @@ def log_density_diagnostics(
     posterior: Posterior,
     *args: Any,
     num_samples: int | None = None,
-    batch_size: int = 1024,
+    batch_size: int | None = None,
     **kwargs: Any,
 ) -> LogDensityDiagnostics:
     """R-hat and effective sample size of the log density: ``log_density_diagnostics(model, chains, x, y)``.
@@ -144,18 +144,19 @@ def log_density_diagnostics(
         posterior: :class:`~pyrobnn.guides.Chains`, a list of guides, or a finished :class:`pyro.infer.MCMC`.
         *args: All data, as arguments of the model.
         num_samples: Draws per chain; None takes all of a run, 500 of a guide.
-        batch_size: Rows that a :class:`~pyrobnn.SupervisedModel` sees at a time.
+        batch_size: Rows that a :class:`~pyrobnn.SupervisedModel` sees at a time, which declares that each input has one
+            entry for each row and that rows do not interact; None for one call of the model, as in training.
         **kwargs: Keyword arguments of the model.
 
     Raises:
         TypeError: If the posterior is of the wrong kind.
         ValueError: If there are fewer than four draws, or the density is the same in all of them.
     """
-    with undisturbed(model):
+    pieces = batches(model, args, kwargs, batch_size)
+    with undisturbed(model, pieces):
         chains = read_chains(model, posterior, num_samples, args, kwargs)
         if chains.num_samples < 4:
             raise ValueError(f"num_samples: R-hat needs at least 4 draws per chain, got {chains.num_samples}.")
-        pieces = batches(model, args, kwargs, batch_size)
         values = np.empty(chains.shape)
         for chain, draw, sites in chains:
             values[chain, draw] = log_joint(model, sites, pieces)
@@ -204,7 +205,7 @@ def step_size_agreement(
     second: Posterior,
     *args: Any,
     num_samples: int | None = None,
-    batch_size: int = 1024,
+    batch_size: int | None = None,
     **kwargs: Any,
 ) -> StepSizeAgreement:
     """Predictions of two runs that differ in their step size, say by half.
@@ -215,7 +216,8 @@ def step_size_agreement(
         second: Draws by the smaller one.
         *args: Inputs at which to compare.
         num_samples: Draws per chain; None takes all.
-        batch_size: Rows that a :class:`~pyrobnn.SupervisedModel` sees at a time.
+        batch_size: Rows that a :class:`~pyrobnn.SupervisedModel` sees at a time, which declares that each input has one
+            entry for each row and that rows do not interact; None for one call of the model, as in training.
         **kwargs: Keyword arguments of the model.
 
     Raises:

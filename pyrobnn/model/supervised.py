@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from pyrobnn.core.finite import check_weight
+from pyrobnn.core.trees import refuse_arrays
 from pyrobnn.model.bayesianize import BayesianModule, bayesianize
 from pyrobnn.model.inputs import with_inputs_kept
 from pyrobnn.model.likelihoods import Likelihood
@@ -206,6 +207,8 @@ def run_network(net: nn.Module, x: Any) -> Any:
     """``net(x)``, with a tuple or list of inputs as positional and a mapping as keyword arguments; they are kept."""
     args: tuple[Any, ...] = (x,)
     kwargs: Mapping[str, Any] = {}
+    if not isinstance(x, Tensor):
+        refuse_arrays(x, "x: the inputs")
     if isinstance(x, Mapping):
         args, kwargs = (), x
     elif isinstance(x, tuple | list) and not isinstance(x, PackedSequence):

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from pyrobnn.core.arguments import check_positive_int
 from pyrobnn.core.gradient_modes import gradients_are_off, gradients_enabled
+from pyrobnn.core.trees import leaves
 from pyrobnn.estimators import EstimatorSpec, active_estimators, resolve
 from pyrobnn.estimators.per_group import split_batch
 from pyrobnn.guides.base import Guide
@@ -195,6 +196,11 @@ class Objective(TraceMeanField_ELBO):
                 yield from self._after(evaluation, weights, parts.num_data)
                 return
         with _looped(step) if step.vectorized else contextlib.nullcontext():
+            if groups > 1 and any(isinstance(leaf, Tensor) and leaf.dim() for leaf in leaves(kwargs)):
+                raise ValueError(
+                    "estimator: per_group cuts the model's positional arguments, but this batch has keyword arguments; "
+                    "put them in args."
+                )
             slices = self._slices(step, groups, args)
             if self._has_across_terms:
                 runs = [self._run(evaluation, index, part) for index, (part, _) in enumerate(slices)]

@@ -17,7 +17,7 @@ each example (``estimator="per_example"``), as in the paper. Members of an ensem
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -49,6 +49,12 @@ def perturbed(epsilon: float) -> Callable[[Tensor], Tensor]:
     check_positive("epsilon", epsilon, "amplitude in units of the inputs")
 
     def perturb(x: Tensor) -> Tensor:
+        if not isinstance(x, Tensor) or not x.is_floating_point():
+            kind = f"a tensor of {x.dtype}" if isinstance(x, Tensor) else f"a {type(x).__name__}"
+            raise TypeError(
+                f"auxiliary: perturbed() adds noise to one tensor of floating-point inputs, got {kind}; pass "
+                "a function of one's own from the inputs to auxiliary ones."
+            )
         return x + torch.empty_like(x).uniform_(-epsilon, epsilon)
 
     return perturb
@@ -83,7 +89,7 @@ class DisagreementTerm(Term):
                 "model: the uncertainty regularizer compares class probabilities; it needs a SupervisedModel with a "
                 "likelihood of classes."
             )
-        x = self._inputs(evaluation.args)
+        x = self._inputs(evaluation.args, evaluation.kwargs)
         with evaluating(model):
             with torch.no_grad():
                 draws = step.draw(None)
@@ -96,15 +102,15 @@ class DisagreementTerm(Term):
         hinge = (self.threshold - information).clamp_min(0.0).mean()
         return model.num_data * (2.0 * hinge - hinge.detach())
 
-    def _inputs(self, args: tuple[Any, ...]) -> Any:
+    def _inputs(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         if callable(self.auxiliary):
-            return self.auxiliary(args[0])
+            return self.auxiliary(args[0] if args else kwargs["x"])
         for _ in range(2):
             if self._batches is None:
                 self._batches = iter(self.auxiliary)
             for batch in self._batches:
                 x = inputs_of(batch, "auxiliary")[0]
-                like = next((leaf for leaf in leaves(args) if torch.is_tensor(leaf)), None)
+                like = next((leaf for leaf in leaves((args, kwargs)) if torch.is_tensor(leaf)), None)
                 return x if like is None else to_device(x, like.device)
             self._batches = None
         raise ValueError("auxiliary: it yields no batch of inputs.")

@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 
 from pyrobnn.core.batches import Batch, Reader, inputs_of
 from pyrobnn.core.finite import check_inputs
-from pyrobnn.core.trees import leaves
+from pyrobnn.core.trees import leaves, refuse_arrays
 from pyrobnn.guides.base import Guide
 from pyrobnn.model.likelihoods import Likelihood
 from pyrobnn.model.likelihoods.predictions import Prediction
@@ -191,8 +191,8 @@ def _blocks(data: Any, reader: Reader | None) -> tuple[Iterable[tuple[Any, Any]]
         return ([], 0) if empty else ([(data, None)], 1)
     if isinstance(data, Batch):
         return [(data.inputs, data.targets)], 1
-    if isinstance(data, np.ndarray) or not isinstance(data, Iterable):
-        kind = type(data).__name__
-        advice = "; convert it by torch.as_tensor(array, dtype=torch.float32), say" if kind == "ndarray" else ""
-        raise TypeError(f"data: expected inputs (a tensor, tuple or dict) or a loader, got {kind}{advice}.")
+    if isinstance(data, np.ndarray):
+        refuse_arrays(data, "data: the inputs")
+    if not isinstance(data, Iterable):
+        raise TypeError(f"data: expected inputs (a tensor, tuple or dict) or a loader, got {type(data).__name__}.")
     return (inputs_of(raw, reader=reader) for raw in data), len(data) if isinstance(data, Sized) else None

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from pyrobnn.core import random_state
 from pyrobnn.core.attention import attention_under_vmap
-from pyrobnn.core.trees import leaves, to_device
+from pyrobnn.core.trees import leaves, refuse_arrays, to_device
 from pyrobnn.model.bayesianize import BayesianModule, evaluating, frozen_buffers
 from pyrobnn.model.declarations import latent_sampler
 from pyrobnn.model.draws import Draws, installed_buffers
@@ -114,7 +114,7 @@ class Runner:
         if not self._checked_sites:
             self.check_sites(draws)
             self._checked_sites = True
-        run = functools.partial(self._outputs, draws.at(0))
+        run = functools.partial(self.outputs, draws.at(0))
         parts = self.cutter.parts(x, run)
         if self.method == "vmap":
             try:
@@ -134,7 +134,7 @@ class Runner:
                 yield {name: torch.stack([summary[name] for summary in pending]) for name in pending[0]}
                 pending = []
 
-    def _outputs(self, draw: Draws, x: Any) -> Tensor:
+    def outputs(self, draw: Draws, x: Any) -> Tensor:
         """The outputs under one draw, for a look at what the network does."""
         with installed_buffers(self.model, draw.buffers), SubstituteMessenger(draw):
             return model_outputs(self.model, x)
@@ -152,7 +152,7 @@ class Runner:
                 outputs = [model_outputs(self.model, part.inputs) for part in parts]
         joined = join_outputs(outputs, parts)
         if not self._checked_one_row and has_one_row(parts):
-            refuse_squeezed(parts[0].inputs, joined, functools.partial(self._outputs, draw))
+            refuse_squeezed(parts[0].inputs, joined, functools.partial(self.outputs, draw))
             self._checked_one_row = True
         with SubstituteMessenger(draw):
             return summarize(joined)
@@ -212,9 +212,10 @@ def inputs_on(x: Any, device: torch.device) -> Any:
     """Inputs on ``device``.
 
     Raises:
-        TypeError: If there is something among them that is neither a tensor nor can be moved like one.
+        TypeError: If a NumPy array or text is among them.
     """
+    refuse_arrays(x, "data: the inputs")
     for leaf in leaves(x):
-        if not isinstance(leaf, bool | int | float) and not callable(getattr(leaf, "to", None)):
+        if isinstance(leaf, str | bytes):
             raise TypeError(f"data: expected tensors as inputs, got {type(leaf).__name__}; use torch.as_tensor.")
     return to_device(x, device)

@@ -14,6 +14,7 @@ draw.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -46,7 +47,7 @@ def fgsm(
     clip: Clip = None,
     targeted: bool = False,
     likelihood: Likelihood | None = None,
-    batch_size: int = 1024,
+    batch_size: int | None = None,
     max_bytes: int = 256 * 2**20,
     seed: int | None = None,
 ) -> Tensor:
@@ -65,7 +66,8 @@ def fgsm(
         clip: Smallest and largest input allowed, such as ``(0.0, 1.0)``; None for no limits.
         targeted: Lower the loss of ``y`` instead of raising it.
         likelihood: What the outputs mean; the model's own if None.
-        batch_size: Inputs that are attacked at a time; the draws are the same for all.
+        batch_size: Inputs that are attacked at a time, which declares that rows do not interact; None cuts where
+            :func:`pyrobnn.predict` would. The draws are the same for all.
         max_bytes: Budget for draws.
         seed: Fixes the draws, and leaves torch's random state alone; None takes a seed from it.
 
@@ -96,7 +98,7 @@ def pgd(
     clip: Clip = None,
     targeted: bool = False,
     likelihood: Likelihood | None = None,
-    batch_size: int = 1024,
+    batch_size: int | None = None,
     max_bytes: int = 256 * 2**20,
     seed: int | None = None,
 ) -> Tensor:
@@ -115,7 +117,7 @@ def pgd(
         clip: Smallest and largest input allowed.
         targeted: Lower the loss of ``y`` instead of raising it.
         likelihood: What the outputs mean; the model's own if None.
-        batch_size: Inputs that are attacked at a time.
+        batch_size: As for :func:`fgsm`.
         max_bytes: Budget for draws.
         seed: Fixes the draws and the start.
 
@@ -148,7 +150,7 @@ class _Attack:
         clip: Clip,
         targeted: bool,
         likelihood: Likelihood | None,
-        batch_size: int,
+        batch_size: int | None,
         max_bytes: int,
         seed: int | None,
     ) -> None:
@@ -156,12 +158,10 @@ class _Attack:
             raise ValueError(f"epsilon: expected a radius of at least 0, got {epsilon!r}.")
         if clip is not None and not (len(clip) == 2 and clip[0] < clip[1]):
             raise ValueError(f"clip: expected (smallest, largest), got {clip!r}.")
-        check_positive_int("batch_size", batch_size)
         refuse_inference_tensors(model=model)
         check_posterior(model, posterior, "posterior")
-        self.runner = Runner(model, likelihood, "loop", max_bytes)  # knows the likelihood
+        self.runner = Runner(model, likelihood, "loop", max_bytes, batch_size)  # knows the likelihood and the rows
         self.model, self.epsilon, self.clip, self.targeted = model, epsilon, clip, targeted
-        self.batch_size = batch_size
         self.seed = int(torch.randint(2**62, ())) if seed is None else seed
         self.draws = PinnedDraws(posterior, num_samples, max_bytes, seed=self.seed)
 
@@ -181,12 +181,17 @@ class _Attack:
                 "range of your inputs."
             )
         with self.runner.ready(), random_state.preserved(x.device):
+            with torch.no_grad():
+                first = Draws.of(next(iter(self.draws))).at(0)
+                parts = self.runner.cutter.parts(x, functools.partial(self.runner.outputs, first))
             random_state.seed(self.seed, x.device)
-            pieces = []
-            for begin in range(0, len(x), self.batch_size):
-                rows = slice(begin, begin + self.batch_size)
-                pieces.append(self._perturbed(x[rows], y[rows], steps, step_size, random_start))
-        return torch.cat(pieces)
+            labels = y.split([len(part.inputs) for part in parts])
+            return torch.cat(
+                [
+                    self._perturbed(part.inputs, own, steps, step_size, random_start)
+                    for part, own in zip(parts, labels, strict=True)
+                ]
+            )
 
     def _perturbed(self, x: Tensor, y: Tensor, steps: int, step_size: float, random_start: bool) -> Tensor:
         moved = x.clone()

@@ -15,11 +15,19 @@ from torch.func import functional_call
 from torch.utils.data import DataLoader, TensorDataset
 
 from pyrobnn import fit, likelihoods
+from pyrobnn.core.batches import Batch
+from pyrobnn.diagnostics import check, to_arviz
+from pyrobnn.diagnostics._evaluation import Rows, evaluate
+from pyrobnn.diagnostics.function_space import function_values
+from pyrobnn.estimators import PerGroup
 from pyrobnn.guides import MAP, MeanField
 from pyrobnn.model.bayesianize import bayesianize
 from pyrobnn.model.draws import Draws
 from pyrobnn.model.supervised import SupervisedModel, run_network
-from pyrobnn.prediction import predict, predict_batches
+from pyrobnn.objectives import ELBO
+from pyrobnn.objectives.regularized import perturbed
+from pyrobnn.prediction import Predictive, predict, predict_batches
+from pyrobnn.robustness import fgsm
 
 NORMAL = dist.Normal(0.0, 1.0)
 
@@ -229,7 +237,7 @@ def test_arrays_are_refused_in_one_sentence() -> None:
     model, guide = classifier()
     array = torch.randn(6, 3).numpy()
     for data in (array, (array,), {"input": array}, [(array, torch.zeros(6))]):
-        with pytest.raises(TypeError, match=r"^data: .*ndarray.*torch.as_tensor"):
+        with pytest.raises(TypeError, match=r"^data: the inputs .*ndarray.*torch.as_tensor"):
             predict(model, guide, data, 2)
 
 
@@ -272,3 +280,116 @@ def test_targets_have_as_many_rows_as_outputs() -> None:
     model, guide = classifier()
     with pytest.raises(ValueError, match=r"^data: a batch has 5 targets, but .* 6 rows"):
         predict(model, guide, [(torch.randn(6, 3), torch.zeros(5))], 2)
+
+
+# ------------------------------------------------------------------------------------------ others that run networks
+
+
+def centered(num_data: int = 40) -> tuple[SupervisedModel, Draws, Tensor, Tensor, Tensor]:
+    """A network whose rows interact, four draws, 40 data, and the outputs ``[4, 40]`` of one call for each draw."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(3, 1), nn.BatchNorm1d(1, affine=False, track_running_stats=False), nn.Flatten(0))
+    model = SupervisedModel(net, likelihoods.Normal(0.5), NORMAL, num_data=num_data)
+    draws = MeanField(model, init_scale=0.5).sample(4)
+    x, y = torch.randn(40, 3), torch.randn(40)
+    h = (x @ draws["net.0.weight"].mT + draws["net.0.bias"].unsqueeze(1)).squeeze(-1)
+    outputs = (h - h.mean(1, keepdim=True)) / (h.var(1, correction=0, keepdim=True) + 1e-5).sqrt()
+    return model, draws, x, y, outputs
+
+
+@pytest.mark.parametrize("num_data", [40, 13], ids=["as many data", "fewer data"])
+def test_arviz_holds_the_log_likelihood_of_one_call(num_data: int) -> None:
+    """Also where the model was built for fewer data than it is shown now."""
+    model, draws, x, y, outputs = centered(num_data)
+    found = to_arviz(model, draws, x, y, groups=["log_likelihood", "posterior_predictive"])
+    wanted = dist.Normal(outputs, 0.5).log_prob(y)
+    values = torch.as_tensor(found["log_likelihood"]["y"].to_numpy())[0]
+    torch.testing.assert_close(values.float(), wanted, rtol=1e-4, atol=1e-4)
+    assert found["posterior_predictive"]["y"].shape == (1, 4, 40)
+    assert model.num_data == num_data
+    assert to_arviz(model, draws, x, groups=["posterior_predictive"])["posterior_predictive"]["y"].shape == (1, 4, 40)
+    parts = to_arviz(model, draws, x, y, groups=["log_likelihood"], batch_size=10)
+    assert not torch.allclose(torch.as_tensor(parts["log_likelihood"]["y"].to_numpy())[0].float(), wanted, atol=0.1)
+
+
+def test_function_space_compares_outputs_of_one_call() -> None:
+    model, draws, x, _, outputs = centered()
+    found = function_values(model, draws, (x,), {})
+    torch.testing.assert_close(torch.as_tensor(found)[0].float(), outputs, rtol=1e-4, atol=1e-4)
+
+
+def test_check_runs_the_batches_of_the_loader() -> None:
+    """The mean log likelihood of batches of 20 rows, by hand; the network standardizes each by itself."""
+    model, _, x, y, _ = centered()
+    guide = MAP(model)
+    weights = guide.sample(1)
+    h = (x @ weights["net.0.weight"][0].T + weights["net.0.bias"][0]).reshape(2, 20)
+    outputs = ((h - h.mean(1, keepdim=True)) / (h.var(1, correction=0, keepdim=True) + 1e-5).sqrt()).flatten()
+    loader = [(x[:20], y[:20]), (x[20:], y[20:])]
+    run = evaluate(model, guide, Rows(model, guide, loader, 100, "loader"), 25)
+    torch.testing.assert_close(run.by_datum.float(), dist.Normal(outputs, 0.5).log_prob(y), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["classes", "numbers"])
+def test_check_takes_batches_of_several_lengths(kind: str) -> None:
+    torch.manual_seed(0)
+    is_class = kind == "classes"
+    likelihood = likelihoods.Categorical() if is_class else likelihoods.Normal(0.5)
+    model = SupervisedModel(nn.Linear(3, 2), likelihood, NORMAL, num_data=8)
+    guide = MeanField(model)
+    data = [(torch.randn(4, n, 3), torch.randint(0, 2, (4, n)) if is_class else torch.randn(4, n, 2)) for n in (3, 5)]
+    fit(model, guide, data, epochs=1, progress=False)
+    report = check(model, guide, data, num_samples=30)
+    assert report["calibration"].value is not None
+    run = evaluate(model, guide, Rows(model, guide, data, 100, "loader"), 25)
+    labels = 4 * 3 + 4 * 5
+    assert run.targets is not None and run.targets.shape == ((labels,) if is_class else (2 * labels,))
+    assert run.by_datum.shape == (8,)
+
+
+def test_attacks_follow_the_whole_batch() -> None:
+    """The gradient of the sum of log densities through one call, by autograd."""
+    model, draws, x, y, _ = centered()
+    x, y = x.repeat(8, 1) + 0.1 * torch.randn(320, 3), y.repeat(8)
+    moved = fgsm(model, draws.at(slice(0, 1)), x, y, 0.1, num_samples=1)
+    leaf = x.clone().requires_grad_()
+    h = (leaf @ draws["net.0.weight"][0].T + draws["net.0.bias"][0]).squeeze(-1)
+    outputs = (h - h.mean()) / (h.var(correction=0) + 1e-5).sqrt()
+    (slope,) = torch.autograd.grad(dist.Normal(outputs, 0.5).log_prob(y).sum(), leaf)
+    assert float((torch.sign(x - moved) == slope.sign()).float().mean()) > 0.99
+
+
+def test_arrays_are_refused_by_every_call_of_a_network() -> None:
+    model, _, x, y, _ = centered()
+    guide = MeanField(model)
+    calls: list[Any] = [
+        lambda: to_arviz(model, guide, x.numpy(), y, num_samples=2),
+        lambda: fit(model, guide, [(x.numpy(), y)], epochs=1, progress=False),
+        lambda: check(model, guide, [(x.numpy(), y)], num_samples=30),
+        lambda: Predictive(model, guide=guide, num_samples=2)(x.numpy()),
+        lambda: predict(model, guide, x.numpy(), 2),
+    ]
+    for call in calls:
+        with pytest.raises(TypeError, match=r"^(x|loader|data): the inputs.* hold a numpy.ndarray of float32; convert"):
+            call()
+
+
+def test_batches_that_share_a_table_are_not_joined() -> None:
+    table, x, y = torch.randn(4, 3), torch.randn(8, 3), torch.randn(8)
+    shared = [Batch.of((x[:4], table), y[:4]), Batch.of((x[4:], table), y[4:])]
+    with pytest.raises(ValueError, match=r"^batch: batches whose inputs share one tensor, such as a table"):
+        Batch.join(shared)
+    assert Batch.join([Batch.of(x, y)] * 2).rows == 16
+
+
+def test_groups_do_not_cut_keyword_arguments() -> None:
+    model, _, x, y, _ = centered()
+    with pytest.raises(ValueError, match=r"^estimator: per_group cuts the model's positional arguments"):
+        ELBO(estimator=PerGroup(2)).loss(model, MAP(model), x, y=y)
+
+
+def test_noise_is_added_to_one_tensor_of_numbers() -> None:
+    with pytest.raises(TypeError, match=r"^auxiliary: perturbed\(\) adds noise to one tensor .* got a tuple"):
+        perturbed(0.1)((torch.ones(2), torch.ones(2)))  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"got a tensor of torch.int64"):
+        perturbed(0.1)(torch.ones(2).long())
