@@ -94,7 +94,7 @@ def write(
 ) -> None:
     """Writes a new tensor file and a draft of the document that names it, then renames the draft.
 
-    The caller holds the directory's lock.
+    The directory exists, and the caller holds its lock.
 
     Raises:
         TypeError: If a tensor is of a kind that cannot be saved.
@@ -102,13 +102,11 @@ def write(
         OSError: If writing fails; what was there before is untouched.
     """
     storable = _storable(tensors)
-    is_new = not directory.exists()
     token = secrets.token_hex(4)
     data, draft = directory / f"{kind.stem}-{token}.safetensors", directory / f".{kind.document}.{token}"
     check_regular(directory / kind.document, argument)
     previous = _named_file(directory, kind)
     try:
-        directory.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(directory, kind, previous)
         safetensors.torch.save_file(storable, data)
         _flush(data)
@@ -128,9 +126,6 @@ def write(
         raise OSError(f"{argument}: could not write to {directory} ({error}); what was there is untouched.") from error
     finally:
         _remove_leftovers(directory, kind, previous)
-        if is_new:
-            with contextlib.suppress(OSError):
-                directory.rmdir()  # only if it is empty
 
 
 def _storable(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

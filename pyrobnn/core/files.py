@@ -6,7 +6,7 @@ import os
 import stat
 from pathlib import Path
 
-__all__ = ["CheckpointError", "check_directory", "check_regular"]
+__all__ = ["CheckpointError", "check_directory", "check_path", "check_regular"]
 
 _KINDS = (
     (stat.S_ISDIR, "a directory"),
@@ -21,22 +21,29 @@ class CheckpointError(ValueError):
     """What is on disk is damaged, of another kind, or of another version; the message says where."""
 
 
-def check_directory(argument: str, path: object) -> Path:
-    """A directory's path, which need not exist.
+def check_path(argument: str, path: object, what: str = "file", hint: str = "") -> Path:
+    """A path, which need not exist.
 
     Args:
         argument: The argument's name.
         path: What was given.
+        what: What is to be there, for messages.
+        hint: What else to say of empty paths.
 
     Raises:
         TypeError: If it is no path.
         ValueError: If it is empty, which would be the working directory, or no path can be so.
     """
     if not isinstance(path, str | os.PathLike) or not isinstance(text := os.fspath(path), str):
-        raise TypeError(f"{argument}: expected the path of a directory, got {path!r}.")
+        raise TypeError(f"{argument}: expected the path of a {what}, got {path!r}.")
     if not text.strip() or "\0" in text:
-        raise ValueError(f"{argument}: expected the path of a directory, got {text!r}; the working directory is '.'.")
+        raise ValueError(f"{argument}: expected the path of a {what}, got {text!r}{hint}.")
     return Path(text)
+
+
+def check_directory(argument: str, path: object) -> Path:
+    """:func:`check_path` of a directory."""
+    return check_path(argument, path, "directory", "; the working directory is '.'")
 
 
 def check_regular(path: Path, argument: str = "path") -> int | None:

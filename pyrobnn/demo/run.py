@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from pyrobnn._version import __version__
 from pyrobnn.checkpoint import save
+from pyrobnn.core.files import check_directory
 from pyrobnn.demo.digits import load_digits
 from pyrobnn.demo.methods import COLUMNS, METHODS, Result, evaluate, fit_method, step_ratios
 from pyrobnn.demo.page import write_report
@@ -43,14 +44,14 @@ def run(output: str | Path, epochs: int = 50, seed: int = 0, progress: bool = Fa
         The metrics, as in ``metrics.json``: ``"methods"`` has one row per method.
 
     Raises:
-        ValueError: If ``epochs`` is not positive or ``seed`` is not one.
+        ValueError: If ``epochs`` is not positive, ``seed`` is not one, or ``output`` is empty.
         OSError: If the output folder cannot be written; raised before any training.
     """
     if epochs < 1:
         raise ValueError(f"epochs: expected a positive number, got {epochs}.")
     if not 0 <= seed < 2**32:
         raise ValueError(f"seed: expected a number from 0 to 2**32 - 1, got {seed}.")
-    output = _folder(Path(output))
+    output = _folder(check_directory("output", output))
     data = load_digits(seed)
     results = [fit_method(method, data, epochs, seed, progress) for method in METHODS]
     pyro.set_rng_seed(seed)

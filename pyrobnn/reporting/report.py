@@ -25,6 +25,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from torch import Tensor
 
+from pyrobnn.core.files import check_path
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -184,8 +186,11 @@ class Report:
 
         Returns:
             The path.
+
+        Raises:
+            ValueError: If the path is empty.
         """
-        path = Path(path)
+        path = check_path("path", path)
         path.parent.mkdir(parents=True, exist_ok=True)
         draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # same folder, so the same file system
         try:
