@@ -20,6 +20,7 @@ from pyrobnn.diagnostics import check, sbc, to_arviz
 from pyrobnn.distillation import distill
 from pyrobnn.model import likelihoods, priors
 from pyrobnn.model.bayesianize import BayesianModule, bayesianize
+from pyrobnn.model.standardization import Standardizer
 from pyrobnn.model.supervised import SupervisedModel
 from pyrobnn.prediction import Prediction, Predictive, predict, predict_batches
 from pyrobnn.reporting import plots
@@ -35,6 +36,7 @@ __all__ = [
     "History",
     "Prediction",
     "Predictive",
+    "Standardizer",
     "SupervisedModel",
     "__version__",
     "bayesianize",

@@ -122,6 +122,19 @@ class Likelihood(StochasticModule, metaclass=AbstractModuleMeta):  # type: ignor
         """
         return sampled_information(self, outputs)
 
+    def rescaled(self, parameters: Mapping[str, Tensor], loc: Tensor, scale: Tensor) -> dict[str, Tensor]:
+        """The parameters of the distribution of ``loc + scale · y``; by default of families with ``loc`` and ``scale``.
+
+        Raises:
+            ValueError: If the family is no other.
+        """
+        if set(parameters) != {"loc", "scale"}:
+            raise ValueError(
+                f"likelihood: the targets of {type(self).__name__} have no location and scale, so that their "
+                "predictions cannot be given in other units; fit the targets as they are."
+            )
+        return {"loc": loc + scale * parameters["loc"], "scale": scale * parameters["scale"]}
+
     # ----------------------------------------------------------------------------------------------- targets
 
     def observed_mask(self, y: Tensor) -> Tensor | None:

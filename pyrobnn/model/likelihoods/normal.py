@@ -11,8 +11,9 @@ from pyro.nn import pyro_method
 from torch import Tensor, nn
 
 from pyrobnn.model.likelihoods.base import Likelihood
+from pyrobnn.model.likelihoods.gaussian_prediction import GaussianPrediction
 from pyrobnn.model.likelihoods.information import FisherInformation
-from pyrobnn.model.likelihoods.predictions import GaussianPrediction, Prediction
+from pyrobnn.model.likelihoods.predictions import Prediction
 from pyrobnn.model.priors import FixedPrior
 from pyrobnn.model.priors.base import is_positive
 

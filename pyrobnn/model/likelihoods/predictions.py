@@ -13,16 +13,16 @@ from torch import Tensor
 if TYPE_CHECKING:
     from pyrobnn.model.likelihoods.base import Likelihood
 
-__all__ = ["ClassPrediction", "GaussianPrediction", "MomentPrediction", "Prediction"]
+__all__ = ["ClassPrediction", "MomentPrediction", "Prediction", "check_level"]
 
 
 @dataclass
 class Prediction:
     """The posterior predictive at N inputs; tensors have the N inputs first, those of K draws second.
 
-    Subclasses: :class:`ClassPrediction`, :class:`MomentPrediction`, :class:`GaussianPrediction`, or a subclass in the
-    file of a likelihood that has its own :meth:`~pyrobnn.likelihoods.Likelihood.reduction`. A field whose metadata
-    has ``rows`` holds the N inputs at that dimension (0 by default); :meth:`join` concatenates there.
+    Subclasses: :class:`ClassPrediction`, :class:`MomentPrediction`, :class:`~pyrobnn.prediction.GaussianPrediction`, or
+    one in the file of a likelihood that has its own :meth:`~pyrobnn.likelihoods.Likelihood.reduction`. A field whose
+    metadata has ``rows`` holds the N inputs at that dimension (0 by default); :meth:`join` concatenates there.
 
     Attributes:
         mean: The predictive mean ``[N, …]``; of classes their probabilities ``[N, …, C]``.
@@ -101,6 +101,18 @@ class Prediction:
         """
         raise ValueError("interval: it is defined for real-valued targets; classes have mean and entropies.")
 
+    def rescaled(self, loc: Tensor, scale: Tensor) -> Prediction:
+        """The prediction of ``loc + scale · y`` in place of y (real-valued targets).
+
+        Args:
+            loc: The shift, broadcastable to a datum's targets.
+            scale: The positive factor, likewise.
+
+        Raises:
+            ValueError: If targets are classes, or their distribution has no location and scale.
+        """
+        raise ValueError("rescaled: it is defined for real-valued targets; classes have no units.")
+
     # ------------------------------------------------------------------------------------- what predict() needs
 
     @property
@@ -143,7 +155,12 @@ def _joined(values: list[Any], dim: int) -> Any:
     return torch.cat(values, dim) if isinstance(values[0], Tensor) else values[0]
 
 
-def _check_level(level: float) -> None:
+def check_level(level: float) -> None:
+    """Refuses what is no coverage of an interval.
+
+    Raises:
+        ValueError: If it is not between 0 and 1.
+    """
     if not 0 < level < 1:
         raise ValueError(f"level: expected a coverage between 0 and 1, got {level}.")
 
@@ -250,43 +267,21 @@ class MomentPrediction(Prediction):
         """K targets of each input ``[K, N, …]``, one from each posterior draw."""
         return self.likelihood.distribution(self._kept("sample")).sample()
 
+    def rescaled(self, loc: Tensor, scale: Tensor) -> MomentPrediction:
+        """The prediction of ``loc + scale · y``, everything in the new units."""
+        square = scale.square()
+        return replace(
+            self,
+            mean=loc + scale * self.mean,
+            total=square * self.total,
+            aleatoric=square * self.aleatoric,
+            epistemic=square * self.epistemic,
+            parameters=None if self.parameters is None else self.likelihood.rescaled(self.parameters, loc, scale),
+            targets=None if self.targets is None else loc + scale * self.targets,
+        )
+
     def interval(self, level: float = 0.9) -> tuple[Tensor, Tensor]:
         """Central predictive interval ``[N, …]`` twice, from one target per draw."""
-        _check_level(level)
+        check_level(level)
         targets, tail = self.sample(), (1 - level) / 2
         return targets.quantile(tail, 0), targets.quantile(1 - tail, 0)
-
-
-@dataclass
-class GaussianPrediction(MomentPrediction):
-    """A Gaussian predictive in closed form: :meth:`log_prob`, :meth:`sample` and :meth:`interval` are exact.
-
-    Attributes:
-        covariance: Of the targets of one input, ``[N, D, D]`` for ``D`` targets in the order of the flattened mean.
-    """
-
-    covariance: Tensor = field(default_factory=lambda: torch.empty(0), repr=False)
-
-    def log_prob(self, y: Tensor) -> Tensor:
-        """Joint log density of each input's targets ``[N]``, in nats; of those that are not missing."""
-        self._check(y, self.mean.shape)
-        y, covariance, mean = y.to(self.mean).flatten(1), self.covariance, self.mean.flatten(1)
-        observed = self.likelihood.observed_mask(y)
-        if observed is None:
-            return torch.distributions.MultivariateNormal(mean, covariance).log_prob(y)
-        # Missing targets become independent standard ones at their mean, whose log density is then taken out.
-        both = observed.unsqueeze(-1) & observed.unsqueeze(-2)
-        covariance = torch.where(both, covariance, torch.eye(y.shape[1]).to(covariance))
-        log_prob = torch.distributions.MultivariateNormal(mean, covariance).log_prob(torch.where(observed, y, mean))
-        return log_prob + 0.5 * math.log(2 * math.pi) * (~observed).sum(-1)
-
-    def sample(self) -> Tensor:
-        """``num_samples`` targets for each input, ``[K, N, …]``."""
-        joint = torch.distributions.MultivariateNormal(self.mean.flatten(1), self.covariance)
-        return joint.sample((self.num_samples,)).reshape(-1, *self.mean.shape)
-
-    def interval(self, level: float = 0.9) -> tuple[Tensor, Tensor]:
-        """Central predictive interval of each target."""
-        _check_level(level)
-        reach = math.sqrt(2.0) * torch.erfinv(self.std.new_tensor(level)) * self.std
-        return self.mean - reach, self.mean + reach
