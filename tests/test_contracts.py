@@ -23,7 +23,6 @@ OF_ONE_FAMILY = {
     ("guides", "*"),
     ("finetuning.py", "*"),  # recipes by family
     ("training/snapshot.py", "MAP"),
-    ("prediction/linearized.py", "Laplace"),
     ("structure/distribution.py", "ConcreteStructure"),
     ("diagnostics/sampling.py", "Chains"),  # energies and temperatures of a sampler
 }

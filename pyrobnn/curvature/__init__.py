@@ -7,6 +7,7 @@ from pyrobnn.curvature.fisher import fisher_roots
 from pyrobnn.curvature.fitting import Curvature, fill, fit_curvature
 from pyrobnn.curvature.gauss_newton import gauss_newton, outputs_and_jacobians
 from pyrobnn.curvature.gaussian import BlockGaussian
+from pyrobnn.curvature.jacobians import Derivatives
 from pyrobnn.curvature.kronecker import KroneckerFactors, add_batch, kronecker_layers
 from pyrobnn.curvature.last_layer import find_last_layer
 from pyrobnn.curvature.layout import Group, Structure, check_structure, lay_out
@@ -16,6 +17,7 @@ __all__ = [
     "BlockGaussian",
     "Curvature",
     "DenseBlock",
+    "Derivatives",
     "DiagonalBlock",
     "Group",
     "KroneckerBlock",

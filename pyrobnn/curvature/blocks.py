@@ -185,6 +185,7 @@ class KroneckerBlock(Block):
         like: A tensor of the dtype and device to use.
     """
 
+    shape: torch.Size
     basis_out: Tensor
     basis_in: Tensor
 

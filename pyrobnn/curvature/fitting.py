@@ -16,8 +16,7 @@ from pyrobnn.core.batches import Batch
 from pyrobnn.curvature.blocks import DenseBlock, DiagonalBlock, KroneckerBlock
 from pyrobnn.curvature.features import LastLayer, LastLayerSums, features_of
 from pyrobnn.curvature.fisher import information_of
-from pyrobnn.curvature.gauss_newton import weight_rows
-from pyrobnn.curvature.jacobians import Derivatives
+from pyrobnn.curvature.gauss_newton import GaussNewtonSums
 from pyrobnn.curvature.kronecker import KroneckerFactors, add_batch
 from pyrobnn.curvature.last_layer import find_last_layer
 from pyrobnn.curvature.layout import Group, Structure, lay_out
@@ -77,15 +76,20 @@ def fit_curvature(
         ValueError: As :func:`fill` and :func:`~pyrobnn.curvature.find_last_layer` say.
     """
     found = None
-    if last_layer is not False:
+    if last_layer is not False or structure == "diagonal":
         if (first := next(batches, None)) is None:
             raise ValueError(_wrong_rows(0, model))
         batches = chain([first], batches)
-        name = None if last_layer is True else last_layer
-        found = find_last_layer(model, values, sites, first.inputs, name)
-    groups = lay_out(model, sites, structure, None if found is None else found.name, like)
+        name = last_layer if isinstance(last_layer, str) else None
+        try:
+            found = find_last_layer(model, values, sites, first.inputs, name)
+        except ValueError:
+            if last_layer is not False:  # else it is only faster, with thousands of outputs
+                raise
+    only = None if found is None or last_layer is False else found.name
+    groups = lay_out(model, sites, structure, only, like)
     log_likelihood, is_normal = fill(model, values, groups, batches, max_bytes=max_bytes, last_layer=found)
-    return Curvature(groups, found, log_likelihood, is_normal)
+    return Curvature(groups, None if last_layer is False else found, log_likelihood, is_normal)
 
 
 def fill(
@@ -105,7 +109,7 @@ def fill(
         groups: The groups.
         batches: The whole data set.
         max_bytes: Budget for Jacobians.
-        last_layer: The layer, if it is the only one that is covered.
+        last_layer: The last layer, if its curvature is to be had from its inputs; required if it alone is covered.
 
     Returns:
         The log likelihood of all data at the mode, and whether all the groups' priors are Normal.
@@ -165,12 +169,13 @@ class _Curvature:
     ) -> None:
         self.model, self.values, self.groups = model, values, groups
         self.names = [site.name for group in groups for site in group.sites]
-        self.derivatives = Derivatives(model, values, self.names, max_bytes)
-        self.matrix: Tensor | float = 0.0
         self.factors = {g.name: KroneckerFactors(g.layer, len(g.sites) == 2) for g in groups if g.layer is not None}
         self.is_diagonal = isinstance(groups[0].block, DiagonalBlock)
         self.last_layer = last_layer if last_layer is not None and last_layer.is_output else None
         self.sums = LastLayerSums("diagonal" if self.is_diagonal else "dense", max_bytes)
+        head = [] if self.last_layer is None else [g for g in groups if g.name == self.last_layer.name]
+        self.rest = GaussNewtonSums(model, values, [g for g in groups if g not in head], max_bytes, self.is_diagonal)
+        self.head = GaussNewtonSums(model, values, head, max_bytes, self.is_diagonal)
 
     def add(self, batch: Batch) -> float:
         """Adds a batch, and returns its log likelihood."""
@@ -181,15 +186,16 @@ class _Curvature:
             likelihood.check_targets(outputs, y)
             log_prob = likelihood(outputs).log_prob(y).double()
             log_likelihood = float((log_prob if weight is None else weighted(log_prob, weight)).sum())
+            is_done = False
             if self.last_layer is not None and (features := features_of(self.last_layer, calls, outputs)) is not None:
                 information = information_of(likelihood, outputs, weight)
-                if self.sums.add(features, information, weight, self.factors.get(self.last_layer.name)):
-                    return log_likelihood
+                is_done = self.sums.add(features, information, weight, self.factors.get(self.last_layer.name))
         if self.factors:
-            add_batch(self.model, self.values, self.names, self.factors, x, weight)
+            if not is_done:
+                add_batch(self.model, self.values, self.names, self.factors, x, weight)
             return log_likelihood
-        for rows in weight_rows(self.derivatives, x, outputs, weight):
-            self.matrix = self.matrix + (rows.square().sum(0) if self.is_diagonal else rows.T @ rows)
+        for part in (self.rest,) if is_done else (self.head, self.rest):
+            part.add(x, outputs, weight)
         return log_likelihood
 
     @contextmanager
@@ -206,16 +212,14 @@ class _Curvature:
             rows = sums.rows or 1.0  # all weights are 0: nothing is known
             block.set(torch.as_tensor(sums.of_outputs) / rows, torch.as_tensor(sums.of_inputs), precision)
             return
-        matrix = self.matrix
-        if isinstance(self.sums.matrix, Tensor):
+        part = self.head if group in self.head.groups else self.rest
+        matrix = part.of(group)
+        if part is self.head and isinstance(self.sums.matrix, Tensor):
             has_bias = self.last_layer is not None and self.last_layer.has_bias
             matrix = matrix + self.sums.in_order_of_sites(has_bias)
         assert isinstance(matrix, Tensor)
-        if isinstance(block, DenseBlock):
+        if isinstance(block, DenseBlock | DiagonalBlock):
             block.set(matrix, precision)
-        elif isinstance(block, DiagonalBlock):
-            start = sum(group.block.size for group in self.groups[:index])
-            block.set(matrix[start : start + block.size], precision)
 
 
 def weighted(log_prob: Tensor, weight: Tensor) -> Tensor:

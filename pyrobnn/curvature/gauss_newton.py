@@ -2,8 +2,8 @@ r"""The generalized Gauss–Newton matrix from per-example Jacobians, :math:`H =
 
 ``J_n [O, n]`` are the derivatives of a datum's ``O`` outputs by the chosen weights
 (:mod:`pyrobnn.curvature.jacobians`), in chunks of data that fit a byte budget. Where the Jacobian of one datum does
-not, the information of the outputs is sampled. The network must be in evaluation mode: under batch statistics examples
-have no Jacobian each.
+not, or has more than a thousand rows, the information of the outputs is sampled. The network must be in evaluation
+mode: under batch statistics examples have no Jacobian each.
 """
 
 from __future__ import annotations
@@ -16,10 +16,14 @@ from torch import Tensor
 
 from pyrobnn.curvature.fisher import SAMPLED_COLUMNS, fisher_roots, information_of
 from pyrobnn.curvature.jacobians import Derivatives
+from pyrobnn.curvature.layout import Group
 from pyrobnn.model.substitution import SubstituteMessenger
 from pyrobnn.model.supervised import SupervisedModel
 
-__all__ = ["gauss_newton", "outputs_and_jacobians", "weight_rows"]
+MOST_COLUMNS = 1000
+"""Columns of a datum's information beyond which it is sampled: each takes a backward pass."""
+
+__all__ = ["GaussNewtonSums", "gauss_newton", "outputs_and_jacobians", "weight_rows"]
 
 
 def gauss_newton(
@@ -63,7 +67,8 @@ def weight_rows(derivatives: Derivatives, x: Any, outputs: Tensor, weight: Tenso
     likelihood = derivatives.model.likelihood
     with SubstituteMessenger(derivatives.values):
         information = information_of(likelihood, outputs, weight)
-        if information.columns > SAMPLED_COLUMNS and not derivatives.fits(outputs):
+        is_large = information.columns > MOST_COLUMNS or not derivatives.fits(outputs)
+        if is_large and information.columns > SAMPLED_COLUMNS:
             columns = fisher_roots(likelihood, outputs, weight, max_exact=SAMPLED_COLUMNS).movedim(0, 1)
             for _, products in derivatives.products(x, outputs, columns.reshape(*columns.shape[:2], -1)):
                 yield products.flatten(0, 1).double()
@@ -74,6 +79,36 @@ def weight_rows(derivatives: Derivatives, x: Any, outputs: Tensor, weight: Tenso
         by_block = (jacobians if is_in_order else jacobians[:, index]).unflatten(1, information.index.shape)
         root = information.part(chosen).root().to(jacobians.dtype)
         yield (root.mT @ by_block).flatten(0, 2).double()
+
+
+class GaussNewtonSums:
+    """The matrix of some groups of sites, or its diagonal, summed over batches."""
+
+    def __init__(
+        self,
+        model: SupervisedModel,
+        values: Mapping[str, Tensor],
+        groups: Sequence[Group],
+        max_bytes: int,
+        is_diagonal: bool,
+    ) -> None:
+        self.groups, self.is_diagonal = groups, is_diagonal
+        names = [site.name for group in groups for site in group.sites]
+        self.derivatives = Derivatives(model, values, names, max_bytes) if names else None
+        self.matrix: Tensor | float = 0.0
+
+    def add(self, x: Any, outputs: Tensor, weight: Tensor | None) -> None:
+        """Adds a batch of inputs with its outputs, and weights of its data."""
+        if self.derivatives is not None:
+            for rows in weight_rows(self.derivatives, x, outputs, weight):
+                self.matrix = self.matrix + (rows.square().sum(0) if self.is_diagonal else rows.T @ rows)
+
+    def of(self, group: Group) -> Tensor | float:
+        """The part of one group; zero if nothing was added."""
+        if not isinstance(self.matrix, Tensor) or not self.is_diagonal:
+            return self.matrix
+        start = sum(other.block.size for other in self.groups[: self.groups.index(group)])
+        return self.matrix[start : start + group.block.size]
 
 
 def outputs_and_jacobians(

@@ -9,7 +9,7 @@ comparing outputs with those of the whole batch.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -69,6 +69,28 @@ class Derivatives:
     def products(self, x: Any, outputs: Tensor, columns: Tensor) -> Iterator[tuple[slice, Tensor]]:
         """Rows of the batch, and ``Jᵀ c`` of columns ``[B, R, O]`` for each datum, ``[b, R, n]``."""
         return self._chunks(x, outputs, columns)
+
+    def changes(self, x: Any) -> Callable[[Tensor], Tensor]:
+        """The linear map from changes of the weights ``[n]`` to those of a batch's outputs, ``J v [B, ...]``.
+
+        It is the derivative of ``Jᵀ u`` by u, for networks without derivatives in forward mode; no Jacobian is made.
+        """
+        sizes = [value.numel() for value in self.weights.values()]
+        with attention_under_vmap(next(iter(self.weights.values())).device):  # the fused one has no second derivative
+            outputs, leaves = self._graph(x)
+        with torch.enable_grad():
+            dual = torch.zeros_like(outputs, requires_grad=True)
+            pulled = torch.autograd.grad(
+                outputs, list(leaves.values()), dual, create_graph=True, allow_unused=True, materialize_grads=True
+            )
+
+        def change(step: Tensor) -> Tensor:
+            with torch.enable_grad():
+                parts = zip(pulled, step.split(sizes), strict=True)
+                score = torch.stack([(gradient * part.view_as(gradient)).sum() for gradient, part in parts]).sum()
+            return torch.autograd.grad(score, dual, retain_graph=True)[0]
+
+        return change
 
     def _bytes(self, columns: int) -> int:
         # Twice: there is one gradient for each site, and the joined vector.

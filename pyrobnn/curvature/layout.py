@@ -21,6 +21,7 @@ __all__ = ["Group", "Structure", "check_structure", "lay_out"]
 
 Structure = Literal["last_layer", "diagonal", "kronecker", "full"]
 
+_MAX_FACTOR = 2_000  # rows of a Kronecker factor that is chosen by itself: seconds of eigh
 _MAX_DENSE = 10_000  # weights of a dense block: 800 MB in double precision, and a minute or two of eigh
 
 
@@ -66,7 +67,8 @@ def lay_out(
     Args:
         model: The Pyro model, which holds converted networks.
         sites: The guide's sites.
-        structure: The structure; ``"last_layer"`` is a full matrix, or a Kronecker product where that is too large.
+        structure: The structure; ``"last_layer"`` is a full matrix, where that is too large (over 10,000 weights) a
+            Kronecker product, and where its factors are, too (over 2,000 rows), the diagonal.
         last_layer: The only layer that is covered; all of them if None.
         like: The flat vector.
 
@@ -83,6 +85,8 @@ def lay_out(
     is_large = structure == "last_layer" and sum(site.numel for _, site in weights) > _MAX_DENSE
     if structure == "kronecker" or is_large:
         factored = [group for net in networks for group in _factored(net, sites, like, last_layer)]
+    if is_large and not (factored and max(_factor_sizes(factored[0])) <= _MAX_FACTOR):
+        structure, factored = "diagonal", []
     if structure == "kronecker" or factored:
         groups = factored
     else:
@@ -122,6 +126,11 @@ def _of_layer(weights: list[tuple[str, Site]], name: str) -> list[tuple[str, Sit
         known = ", ".join(repr(layer) for layer in dict.fromkeys(layer for layer, _ in weights))
         raise ValueError(f"last_layer: no layer {name!r} has sites; those that have are {known}.")
     return chosen
+
+
+def _factor_sizes(group: Group) -> torch.Size:
+    block = group.block
+    return block.shape if isinstance(block, KroneckerBlock) else torch.Size([block.size])
 
 
 def _group(name: str, sites: list[Site], kind: type[Block], like: Tensor) -> Group:

@@ -28,6 +28,7 @@ from pyrobnn.model.draws import Draws
 from pyrobnn.model.facts import Facts
 from pyrobnn.model.initialization import Init
 from pyrobnn.model.layout import Layout, Site
+from pyrobnn.model.linearization import Linearization
 from pyrobnn.steps.autograd import AutogradStep
 from pyrobnn.steps.base import Step
 
@@ -159,6 +160,10 @@ class Guide(PyroModule, metaclass=AbstractModuleMeta):  # type: ignore[metaclass
             TypeError: If the guide is not trained by an objective.
         """
         return AutogradStep(self.layout, self.rsample, self.divergence, estimators, self.gaussian)
+
+    def linearization(self) -> Linearization | None:
+        """The Gaussian around a mode under which the linearized network predicts; None if the family has none."""
+        return None
 
     def config(self) -> dict[str, Any]:
         """JSON-able constructor arguments other than ``model``; a checkpoint rebuilds the guide from them.

@@ -34,6 +34,7 @@ from pyrobnn.guides.components.site_rules import Family, Pattern, assign, build,
 from pyrobnn.model.divergence import Divergence, PriorTerm
 from pyrobnn.model.draws import Draws
 from pyrobnn.model.facts import Facts
+from pyrobnn.model.linearization import Linearization
 from pyrobnn.model.substitution import SubstituteMessenger
 from pyrobnn.steps.base import Step
 from pyrobnn.steps.composite import CompositeStep
@@ -115,6 +116,10 @@ class Composite(Guide):
                 for index, part in enumerate(self.parts)
             ]
         }
+
+    def linearization(self) -> Linearization | None:
+        """That of the only part; parts beside others are drawn from."""
+        return self.parts[0].linearization() if len(self.parts) == 1 else None
 
     def scale_parameters(self) -> list[nn.Parameter]:
         """The (log) scales of all parts."""

@@ -52,9 +52,9 @@ class Laplace(BlockPosterior):
     Args:
         model: The Pyro model.
         init: Where to start: a fitted :class:`~pyrobnn.guides.MAP`, or as for :class:`~pyrobnn.guides.MeanField`.
-        structure: ``"last_layer"``, a full matrix over one layer, or its Kronecker product if it has more than 10,000
-            weights; ``"full"``, over all weights; ``"diagonal"``; ``"kronecker"``, one Kronecker product for each
-            linear or 2-d convolutional layer.
+        structure: ``"last_layer"``, a full matrix over one layer (its Kronecker product beyond 10,000 weights, the
+            diagonal beyond 2,000 outputs); ``"full"``, over all weights; ``"diagonal"``; ``"kronecker"``, one
+            Kronecker product for each linear or 2-d convolutional layer.
         last_layer: Name of that layer in the network. If None, :meth:`fit` finds it by running the network: the layer
             with a weight matrix that ran last and made the outputs. A name, or True to find it, restricts the
             diagonal and Kronecker structures to one layer, too.
@@ -126,8 +126,8 @@ class Laplace(BlockPosterior):
             loader: Batches ``(x, y)`` of the whole data set, or ``(x, y, weight)``: a row of weight 2 counts as two.
             batch: For loaders that yield something else, as for :func:`pyrobnn.fit`.
             given: Values of sites that this guide does not have (``sites``).
-            max_bytes: Budget for Jacobians. Where that of one datum does not fit (thousands of outputs), curvature is
-                estimated from 20 targets drawn for each datum. Last layers need no Jacobian.
+            max_bytes: Budget for Jacobians. Where that of one datum does not fit, or has more than 1,000 outputs,
+                curvature is estimated from 20 targets drawn for each datum. Last layers need no Jacobian.
             progress: Show a progress bar.
 
         Returns:

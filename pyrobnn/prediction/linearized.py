@@ -29,12 +29,13 @@ from typing import Any, get_args
 import torch
 from torch import Tensor, nn
 
-from pyrobnn.core.trees import leaves
-from pyrobnn.curvature import outputs_and_jacobians
-from pyrobnn.guides.laplace import Laplace
+from pyrobnn.core.gradient_modes import gradients_enabled, ordinary
+from pyrobnn.core.trees import leaves, map_leaves
+from pyrobnn.curvature import Derivatives
+from pyrobnn.guides.base import Guide
 from pyrobnn.model.agreement import check_given
 from pyrobnn.model.bayesianize import evaluating, frozen_buffers
-from pyrobnn.model.likelihoods import ClassLikelihood
+from pyrobnn.model.likelihoods import ClassLikelihood, Likelihood
 from pyrobnn.model.likelihoods.predictions import ClassPrediction, Prediction
 from pyrobnn.model.substitution import SubstituteMessenger
 from pyrobnn.model.supervised import SupervisedModel
@@ -47,7 +48,7 @@ __all__ = ["LinearizedPredictor", "predict_linearized"]
 
 def predict_linearized(
     model: nn.Module,
-    laplace: Laplace,
+    laplace: Guide,
     x: Any,
     num_samples: int = 100,
     *,
@@ -79,7 +80,7 @@ def predict_linearized(
         total, is the aleatoric part.
 
     Raises:
-        TypeError: If ``model`` or ``laplace`` is of another kind.
+        TypeError: If ``model`` is of another kind or ``laplace`` declares no linearization.
         ValueError: If ``link`` is unknown or there are no inputs.
         RuntimeError: If ``laplace`` has not been fitted.
     """
@@ -98,7 +99,7 @@ class LinearizedPredictor:
         options: How to predict.
 
     Raises:
-        TypeError: If ``model`` or ``guide`` is of another kind.
+        TypeError: If ``model`` is of another kind or ``guide`` declares no linearization.
         ValueError: If ``link`` is unknown.
         RuntimeError: If ``guide`` has not been fitted.
     """
@@ -106,23 +107,25 @@ class LinearizedPredictor:
     def __init__(self, model: nn.Module, guide: Any, options: PredictorOptions) -> None:
         if not isinstance(model, SupervisedModel):
             raise TypeError(f"model: expected a SupervisedModel, got {type(model).__name__}.")
-        if not isinstance(guide, Laplace):
+        linearization = guide.linearization() if isinstance(guide, Guide) else None
+        if linearization is None:
             raise TypeError(
-                f"laplace: expected a Laplace guide, got {type(guide).__name__}; others are predicted from draws of "
-                "weights (predict, predictor='weights')."
+                f"guide: {type(guide).__name__} declares no linearization, as Laplace does; it is predicted from draws "
+                "of the weights (predict, predictor='weights')."
             )
         if options.link not in get_args(Link):
             raise ValueError(f"link: expected 'probit' or 'samples', got {options.link!r}.")
         check_given(model, options.given or {})
-        self.model, self.laplace, self.options = model, guide, options
+        self.model, self.guide, self.gaussian, self.options = model, guide, linearization, options
         self.likelihood = model.likelihood if options.likelihood is None else options.likelihood
-        self.values = guide.mode() | dict(options.given or {})
+        self.values = {**linearization.mode, **(options.given or {})}
+        self.derivatives = Derivatives(model, self.values, linearization.covered, options.max_bytes // 4)
 
     @cached_property
     def draws(self) -> PinnedDraws:
         """Draws of the weights, made when they are first needed."""
         options = self.options
-        return PinnedDraws(self.laplace, options.num_samples, options.max_bytes // 2, seed=options.seed)
+        return PinnedDraws(self.guide, options.num_samples, options.max_bytes // 2, seed=options.seed)
 
     def __call__(self, x: Any, targets: Tensor | None = None) -> Prediction:
         """The prediction at a batch of inputs.
@@ -132,23 +135,49 @@ class LinearizedPredictor:
         """
         if all(isinstance(leaf, Tensor) and leaf.dim() and not len(leaf) for leaf in leaves(x)):
             raise ValueError("x: it holds no inputs.")
-        x = inputs_on(x, self.laplace.mean.device)
-        with torch.no_grad(), evaluating(self.model), frozen_buffers(self.model):
-            found = Prediction.join([self._predicted(block) for block in self._blocks(x)])
+        x = map_leaves(_ordinary, inputs_on(x, next(iter(self.values.values())).device))
+        with gradients_enabled(), torch.no_grad(), evaluating(self.model), frozen_buffers(self.model):
+            outputs = self.derivatives.outputs(x)
+            if self._is_sampled and not self.derivatives.fits(outputs):
+                found = self._without_jacobians(x, outputs)
+            else:
+                found = Prediction.join([self._predicted(block) for block in self._blocks(x, outputs)])
         return replace(found, targets=targets)
 
-    def _blocks(self, x: Any) -> Iterator[_Block]:
-        """The inputs' outputs in blocks within the budget, each of several chunks of Jacobians."""
-        chunks = outputs_and_jacobians(
-            self.model, self.values, self.laplace.covered, x, max_bytes=self.options.max_bytes // 4
+    @property
+    def _is_sampled(self) -> bool:
+        """Whether predictions are made of draws alone, whatever the outputs."""
+        no_closed_form = type(self.likelihood).closed_form is Likelihood.closed_form
+        is_probit = self.options.link == "probit" and isinstance(self.likelihood, ClassLikelihood)
+        return (no_closed_form or self.options.return_draws) and not is_probit
+
+    def _without_jacobians(self, x: Any, outputs: Tensor) -> Prediction:
+        """The prediction where the Jacobian of one input is too large: a product with it for each draw."""
+        options, change = self.options, self.derivatives.changes(x)
+        reduction = self.likelihood.reduction(
+            options.num_samples, keep=options.return_draws, max_bytes=options.max_bytes
         )
+        for chunk in self.draws:
+            for step in self._steps(chunk):
+                with SubstituteMessenger(self.values):
+                    summary = reduction.summary(outputs + change(step))
+                reduction.add({name: value.unsqueeze(0) for name, value in summary.items()})
+        return reduction.finish(None)
+
+    def _steps(self, draws: Mapping[str, Tensor]) -> Tensor:
+        """``w_k - ŵ`` of the covered sites, ``[k, n]``."""
+        return torch.cat([(draws[name] - self.values[name]).flatten(1) for name in self.gaussian.covered], 1)
+
+    def _blocks(self, x: Any, whole: Tensor) -> Iterator[_Block]:
+        """The inputs' outputs in blocks within the budget, each of several chunks of Jacobians."""
         pending: list[_Block] = []
         needs_covariance, needs_draws = True, True
-        for outputs, jacobian in chunks:
+        for chosen, jacobian in self.derivatives.jacobians(x, whole):
+            outputs = whole[chosen]
             if not pending:
-                needs_draws = self._closed_form(outputs[:1], self.laplace.output_covariance(jacobian[:1])) is None
+                needs_draws = self._closed_form(outputs[:1], self.gaussian.covariance(jacobian[:1])) is None
                 needs_covariance = not needs_draws or self.options.link == "probit"
-            covariance = self.laplace.output_covariance(jacobian) if needs_covariance else None
+            covariance = self.gaussian.covariance(jacobian) if needs_covariance else None
             pending.append(_Block(outputs, covariance, self._deviations(jacobian) if needs_draws else None))
             if sum(block.nbytes for block in pending) > self.options.max_bytes // 4:
                 yield _Block.join(pending)
@@ -158,11 +187,7 @@ class LinearizedPredictor:
 
     def _deviations(self, jacobian: Tensor) -> Tensor:
         """``J (w_k - ŵ)`` for each draw, ``[K, n, O]``."""
-        pieces = []
-        for chunk in self.draws:
-            steps = [(chunk[name] - self.values[name]).flatten(1) for name in self.laplace.covered]
-            pieces.append((jacobian @ torch.cat(steps, 1).mT).movedim(-1, 0))
-        return torch.cat(pieces)
+        return torch.cat([(jacobian @ self._steps(chunk).mT).movedim(-1, 0) for chunk in self.draws])
 
     def _closed_form(self, outputs: Tensor, covariance: Tensor) -> Prediction | None:
         if self.options.return_draws:
@@ -198,6 +223,10 @@ class LinearizedPredictor:
         return replace(
             prediction, mean=mean, log_mean=log_mean, total=total, aleatoric=aleatoric, epistemic=total - aleatoric
         )
+
+
+def _ordinary(leaf: Any) -> Any:
+    return ordinary(leaf) if isinstance(leaf, Tensor) else leaf
 
 
 @dataclass

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from pyrobnn import likelihoods, priors
-from pyrobnn.curvature import Group, KroneckerBlock, lay_out
+from pyrobnn.curvature import DiagonalBlock, Group, KroneckerBlock, lay_out
 from pyrobnn.guides import MAP
 from pyrobnn.model.supervised import SupervisedModel
 
@@ -92,11 +92,12 @@ def test_refusals() -> None:
 
 
 def test_a_large_last_layer_is_factored() -> None:
-    """10,100 weights: its full matrix would take 800 MB, its factors 80 kB; a layer without factors is refused."""
+    """10,100 weights: its full matrix would take 800 MB, its factors 80 kB."""
     (group,) = groups("last_layer", nn.Linear(100, 100), last_layer="")
     assert isinstance(group.block, KroneckerBlock)
-    with pytest.raises(ValueError, match=r"use structure='kronecker' or 'diagonal' \(with last_layer=True"):
-        groups("last_layer", nn.Bilinear(20, 20, 30), last_layer="")
+    for net in (nn.Linear(4, 2001), nn.Bilinear(20, 20, 30)):  # factors of many rows, and none at all
+        (group,) = groups("last_layer", net, last_layer="")
+        assert isinstance(group.block, DiagonalBlock)
 
 
 def test_the_output_of_attention_is_not_factored() -> None:

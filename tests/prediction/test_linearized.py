@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import pyro
@@ -13,10 +14,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from pyrobnn import likelihoods, predict
-from pyrobnn.guides import MAP, Laplace
+from pyrobnn.guides import MAP, Composite, Laplace
 from pyrobnn.model.likelihoods import Likelihood
 from pyrobnn.model.supervised import SupervisedModel
 from pyrobnn.prediction import GaussianPrediction, predict_linearized
+from pyrobnn.prediction.linearized import LinearizedPredictor
+from pyrobnn.prediction.predictor import PredictorOptions
 from tests.conformance.conjugate import ConjugateRegression
 from tests.conformance.monte_carlo import Z, z_of_mean
 
@@ -168,7 +171,7 @@ def test_refusals() -> None:
     model, guide, x = fitted(likelihoods.Categorical(), torch.arange(16) % 2)
     with pytest.raises(ValueError, match="link: expected 'probit' or 'samples', got 'logit'"):
         predict_linearized(model, guide, x, link="logit")
-    with pytest.raises(TypeError, match="laplace: expected a Laplace guide, got MAP"):
+    with pytest.raises(TypeError, match="guide: MAP declares no linearization"):
         predict_linearized(model, MAP(model), x)
     with pytest.raises(TypeError, match="model: expected a SupervisedModel, got Linear"):
         predict_linearized(nn.Linear(2, 2), guide, x)
@@ -182,3 +185,30 @@ def test_refusals() -> None:
         found.log_prob(torch.randn(16))
     with pytest.raises(ValueError, match=r"level: expected a coverage between 0 and 1, got 1\.5"):
         found.interval(1.5)
+
+
+@pytest.mark.parametrize("structure", ["full", "last_layer"])
+def test_products_replace_jacobians_that_do_not_fit(structure: str) -> None:
+    """Under a budget for no Jacobian the same draws give the same predictions, by ``J v`` for each of them."""
+    model, guide, x = fitted(likelihoods.Categorical(), torch.arange(16) % 2, structure)
+    for return_draws in (False, True):
+        predictor = LinearizedPredictor(model, guide, PredictorOptions(20, return_draws=return_draws, seed=3))
+        by_jacobian = predictor(x)
+        predictor.derivatives.max_bytes = 1
+        by_product = predictor(x)
+        torch.testing.assert_close(by_product.mean, by_jacobian.mean)
+        torch.testing.assert_close(by_product.epistemic, by_jacobian.epistemic)
+
+
+def test_a_composite_of_one_part_is_linearized_as_the_part() -> None:
+    model, guide, x = fitted(likelihoods.Normal(0.3), torch.randn(16, 2).double(), structure="full")
+    whole = Composite(model, [("*", partial(Laplace, structure="full"))]).double()
+    whole.parts[0].load_state_dict(guide.state_dict())
+    torch.testing.assert_close(predict(model, whole, x).total, predict(model, guide, x).total)
+
+
+def test_predictions_under_inference_mode() -> None:
+    model, guide, x = fitted(likelihoods.Normal(0.3), torch.randn(16, 2).double(), structure="full")
+    with torch.inference_mode():
+        found = predict(model, guide, x * 1.0)
+    torch.testing.assert_close(found.total.clone(), predict(model, guide, x).total)

@@ -18,6 +18,7 @@ from pyrobnn.guides.components.point import TrainedAsPoint
 from pyrobnn.model.divergence import Divergence, PriorTerm
 from pyrobnn.model.draws import Draws
 from pyrobnn.model.facts import Facts
+from pyrobnn.model.linearization import Linearization
 
 __all__ = ["BlockPosterior"]
 
@@ -139,6 +140,10 @@ class BlockPosterior(TrainedAsPoint):
         windows = [self.layout[name].window for name in self.covered]
         columns = torch.cat([torch.arange(window.start, window.stop) for window in windows])
         return self.joint().image_covariance(jacobians, columns.to(jacobians.device))
+
+    def linearization(self) -> Linearization:
+        """The Gaussian around the mode; refused before the fit."""
+        return Linearization(self.mode(), self.covered, self.output_covariance)
 
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """The guide as Pyro calls it: the point in training mode, else a joint draw through an auxiliary site."""
