@@ -10,8 +10,8 @@ Dropout and the Local Reparameterization Trick* (2015).
 
 Exact for a linear layer on inputs ``[B, in]``. Where one weight makes several outputs of an example (convolutions,
 linear layers on sequences) they are drawn independently, as in the literature: each has the right distribution, their
-correlation is dropped, and the gradient is that of a slightly different model. :class:`~pyrobnn.estimators.Flipout`
-and :class:`~pyrobnn.estimators.PerExample` are exact there.
+correlation is dropped, and the gradient is that of a slightly different model (Molchanov, Ashukha & Vetrov 2017 do
+so in convolutions). :class:`~pyrobnn.estimators.Flipout` and :class:`~pyrobnn.estimators.PerExample` are exact there.
 """
 
 from __future__ import annotations
@@ -55,6 +55,8 @@ def drawn_outputs(layer: Layer, x: Tensor, weight: GaussianWeight, bias: Tensor 
         slots_of_bias = (bias.take_slots() if isinstance(bias, GaussianWeight) else None) or (None, None)
         return _DrawnLinear.apply(x, weight.loc, weight.variance, of_mean, of_variance, slots + slots_of_bias)
     mean, variance = layer(x, weight.loc, of_mean), _variances(layer, x, weight.variance, of_variance)
+    if not layer.spatial and x.dim() > 2:  # a linear layer's outputs on sequences are views, which stay as they are
+        return mean + ((variance + _SMALLEST_VARIANCE).sqrt() * balanced_noise(mean)).to(mean.dtype)
     return _Drawn.apply(mean, variance, 1 if layer.spatial else -1)[0]
 
 
