@@ -20,6 +20,7 @@ from pyrobnn.curvature.gauss_newton import GaussNewtonSums
 from pyrobnn.curvature.kronecker import KroneckerFactors, add_batch
 from pyrobnn.curvature.last_layer import find_last_layer
 from pyrobnn.curvature.layout import Group, Structure, lay_out
+from pyrobnn.distributions.fixed_row import FixedRow, without_row
 from pyrobnn.distributions.independent import base_distribution
 from pyrobnn.model.last_layer import LayerCalls, recorded_calls
 from pyrobnn.model.substitution import SubstituteMessenger
@@ -254,6 +255,8 @@ def _quadratic(name: str, prior: Any, value: Tensor) -> _Quadratic:
     Raises:
         ValueError: If the elements are not independent or the curvature is not positive everywhere.
     """
+    if isinstance(prior, FixedRow):
+        prior, value = prior.others, without_row(value, prior.index)
     log_density = float(prior.log_prob(value).double().sum())
     base = base_distribution(prior)
     if isinstance(base, dist.Normal):

@@ -17,7 +17,11 @@ from torch import Tensor, nn
 from torch.func import vjp, vmap
 
 from pyrobnn.core.attention import attention_as_trained, attention_under_vmap
+from pyrobnn.core.pyro_compat import full_name
 from pyrobnn.core.trees import leaves, map_leaves, num_rows, take_rows
+from pyrobnn.distributions.fixed_row import without_row
+from pyrobnn.model.bayesianize import bayesian_modules
+from pyrobnn.model.priors.padding import PaddedPrior
 from pyrobnn.model.substitution import SubstituteMessenger
 from pyrobnn.model.supervised import SupervisedModel
 
@@ -34,7 +38,7 @@ class Derivatives:
     Args:
         model: The model, in evaluation mode.
         values: Values of all its sites.
-        names: The sites, in the order of the derivatives' last dimension.
+        names: The sites, in the order of the derivatives' last dimension; padding rows of embeddings are constants.
         max_bytes: Budget for one chunk.
     """
 
@@ -42,7 +46,9 @@ class Derivatives:
         self, model: SupervisedModel, values: Mapping[str, Tensor], names: Sequence[str], max_bytes: int
     ) -> None:
         self.model, self.values, self.max_bytes = model, values, max_bytes
-        self.weights = {name: values[name].detach() for name in names}
+        self.padding = {name: index for name, index in _padding_rows(model).items() if name in names}
+        self.weights = {n: without_row(values[n], self.padding[n]) if n in self.padding else values[n] for n in names}
+        self.weights = {name: weight.detach() for name, weight in self.weights.items()}
         self.size = sum(value.numel() for value in self.weights.values())
         self.can_vmap = not any(isinstance(module, nn.RNNBase) for module in model.modules())
 
@@ -174,7 +180,7 @@ class Derivatives:
 
     def _alone(self, weights: Mapping[str, Tensor], example: Any, shape: torch.Size) -> Tensor:
         """The outputs of one datum, in the shape they have in a batch (a ``squeeze()`` drops a batch of one)."""
-        with SubstituteMessenger({**self.values, **weights}):
+        with SubstituteMessenger(self._whole(weights)):
             found = self.model.predictive(example)
         if found.numel() != shape.numel():
             raise _RowsInteractError
@@ -182,11 +188,29 @@ class Derivatives:
 
     def _graph(self, x: Any) -> tuple[Tensor, dict[str, Tensor]]:
         leaves = self._leaves()
-        with torch.enable_grad(), SubstituteMessenger({**self.values, **leaves}), attention_as_trained():
+        with torch.enable_grad(), SubstituteMessenger(self._whole(leaves)), attention_as_trained():
             return self.model.predictive(x), leaves
+
+    def _whole(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The values of all sites with these weights, the padding rows of embeddings included."""
+        whole = {**self.values, **weights}
+        for name, index in self.padding.items():
+            row = self.values[name][index : index + 1]
+            whole[name] = torch.cat([weights[name][:index], row, weights[name][index:]])
+        return whole
 
     def _leaves(self) -> dict[str, Tensor]:
         return {name: value.clone().requires_grad_() for name, value in self.weights.items()}
+
+
+def _padding_rows(model: nn.Module) -> dict[str, int]:
+    """The index of the constant row of each site that has one."""
+    return {
+        full_name(network, name): prior.index
+        for network in bayesian_modules(model)
+        for name, prior in network.site_priors.items()
+        if isinstance(prior, PaddedPrior)
+    }
 
 
 def _gradients(graph: tuple[Tensor, dict[str, Tensor]], row: int, columns: Tensor) -> Tensor:

@@ -116,7 +116,7 @@ def _weights(networks: list[BayesianModule], sites: Mapping[str, Site]) -> Itera
         for name, prior in network.site_priors.items():
             for suffix in ("", *prior.auxiliary):
                 site = sites.get(full_name(network, f"{name}.{suffix}" if suffix else name))
-                if site is not None and site.is_real and not site.plates:
+                if site is not None and site.is_linear and not site.plates:
                     yield name.rpartition(".")[0], site
 
 

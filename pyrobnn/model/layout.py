@@ -21,6 +21,7 @@ from pyro.distributions.transforms import ExpTransform, biject_to
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 
+from pyrobnn.distributions.fixed_row import InsertRow
 from pyrobnn.distributions.independent import base_distribution
 from pyrobnn.model.bayesianize import frozen_buffers
 from pyrobnn.model.declarations import latent_sampler
@@ -67,6 +68,11 @@ class Site:
     def is_real(self) -> bool:
         """Whether the site's value is its piece of the flat vector, untransformed."""
         return is_real(self.prior)
+
+    @cached_property
+    def is_linear(self) -> bool:
+        """Whether the value consists of its piece of the flat vector and constants, so that a Gaussian stays one."""
+        return self.is_real or isinstance(self.transform, InsertRow)
 
     @cached_property
     def transform(self) -> Any:

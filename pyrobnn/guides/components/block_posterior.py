@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from pyrobnn.curvature import Block, BlockGaussian, Group, Structure
 from pyrobnn.guides.base import sample_site
-from pyrobnn.guides.components.low_rank import joint_divergence
+from pyrobnn.guides.components.low_rank import independent_normal, joint_divergence
 from pyrobnn.guides.components.point import TrainedAsPoint
 from pyrobnn.model.divergence import Divergence, PriorTerm
 from pyrobnn.model.draws import Draws
@@ -92,12 +92,12 @@ class BlockPosterior(TrainedAsPoint):
         """The site's Gaussian by element (correlations are left out); a point where it is one, and before the fit."""
         if not self.fitted:
             return self.point_marginal(name)
-        event_dim = self.layout[name].event_dim
+        site = self.layout[name]
         if name not in self._block_of:
-            return dist.Delta(self.mode()[name], event_dim=event_dim)
+            return dist.Delta(self.mode()[name], event_dim=site.event_dim)
         gaussian = BlockGaussian(self.mean, [self.flat_blocks[self._block_of[name]]])
-        scale = self.layout.split(gaussian.variance)[name].sqrt()
-        return dist.Normal(self.mode()[name], scale).to_event(event_dim)
+        loc, variance = (self.layout.split(flat)[name] for flat in (gaussian.mean, gaussian.variance))
+        return independent_normal(site, loc, variance.sqrt())
 
     def log_prob(self, draws: Mapping[str, Tensor]) -> Tensor:
         """Log density ``[K]`` of draws ``{site: [K, *site shape]}`` of whole groups of sites that have one.
@@ -114,7 +114,7 @@ class BlockPosterior(TrainedAsPoint):
         count = len(next(iter(draws.values())))
         flat = gaussian.mean.repeat(count, 1)
         for name, value in draws.items():
-            flat[:, self.layout[name].window] = value.flatten(1)
+            flat[:, self.layout[name].window] = self.layout[name].unconstrain(value).flatten(1)
         blocks = [self.flat_blocks[index] for index in sorted({self._block_of[name] for name in draws})]
         return BlockGaussian(gaussian.mean, blocks).log_prob(flat)
 

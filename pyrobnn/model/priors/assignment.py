@@ -9,7 +9,9 @@ from typing import Any
 import pyro.distributions as dist
 from torch import nn
 
+from pyrobnn.distributions.fixed_row import without_row
 from pyrobnn.model.priors.base import FixedPrior, Prior
+from pyrobnn.model.priors.padding import PaddedPrior
 from pyrobnn.model.priors.rules import NORM_LAYERS, Pattern, PriorRule, PriorSpec
 
 __all__ = ["assign"]
@@ -67,7 +69,7 @@ def assign(net: nn.Module, prior: PriorSpec) -> dict[str, Prior | None]:
                 f"prior: no rule matches the parameter {name!r} (shape {tuple(parameter.shape)}); add a rule for it, "
                 f'or a last ("*", None) to keep everything else deterministic.'
             )
-        assigned[name] = _resolve(rules[hits[0]][1], name, parameter, owners[0]) if hits else None
+        assigned[name] = _of_rows(rules[hits[0]][1], name, parameter, owners) if hits else None
     for (pattern, _), hit in zip(rules, matched, strict=True):
         if not hit:
             raise ValueError(
@@ -126,6 +128,24 @@ def _matches(pattern: Pattern, names: list[str], owners: list[nn.Module]) -> boo
     if isinstance(pattern, str):
         return any(fnmatch.fnmatchcase(name, pattern) for name in names)
     return any(isinstance(owner, pattern) for owner in owners)
+
+
+def _of_rows(rule: PriorRule | None, name: str, parameter: nn.Parameter, owners: list[nn.Module]) -> Prior | None:
+    """The rule's prior, of an embedding for all rows but that of padding, which only embeddings use and none trains."""
+    indices = {m.padding_idx if isinstance(m, nn.Embedding | nn.EmbeddingBag) else None for m in owners}
+    index = indices.pop() if len(indices) == 1 else None
+    if rule is None or index is None or len(parameter) == 1:
+        return _resolve(rule, name, parameter, owners[0])
+    trained = nn.Parameter(without_row(parameter.detach(), index), requires_grad=False)
+    found = rule if isinstance(rule, dist.Distribution) else rule(name, trained, owners[0])
+    if found is None or (isinstance(found, Prior) and found.shape == parameter.shape):
+        return None if found is None else found.to(parameter)
+    try:
+        others = _resolve(lambda *_: found, name, trained, owners[0])
+    except ValueError as error:
+        raise ValueError(f"{error} Row {index} is that of padding, a constant, and has no prior.") from error
+    assert others is not None
+    return PaddedPrior(others, index, parameter.detach()[index])
 
 
 def _resolve(rule: PriorRule | None, name: str, parameter: nn.Parameter, module: nn.Module) -> Prior | None:

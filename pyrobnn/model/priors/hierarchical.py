@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from pyrobnn.core.arguments import check_positive
 from pyrobnn.model.priors.base import FixedPrior, Prior, is_positive
+from pyrobnn.model.priors.padding import PaddedPrior
 from pyrobnn.model.priors.structure import BinaryConcretePrior, ConcretePrior
 
 __all__ = ["HorseshoePrior", "LatentScalePrior", "LearnedScalePrior", "from_spec"]
@@ -125,6 +126,8 @@ def from_spec(spec: dict[str, Any]) -> Prior:
         prior.auxiliary["scale"] = FixedPrior.from_spec(spec["scale"])
         prior.add_module("scale", prior.auxiliary["scale"])
         return prior
+    if kind == "PaddedPrior":
+        return PaddedPrior(from_spec(spec["others"]), spec["index"], torch.zeros(shape[1:]))
     if kind in ("ConcretePrior", "BinaryConcretePrior"):  # temperature and logits are in the state dict
         return ConcretePrior(shape) if kind == "ConcretePrior" else BinaryConcretePrior(shape)
     raise ValueError(f"unknown prior {kind!r}; this checkpoint may come from a newer pyrobnn.")
