@@ -16,6 +16,8 @@ import pyro
 import torch
 from torch import Tensor
 
+from pyrobnn.core.exclusive import exclusive
+
 __all__ = ["State", "local", "preserved", "read", "read_all", "seed", "seeded", "write", "write_all"]
 
 State = tuple[Tensor, Tensor | None]
@@ -23,8 +25,11 @@ State = tuple[Tensor, Tensor | None]
 
 @contextlib.contextmanager
 def preserved(device: torch.device) -> Iterator[None]:
-    """Puts the generators of the CPU and of ``device`` back to their present state when the block ends."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    """Puts the generators of the CPU and of ``device`` back to their present state when the block ends.
+
+    The random state is one for all threads, so others wait to enter such a block until this one ends.
+    """
+    with exclusive(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         yield
 
 
@@ -49,17 +54,19 @@ def local(value: int | None) -> Iterator[None]:
     """Seeds torch, NumPy, Python and Pyro for the block; the previous states are restored after it.
 
     Args:
-        value: The seed; None leaves the generators as they are, and what the block draws from them is drawn.
+        value: The seed; other threads that need the random state wait until the block ends. None leaves the
+            generators as they are, and what the block draws from them is drawn.
     """
     if value is None:
         yield
         return
-    before = read_all()
-    pyro.set_rng_seed(value)
-    try:
-        yield
-    finally:
-        write_all(before)
+    with exclusive():
+        before = read_all()
+        pyro.set_rng_seed(value)
+        try:
+            yield
+        finally:
+            write_all(before)
 
 
 def read(device: torch.device) -> State:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from pyrobnn.core.arguments import check_positive_int
 from pyrobnn.core.batches import Reader
+from pyrobnn.core.exclusive import in_one_thread
 from pyrobnn.core.gradient_modes import gradients_enabled, refuse_inference_tensors
 from pyrobnn.distillation.flat_draws import random_rows
 from pyrobnn.distillation.standardization import Standards
@@ -114,7 +115,7 @@ def online_distill(
     if device is not None and isinstance(model, nn.Module):
         model.to(device)
     refuse_inference_tensors(model=model)
-    with gradients_enabled(), chain_seed(seed), sampled(model, batch_norm):
+    with gradients_enabled(), in_one_thread(model=model), chain_seed(seed), sampled(model, batch_norm):
         run = start_run(
             model,
             data,

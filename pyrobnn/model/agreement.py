@@ -10,12 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-import pyro
 import torch
-from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 
+from pyrobnn.core.handlers import ExclusiveMessenger, validation_enabled
 from pyrobnn.model.declarations import latent_sampler
 from pyrobnn.model.layout import Site
 from pyrobnn.model.stochastic import StochasticModule
@@ -23,7 +22,7 @@ from pyrobnn.model.stochastic import StochasticModule
 __all__ = ["check_draws", "check_given", "check_layout", "check_shape", "latent_shapes"]
 
 
-class _Shapes(Messenger):
+class _Shapes(ExclusiveMessenger):
     """Records the shape of each latent site and gives it ``values``, or ones, so that nothing is drawn."""
 
     def __init__(self, values: Mapping[str, Tensor]) -> None:
@@ -52,7 +51,7 @@ def latent_shapes(model: Any, values: Mapping[str, Tensor] | None = None) -> dic
     sampler = latent_sampler(model)
     if sampler is None:
         return None
-    with torch.no_grad(), pyro.validation_enabled(False), _Shapes(values or {}) as run:
+    with torch.no_grad(), validation_enabled(False), _Shapes(values or {}) as run:
         sampler()
     return run.shapes
 

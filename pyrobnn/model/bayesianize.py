@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from pyrobnn.core.attention import attention_as_trained
+from pyrobnn.core.exclusive import exclusive
 from pyrobnn.core.pyro_compat import full_name
 from pyrobnn.model.declarations import declares_default_prior
 from pyrobnn.model.inputs import with_inputs_kept
@@ -132,15 +133,16 @@ class BayesianModule(StochasticModule):
         No values are copied: storage is exchanged, so the network runs at its own speed, under ``no_grad`` only
         (no gradient flows to ``weights``).
         """
-        owned = dict(self.network.named_parameters())
-        kept = {site: owned[site].data for site in self.parameter_names}
-        try:
-            for site in kept:
-                owned[site].data = weights[site]
-            yield self.network
-        finally:
-            for site, value in kept.items():
-                owned[site].data = value
+        with exclusive():  # other threads would run the network with them
+            owned = dict(self.network.named_parameters())
+            kept = {site: owned[site].data for site in self.parameter_names}
+            try:
+                for site in kept:
+                    owned[site].data = weights[site]
+                yield self.network
+            finally:
+                for site, value in kept.items():
+                    owned[site].data = value
 
 
 def bayesian_modules(model: nn.Module) -> list[BayesianModule]:
@@ -169,32 +171,36 @@ def frozen_buffers(model: nn.Module) -> Iterator[None]:
 
     Writing the old values back instead would invalidate graphs that have saved the buffers for their backward pass.
     """
-    with exchanged_buffers([(module, name, buffer.clone()) for module, name, buffer in buffers(model)]):
-        yield
+    with exclusive():
+        copies = [(module, name, buffer.clone()) for module, name, buffer in buffers(model)]
+        with exchanged_buffers(copies):
+            yield
 
 
 @contextmanager
 def exchanged_buffers(others: Iterable[tuple[nn.Module, str, Tensor]]) -> Iterator[None]:
     """Replaces buffers by other tensors ``(module, name, tensor)`` for the block, and restores them after it."""
-    kept = []
-    try:
-        for module, name, other in others:
-            kept.append((module, name, module.get_buffer(name)))
-            setattr(module, name, other)
-        yield
-    finally:
-        for module, name, buffer in kept:
-            setattr(module, name, buffer)
+    with exclusive():  # other threads would see them
+        kept = []
+        try:
+            for module, name, other in others:
+                kept.append((module, name, module.get_buffer(name)))
+                setattr(module, name, other)
+            yield
+        finally:
+            for module, name, buffer in kept:
+                setattr(module, name, buffer)
 
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Evaluation mode for the block, with attention as in training; each module's own mode is restored after it."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with attention_as_trained():
-            yield
-    finally:
-        for module, training in modes:
-            module.training = training
+    with exclusive():  # other threads would see it
+        modes = [(module, module.training) for module in model.modules()]
+        model.eval()
+        try:
+            with attention_as_trained():
+                yield
+        finally:
+            for module, training in modes:
+                module.training = training

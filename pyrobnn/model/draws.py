@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 import pyro.distributions as dist
 from torch import Tensor, nn
 
+from pyrobnn.core.exclusive import exclusive
 from pyrobnn.model.bayesianize import buffers, exchanged_buffers
 from pyrobnn.model.recomputation import keeping_activations
 from pyrobnn.model.substitution import SubstituteMessenger
@@ -117,14 +118,15 @@ class Draws(dict[str, Tensor]):
     def installed(self, model: nn.Module, *, update: bool = True) -> Iterator[None]:
         """Replaces buffers of the model by those of this draw; the model's are put back when the block ends."""
         own, others = _buffer_slots(model, tuple(self.buffers))
-        replacements = [
-            (module, local, buffer if self.live else buffer.clone())
-            for (module, local), buffer in zip(own, self.buffers.values(), strict=True)
-        ]
-        if not update:  # copies, since graphs may have saved the buffers for their backward pass
-            replacements += [(module, local, module.get_buffer(local).clone()) for module, local in others]
-        with exchanged_buffers(replacements):
-            yield
+        with exclusive():
+            replacements = [
+                (module, local, buffer if self.live else buffer.clone())
+                for (module, local), buffer in zip(own, self.buffers.values(), strict=True)
+            ]
+            if not update:  # copies, since graphs may have saved the buffers for their backward pass
+                replacements += [(module, local, module.get_buffer(local).clone()) for module, local in others]
+            with exchanged_buffers(replacements):
+                yield
 
     def __reduce__(self) -> Any:  # without the record, which may hold memory of a training step
         return _unpickled, (dict(self), self.buffers, self.component)

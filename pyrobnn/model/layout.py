@@ -21,6 +21,7 @@ from pyro.distributions.transforms import ExpTransform, biject_to
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 
+from pyrobnn.core import random_state
 from pyrobnn.distributions.fixed_row import InsertRow
 from pyrobnn.distributions.independent import base_distribution
 from pyrobnn.model.bayesianize import frozen_buffers
@@ -218,7 +219,7 @@ def _find_sites(model: Callable[..., Any], example: tuple[Any, ...] | None) -> I
     run = model if example is not None else sampler
     arguments = example if example is not None else ()
     module = model if isinstance(model, nn.Module) else nn.Module()
-    with torch.no_grad(), torch.random.fork_rng(devices=[]), frozen_buffers(module):
+    with torch.no_grad(), random_state.preserved(torch.device("cpu")), frozen_buffers(module):
         first, second = (poutine.trace(run).get_trace(*arguments).nodes for _ in range(2))
     latent = [
         name

@@ -11,16 +11,16 @@ from typing import Any
 
 import pyro.distributions as dist
 import torch
-from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
+from pyrobnn.core.handlers import ExclusiveMessenger
 from pyrobnn.core.pyro_compat import sole_handler
 
 __all__ = ["SubstituteMessenger", "direct_handler", "masked_sum", "summed_score", "unscaled_score"]
 
 
-class SubstituteMessenger(Messenger):
+class SubstituteMessenger(ExclusiveMessenger):
     """Sets the latent sites named in ``values`` to these values, and records all sites of the run.
 
     Args:

@@ -19,11 +19,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import nn
 
 from pyrobnn.core.arguments import check_non_negative
+from pyrobnn.core.handlers import ExclusiveMessenger
 from pyrobnn.guides.base import Guide
 from pyrobnn.model.bayesianize import has_default_prior
 from pyrobnn.model.declarations import declared_num_data
@@ -56,7 +56,7 @@ class DefaultTemperature:
         return 1.0 if num_data is None or size <= num_data else num_data / size
 
 
-class Tempered(Messenger):
+class Tempered(ExclusiveMessenger):
     """Scales the log density of every latent site by ``temperature``; for any Pyro ELBO.
 
     Wrap both sides: ``SVI(Tempered(λ)(model), Tempered(λ)(guide), …)``.

@@ -6,10 +6,10 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-import pyro
 import torch
 from torch import Tensor
 
+from pyrobnn.core.handlers import validation_enabled
 from pyrobnn.model.divergence import prior_terms
 from pyrobnn.model.draws import Draws
 from pyrobnn.objectives.parts import Parts
@@ -47,7 +47,7 @@ def evaluate_members(
 
     try:
         # Validation needs the values of tensors, which vmap does not provide; non-finite losses are detected anyway.
-        with pyro.validation_enabled(False):
+        with validation_enabled(False):
             log_likelihood, varying_divergence = torch.func.vmap(one, randomness="different")(dict(draws))
     except ValueError:
         return None

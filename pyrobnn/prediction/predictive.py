@@ -10,6 +10,7 @@ import pyro.poutine as poutine
 import torch
 from torch import Tensor, nn
 
+from pyrobnn.core.exclusive import exclusive
 from pyrobnn.guides.base import Guide
 from pyrobnn.model.bayesianize import frozen_buffers
 from pyrobnn.model.draws import Draws, installed_buffers
@@ -123,7 +124,8 @@ class Predictive(nn.Module):
             return self.posterior_samples.at(index)
         if isinstance(self.guide, Guide):
             return Draws.of(self.guide.sample(1)).at(0)
-        trace = poutine.trace(self.guide).get_trace(*args, **kwargs)
+        with exclusive():
+            trace = poutine.trace(self.guide).get_trace(*args, **kwargs)
         return {name: trace.nodes[name]["value"] for name in trace.stochastic_nodes}
 
 

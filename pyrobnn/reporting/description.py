@@ -18,6 +18,7 @@ import torch
 from pyro.distributions.transforms import AffineTransform
 from torch import nn
 
+from pyrobnn.core.exclusive import exclusive
 from pyrobnn.core.pyro_compat import full_name
 from pyrobnn.distributions.independent import base_distribution
 from pyrobnn.estimators import EstimatorSpec, coverage
@@ -224,7 +225,7 @@ def _is_sampled(prior: Prior) -> bool:
 def _factors(guide: Guide) -> dict[str, tuple[str, str | None]]:
     """Family of the guide's factor and kind of KL, by site."""
     devices = sorted({p.device.index for p in guide.parameters() if p.is_cuda})
-    with torch.no_grad(), torch.random.fork_rng(devices=devices):
+    with torch.no_grad(), exclusive(), torch.random.fork_rng(devices=devices):
         facts = guide.facts
         draws = guide.sample(1).at(0) if facts.density else Draws({})
         return {name: (family(guide.marginal(name)), _kl(guide, name, draws)) for name in guide.layout}

@@ -6,11 +6,11 @@ import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-import pyro
 import torch
 from torch import Tensor, nn
 
 from pyrobnn.core import random_state
+from pyrobnn.core.handlers import validation_enabled
 from pyrobnn.core.pyro_compat import unvalidated
 from pyrobnn.guides.base import Guide
 from pyrobnn.guides.ensembles.initialization import MemberInit, member_initialization
@@ -97,7 +97,7 @@ def check_start(model: Callable[..., Any], layout: Layout, flat: Tensor, args: t
             torch.no_grad(),
             random_state.preserved(flat.device),
             frozen_buffers(module),
-            pyro.validation_enabled(False),
+            validation_enabled(False),
         ):
             with SubstituteMessenger(values) as run:
                 model(*args)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from pyrobnn.core.arguments import check_int, check_positive_int
 from pyrobnn.core.batches import Reader
+from pyrobnn.core.exclusive import in_one_thread
 from pyrobnn.core.files import check_directory
 from pyrobnn.core.gradient_modes import gradients_enabled, refuse_inference_tensors
 from pyrobnn.guides.chains import Chains
@@ -105,7 +106,7 @@ def sample(
     if device is not None and isinstance(model, nn.Module):
         model.to(device)
     refuse_inference_tensors(model=model)
-    with gradients_enabled(), chain_seed(seed), sampled(model, batch_norm):
+    with gradients_enabled(), in_one_thread(model=model), chain_seed(seed), sampled(model, batch_norm):
         if isinstance(kernel, FullBatchKernel):
             args = all_data(model, data, device, batch)
             example = example_if_needed(model, args)

@@ -21,8 +21,10 @@ from tqdm.auto import tqdm
 from pyrobnn.core import random_state
 from pyrobnn.core.batches import Reader
 from pyrobnn.core.denormals import denormals_as_zero
+from pyrobnn.core.exclusive import in_one_thread
 from pyrobnn.core.files import check_directory
 from pyrobnn.core.gradient_modes import gradients_enabled
+from pyrobnn.core.handlers import validation_enabled
 from pyrobnn.guides.base import Guide
 from pyrobnn.objectives import ELBO, Objective
 from pyrobnn.training.checks import check_arguments, check_optimizer
@@ -113,7 +115,7 @@ def fit(
     check_arguments(model, guide, loader, epochs, patience, clip_norm, validation, checkpoint, resume, batch)
     check_optimizer(optimizer, scheduler, checkpoint)
     directory = None if checkpoint is None else check_directory("checkpoint", checkpoint)
-    with gradients_enabled(), random_state.local(seed):
+    with gradients_enabled(), in_one_thread(model=model, guide=guide), random_state.local(seed):
         if device is not None:
             model.to(device)
             guide.to(device)
@@ -154,7 +156,7 @@ def _train(
         while not run.is_finished:
             # Pyro validates (at the user's setting) while each batch is seen for the first time; after that
             # it would only repeat itself.
-            with pyro.validation_enabled(pyro.settings.get("validate_distributions_pyro") and not history.epochs):
+            with validation_enabled(pyro.settings.get("validate_distributions_pyro") and not history.epochs):
                 run.epoch()
             bar.set_postfix_str(history.summary())
             bar.update()

@@ -8,7 +8,6 @@ from collections.abc import Iterable, Sequence, Sized
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
-import pyro
 import torch
 from pyro.optim import PyroOptim
 from pyro.optim.lr_scheduler import PyroLRScheduler
@@ -18,6 +17,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from pyrobnn.core import random_state
 from pyrobnn.core.batches import Batch, Reader
+from pyrobnn.core.handlers import validation_enabled
 from pyrobnn.guides.base import Guide
 from pyrobnn.model.bayesianize import frozen_buffers
 from pyrobnn.model.declarations import declared_num_data
@@ -191,7 +191,7 @@ class Run:
     def _hidden_failure(self, batch: Batch) -> NonFiniteLossError | None:
         """Pyro's validation refuses NaN in a distribution before the objective can be found non-finite."""
         try:
-            with pyro.validation_enabled(False), frozen_buffers(self.model):
+            with validation_enabled(False), frozen_buffers(self.model):
                 self.elbo.backward(self.model, self.guide, batch.args, batch.kwargs)
         except NonFiniteLossError as error:
             return error
@@ -214,7 +214,7 @@ class Run:
         batch = self.previous
         if batch is None:
             return True
-        with pyro.validation_enabled(False), random_state.preserved(batch.device):
+        with validation_enabled(False), random_state.preserved(batch.device):
             try:
                 return math.isfinite(self.elbo.loss(self.model, self.guide, *batch.args, **batch.kwargs))
             except NonFiniteLossError:

@@ -20,11 +20,11 @@ import warnings
 from collections.abc import Callable
 from typing import Any, Literal, get_args
 
-import pyro
 import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from pyrobnn.core.handlers import validation_enabled
 from pyrobnn.sampling.hmc.potential import Potential, ValueAndGrad
 from pyrobnn.sampling.hmc.tracing import trace
 
@@ -75,7 +75,7 @@ class Leapfrogs:
             )
         self.block = _block_size(num_leapfrog, _LARGEST_BLOCK[total >= _LONG])
         try:
-            with pyro.validation_enabled(dist.is_validation_enabled()):  # torch.compile switches it off for good
+            with validation_enabled(dist.is_validation_enabled()):  # torch.compile switches it off for good
                 self._run_block = self._compile(like, is_long=total >= _LONG)
             self.is_compiled = True
         except Exception as error:  # a compiler has many ways to fail

@@ -9,13 +9,14 @@ transforms apply. For speed it is recorded once, with its gradient, as a graph o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
-import pyro
 import torch
 from torch import Tensor, nn
 
+from pyrobnn.core import random_state
+from pyrobnn.core.handlers import validation_enabled
 from pyrobnn.core.pyro_compat import unvalidated
 from pyrobnn.model.bayesianize import buffers, frozen_buffers
 from pyrobnn.model.declarations import example_if_needed
@@ -165,16 +166,16 @@ class Potential:
 
     # -------------------------------------------------------------------------------------------------- terms
 
-    def _terms(self, flat: Tensor) -> Iterator[Tensor]:
+    def _terms(self, flat: Tensor) -> list[Tensor]:
         """The parts of ``-U``."""
         unconstrained = self.layout.split(flat)
         values = self.layout.constrain(unconstrained)
         prior = self._flat_prior
         # Validation needs the values of tensors, which transforms and graphs do not provide.
-        with pyro.validation_enabled(False), SubstituteMessenger(values) as run:
-            self.model(*self.args)
-        covered = frozenset() if prior is None else prior.names
-        with pyro.validation_enabled(False):
+        covered, terms = frozenset() if prior is None else prior.names, []
+        with validation_enabled(False):
+            with SubstituteMessenger(values) as run:
+                self.model(*self.args)
             for message in (*run.latent, *run.observed):
                 name = message["name"]
                 if name in covered:
@@ -182,16 +183,16 @@ class Potential:
                 term = summed_score(unvalidated(message["fn"]).log_prob(message["value"]), message)
                 if not message["is_observed"]:
                     term = term + self.layout[name].log_jacobian(unconstrained[name], values[name], 0)
-                yield term
-        for normal in () if prior is None else prior.windows:
-            yield -normal.half_squares(flat[normal.window]) - normal.log_normalizer
+                terms.append(term)
+        windows = () if prior is None else prior.windows
+        return terms + [-normal.half_squares(flat[normal.window]) - normal.log_normalizer for normal in windows]
 
     # ------------------------------------------------------------------------------------------------- checks
 
     def _check(self) -> None:
         """Runs the model at two points: what it may not do shows there."""
         start = self.start()
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        with torch.no_grad(), random_state.preserved(torch.device("cpu")):
             elsewhere = torch.nan_to_num(start + 0.1 * torch.randn_like(start))
             first, second = self._run(start), self._run(elsewhere)
             for message in (*first.latent, *first.observed):

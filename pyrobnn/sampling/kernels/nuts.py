@@ -15,7 +15,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import pyro
 import torch
 from pyro.infer import NUTS as PyroNUTS
 from torch import Tensor
@@ -23,6 +22,7 @@ from tqdm import tqdm
 
 from pyrobnn.core import random_state
 from pyrobnn.core.arguments import check_positive, check_positive_int, check_probability
+from pyrobnn.core.handlers import validation_enabled
 from pyrobnn.sampling.hmc.potential import Potential, ValueAndGrad
 from pyrobnn.sampling.kernels.base import ChainResult, FullBatchKernel
 
@@ -64,7 +64,7 @@ class _OnFlatPotential(FullBatchKernel):
         total = num_chains * (warmup_steps + num_samples * thinning)
         with (
             contextlib.nullcontext() if seed is None else random_state.seeded(seed, init.device),
-            pyro.validation_enabled(False),
+            validation_enabled(False),
             tqdm(total=total, disable=not progress, desc=type(self).__name__, leave=False) as bar,
         ):
             for start in init:

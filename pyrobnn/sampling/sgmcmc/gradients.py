@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Literal
 
-import pyro
 from torch import Tensor, nn
 
+from pyrobnn.core.handlers import validation_enabled
 from pyrobnn.model.layout import Layout
 from pyrobnn.objectives import ELBO
 from pyrobnn.steps import PointScore, PointStep
@@ -56,7 +56,7 @@ class PotentialGradient:
             self._objective.backward(self.model, self._step, args)
         except ValueError:  # Pyro's validation may refuse NaN before the objective is found to be non-finite
             parameter.grad = None
-            with pyro.validation_enabled(False):
+            with validation_enabled(False):
                 self._objective.backward(self.model, self._step, args)
             raise
         gradient, parameter.grad = parameter.grad, None

@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 from pyrobnn.core import random_state, schema
 from pyrobnn.core.batches import Reader
 from pyrobnn.core.files import CheckpointError
+from pyrobnn.core.handlers import validation_enabled
 from pyrobnn.core.module_state import fill_tensors
 from pyrobnn.core.storage import restoring
 from pyrobnn.model.declarations import example_if_needed
@@ -110,7 +111,7 @@ class Run:
             with untrained(self.model):
                 while self.store.kept < num_samples:
                     args = self.batches.next()
-                    with pyro.validation_enabled(validates and self.batches.is_first):
+                    with validation_enabled(validates and self.batches.is_first):
                         gradient = self.gradient(args)
                     self._advance(gradient, bar)
         except NonFiniteLossError as error:
