@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, reduce
 from typing import Any
 
 import pyro.distributions as dist
@@ -22,9 +22,10 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 
 from pyrobnn.core import random_state
+from pyrobnn.core.pyro_compat import full_name
 from pyrobnn.distributions.fixed_row import InsertRow
 from pyrobnn.distributions.independent import base_distribution
-from pyrobnn.model.bayesianize import frozen_buffers
+from pyrobnn.model.bayesianize import bayesian_modules, frozen_buffers
 from pyrobnn.model.declarations import latent_sampler
 from pyrobnn.model.priors.base import elementwise_support, is_real
 
@@ -226,12 +227,29 @@ def _find_sites(model: Callable[..., Any], example: tuple[Any, ...] | None) -> I
         for name, node in first.items()
         if node["type"] == "sample" and not node["is_observed"] and not site_is_subsample(node)
     ]
+    values: dict[str, Any] = {name: first[name]["value"] for name in latent}
+    _check_dtypes(module, {name: value.dtype for name, value in values.items()})
     for name in latent:
         yield _describe_site(name, first[name], second.get(name))
     if not latent:
         raise ValueError(
             "model: it has no latent sites, so there is no posterior; give at least one parameter a prior."
         )
+
+
+def _check_dtypes(module: nn.Module, dtypes: Mapping[str, torch.dtype]) -> None:
+    """Refuses weights of less precision than another site: the flat vector has one dtype, which they would get."""
+    if len(set(dtypes.values())) < 2:
+        return
+    widest = reduce(torch.promote_types, dtypes.values())
+    for network in bayesian_modules(module):
+        for name in (full_name(network, name) for name in network.parameter_names):
+            if dtypes.get(name, widest) != widest:
+                other = next((other for other, dtype in dtypes.items() if dtype == widest), "another site")
+                raise ValueError(
+                    f"site {name!r}: it is {dtypes[name]}, but {other!r} is {widest}; all random weights must have one "
+                    "dtype: convert the network by net.to(dtype), and its inputs where it changes their dtype."
+                )
 
 
 def _describe_site(name: str, node: Any, again: Any) -> Site:

@@ -81,6 +81,7 @@ class SupervisedModel(PyroModule):
             net = bayesianize(net, prior)
         self.net = net
         self.likelihood = likelihood
+        _give_dtype(net, likelihood)
         self._output = (output,)  # in a tuple, so that a function that is a module is not registered as a submodule
 
     @property
@@ -201,6 +202,16 @@ class SupervisedModel(PyroModule):
     def extra_repr(self) -> str:
         """The number of data, and which output is used."""
         return f"num_data={self.num_data}" + ("" if self.output is None else f", output={self.output!r}")
+
+
+def _give_dtype(net: BayesianModule, likelihood: Likelihood) -> None:
+    """Gives a likelihood beside a float64 network, or one with latent sites, the dtype of the network's weights.
+
+    Numbers of less precision would round what the network computes, and all sites share one vector.
+    """
+    dtypes = {net.network.get_parameter(name).dtype for name in net.parameter_names}
+    if len(dtypes) == 1 and (likelihood.site_priors or dtypes == {torch.float64}):
+        likelihood.to(dtypes.pop())
 
 
 def run_network(net: nn.Module, x: Any) -> Any:

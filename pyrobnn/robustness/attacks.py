@@ -27,6 +27,7 @@ from pyrobnn.core.arguments import check_positive_int
 from pyrobnn.core.gradient_modes import gradients_enabled, ordinary, refuse_inference_tensors
 from pyrobnn.model.draws import Draws, installed_buffers
 from pyrobnn.model.likelihoods import Likelihood
+from pyrobnn.model.likelihoods.reductions import widened
 from pyrobnn.model.substitution import SubstituteMessenger
 from pyrobnn.prediction.draws import PinnedDraws, check_posterior
 from pyrobnn.prediction.runners import Runner, model_outputs
@@ -231,7 +232,7 @@ class _Attack:
             outputs = model_outputs(self.model, leaf)
             self.runner.likelihood.check_shape(outputs, y)
             likelihood = self.runner.likelihood
-            scores = likelihood.observation(likelihood.parameters_of(outputs)).log_prob(y)
+            scores = likelihood.observation(likelihood.parameters_of(widened(outputs))).log_prob(y)
             log_prob = scores.reshape(len(x), -1).sum(-1)
             (slope,) = torch.autograd.grad(log_prob.sum(), leaf)
         return log_prob.detach(), slope

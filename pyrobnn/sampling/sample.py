@@ -20,6 +20,7 @@ from pyrobnn.core.batches import Reader
 from pyrobnn.core.exclusive import in_one_thread
 from pyrobnn.core.files import check_directory
 from pyrobnn.core.gradient_modes import gradients_enabled, refuse_inference_tensors
+from pyrobnn.core.precision import refuse_float16
 from pyrobnn.guides.chains import Chains
 from pyrobnn.model.declarations import example_if_needed
 from pyrobnn.model.layout import Layout
@@ -202,6 +203,7 @@ def _check(
 
 
 def _check_memory(num_samples: int, start: Tensor, max_bytes: int, directory: Any) -> None:
+    refuse_float16("model", start)
     size = num_samples * start.nbytes
     if directory is None and size > max_bytes:
         raise ValueError(

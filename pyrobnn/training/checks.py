@@ -13,6 +13,7 @@ from torch.utils.data import DistributedSampler, RandomSampler, WeightedRandomSa
 from pyrobnn.core import random_state
 from pyrobnn.core.batches import Batch, Reader
 from pyrobnn.core.gradient_modes import refuse_inference_tensors
+from pyrobnn.core.precision import refuse_float16
 from pyrobnn.core.trees import leaves
 from pyrobnn.guides.base import check_guide
 from pyrobnn.model.bayesianize import evaluating, frozen_buffers
@@ -37,6 +38,7 @@ def check_arguments(
     advice = "; fit any other guide with pyro.infer.SVI(model, guide, optimizer, pyrobnn.objectives.ELBO())"
     check_guide(model, guide, advice=advice)
     refuse_inference_tensors(model=model, guide=guide)
+    refuse_float16("guide", next(guide.parameters()))
     for name, count in (("epochs", epochs), ("patience", patience)):
         if isinstance(count, bool) or not (
             (isinstance(count, int) and count > 0) or (count is None and name == "patience")

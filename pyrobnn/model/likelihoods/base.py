@@ -14,7 +14,7 @@ from pyrobnn.core.pyro_compat import AbstractModuleMeta
 from pyrobnn.model.likelihoods.information import FisherInformation, sampled_information
 from pyrobnn.model.likelihoods.missing import MissingTargets
 from pyrobnn.model.likelihoods.predictions import Prediction
-from pyrobnn.model.likelihoods.reductions import MomentReduction, Reduction
+from pyrobnn.model.likelihoods.reductions import MomentReduction, Reduction, widened
 from pyrobnn.model.stochastic import StochasticModule
 
 __all__ = ["Likelihood"]
@@ -78,11 +78,11 @@ class Likelihood(StochasticModule, metaclass=AbstractModuleMeta):  # type: ignor
     def forward(self, outputs: Tensor) -> dist.TorchDistribution:
         """The observation's distribution, batch shape ``[B]``, given the network's outputs ``[B, ...]``.
 
-        Objectives score targets with it. Where targets are weighted (``class_weight``), the weights are applied here
-        and not in predictions.
+        Objectives score targets with it, in single precision at least. Where targets are weighted (``class_weight``),
+        the weights are applied here and not in predictions.
         """
         self.announce_parameters()
-        found = self.observation(self.parameters_of(outputs))
+        found = self.observation(self.parameters_of(widened(outputs)))
         return found.to_event(len(found.batch_shape) - 1)
 
     def expectation(self, outputs: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor
 from pyrobnn.distributions.softmax import Softmax
 from pyrobnn.model.likelihoods.classes import ClassLikelihood
 from pyrobnn.model.likelihoods.information import FisherInformation
+from pyrobnn.model.likelihoods.reductions import widened
 
 __all__ = ["Categorical"]
 
@@ -57,7 +58,7 @@ class Categorical(ClassLikelihood):
 
     def forward(self, outputs: Tensor) -> dist.TorchDistribution:
         """Categorical with these outputs, under which classes count by their weights."""
-        logits = self.parameters_of(outputs)["logits"]
+        logits = self.parameters_of(widened(outputs))["logits"]
         found = Softmax(logits, ignore_index=self.ignore_index, class_weight=self.class_weight)
         return found.to_event(logits.dim() - 2)
 

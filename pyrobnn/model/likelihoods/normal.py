@@ -56,7 +56,8 @@ class Normal(Likelihood):
                 )
             self.add_site("scale", FixedPrior(scale, scale.shape(), "scale"))  # type: ignore[attr-defined]
             return
-        self.add_plain("noise", _NoiseScale(_as_scale(scale), learn_scale))
+        dtype = scale.dtype if isinstance(scale, Tensor) and scale.is_floating_point() else torch.get_default_dtype()
+        self.add_plain("noise", _NoiseScale(_as_scale(scale).double(), dtype, learn_scale))
 
     @pyro_method  # outside of Pyro's context a latent site would be a nameless draw from its prior
     def noise_scale(self) -> Tensor:
@@ -123,22 +124,23 @@ def _as_scale(scale: Any) -> Tensor:
     if isinstance(scale, bool | str) or scale is None:
         raise TypeError(f"scale: expected a standard deviation, a tensor of them, or a distribution, got {scale!r}.")
     try:
-        found = torch.as_tensor(scale).detach().clone()
+        found = torch.as_tensor(scale, dtype=None if isinstance(scale, Tensor) else torch.float64).detach().clone()
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(
             f"scale: expected a standard deviation, a tensor of them, or a distribution, got {scale!r}."
         ) from error
     if found.is_complex() or not bool(((found > 0) & found.isfinite()).all()) or not found.numel():
         raise ValueError(f"scale: expected a positive standard deviation, got {scale}.")
-    return found if found.is_floating_point() else found.to(torch.get_default_dtype())
+    return found
 
 
 class _NoiseScale(nn.Module):
-    """Positive numbers, fixed or trained in log space."""
+    """Positive numbers, fixed or trained in log space; those that were given, not rounded, also after ``double()``."""
 
-    def __init__(self, scale: Tensor, learned: bool) -> None:
+    def __init__(self, scale: Tensor, dtype: torch.dtype, learned: bool) -> None:
         super().__init__()
-        log_scale = scale.log()
+        self._given = scale.log()
+        log_scale = self._given.to(dtype, copy=True)
         if learned:
             self.log_scale = nn.Parameter(log_scale)
         else:
@@ -146,3 +148,10 @@ class _NoiseScale(nn.Module):
 
     def forward(self) -> Tensor:
         return self.log_scale.exp()
+
+    def _apply(self, fn, recurse=True):  # type: ignore[no-untyped-def]
+        before = self.log_scale.detach().clone()
+        super()._apply(fn, recurse)
+        if self.log_scale.dtype != before.dtype and torch.equal(self._given.to(before), before):
+            self.log_scale.data.copy_(self._given)
+        return self
