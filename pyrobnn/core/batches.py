@@ -250,6 +250,8 @@ def inputs_of(raw: Any, argument: str = "data", reader: Reader | None = None) ->
         TypeError: If it is of another form.
     """
     if reader is not None:
+        if not callable(reader):
+            raise TypeError(f"batch: expected a function from a batch to (inputs, targets), got {reader!r}.")
         raw = reader(raw)
         if type(raw) in (tuple, list) and len(raw) == 2 and raw[1] is None:
             return raw[0], None
@@ -257,11 +259,13 @@ def inputs_of(raw: Any, argument: str = "data", reader: Reader | None = None) ->
         return read.inputs, read.targets
     if isinstance(raw, Tensor | PackedSequence):
         return raw, None
-    if type(raw) in (tuple, list) and len(raw) in (1, 2):
+    refuse_arrays(raw, f"{argument}: the inputs")
+    is_numbers = type(raw) in (tuple, list) and any(isinstance(entry, bool | int | float) for entry in raw[:1])
+    if type(raw) in (tuple, list) and len(raw) in (1, 2) and not is_numbers:
         return raw[0], raw[1] if len(raw) == 2 else None
     if isinstance(raw, Mapping) and not any(name in raw for name in TARGET_NAMES):
         return raw, None
-    if not isinstance(raw, tuple | list | Mapping | Batch):
+    if is_numbers or not isinstance(raw, tuple | list | Mapping | Batch):
         kind = type(raw).__name__
         raise TypeError(f"{argument}: expected a loader of inputs or of pairs (x, y), got a batch of {kind}.")
     return (read := Batch.read(raw, argument=argument)).inputs, read.targets

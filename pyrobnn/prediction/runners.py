@@ -75,7 +75,7 @@ class Runner:
         self.draws_bytes = max_bytes // 2
         self.activation_bytes = max_bytes // 4
         self.cutter = RowCutter(model, batch_size, self.activation_bytes)
-        self._checked_sites = self._checked_one_row = False
+        self._checked_sites = self._checked_shape = self._checked_one_row = False
 
     @contextlib.contextmanager
     def ready(self) -> Iterator[None]:
@@ -155,6 +155,9 @@ class Runner:
             refuse_squeezed(parts[0].inputs, joined, functools.partial(self.outputs, draw))
             self._checked_one_row = True
         with SubstituteMessenger(draw):
+            if not self._checked_shape:
+                self.likelihood.target_shape(joined)  # refuses outputs that are not what it takes
+                self._checked_shape = True
             return summarize(joined)
 
     def _vmapped(

@@ -30,7 +30,9 @@ def check_rows(y: Any, outputs: Tensor) -> None:
         )
 
 
-def check_second_entry(model: nn.Module, x: Any, y: Any, shape: torch.Size, likelihood: Likelihood | None) -> None:
+def check_second_entry(
+    model: nn.Module, x: Any, y: Any, shape: torch.Size, likelihood: Likelihood | None, argument: str = "data"
+) -> None:
     """Refuses a second entry that cannot be targets, if the network could take it as a further input.
 
     Args:
@@ -39,6 +41,7 @@ def check_second_entry(model: nn.Module, x: Any, y: Any, shape: torch.Size, like
         y: The second entry, taken as targets.
         shape: The shape of targets at these inputs.
         likelihood: What the outputs mean.
+        argument: What errors name.
 
     Raises:
         ValueError: If it is such a one, so that what is meant is not known.
@@ -49,9 +52,9 @@ def check_second_entry(model: nn.Module, x: Any, y: Any, shape: torch.Size, like
     if y.shape == shape and y.dtype != torch.bool and not (is_class and y.is_floating_point()):
         return
     raise ValueError(
-        f"data: a batch of two entries is read as (x, y), but the second, of shape {list(y.shape)} and {y.dtype}, "
-        f"cannot be targets, which are {'labels' if is_class else 'numbers'} of shape {list(shape)} here, and the "
-        "network takes further inputs; pass batch=lambda raw: (tuple(raw), None) if it is one of them, or "
+        f"{argument}: a batch of two entries is read as (x, y), but the second, of shape {list(y.shape)} and "
+        f"{y.dtype}, cannot be targets, which are {'labels' if is_class else 'numbers'} of shape {list(shape)} here, "
+        "and the network takes further inputs; pass batch=lambda raw: (tuple(raw), None) if it is one of them, or "
         "batch=lambda raw: (raw[0], None) to leave it out."
     )
 

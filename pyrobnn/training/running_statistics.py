@@ -19,7 +19,9 @@ from pyrobnn.core.batches import Reader, inputs_of
 from pyrobnn.core.finite import check_inputs
 from pyrobnn.guides.base import Guide, check_guide
 from pyrobnn.model.draws import Draws
+from pyrobnn.model.supervised import SupervisedModel
 from pyrobnn.prediction.runners import inputs_on, model_outputs
+from pyrobnn.prediction.second_entries import check_second_entry
 
 __all__ = ["BATCH_NORMS", "recalibrate_batch_norm"]
 
@@ -63,10 +65,13 @@ def recalibrate_batch_norm(
             layer.momentum = None  # the plain average over all passes
             layer.train()
         for index, raw in enumerate(loader):
-            x = inputs_on(inputs_of(raw, "loader", batch)[0], device)
+            x, y = inputs_of(raw, "loader", batch)
+            x = inputs_on(x, device)
             check_inputs(x, index)
             for _ in range(num_samples):
-                averages.add(x)
+                outputs = averages.add(x)
+            if index == 0 and isinstance(model, SupervisedModel):
+                check_second_entry(model, x, y, model.likelihood.target_shape(outputs), model.likelihood, "loader")
             passes += num_samples
         if passes == 0:
             raise ValueError("loader: it yielded no batch to take statistics of.")
@@ -105,14 +110,15 @@ class _Averages:
         draws = self.guide.atoms(self._members)
         return [draws.at(index).buffers for index in range(len(self._members))]
 
-    def add(self, x: Any) -> None:
-        """Runs a batch once for each component, under new draws."""
+    def add(self, x: Any) -> Tensor:
+        """Runs a batch once for each component, under new draws; returns the outputs of the last."""
         draws = self.guide.atoms(self._members) if self._of_components else self.guide.sample(1)
         for index, fresh in enumerate(self._fresh):
             draw = draws.at(index)
             fresh_draw = Draws(draw, {**draw.buffers, **fresh}, contexts=draw.contexts, live=True)
             with fresh_draw.running(self.model, update=True):
-                model_outputs(self.model, x)
+                outputs = model_outputs(self.model, x)
+        return outputs
 
     def keep(self) -> None:
         """Stores the statistics in the guide if its components have buffers, else in the model."""

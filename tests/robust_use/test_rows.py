@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.data import DataLoader, TensorDataset
 
-from pyrobnn import fit, likelihoods
+from pyrobnn import fit, likelihoods, recalibrate_batch_norm
 from pyrobnn.core.batches import Batch
 from pyrobnn.diagnostics import check, to_arviz
 from pyrobnn.diagnostics._evaluation import Rows, evaluate
@@ -393,3 +393,55 @@ def test_noise_is_added_to_one_tensor_of_numbers() -> None:
         perturbed(0.1)((torch.ones(2), torch.ones(2)))  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=r"got a tensor of torch.int64"):
         perturbed(0.1)(torch.ones(2).long())
+
+
+@pytest.mark.parametrize(
+    ("data", "kind", "match"),
+    [
+        ([torch.randn(4, 3).numpy()], TypeError, r"^data: the inputs hold a numpy.ndarray of float32"),
+        ([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]], TypeError, r"^data: expected a loader of inputs .* got a batch of list"),
+        ([[1.0, 2.0], [3.0, 4.0]], TypeError, r"^data: expected a loader of inputs .* got a batch of list"),
+        (torch.randn(3), ValueError, r"^net: Categorical expects outputs \[B, C\]"),
+        (None, TypeError, r"^data: expected inputs .* got NoneType"),
+        (torch.randn(0, 3), ValueError, r"^data: it holds no inputs"),
+    ],
+    ids=["array", "numbers", "pairs of numbers", "one row without a batch", "nothing", "no rows"],
+)
+def test_what_is_no_data_is_refused(data: Any, kind: type[Exception], match: str) -> None:
+    model, guide = classifier()
+    with pytest.raises(kind, match=match):
+        predict(model, guide, data, 2)
+
+
+def test_a_reader_is_a_function() -> None:
+    model, guide = classifier()
+    with pytest.raises(TypeError, match=r"^batch: expected a function from a batch .*, got 'x'"):
+        predict(model, guide, [torch.randn(4, 3)], 2, batch="x")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"^batch: expected the function to return"):
+        predict(model, guide, [torch.randn(4, 3)], 2, batch=lambda raw: raw)
+
+
+def test_recalibration_reads_batches_as_prediction_does() -> None:
+    """The mask is not left out, and the function that reads it gives the statistics of masked inputs."""
+
+    class Normed(Masked):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Sequential(nn.BatchNorm1d(4), nn.Linear(4, 2))  # type: ignore[assignment]
+
+    model, guide = classifier(Normed())
+    ids, mask = torch.randint(0, 20, (12, 5)), torch.arange(5) < torch.randint(1, 6, (12, 1))
+    with pytest.raises(ValueError, match=r"^loader: a batch of two entries is read as \(x, y\)"):
+        recalibrate_batch_norm(model, guide, [(ids, mask)])
+    recalibrate_batch_norm(model, guide, [(ids, mask)], batch=lambda raw: (raw, None))
+    embedded = guide.sample(1)["net.embedding.weight"][0][ids] * mask.unsqueeze(-1)
+    wanted = (embedded.sum(1) / mask.sum(1, keepdim=True)).mean(0)
+    torch.testing.assert_close(model.net.network.head[0].running_mean, wanted)  # type: ignore[union-attr]
+
+
+def test_several_inputs_with_weights_are_read() -> None:
+    """What a DataLoader's collate function makes of ``((a, b), y, weight)``: lists."""
+    a, b = torch.randn(4, 3), torch.randn(4, 4)
+    model, guide = classifier(Net(lambda h, b: h + b))
+    found = predict(model, guide, [[[a, b], torch.zeros(4).long(), torch.ones(4)]], 2)
+    torch.testing.assert_close(found.mean, predict(model, guide, (a, b), 2).mean)
