@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -23,6 +24,8 @@ from pyrobnn.core.arguments import check_non_negative, check_number
 from pyrobnn.sampling.kernels.base import Diffusion
 
 __all__ = ["SGHMC", "velocity_variance"]
+
+Friction = TypeVar("Friction", float, Tensor)
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,6 @@ class SGHMC(Diffusion):
         return {"kinetic_temperature": squares / velocity_variance(self.step_size_at(step), self.friction)}
 
 
-def velocity_variance(step_size: float, friction: float) -> float:
+def velocity_variance(step_size: float, friction: Friction) -> Friction:
     """Stationary variance of a velocity's element at T = 1, for small steps."""
     return step_size / (1.0 - 0.5 * friction)

@@ -11,6 +11,11 @@ Velocities are h times the paper's momenta, :math:`\varepsilon = h^2`, α is h t
 εT. The factor 1 - α/2 is not in the paper: it is what the velocities of this scheme differ by from those of the
 continuous diffusion (:mod:`pyrobnn.sampling.kernels.sghmc`). At equilibrium α is a plus the minibatches' share, with
 variance about κ/P.
+
+Left alone the friction moves to its equilibrium in about a/κ steps, often thousands, and the heat of a start far from
+the posterior stays in it as long: draws are then too cold. In the first third of warmup the friction is therefore held
+at a, which takes heat out within 1/a steps. After that the thermostat reacts with :math:`a^2 / 2`, the fastest without
+oscillation; at the end of warmup the friction is set to its mean over the second half, and velocities are drawn anew.
 """
 
 from __future__ import annotations
@@ -39,7 +44,8 @@ class SGNHT(Diffusion):
         step_size: ε, or a schedule of it.
         temperature: T.
         diffusion: a in (0, 1]: the noise that is added, and the friction to start with.
-        coupling: κ, how fast the thermostat reacts; None takes the paper's εT.
+        coupling: κ, how fast the thermostat reacts after warmup (in it a²/2, if that is more); None takes the paper's
+            εT.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -55,10 +61,14 @@ class SGNHT(Diffusion):
             check_positive("coupling", self.coupling)
 
     def start(self, flat: Tensor, warmup_steps: int) -> dict[str, Tensor]:
-        """Velocities from their stationary law, and the friction ``[C, 1]`` at ``diffusion``."""
-        scale = math.sqrt(velocity_variance(self.step_size_at(0), self.diffusion) * self.temperature)
+        """Velocities from their stationary law, the friction ``[C, 1]`` at ``diffusion``, and its mean in warmup."""
         friction = torch.full_like(flat[:, :1], self.diffusion)
-        return {"velocity": torch.randn_like(flat) * scale, "friction": friction}
+        return {
+            "velocity": torch.randn_like(flat) * self._velocity_scale(self.step_size_at(0), self.temperature, friction),
+            "friction": friction,
+            "mean_friction": torch.zeros_like(friction),
+            "warmup": torch.tensor(warmup_steps),
+        }
 
     def advance(
         self,
@@ -71,13 +81,33 @@ class SGNHT(Diffusion):
         temperature: float,
     ) -> None:
         """Five passes over the weights."""
-        velocity, friction = state["velocity"], state["friction"]
+        velocity, friction, warmup = state["velocity"], state["friction"], int(state["warmup"])
         velocity.mul_(1.0 - friction).add_(gradient, alpha=-step_size)
         velocity.add_(noise(), alpha=math.sqrt(2.0 * self.diffusion * step_size * temperature))
         flat.add_(velocity)
         heat = torch.linalg.vecdot(velocity, velocity).unsqueeze(-1) / (velocity.shape[-1] * step_size * temperature)
         coupling = step_size * temperature if self.coupling is None else self.coupling
-        friction.add_(heat.mul_(1.0 - 0.5 * friction).sub_(1.0), alpha=coupling)
+        if step < warmup:
+            self._equilibrate(state, heat, coupling, step, warmup)
+        else:
+            friction.add_(heat.mul_(1.0 - 0.5 * friction).sub_(1.0), alpha=coupling)
+        if step == warmup - 1:
+            friction.copy_(state["mean_friction"])
+            torch.mul(noise(), self._velocity_scale(step_size, temperature, friction), out=velocity)
+
+    def _equilibrate(self, state: dict[str, Tensor], heat: Tensor, coupling: float, step: int, warmup: int) -> None:
+        """The friction of a step of warmup."""
+        friction, mean = state["friction"], state["mean_friction"]
+        if step < warmup // 3:
+            return
+        friction.add_(heat.mul_(1.0 - 0.5 * friction).sub_(1.0), alpha=max(coupling, 0.5 * self.diffusion**2))
+        friction.clamp_(max=1.0 + 0.5 * self.diffusion)  # beyond it the scheme would be unstable
+        if step >= (half := warmup // 2):
+            mean.add_(friction - mean, alpha=1.0 / (step - half + 1))
+
+    def _velocity_scale(self, step_size: float, temperature: float, friction: Tensor) -> Tensor:
+        """Stationary standard deviations of velocities ``[C, 1]``."""
+        return (velocity_variance(step_size, friction) * temperature).sqrt()
 
     def statistics(self, flat: Tensor, state: Mapping[str, Tensor], step: int) -> dict[str, Tensor]:
         """``kinetic_temperature`` and ``friction``."""
