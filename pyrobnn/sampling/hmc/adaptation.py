@@ -1,16 +1,23 @@
-r"""Adaptation of HMC during its warmup: step size and diagonal mass matrix, one for all chains.
+r"""Adaptation of HMC during its warmup: a step size of each chain, one diagonal mass matrix for all.
 
-The step size follows dual averaging (Nesterov 2009; Hoffman & Gelman 2014): from the acceptance probabilities
-:math:`α_t`, averaged over chains, it seeks the ε at which their mean is the target. The inverse mass matrix is the
-variance of each coordinate, averaged over chains, in windows that double in length, as in Stan: a fast phase for the
-step size alone, slow windows each of which ends with a new mass matrix, and a last fast phase. Variances are taken
-around each chain's own mean, so that chains in different modes do not blow them up. After warmup nothing changes any
-more, which is what makes the draws those of a Markov chain.
+Step sizes follow dual averaging (Nesterov 2009; Hoffman & Gelman 2014): from the acceptance probabilities
+:math:`α_{c,t}` each seeks the ε at which its own chain's mean is the target τ, by
+
+.. math::  g_{c,t} = τ - \left(λ\, α_{c,t} + (1 - λ)\, \bar α_t\right), \qquad λ = 0.2,
+
+where :math:`\bar α_t` is the mean over chains. All :math:`g_c` vanish on average only where every chain has the target,
+so that a chain that starts far away, or lies in a narrower mode, gets a smaller step; in between, the mean makes them
+less noisy than each chain's own acceptance would.
+
+The inverse mass matrix is the variance of each coordinate within a chain, the median over chains, in windows that
+double in length, as in Stan: a fast phase for step sizes alone, slow windows each of which ends with a new mass matrix,
+and a last fast phase. Variances are taken around each chain's own mean, so that chains in different modes do not blow
+them up, and the median leaves out one that is still on its way. After warmup nothing changes any more, which is what
+makes the draws those of a Markov chain.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import torch
@@ -22,6 +29,7 @@ from pyrobnn.core.moments import RunningMoments
 __all__ = ["ChainVariance", "Warmup", "reasonable_step_size", "windows"]
 
 _LARGEST, _SMALLEST = 1e3, 1e-10
+_OWN = 0.2  # weight λ of a chain's own acceptance
 
 
 class ChainVariance:
@@ -35,9 +43,12 @@ class ChainVariance:
         self._moments.add(states.unsqueeze(0))
 
     def regularized(self) -> Tensor:
-        """The variance ``[d]``, shrunk toward 1e-3 with the weight of five states, as in Stan."""
-        seen = self._moments.count * len(self._moments.mean)
-        return (self._moments.variance().mean(0) * seen + 5e-3) / (seen + 5.0)
+        """The median over chains ``[d]``, shrunk toward 1e-3 with the weight of five states, as in Stan."""
+        num_chains = len(self._moments.mean)
+        ordered = self._moments.variance().sort(dim=0).values
+        median = 0.5 * (ordered[(num_chains - 1) // 2] + ordered[num_chains // 2])
+        seen = self._moments.count * num_chains
+        return (median * seen + 5e-3) / (seen + 5.0)
 
 
 class Warmup:
@@ -46,14 +57,15 @@ class Warmup:
     Args:
         length: Transitions of warmup.
         start: The first states ``[C, d]``.
-        step_size: The first step size.
-        target: Acceptance probability that the step size aims at.
-        adapts_step_size: Whether the step size adapts.
+        step_size: The first step sizes ``[C]``.
+        target: Acceptance probability that each chain's step size aims at.
+        adapts_step_size: Whether step sizes adapt.
         adapts_mass: Whether the mass matrix does.
-        find: From an inverse mass matrix to a step size to begin again with, after each new one.
+        find: From an inverse mass matrix and step sizes to those to begin again with, after each new matrix.
 
     Attributes:
-        step_size: ε.
+        step_size: ε of each chain ``[C]``.
+        typical_step_size: Their median, on the scale of logarithms.
         inverse_mass: Diagonal of the inverse mass matrix ``[d]``.
     """
 
@@ -61,26 +73,27 @@ class Warmup:
         self,
         length: int,
         start: Tensor,
-        step_size: float,
+        step_size: Tensor,
         *,
         target: float,
         adapts_step_size: bool,
         adapts_mass: bool,
-        find: Callable[[Tensor, float], float],
+        find: Callable[[Tensor, Tensor], Tensor],
     ) -> None:
-        self.step_size, self.inverse_mass = step_size, torch.ones_like(start[0])
+        self.inverse_mass = torch.ones_like(start[0])
         self.target, self.length, self.find = target, length, find
         self.adapts_step_size = adapts_step_size and length > 0
         self.first, self.ends = windows(length) if adapts_mass else (0, [])
         self._variance = ChainVariance()
+        self._set(step_size)
         if self.adapts_step_size:
             self._restart()
 
     def update(self, index: int, states: Tensor, acceptance: Tensor) -> None:
         """Learns from transition ``index`` of warmup: its states ``[C, d]`` and acceptance probabilities ``[C]``."""
         if self.adapts_step_size:
-            self._averaging.step(self.target - float(acceptance.mean()))
-            self.step_size = _clamped(math.exp(self._averaging.get_state()[0]))
+            self._averaging.step(self.target - torch.lerp(acceptance.mean(), acceptance, _OWN))
+            self._set(self._averaging.get_state()[0].exp())
         if self.ends and self.first <= index <= self.ends[-1]:
             self._variance.add(states)
         if index in self.ends:
@@ -89,11 +102,16 @@ class Warmup:
             if self.adapts_step_size:
                 self._restart()
         if self.adapts_step_size and index == self.length - 1:
-            self.step_size = _clamped(math.exp(self._averaging.get_state()[1]))
+            self._set(self._averaging.get_state()[1].exp())
 
     def _restart(self) -> None:
-        self.step_size = self.find(self.inverse_mass, self.step_size)
-        self._averaging = DualAveraging(prox_center=math.log(10.0 * self.step_size))
+        self._set(self.find(self.inverse_mass, self.step_size))
+        self._averaging = DualAveraging(prox_center=(10.0 * self.step_size).log())
+
+    def _set(self, step_size: Tensor) -> None:
+        self.step_size = step_size.clamp(_SMALLEST, _LARGEST)
+        ordered = self.step_size.sort().values
+        self.typical_step_size = float((ordered[(len(ordered) - 1) // 2] * ordered[len(ordered) // 2]).sqrt())
 
 
 def windows(length: int) -> tuple[int, list[int]]:
@@ -114,20 +132,18 @@ def windows(length: int) -> tuple[int, list[int]]:
     return first, ends
 
 
-def reasonable_step_size(acceptance: Callable[[float], float], step_size: float) -> float:
-    """A step size at which a single leapfrog is accepted with a probability near 0.8 (Hoffman & Gelman 2014, alg. 4).
+def reasonable_step_size(acceptance: Callable[[Tensor], Tensor], step_size: Tensor) -> Tensor:
+    """Step sizes at which single leapfrogs are accepted with a probability near 0.8 (Hoffman & Gelman 2014, alg. 4).
 
     Args:
-        acceptance: Mean acceptance probability of one leapfrog of a given step size; 0 where it is NaN.
-        step_size: Where the search starts.
+        acceptance: Acceptance probabilities ``[C]`` of one leapfrog of given step sizes ``[C]``; 0 where one is NaN.
+        step_size: Where the search starts ``[C]``.
     """
     grows = acceptance(step_size) > 0.8
-    while _SMALLEST < step_size < _LARGEST:
-        step_size *= 2.0 if grows else 0.5
-        if (acceptance(step_size) > 0.8) != grows:
-            break
-    return _clamped(step_size)
-
-
-def _clamped(step_size: float) -> float:
-    return min(max(step_size, _SMALLEST), _LARGEST)
+    factor = torch.where(grows, 2.0, 0.5).to(step_size)
+    searches = torch.ones_like(grows)
+    while bool(searches.any()):
+        step_size = torch.where(searches, step_size * factor, step_size)
+        is_inside = (step_size > _SMALLEST) & (step_size < _LARGEST)
+        searches = searches & is_inside & ((acceptance(step_size) > 0.8) == grows)
+    return step_size.clamp(_SMALLEST, _LARGEST)

@@ -11,7 +11,6 @@ Duane, Kennedy, Pendleton & Roweth, *Hybrid Monte Carlo* (1987); Neal, *MCMC usi
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -22,6 +21,7 @@ from tqdm import tqdm
 
 from pyrobnn.core.arguments import check_number, check_positive, check_positive_int, check_probability
 from pyrobnn.sampling.hmc.adaptation import Warmup, reasonable_step_size
+from pyrobnn.sampling.hmc.failures import warn_of_failed_chains
 from pyrobnn.sampling.hmc.leapfrog import Compile, Leapfrogs, State, check_compile
 from pyrobnn.sampling.hmc.potential import Potential
 from pyrobnn.sampling.kernels.base import ChainResult, FullBatchKernel
@@ -30,7 +30,6 @@ __all__ = ["HMC"]
 
 _LONGEST = 1024  # leapfrogs in a trajectory of given length, however small the step size is at first
 _DIVERGED = 1000.0  # error of the energy, in nats, from which a trajectory counts as divergent (Stan's value)
-_MANY = 0.1  # share of divergent transitions that is worth a warning
 
 
 @dataclass(frozen=True)
@@ -38,13 +37,14 @@ class HMC(FullBatchKernel):
     """Hamiltonian Monte Carlo on all data, for :func:`pyrobnn.sample`.
 
     Args:
-        step_size: Step size ε; the first one where it adapts. None: found by doubling or halving.
+        step_size: Step size ε; the first one where it adapts. None: found by doubling or halving, for each chain.
         num_leapfrog: Leapfrogs L in a trajectory.
         trajectory_length: Length ε L instead, in units of the posterior's standard deviations where the mass matrix
-            adapts; trajectories then have at most 1024 leapfrogs. π/2, the best for a Gaussian, if both are None.
-        adapt_step_size: Adapt ε during warmup by dual averaging.
+            adapts, with the chains' median ε; trajectories then have at most 1024 leapfrogs. π/2, the best for a
+            Gaussian, if both are None.
+        adapt_step_size: Adapt ε of each chain during warmup by dual averaging.
         adapt_mass: ``"diagonal"``: set the mass matrix from the variances seen in warmup. None: leave it the identity.
-        target_accept: Acceptance probability that the step size aims at.
+        target_accept: Acceptance probability that each chain's step size aims at.
         jitter: Each transition of a chain takes a step size of its own, uniform between 1 - ``jitter`` and
             1 + ``jitter`` times ε, so that no trajectory goes round a closed orbit.
         compile: Compile leapfrogs with ``torch.compile``: True, False, or ``"auto"``, where a compiler is found and
@@ -53,6 +53,9 @@ class HMC(FullBatchKernel):
     Statistics of each draw: ``acceptance_rate`` (probability), ``energy`` (H of the draw, for E-BFMI), ``energy_error``
     (of the proposal), ``lp`` (-U), ``diverging``, ``step_size``, ``n_steps`` (L). In single precision energies are
     exact to about 1e-7 of U: where U exceeds 1e5 nats, use ``model.double()``.
+
+    Warns:
+        UserWarning: If chains did not move, or many of their transitions diverged; it names them.
 
     Raises:
         TypeError: If ``num_leapfrog`` and ``trajectory_length`` are both given.
@@ -107,11 +110,12 @@ class HMC(FullBatchKernel):
         potential = Potential(model, args)
         q = init.detach().clone()
         potential.check_start(q)
-        chain = Chains(self, potential, q, warmup_steps, warmup_steps + num_samples * thinning, seed)
         draws = q.new_empty(num_chains, num_samples, q.shape[-1])
         stats: dict[str, list[Tensor]] = {}
-        with torch.no_grad(), tqdm(total=chain.total, disable=not progress, desc="HMC", leave=False) as bar:
-            for index in range(chain.total):
+        total = warmup_steps + num_samples * thinning
+        with torch.no_grad(), tqdm(total=total, disable=not progress, desc="HMC", leave=False) as bar:
+            chain = Chains(self, potential, q, warmup_steps, total, seed)
+            for index in range(total):
                 kept, rest = divmod(index - warmup_steps + 1, thinning)
                 is_kept = index >= warmup_steps and rest == 0
                 found = chain.transition(index, report=is_kept)
@@ -122,7 +126,7 @@ class HMC(FullBatchKernel):
                 if progress:
                     bar.update()
         joined = {name: torch.stack(values, 1) for name, values in stats.items()}
-        _warn(joined["diverging"])
+        warn_of_failed_chains("HMC", joined)
         return ChainResult(draws, joined)
 
 
@@ -141,13 +145,15 @@ class Chains:
         self.leapfrogs = Leapfrogs(potential, start, num_leapfrog=usual, total=total * usual, compile=kernel.compile)
         value, gradient = self.leapfrogs.value_and_grad(start)
         self.state: State = (start, torch.zeros_like(start), gradient, value)
-        step_size = kernel.step_size
-        if step_size is None:
-            step_size = self._reasonable(torch.ones_like(start[0]), 0.1)
+        num_chains = len(start)
+        if kernel.step_size is None:
+            sizes = self._reasonable(torch.ones_like(start[0]), start.new_full((num_chains,), 0.1))
+        else:
+            sizes = start.new_full((num_chains,), kernel.step_size)
         self.warmup = Warmup(
             warmup_steps,
             start,
-            step_size,
+            sizes,
             target=kernel.target_accept,
             adapts_step_size=kernel.adapt_step_size,
             adapts_mass=kernel.adapt_mass is not None,
@@ -159,7 +165,7 @@ class Chains:
         warmup = self.warmup
         q, _, gradient, value = self.state
         step_size = self._jittered(warmup.step_size)
-        length = self._length(warmup.step_size)
+        length = self._length(warmup.typical_step_size)
         momentum, kinetic = self._momentum(warmup.inverse_mass)
         proposed = self.leapfrogs((q, momentum, gradient, value), length, step_size, warmup.inverse_mass)
         before, after = value + kinetic, proposed[3] + _kinetic(proposed[1], warmup.inverse_mass)
@@ -194,14 +200,15 @@ class Chains:
         if self.kernel.num_leapfrog is not None:
             return self.kernel.num_leapfrog
         length = math.pi / 2 if self.kernel.trajectory_length is None else self.kernel.trajectory_length
-        return min(max(1, math.ceil(length / step_size)), _LONGEST)
+        return min(max(1, math.ceil(length / step_size * (1.0 - 1e-6))), _LONGEST)  # but for rounding in step_size
 
-    def _jittered(self, step_size: float) -> Tensor:
-        q = self.state[0]
+    def _jittered(self, step_size: Tensor) -> Tensor:
+        """Step sizes ``[C, 1]`` of one transition."""
+        sizes = step_size.unsqueeze(-1)
         if self.kernel.jitter == 0:
-            return q.new_full((len(q), 1), step_size)
-        uniform = torch.rand(len(q), 1, generator=self.generator, device=q.device, dtype=q.dtype)
-        return uniform.mul_(2.0 * self.kernel.jitter).add_(1.0 - self.kernel.jitter).mul_(step_size)
+            return sizes
+        uniform = torch.rand(sizes.shape, generator=self.generator, device=sizes.device, dtype=sizes.dtype)
+        return uniform.mul_(2.0 * self.kernel.jitter).add_(1.0 - self.kernel.jitter).mul_(sizes)
 
     def _momentum(self, inverse_mass: Tensor) -> tuple[Tensor, Tensor]:
         """Momenta of all chains and their kinetic energies."""
@@ -209,14 +216,13 @@ class Chains:
         noise = torch.randn(q.shape, generator=self.generator, device=q.device, dtype=q.dtype)
         return noise * inverse_mass.rsqrt(), 0.5 * noise.square().sum(-1)
 
-    def _reasonable(self, inverse_mass: Tensor, step_size: float) -> float:
-        def acceptance(tried: float) -> float:
+    def _reasonable(self, inverse_mass: Tensor, step_size: Tensor) -> Tensor:
+        def acceptance(tried: Tensor) -> Tensor:
             momentum, kinetic = self._momentum(inverse_mass)
             q, _, gradient, value = self.state
-            steps = q.new_full((len(q), 1), tried)
-            proposed = self.leapfrogs((q, momentum, gradient, value), 1, steps, inverse_mass)
+            proposed = self.leapfrogs((q, momentum, gradient, value), 1, tried.unsqueeze(-1), inverse_mass)
             error = proposed[3] + _kinetic(proposed[1], inverse_mass) - value - kinetic
-            return float((-_finite_or_refused(error)).clamp(max=0.0).exp().mean())
+            return (-_finite_or_refused(error)).clamp(max=0.0).exp()
 
         return reasonable_step_size(acceptance, step_size)
 
@@ -228,14 +234,3 @@ def _finite_or_refused(error: Tensor) -> Tensor:
 
 def _kinetic(momentum: Tensor, inverse_mass: Tensor) -> Tensor:
     return 0.5 * (momentum.square() @ inverse_mass)
-
-
-def _warn(diverging: Tensor) -> None:
-    share = diverging.float().mean(1)
-    if bool((share > _MANY).any()):
-        worst = int(share.argmax())
-        warnings.warn(
-            f"HMC: {100 * float(share[worst]):.0f} % of the transitions of chain {worst} diverged and were rejected; "
-            "use a smaller step_size, or a longer warmup_steps that adapts it.",
-            stacklevel=2,
-        )

@@ -23,6 +23,7 @@ from tqdm import tqdm
 from pyrobnn.core import random_state
 from pyrobnn.core.arguments import check_positive, check_positive_int, check_probability
 from pyrobnn.core.handlers import validation_enabled
+from pyrobnn.sampling.hmc.failures import warn_of_failed_chains
 from pyrobnn.sampling.hmc.potential import Potential, ValueAndGrad
 from pyrobnn.sampling.kernels.base import ChainResult, FullBatchKernel
 
@@ -71,7 +72,9 @@ class _OnFlatPotential(FullBatchKernel):
                 states, figures = self._run_chain(potential, start, num_samples, warmup_steps, thinning, bar)
                 draws.append(states)
                 stats.append(figures)
-        return ChainResult(torch.stack(draws), {name: torch.stack([s[name] for s in stats]) for name in stats[0]})
+        joined = {name: torch.stack([s[name] for s in stats]) for name in stats[0]}
+        warn_of_failed_chains(type(self).__name__, joined)
+        return ChainResult(torch.stack(draws), joined)
 
     def _run_chain(
         self, potential: Potential, start: Tensor, num_samples: int, warmup_steps: int, thinning: int, bar: Any
