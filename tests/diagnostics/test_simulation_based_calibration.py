@@ -71,6 +71,51 @@ def test_wrong_posteriors_fail_and_are_told_apart(fault: str) -> None:
 
 
 @pytest.mark.statistical
+def test_the_verdict_is_that_of_outputs_though_the_log_likelihood_is_ranked() -> None:
+    """150 simulations of the default quantities; the log likelihood's ranks lean to one side."""
+    result = run(lambda model, data: exact(model, data, width=0.6), num_simulations=150)
+    assert int(result.p_values.argmin()) == result.names.index("log likelihood")
+    assert "the posterior of f(x_" in str(result) and " is too narrow;" in str(result)
+
+
+@pytest.mark.statistical
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize(
+    ("width", "shift", "verdict"), [(0.6, 0.0, "too narrow"), (1.6, 0.0, "too wide"), (1.0, 0.6, "biased")]
+)
+def test_verdicts_on_normal_posteriors(width: float, shift: float, verdict: str, seed: int) -> None:
+    """300 true values of a normal posterior among 99 draws of one of another width, or off by so many deviations."""
+    generator = torch.Generator().manual_seed(seed)
+    truth = torch.randn(300, 1, 1, generator=generator)
+    drawn = shift + width * torch.randn(300, 1, 99, generator=generator)
+    result = SimulationBasedCalibration(("f",), (drawn < truth).sum(-1), 99, 10)
+    assert str(result).startswith(f"not calibrated: the posterior of f is {verdict};")
+
+
+def uniform_ranks(seed: int, change: Callable[[Tensor], Tensor] = lambda u: u) -> SimulationBasedCalibration:
+    """Ranks of two outputs and the log likelihood in 200 simulations, the last changed by a function of u."""
+    u = torch.rand(200, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    u[:, 2] = change(u[:, 2])
+    return SimulationBasedCalibration(("f(x_0)", "f(x_1)", "log likelihood"), (u * 20).long(), 19, 10)
+
+
+@pytest.mark.statistical
+def test_a_correct_inference_fails_as_often_as_stated() -> None:
+    """2,000 tables of uniform ranks at level 0.05: Bonferroni fails at most 0.05 and, for three, hardly fewer.
+
+    The standard error is 0.005; z = 4 is 0.02.
+    """
+    share = sum(not uniform_ranks(seed).passed(0.05) for seed in range(2_000)) / 2_000
+    assert 0.03 < share < 0.07
+
+
+def test_the_log_likelihood_alone_fails_without_a_verdict() -> None:
+    result = uniform_ranks(0, lambda u: u**2)
+    assert not result.passed()
+    assert str(result).startswith("not calibrated: seen in the log likelihood's ranks alone, which do not say how; 200")
+
+
+@pytest.mark.statistical
 def test_the_log_likelihood_sees_what_marginals_do_not() -> None:
     """An inference that ignores the data and returns the prior has uniform ranks of weights (Modrák et al. 2023)."""
 
