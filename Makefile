@@ -6,8 +6,9 @@ PYTHON313 ?= $(firstword $(wildcard $(HOME)/.pyenv/versions/3.13*/bin/python3.13
 export OMP_NUM_THREADS ?= 1
 # Tests run in two processes of one thread each; raise on a larger machine.
 WORKERS ?= 2
+FUZZ ?= 1000
 
-.PHONY: demo test test-fast test-py313 lint types bench docs format clean
+.PHONY: demo test test-fast fuzz test-py313 lint types bench docs format clean
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -30,6 +31,9 @@ test: lint types  ## everything CI runs
 
 test-fast: $(VENV)/.test  ## without the heavy statistical tests
 	$(BIN)/python -m pytest -q -n $(WORKERS) -m 'not statistical'
+
+fuzz: $(VENV)/.test  ## many random configurations and inputs; FUZZ is their number for each test
+	PYROBNN_FUZZ=$(FUZZ) $(BIN)/python -m pytest -q -n $(WORKERS) tests/robust_use/test_random_configurations.py
 
 test-py313:  ## the ArviZ bridge on Python 3.13, where ArviZ is 1.x
 	test -d .venv313 || $(PYTHON313) -m venv .venv313
