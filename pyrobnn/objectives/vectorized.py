@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -51,8 +52,14 @@ def evaluate_members(
             log_likelihood, varying_divergence = torch.func.vmap(one, randomness="different")(dict(draws))
     except ValueError:
         return None
-    except RuntimeError as error:
+    except Exception as error:  # torch raises all kinds
         step.stop_vectorizing(error)
+        reason = str(error).strip().partition("\n")[0][:120]
+        warnings.warn(
+            "vmap: torch cannot run this model for all members at once, so they run one after another from now on, "
+            f"which gives the same but is slower; vmap=False says so ({reason}).",
+            stacklevel=2,
+        )
         return None
     messages, fixed = traced
     divergence = step.divergence(draws, fixed)
