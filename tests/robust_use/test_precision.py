@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 import pyrobnn as pb
-from pyrobnn.guides import MAP, DeltaMixture, LowRankNormal, MCDropout, MeanField
+from pyrobnn.guides import MAP, DeltaMixture, LowRankEnsemble, LowRankNormal, MCDropout, MeanField
 from pyrobnn.model.likelihoods import Bernoulli, Categorical, HeteroscedasticNormal, Likelihood, Normal, Poisson
 from pyrobnn.objectives import ELBO
-from pyrobnn.sampling import SGLD
+from pyrobnn.sampling import HMC, SGLD
 
 N0 = dist.Normal(0.0, 1.0)
 
@@ -62,6 +62,32 @@ def test_a_float64_network_is_float64_throughout(guide: Any, likelihood: Likelih
     assert {value.dtype for value in parts.values.values()} == {torch.float64}
     prediction = pb.predict(model, posterior, x, 3)
     assert prediction.mean.dtype == prediction.log_prob(y).dtype == prediction.sample().dtype == torch.float64
+
+
+@pytest.mark.parametrize("posterior", ["LowRankEnsemble", "MeanField", "HMC", "SGLD"])
+def test_the_default_dtype_changes_nothing_of_a_float32_model(posterior: str) -> None:
+    """Random numbers have the dtype of the weights, not the default, whose stream is another."""
+    net, x = nn.Linear(2, 8), torch.randn(8, 2)
+    y = (x[:, 0] > 0).long()
+
+    def draws() -> list[Tensor]:
+        model = pb.SupervisedModel(copy.deepcopy(net), Categorical(), N0, num_data=8)
+        torch.manual_seed(0)
+        if posterior in ("HMC", "SGLD"):
+            kernel: Any = HMC(num_leapfrog=3, step_size=0.3, compile=False) if posterior == "HMC" else SGLD(1e-3)
+            chains = pb.sample(model, (x, y), kernel=kernel, num_samples=5, warmup_steps=2, seed=0, progress=False)
+            return list(chains.chain_draws(0).values())
+        guide: Any = LowRankEnsemble(model, 3) if posterior == "LowRankEnsemble" else MeanField(model)
+        pb.fit(model, guide, [(x, y)], epochs=2, seed=0, progress=False)
+        return list(guide.sample(3).values())
+
+    expected = draws()
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = draws()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    torch.testing.assert_close(found, expected, rtol=0.0, atol=0.0)
 
 
 # --------------------------------------------------------------------------------------------------- half precision

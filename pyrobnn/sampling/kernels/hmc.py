@@ -171,7 +171,7 @@ class Chains:
         before, after = value + kinetic, proposed[3] + _kinetic(proposed[1], warmup.inverse_mass)
         error = _finite_or_refused(after - before)
         acceptance = error.neg().clamp_(max=0.0).exp_()
-        accepted = torch.rand(acceptance.shape, generator=self.generator, device=q.device) < acceptance
+        accepted = acceptance.new_empty(acceptance.shape).uniform_(generator=self.generator) < acceptance
         if bool(accepted.all()):
             self.state = proposed
         elif bool(accepted.any()):
