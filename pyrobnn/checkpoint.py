@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from pyrobnn import guides
 from pyrobnn.core.documents import Document, read, write
+from pyrobnn.core.explanations import explained
 from pyrobnn.core.files import CheckpointError, check_directory
 from pyrobnn.core.locks import DirectoryInUseError, locked
 from pyrobnn.core.module_state import fill
@@ -49,6 +50,7 @@ _PATIENCE = 60.0  # seconds for another save to end
 _Path = str | os.PathLike[str]
 
 
+@explained
 def save(path: _Path, model: nn.Module, guide: Guide) -> None:
     """Saves a model and its guide.
 
@@ -78,6 +80,7 @@ def save(path: _Path, model: nn.Module, guide: Guide) -> None:
         write(directory, _CHECKPOINT, content, tensors)
 
 
+@explained
 def load(
     path: _Path,
     net: nn.Module | None = None,

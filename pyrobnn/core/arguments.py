@@ -3,25 +3,49 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import wraps
 from numbers import Real
+from typing import Any
+
+import torch
 
 __all__ = [
+    "check_device",
     "check_int",
     "check_non_negative",
     "check_number",
     "check_positive",
     "check_positive_int",
     "check_probability",
+    "counted",
 ]
 
 
-def check_int(name: str, value: object, low: int, high: int | None = None) -> None:
+def check_device(name: str, value: object) -> None:
+    """Refuses what names no device; None is allowed.
+
+    Raises:
+        TypeError: If it is no name and no :class:`torch.device`.
+        ValueError: If there is no such kind of device.
+    """
+    if value is None or isinstance(value, torch.device):
+        return
+    if not isinstance(value, str):
+        raise TypeError(f"{name}: expected a device such as 'cpu' or 'cuda:0', got {value!r}.")
+    try:
+        torch.device(value)
+    except RuntimeError as error:
+        raise ValueError(f"{name}: expected a device such as 'cpu' or 'cuda:0', got {value!r}.") from error
+
+
+def check_int(name: str, value: object, low: float, high: int | None = None) -> None:
     """Refuses what is no int from ``low`` to ``high``; True and 1.0 are none.
 
     Args:
         name: The argument.
         value: What was given.
-        low: The smallest that is allowed.
+        low: The smallest that is allowed; ``-math.inf``: any.
         high: The largest that is allowed; None: any.
 
     Raises:
@@ -32,7 +56,7 @@ def check_int(name: str, value: object, low: int, high: int | None = None) -> No
         if high is not None:
             expected = f"an int from {low} to {high}"
         else:
-            expected = "a positive int" if low == 1 else f"an int of at least {low}"
+            expected = {1: "a positive int", -math.inf: "an int"}.get(low, f"an int of at least {low}")
         raise ValueError(f"{name}: expected {expected}, got {value!r}.")
 
 
@@ -109,3 +133,18 @@ def check_probability(name: str, value: object) -> None:
 
 def _is_number(value: object) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool)  # NumPy's scalars are Real
+
+
+def counted(sample: Callable[[Any, int], Any]) -> Callable[[Any, int], Any]:
+    """A method ``sample(num_samples)`` that refuses what is no number of draws.
+
+    Raises:
+        ValueError: If ``num_samples`` is no int of at least 0.
+    """
+
+    @wraps(sample)
+    def checked(self: Any, num_samples: int) -> Any:
+        check_int("num_samples", num_samples, 0)
+        return sample(self, num_samples)
+
+    return checked

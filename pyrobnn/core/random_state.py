@@ -16,6 +16,7 @@ import pyro
 import torch
 from torch import Tensor
 
+from pyrobnn.core.arguments import check_int
 from pyrobnn.core.exclusive import exclusive
 
 __all__ = ["State", "local", "preserved", "read", "read_all", "seed", "seeded", "write", "write_all"]
@@ -60,6 +61,7 @@ def local(value: int | None) -> Iterator[None]:
     if value is None:
         yield
         return
+    check_int("seed", value, 0, 2**32 - 1)  # NumPy takes no other
     with exclusive():
         before = read_all()
         pyro.set_rng_seed(value)

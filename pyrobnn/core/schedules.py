@@ -21,6 +21,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from pyrobnn.core.arguments import check_non_negative, check_number, check_positive, check_positive_int
+from pyrobnn.core.explanations import explained
 
 __all__ = [
     "CosineCycles",
@@ -40,6 +41,7 @@ Schedule = float | Callable[[int], float]
 """A constant, one of the schedules here, or a function of the step of your own."""
 
 
+@explained
 @dataclass(frozen=True)
 class Exponential:
     r""":math:`\max(s\, e^{-rt}, f)`: falls with each step until it arrives at its floor, where it stays.
@@ -70,6 +72,7 @@ class Exponential:
         return max(self.start * math.exp(-self.rate * (step // self.every)), self.floor)
 
 
+@explained
 @dataclass(frozen=True)
 class Linear:
     r""":math:`s + (e - s)\, t / (T - 1)`: from s to e in equal steps.
@@ -110,6 +113,7 @@ class Linear:
         return self.start + (self.end - self.start) * fraction
 
 
+@explained
 @dataclass(frozen=True)
 class PolynomialDecay:
     r""":math:`\varepsilon_t = \varepsilon_0 (1 + t / b)^{-\gamma}`, a step size (Welling & Teh 2011).
@@ -137,6 +141,7 @@ class PolynomialDecay:
         return self.initial * (1.0 + step / self.delay) ** -self.power
 
 
+@explained
 @dataclass(frozen=True)
 class CosineCycles:
     r""":math:`\varepsilon_t = \tfrac{\varepsilon_0}{2} (1 + \cos(\pi (t \bmod L) / L))` (Zhang et al. 2020).

@@ -12,6 +12,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from pyrobnn.core.arguments import check_positive_int
 from pyrobnn.core.batches import Batch
 from pyrobnn.curvature.blocks import DenseBlock, DiagonalBlock, KroneckerBlock
 from pyrobnn.curvature.features import LastLayer, LastLayerSums, features_of
@@ -120,6 +121,7 @@ def fill(
         ValueError: If there are not the model's ``num_data`` rows, inputs or targets are wrong, a site has no value, or
             a prior is not log-concave at the mode.
     """
+    check_positive_int("max_bytes", max_bytes)
     priors = _priors(model, values)
     curvature = _Curvature(model, values, groups, max_bytes, last_layer)
     log_likelihood, rows = 0.0, 0

@@ -11,8 +11,10 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from pyrobnn.core.arguments import check_positive_int
-from pyrobnn.core.trees import num_rows, take_rows
+from pyrobnn.core.batches import Batch
+from pyrobnn.core.trees import leaves, num_rows, take_rows
 from pyrobnn.model.supervised import SupervisedModel
+from pyrobnn.training.checks import check_targets
 
 __all__ = ["Piece", "batches", "room_for"]
 
@@ -32,14 +34,18 @@ def batches(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any], batch_siz
     Only the arguments of a :class:`SupervisedModel` are ever cut.
 
     Raises:
+        TypeError: If the inputs are no tensors.
         ValueError: If ``batch_size`` is not positive, something has not one entry for each row although it is
-            given, or the arguments have no rows.
+            given, the arguments have no rows, or the targets do not fit.
     """
     if batch_size is not None:
         check_positive_int("batch_size", batch_size)
     if not isinstance(model, SupervisedModel):
         return [Piece(..., args, kwargs)]
     given = inspect.signature(model.forward).bind(*args, **kwargs).arguments
+    x = given.get("x")
+    if isinstance(x, type) or not any(callable(getattr(leaf, "to", None)) for leaf in leaves(x)):
+        raise TypeError(f"x: expected tensors as inputs, got {x!r}.")
     targets = given.get("y")
     try:
         total = num_rows(given["x"] if targets is None else targets)
@@ -49,6 +55,8 @@ def batches(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any], batch_siz
         return [Piece(..., (), given)]
     if not total:
         raise ValueError("x, y: expected tensors with at least one row, got 0 rows.")
+    if targets is not None:
+        check_targets(model, Batch.of(x, targets, argument="y"))
     if batch_size is None:
         return [Piece(... if targets is None else slice(0, total), (), given, given.get("weight"))]
     step = min(batch_size, model.num_data)

@@ -21,6 +21,7 @@ from pyrobnn.model.draws import Draws
 from pyrobnn.model.likelihoods import ClassLikelihood, Likelihood
 from pyrobnn.model.substitution import unscaled_score
 from pyrobnn.model.supervised import SupervisedModel
+from pyrobnn.training.checks import check_targets
 
 __all__ = ["Evaluation", "Rows", "evaluate", "same_random_state"]
 
@@ -55,6 +56,8 @@ class Rows:
             self.num_rows += read[-1].rows
         if not self.num_rows:
             raise ValueError(f"{name}: it yielded no data; the data set is empty or drop_last left nothing.")
+        for batch in read:
+            check_targets(model, batch)
         self.targets = [batch.targets for batch in read]
         ends = list(itertools.accumulate(batch.rows for batch in read))
         self.batches = [

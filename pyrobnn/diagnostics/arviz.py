@@ -28,6 +28,7 @@ from pyro import poutine
 from torch import Tensor
 
 from pyrobnn._version import __version__
+from pyrobnn.core.explanations import explained
 from pyrobnn.diagnostics._arviz import from_groups
 from pyrobnn.diagnostics._batches import Piece, batches
 from pyrobnn.diagnostics._draws import (
@@ -56,6 +57,7 @@ GROUPS = ("posterior", "posterior_predictive", "log_likelihood", "prior", "prior
 _NEED_TARGETS = {"log_likelihood", "observed_data"}
 
 
+@explained
 def to_arviz(
     model: Callable[..., Any],
     posterior: Posterior,

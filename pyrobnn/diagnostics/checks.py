@@ -20,7 +20,9 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor
 
+from pyrobnn.core.arguments import check_positive_int
 from pyrobnn.core.batches import Reader
+from pyrobnn.core.explanations import explained
 from pyrobnn.diagnostics._arviz import pareto_k
 from pyrobnn.diagnostics._draws import undisturbed
 from pyrobnn.diagnostics._evaluation import Evaluation, Rows, evaluate, same_random_state
@@ -100,6 +102,7 @@ class CheckReport:
         return "\n".join([*lines, *_table(table)])
 
 
+@explained
 def check(
     model: Any,
     guide: Guide,
@@ -131,6 +134,7 @@ def check(
         ValueError: If there are fewer than 25 draws or a loader yields nothing.
     """
     check_guide(model, guide)
+    check_positive_int("max_rows", max_rows)
     if num_samples < 25:
         raise ValueError(f"num_samples: the checks need at least 25 draws, got {num_samples}.")
     with same_random_state(loader, held_out), undisturbed(model):

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from pyrobnn.core import random_state
+from pyrobnn.core.explanations import explained
 from pyrobnn.core.moments import RunningMoments
 from pyrobnn.estimators.base import Estimator, EstimatorSpec
 from pyrobnn.estimators.coverage import coverage
@@ -51,6 +52,7 @@ class EstimatorReport:
     __repr__ = __str__
 
 
+@explained
 def report(
     model: nn.Module,
     guide: Guide,

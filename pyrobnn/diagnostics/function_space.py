@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyrobnn.core.explanations import explained
 from pyrobnn.diagnostics._arviz import effective_sample_size, split_rhat
 from pyrobnn.diagnostics._batches import Piece, batches
 from pyrobnn.diagnostics._draws import Posterior, at_draw, check_sites, read_chains, undisturbed
@@ -63,6 +64,7 @@ class FunctionSpaceDiagnostics:
         )
 
 
+@explained
 def function_space_diagnostics(
     model: Any,
     posterior: Posterior,

@@ -24,6 +24,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyrobnn.core.arguments import check_int
+from pyrobnn.core.explanations import explained
 from pyrobnn.core.pyro_compat import full_name
 from pyrobnn.diagnostics._arviz import pareto_k
 from pyrobnn.diagnostics._batches import Piece, batches
@@ -36,6 +38,7 @@ from pyrobnn.model.substitution import SubstituteMessenger
 __all__ = ["default_sites", "importance_k_hat", "k_hat_threshold", "last_layer_sites", "log_ratios"]
 
 
+@explained
 def importance_k_hat(
     model: Any,
     guide: Guide,
@@ -81,11 +84,14 @@ def importance_k_hat(
         return pareto_k(log_ratios(model, guide, pieces, chosen, num_samples).numpy())
 
 
+@explained
 def k_hat_threshold(num_samples: int) -> float:
     """The largest k-hat at which importance sampling with so many draws can be relied on."""
+    check_int("num_samples", num_samples, 2)
     return min(1.0 - 1.0 / math.log10(num_samples), 0.7)
 
 
+@explained
 def last_layer_sites(model: Any, guide: Guide) -> list[str]:
     """The sites of the layer with the last parameter of the model's last network, else the last site."""
     converted = bayesian_modules(model) if isinstance(model, torch.nn.Module) else []

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from pyrobnn.core.arguments import check_positive
+from pyrobnn.core.explanations import explained
 from pyrobnn.diagnostics import _arviz
 from pyrobnn.diagnostics._batches import batches
 from pyrobnn.diagnostics._draws import Posterior, read_chains, undisturbed
@@ -129,6 +130,7 @@ class StepSizeAgreement:
         )
 
 
+@explained
 def log_density_diagnostics(
     model: Any,
     posterior: Posterior,
@@ -170,6 +172,7 @@ def log_density_diagnostics(
     )
 
 
+@explained
 def energy_bfmi(chains: Chains) -> Tensor:
     """E-BFMI of each chain of HMC or NUTS, ``[C]``; below 0.3 momenta move a chain too little between energies.
 
@@ -181,6 +184,7 @@ def energy_bfmi(chains: Chains) -> Tensor:
     return torch.from_numpy(_arviz.energy_bfmi(energy.double().cpu().numpy())).float()
 
 
+@explained
 def kinetic_temperature(chains: Chains, temperature: float = 1.0) -> Temperature:
     """Temperature of the velocities of SGHMC or SGNHT.
 
@@ -199,6 +203,7 @@ def kinetic_temperature(chains: Chains, temperature: float = 1.0) -> Temperature
     return Temperature(float(values.mean()), float(values.std(ddof=1) / np.sqrt(effective)), float(temperature))
 
 
+@explained
 def step_size_agreement(
     model: Any,
     first: Posterior,

@@ -19,6 +19,8 @@ import torch
 from torch import Tensor
 from torch.distributions import kl_divergence
 
+from pyrobnn.core.arguments import check_positive_int
+from pyrobnn.core.explanations import explained
 from pyrobnn.diagnostics._draws import undisturbed
 from pyrobnn.distributions.independent import base_distribution
 from pyrobnn.guides.base import Guide, check_guide
@@ -50,6 +52,7 @@ class WeightStatistics:
     above_noise: float | None
 
 
+@explained
 def weight_statistics(model: Any, guide: Guide, *args: Any, num_samples: int = 200) -> dict[str, WeightStatistics]:
     """Statistics of each latent site.
 
@@ -66,6 +69,7 @@ def weight_statistics(model: Any, guide: Guide, *args: Any, num_samples: int = 2
         TypeError: If the guide is not of this library.
     """
     check_guide(model, guide)
+    check_positive_int("num_samples", num_samples)
     with undisturbed(model):
         divergence = _kl_by_element(model, guide, args, num_samples)
         draws = guide.sample(num_samples)

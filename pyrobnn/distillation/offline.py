@@ -24,6 +24,7 @@ from tqdm.auto import tqdm
 
 from pyrobnn.core import random_state
 from pyrobnn.core.arguments import check_positive_int
+from pyrobnn.core.explanations import explained
 from pyrobnn.core.gradient_modes import gradients_enabled
 from pyrobnn.distillation.flat_draws import FlatDraws, random_rows
 from pyrobnn.distillation.standardization import Standards, principal_axes
@@ -36,6 +37,7 @@ __all__ = ["distill"]
 _LEAST_EXPLAINED = 0.8  # of the draws' variance, along the axes
 
 
+@explained
 def distill(
     guide: Guide,
     *,
@@ -128,7 +130,7 @@ def distill(
                 warnings.warn(
                     f"components: the draws' {len(axes.basis)} principal axes hold {axes.explained:.0%} of their "
                     "variance; variation outside them is not learned. Take more, or None to generate weights.",
-                    stacklevel=2,
+                    stacklevel=3,
                 )
             components = len(axes.basis)
             coordinates = axes.coordinates.to(train_device)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from pyrobnn.core.arguments import check_positive_int
 from pyrobnn.core.batches import Reader
 from pyrobnn.core.exclusive import in_one_thread
+from pyrobnn.core.explanations import explained
 from pyrobnn.core.gradient_modes import gradients_enabled, refuse_inference_tensors
 from pyrobnn.distillation.flat_draws import random_rows
 from pyrobnn.distillation.standardization import Standards
@@ -32,6 +33,7 @@ from pyrobnn.sampling.sgmcmc.store import MemoryStore
 __all__ = ["online_distill"]
 
 
+@explained
 def online_distill(
     model: Callable[..., Any],
     data: Any,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
+from pyrobnn.core.explanations import explained
 from pyrobnn.core.pyro_compat import full_name
 from pyrobnn.estimators.base import EstimatorSpec, by_site, resolve
 from pyrobnn.model.bayesianize import bayesian_modules
@@ -11,6 +12,7 @@ from pyrobnn.model.bayesianize import bayesian_modules
 __all__ = ["coverage"]
 
 
+@explained
 def coverage(model: nn.Module, estimator: EstimatorSpec) -> dict[str, str]:
     """How the weights of a model's networks are drawn under an estimator.
 

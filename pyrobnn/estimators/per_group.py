@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from pyrobnn.core.arguments import check_positive_int
+from pyrobnn.core.explanations import explained
 from pyrobnn.core.trees import num_rows, take_rows
 from pyrobnn.estimators.base import Estimator
 from pyrobnn.estimators.local_reparameterization import LocalReparameterization
@@ -25,6 +26,7 @@ from pyrobnn.estimators.weight import GaussianWeight, Layer
 __all__ = ["PerGroup", "split_batch"]
 
 
+@explained
 class PerGroup(Estimator):
     """G draws for a batch.
 

@@ -19,6 +19,7 @@ import torch
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
+from pyrobnn.core.arguments import counted
 from pyrobnn.core.pyro_compat import AbstractModuleMeta, announce_parameter, full_name, is_handler_active
 from pyrobnn.distributions.independent import base_distribution
 from pyrobnn.estimators.base import Estimator
@@ -71,6 +72,12 @@ class Guide(PyroModule, metaclass=AbstractModuleMeta):  # type: ignore[metaclass
             self.layout = given if sites is None else given.select(sites)
         else:
             self.layout = Layout.of(given, example=example, sites=sites)
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Every family refuses a ``num_samples`` that is no number of draws."""
+        super().__init_subclass__(**options)
+        if "sample" in vars(cls):
+            cls.sample = counted(cls.sample)  # type: ignore[method-assign, assignment]
 
     # ------------------------------------------------------------------------------------ abstract members
 
@@ -278,7 +285,6 @@ def check_guide(
 
 
 def _named(value: object) -> str:
-    """The kind of a value; a class is most likely one that should have been called."""
     return f"the class {value.__name__}, not an instance of it" if isinstance(value, type) else type(value).__name__
 
 

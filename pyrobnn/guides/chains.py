@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from pyrobnn.core.arguments import check_positive_int
+from pyrobnn.core.explanations import explained
 from pyrobnn.estimators.base import Estimator
 from pyrobnn.guides.ensembles.base import Ensemble
 from pyrobnn.model.draws import Draws
@@ -27,6 +28,7 @@ from pyrobnn.steps.base import Step
 __all__ = ["Chains"]
 
 
+@explained
 class Chains(Ensemble):
     """C chains of S draws, all of equal weight.
 
@@ -88,6 +90,8 @@ class Chains(Ensemble):
             raise ValueError(
                 f"draws: the blocks hold {sum(map(len, draws))} draws, expected num_samples={num_samples}."
             )
+        if isinstance(stats, str | bytes):
+            raise TypeError(f"stats: expected statistics by name, or a list of names, got {stats!r}.")
         self.stat_names = list(stats)
         for name in self.stat_names:
             value = stats[name] if isinstance(stats, Mapping) else like.new_zeros(num_chains, num_samples)
@@ -98,6 +102,7 @@ class Chains(Ensemble):
             self.register_buffer(f"stat_{name}", value.to(like))
 
     @classmethod
+    @explained
     def from_draws(cls, model: Callable[..., Any], draws: Mapping[str, Tensor], **options: Any) -> Chains:
         """Chains of given site values, as ``MCMC.get_samples(group_by_chain=True)`` returns them.
 

@@ -28,6 +28,7 @@ import torch
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 
+from pyrobnn.core.explanations import explained
 from pyrobnn.estimators.base import Estimator
 from pyrobnn.guides.base import Guide, sample_site
 from pyrobnn.guides.components.site_rules import Family, Pattern, assign, build, exactly
@@ -42,6 +43,7 @@ from pyrobnn.steps.composite import CompositeStep
 __all__ = ["Composite"]
 
 
+@explained
 class Composite(Guide):
     """A guide composed of others, each for the sites that a pattern names.
 

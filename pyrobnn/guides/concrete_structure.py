@@ -36,6 +36,7 @@ from torch import Tensor, nn
 
 from pyrobnn.core import schedules
 from pyrobnn.core.arguments import check_non_negative
+from pyrobnn.core.explanations import explained
 from pyrobnn.distributions.concrete import BinaryConcrete, Concrete, relaxed_of
 from pyrobnn.estimators.base import Estimator
 from pyrobnn.guides.base import Guide
@@ -50,6 +51,7 @@ from pyrobnn.steps.base import Step
 __all__ = ["ConcreteStructure"]
 
 
+@explained
 class ConcreteStructure(Guide):
     """A posterior over sites of structure (:mod:`pyrobnn.structure`); weights go to other guides.
 

@@ -20,6 +20,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
+from pyrobnn.core.explanations import explained
 from pyrobnn.estimators.base import Estimator
 from pyrobnn.guides.components.point import point_mass
 from pyrobnn.guides.ensembles.base import Ensemble
@@ -38,6 +39,7 @@ __all__ = ["DeltaMixture"]
 Strategy = Literal["regularized", "free", "anchored"]
 
 
+@explained
 class DeltaMixture(Ensemble):
     """A deep ensemble: M members, each a point in weight space.
 
@@ -107,6 +109,7 @@ class DeltaMixture(Ensemble):
         self.vmap = vmap
 
     @classmethod
+    @explained
     def from_draws(cls, model: Callable[..., Any], draws: Mapping[str, Tensor], **options: Any) -> DeltaMixture:
         """The ensemble of given draws, of MCMC or another guide.
 
@@ -130,6 +133,7 @@ class DeltaMixture(Ensemble):
         return guide
 
     @classmethod
+    @explained
     def from_networks(
         cls, model: Callable[..., Any], networks: Sequence[nn.Module | Mapping[str, Tensor]], **options: Any
     ) -> DeltaMixture:

@@ -28,6 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from pyrobnn.core.arguments import check_positive_int
+from pyrobnn.core.explanations import explained
 from pyrobnn.estimators.base import Estimator
 from pyrobnn.guides.base import Guide, sample_site
 from pyrobnn.guides.components.generated import Generated, Storage, refuse_density
@@ -41,6 +42,7 @@ from pyrobnn.steps.base import Step
 __all__ = ["Generator", "perceptron"]
 
 
+@explained
 class Generator(Guide):
     """Draws that a network makes of noise.
 

@@ -10,8 +10,7 @@ Laplace evidence compares models and tunes the prior,
 
 MacKay (1992); Ritter, Botev & Barber (2018); Immer et al. (2021); Daxberger et al., *Laplace Redux* (2021). Draws of a
 Gauss–Newton posterior over hidden layers underfit; the matrix belongs to the predictive of the *linearized* network,
-which :func:`pyrobnn.predict` takes for them. For the last layer the two are one. The package laplace-torch does the
-same for plain networks; here it is a Pyro guide like any other.
+which :func:`pyrobnn.predict` takes for them. For the last layer the two are one.
 """
 
 from __future__ import annotations
@@ -24,6 +23,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from pyrobnn.core.batches import Batch, Reader
+from pyrobnn.core.explanations import explained
 from pyrobnn.core.gradient_modes import gradients_enabled, refuse_inference_tensors
 from pyrobnn.curvature import Structure, check_structure, fit_curvature, lay_out, tune_multipliers
 from pyrobnn.guides.base import check_guide
@@ -37,6 +37,7 @@ from pyrobnn.model.supervised import SupervisedModel
 __all__ = ["Laplace"]
 
 
+@explained
 class Laplace(BlockPosterior):
     """A point while it is trained, the Gaussian around it after :meth:`fit`.
 
@@ -109,6 +110,7 @@ class Laplace(BlockPosterior):
 
     # ------------------------------------------------------------------------------------- curvature
 
+    @explained
     def fit(
         self,
         model: nn.Module,
@@ -144,7 +146,7 @@ class Laplace(BlockPosterior):
                 f"{type(model).__name__}; make one of them, or take a posterior without curvature (LowRankNormal, say)."
             )
         check_guide(model, self, argument="model", partial=True)
-        check_given(model, given or {})
+        check_given(model, {} if given is None else given)
         refuse_inference_tensors(model=model, guide=self)
         with gradients_enabled(), torch.no_grad():  # ordinary tensors; gradients where they are needed
             self.fitted.fill_(False)  # until all blocks are filled

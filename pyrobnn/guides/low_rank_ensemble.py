@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from pyrobnn.core.arguments import check_positive, check_positive_int
+from pyrobnn.core.explanations import explained
 from pyrobnn.guides.ensembles.base import Ensemble
 from pyrobnn.model.initialization import Init, initial_values
 from pyrobnn.model.layout import Layout, Site
@@ -33,6 +34,7 @@ WIDEST, SPREAD = 0.2, 0.8
 """Relative spread of the members by default: at most, and to be divided by the number of matrices."""
 
 
+@explained
 class LowRankEnsemble(Ensemble):
     """Members that differ in low-rank factors of shared weights.
 

@@ -28,6 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from pyrobnn.core.arguments import check_positive, check_positive_int
+from pyrobnn.core.explanations import explained
 from pyrobnn.guides.base import Guide
 from pyrobnn.guides.components.low_rank import (
     LowRankGaussian,
@@ -47,6 +48,7 @@ __all__ = ["LowRankNormal"]
 _COPIES = 4  # of the factor: itself, its gradient, and the two moments that Adam keeps
 
 
+@explained
 class LowRankNormal(Guide):
     """One Gaussian over all latent sites, its covariance a diagonal plus a matrix of low rank.
 

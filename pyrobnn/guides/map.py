@@ -18,6 +18,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
+from pyrobnn.core.explanations import explained
 from pyrobnn.guides.components.point import TrainedAsPoint
 from pyrobnn.model.divergence import Divergence, PriorTerm
 from pyrobnn.model.draws import Draws
@@ -26,6 +27,7 @@ from pyrobnn.model.initialization import Init, initial_values
 __all__ = ["MAP"]
 
 
+@explained
 class MAP(TrainedAsPoint):
     """A point estimate of every latent site.
 

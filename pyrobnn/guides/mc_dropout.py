@@ -27,6 +27,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
+from pyrobnn.core.explanations import explained
 from pyrobnn.distributions.independent import base_distribution
 from pyrobnn.estimators.base import Estimator
 from pyrobnn.guides.base import Guide, sample_site
@@ -44,6 +45,7 @@ from pyrobnn.steps.base import Step
 __all__ = ["MCDropout"]
 
 
+@explained
 class MCDropout(Guide):
     """Dropout as a posterior; a site without dropout is a point.
 

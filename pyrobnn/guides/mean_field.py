@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from pyrobnn.core.arguments import check_positive
+from pyrobnn.core.explanations import explained
 from pyrobnn.core.prefetch import prefetched
 from pyrobnn.estimators.base import Estimator
 from pyrobnn.guides.base import Guide
@@ -37,6 +38,7 @@ from pyrobnn.steps.mean_field import MeanFieldStep
 __all__ = ["MeanField"]
 
 
+@explained
 class MeanField(Guide):
     """Independent Gaussians over the model's latent sites.
 

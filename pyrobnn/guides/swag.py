@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from pyrobnn.core.arguments import check_int, check_positive, check_positive_int
+from pyrobnn.core.explanations import explained
 from pyrobnn.core.moments import add_rows
 from pyrobnn.guides.base import sample_site
 from pyrobnn.guides.components.low_rank import (
@@ -48,6 +49,7 @@ __all__ = ["SWAG"]
 _SMALLEST_VARIANCE = 1e-30
 
 
+@explained
 class SWAG(TrainedAsPoint):
     """A point while it is trained, the Gaussian of its collected iterates afterward.
 

@@ -33,6 +33,7 @@ import torch
 from torch import Tensor
 
 from pyrobnn.core.arguments import check_positive_int
+from pyrobnn.core.explanations import explained
 from pyrobnn.metrics._checks import check_float, check_labels, check_probs
 
 
@@ -68,6 +69,7 @@ class ReliabilityCurve:
         return torch.where(self.count > 0, (self.accuracy - self.confidence).abs(), 0.0)
 
 
+@explained
 def reliability_curve(probs: Tensor, y: Tensor, num_bins: int = 15, adaptive: bool = False) -> ReliabilityCurve:
     """Reliability curve of the top-class confidence.
 
@@ -90,6 +92,7 @@ def reliability_curve(probs: Tensor, y: Tensor, num_bins: int = 15, adaptive: bo
     return make_curve(edges, *bin_sums(confidence, correct, edges))
 
 
+@explained
 def expected_calibration_error(probs: Tensor, y: Tensor, num_bins: int = 15) -> Tensor:
     """Expected calibration error with equal-width bins.
 
@@ -108,6 +111,7 @@ def expected_calibration_error(probs: Tensor, y: Tensor, num_bins: int = 15) -> 
     return reliability_curve(probs, y, num_bins).ece
 
 
+@explained
 def adaptive_calibration_error(probs: Tensor, y: Tensor, num_bins: int = 15) -> Tensor:
     """Calibration error of the top class with equal-mass bins.
 

@@ -26,11 +26,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyrobnn.core.explanations import explained
 from pyrobnn.metrics._checks import check_float
 
 Positive = Literal["out", "in"]
 
 
+@explained
 def auroc(in_distribution: Tensor, out_of_distribution: Tensor) -> float:
     """Area under the ROC curve; the same whichever class is called positive.
 
@@ -48,6 +50,7 @@ def auroc(in_distribution: Tensor, out_of_distribution: Tensor) -> float:
     return float(_metrics().roc_auc_score(*_labels_and_ranks(in_distribution, out_of_distribution, "out")))
 
 
+@explained
 def aupr(in_distribution: Tensor, out_of_distribution: Tensor, positive: Positive = "out") -> float:
     """Area under the precision-recall curve, as average precision.
 
@@ -70,6 +73,7 @@ def aupr(in_distribution: Tensor, out_of_distribution: Tensor, positive: Positiv
     return float(_metrics().average_precision_score(*_labels_and_ranks(in_distribution, out_of_distribution, positive)))
 
 
+@explained
 def fpr_at_tpr(
     in_distribution: Tensor, out_of_distribution: Tensor, tpr: float = 0.95, positive: Positive = "out"
 ) -> float:
@@ -100,6 +104,7 @@ def fpr_at_tpr(
     return float(false_positive_rate[np.argmax(true_positive_rate >= tpr)])
 
 
+@explained
 def detection_report(in_distribution: Tensor, out_of_distribution: Tensor) -> dict[str, float]:
     """All measures at once.
 

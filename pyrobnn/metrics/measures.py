@@ -29,9 +29,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from pyrobnn.core.explanations import explained
 from pyrobnn.metrics._checks import check_float, check_probs, check_same_shape
 
 
+@explained
 def entropy(probs: Tensor) -> Tensor:
     """Shannon entropy ``-sum_c p_c log p_c`` in nats, with ``0 log 0 = 0``.
 
@@ -48,6 +50,7 @@ def entropy(probs: Tensor) -> Tensor:
     return torch.special.entr(check_probs(probs)).sum(-1)
 
 
+@explained
 def predictive_entropy(probs: Tensor) -> Tensor:
     """Total uncertainty: the entropy ``H(p̄)`` of the mean over draws, in nats.
 
@@ -64,6 +67,7 @@ def predictive_entropy(probs: Tensor) -> Tensor:
     return torch.special.entr(check_probs(probs, draws=True).mean(0)).sum(-1)
 
 
+@explained
 def expected_entropy(probs: Tensor) -> Tensor:
     """Aleatoric uncertainty: the mean over draws of the entropies ``H(p_s)``, in nats.
 
@@ -80,6 +84,7 @@ def expected_entropy(probs: Tensor) -> Tensor:
     return torch.special.entr(check_probs(probs, draws=True)).sum(-1).mean(0)
 
 
+@explained
 def mutual_information(probs: Tensor) -> Tensor:
     """Epistemic uncertainty: ``H(p̄) - mean_s H(p_s)``, in nats; the BALD score of active learning.
 
@@ -102,6 +107,7 @@ def mutual_information(probs: Tensor) -> Tensor:
     return (total - aleatoric).clamp_min(0)
 
 
+@explained
 def probability_variance(probs: Tensor) -> Tensor:
     """Epistemic uncertainty ``mean_s ‖p_s‖² - ‖p̄‖²``: the variance over draws, summed over classes.
 
@@ -122,6 +128,7 @@ def probability_variance(probs: Tensor) -> Tensor:
     return check_probs(probs, draws=True).var(0, correction=0).sum(-1)
 
 
+@explained
 def variation_ratio(probs: Tensor) -> Tensor:
     """Share of draws that do not vote for the most voted class: ``1 - max_c votes_c / S``.
 
@@ -144,6 +151,7 @@ def variation_ratio(probs: Tensor) -> Tensor:
     return (votes != modal_class).to(probs.dtype).mean(0)
 
 
+@explained
 def least_confidence(probs: Tensor) -> Tensor:
     """One minus the largest mean probability: ``1 - max_c p̄_c``.
 
@@ -175,6 +183,7 @@ class VarianceDecomposition(NamedTuple):
     """Variance over draws of the mean."""
 
 
+@explained
 def variance_decomposition(means: Tensor, variances: Tensor) -> VarianceDecomposition:
     """Split the predictive variance by the law of total variance.
 

@@ -21,11 +21,13 @@ import torch
 from pyro.ops.stats import crps_empirical
 from torch import Tensor
 
+from pyrobnn.core.explanations import explained
 from pyrobnn.metrics._checks import check_float, check_labels, check_probs, check_same_shape
 
 Reduction = Literal["mean", "none"]
 
 
+@explained
 def nll(probs: Tensor, y: Tensor, reduction: Reduction = "mean") -> Tensor:
     """Negative log likelihood (log score) ``-log p_y``, in nats.
 
@@ -47,6 +49,7 @@ def nll(probs: Tensor, y: Tensor, reduction: Reduction = "mean") -> Tensor:
     return _reduce(-probs.gather(-1, y.unsqueeze(-1)).squeeze(-1).log(), reduction)
 
 
+@explained
 def brier(probs: Tensor, y: Tensor, reduction: Reduction = "mean") -> Tensor:
     """Brier score, summed over classes: ``sum_c (p_c - [y = c])²``, in ``[0, 2]``.
 
@@ -70,6 +73,7 @@ def brier(probs: Tensor, y: Tensor, reduction: Reduction = "mean") -> Tensor:
     return _reduce((probs - one_hot).square().sum(-1), reduction)
 
 
+@explained
 def accuracy(probs: Tensor, y: Tensor, reduction: Reduction = "mean") -> Tensor:
     """Share of examples whose most probable class is the label; ties go to the lowest class index.
 
@@ -89,6 +93,7 @@ def accuracy(probs: Tensor, y: Tensor, reduction: Reduction = "mean") -> Tensor:
     return _reduce((probs.argmax(-1) == y).to(probs.dtype), reduction)
 
 
+@explained
 def rmse(mean: Tensor, y: Tensor, reduction: Reduction = "mean") -> Tensor:
     """Root mean squared error, in the target's units.
 
@@ -109,6 +114,7 @@ def rmse(mean: Tensor, y: Tensor, reduction: Reduction = "mean") -> Tensor:
     return squared if reduction == "none" else squared.sqrt()
 
 
+@explained
 def crps(draws: Tensor, y: Tensor, *, fair: bool = True, reduction: Reduction = "mean") -> Tensor:
     """Continuous ranked probability score from predictive draws, in the target's units.
 
@@ -150,6 +156,7 @@ def crps(draws: Tensor, y: Tensor, *, fair: bool = True, reduction: Reduction = 
     return _reduce(absolute_error - half_spread * (num_samples / (num_samples - 1)), reduction)
 
 
+@explained
 def gaussian_crps(mean: Tensor, std: Tensor, y: Tensor, reduction: Reduction = "mean") -> Tensor:
     """CRPS of a Gaussian prediction in closed form, in the target's units.
 
@@ -177,6 +184,7 @@ def gaussian_crps(mean: Tensor, std: Tensor, y: Tensor, reduction: Reduction = "
     return _reduce(score, reduction)
 
 
+@explained
 def pinball(prediction: Tensor, y: Tensor, level: float, reduction: Reduction = "mean") -> Tensor:
     """Pinball (quantile) loss ``max(τ (y - q), (τ - 1) (y - q))``, in the target's units.
 
@@ -202,6 +210,7 @@ def pinball(prediction: Tensor, y: Tensor, level: float, reduction: Reduction = 
     return _reduce(torch.maximum(level * error, (level - 1) * error), reduction)
 
 
+@explained
 def interval_coverage(lower: Tensor, upper: Tensor, y: Tensor, reduction: Reduction = "mean") -> Tensor:
     """Share of targets inside the closed interval ``[lower, upper]`` (PICP); compare with the nominal level.
 
@@ -224,6 +233,7 @@ def interval_coverage(lower: Tensor, upper: Tensor, y: Tensor, reduction: Reduct
     return _reduce(((lower <= y) & (y <= upper)).to(y.dtype), reduction)
 
 
+@explained
 def interval_width(lower: Tensor, upper: Tensor, reduction: Reduction = "mean") -> Tensor:
     """Width ``upper - lower`` of prediction intervals (mean: MPIW), in the target's units.
 

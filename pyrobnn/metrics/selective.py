@@ -26,6 +26,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pyrobnn.core.explanations import explained
 from pyrobnn.metrics._checks import check_float, check_same_shape
 
 
@@ -54,6 +55,7 @@ class RiskCoverage:
         return (self.risk - self.optimal_risk).mean()
 
 
+@explained
 def risk_coverage(uncertainty: Tensor, error: Tensor) -> RiskCoverage:
     """Risk-coverage curve of an uncertainty.
 
@@ -84,6 +86,7 @@ def risk_coverage(uncertainty: Tensor, error: Tensor) -> RiskCoverage:
     )
 
 
+@explained
 def aurc(uncertainty: Tensor, error: Tensor) -> Tensor:
     """Area under the risk-coverage curve; lower is better.
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
+from pyrobnn.core.explanations import explained
 from pyrobnn.metrics.calibration import (
     ReliabilityCurve,
     bin_sums,
@@ -24,6 +25,7 @@ from pyrobnn.metrics.calibration import (
 __all__ = ["AdaptiveCalibrationError", "ExpectedCalibrationError"]
 
 
+@explained
 class ExpectedCalibrationError(Metric):
     """Streaming :func:`~pyrobnn.metrics.expected_calibration_error`; keeps ``3 M`` sums for any number of examples.
 
@@ -68,6 +70,7 @@ class ExpectedCalibrationError(Metric):
         return self.curve().ece
 
 
+@explained
 class AdaptiveCalibrationError(Metric):
     """Streaming :func:`~pyrobnn.metrics.adaptive_calibration_error`; keeps all confidences, for bins of equal mass.
 

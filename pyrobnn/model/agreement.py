@@ -117,6 +117,8 @@ def check_given(model: Any, values: Mapping[str, Tensor], *, argument: str = "gi
         TypeError: If a value is no tensor, or one of another precision than the network.
         ValueError: If a site is unknown, of another shape or not finite.
     """
+    if not isinstance(values, Mapping):
+        raise TypeError(f"{argument}: expected values by site, got {type(values).__name__}.")
     alone = {name: value.unsqueeze(0) if isinstance(value, Tensor) else value for name, value in values.items()}
     _check_tensors(argument, alone)
     if (expected := latent_shapes(model, values)) is not None:

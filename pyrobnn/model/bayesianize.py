@@ -18,6 +18,7 @@ from torch.func import functional_call
 
 from pyrobnn.core.attention import attention_as_trained
 from pyrobnn.core.exclusive import exclusive
+from pyrobnn.core.explanations import explained
 from pyrobnn.core.pyro_compat import full_name
 from pyrobnn.model.declarations import declares_default_prior
 from pyrobnn.model.inputs import with_inputs_kept
@@ -30,6 +31,7 @@ from pyrobnn.model.substitution import direct_handler
 __all__ = ["BayesianModule", "bayesianize", "has_default_prior"]
 
 
+@explained
 def bayesianize(net: nn.Module, prior: PriorSpec | None = None) -> BayesianModule:
     """Turns a network into a Pyro model with sample sites for its weights.
 

@@ -13,6 +13,7 @@ from pyro.nn import PyroModule, pyro_method
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
+from pyrobnn.core.explanations import explained
 from pyrobnn.core.finite import check_weight
 from pyrobnn.core.trees import refuse_arrays
 from pyrobnn.model.bayesianize import BayesianModule, bayesianize
@@ -27,6 +28,7 @@ OutputSpec: TypeAlias = str | int | Callable[[Any], Tensor] | None
 """Which part of a network's return value the likelihood is given: a key or attribute, an index, or a function."""
 
 
+@explained
 class SupervisedModel(PyroModule):
     r"""A Pyro model of targets given inputs: :math:`p(w) \prod_{i=1}^N p(y_i \mid f_w(x_i))`.
 

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from pyrobnn.core import schedules
 from pyrobnn.core.arguments import check_number, check_positive, check_positive_int
+from pyrobnn.core.explanations import explained
 from pyrobnn.guides.base import Guide
 from pyrobnn.objectives.elbo import ELBO
 from pyrobnn.objectives.parts import explaining_non_finite_draws
@@ -33,6 +34,7 @@ from pyrobnn.objectives.terms import Evaluation, Run, Term
 __all__ = ["AdversarialELBO", "AdversarialTerm"]
 
 
+@explained
 class AdversarialTerm(Term):
     """The log likelihood of a draw whose noise has been moved to where the batch fits worst, which is maximized.
 
@@ -73,6 +75,7 @@ class AdversarialTerm(Term):
         return noise
 
 
+@explained
 class AdversarialELBO(ELBO):
     """The ELBO with adversarially sampled weights, for guides whose draws are made from Gaussian noise.
 

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from pyrobnn.core import schedules
+from pyrobnn.core.explanations import explained
 from pyrobnn.estimators import EstimatorSpec
 from pyrobnn.objectives.objective import Objective
 from pyrobnn.objectives.terms import DivergenceTerm, LogLikelihoodTerm, Term
@@ -23,6 +24,7 @@ from pyrobnn.objectives.terms import DivergenceTerm, LogLikelihoodTerm, Term
 __all__ = ["ELBO"]
 
 
+@explained
 class ELBO(Objective):
     """The ELBO; use it with :func:`pyrobnn.fit`, Pyro's ``SVI``, or as a module.
 

@@ -26,6 +26,7 @@ from torch import Tensor
 from pyrobnn.core import schedules
 from pyrobnn.core.arguments import check_non_negative, check_positive
 from pyrobnn.core.batches import inputs_of
+from pyrobnn.core.explanations import explained
 from pyrobnn.core.trees import leaves, to_device
 from pyrobnn.estimators import EstimatorSpec
 from pyrobnn.model.bayesianize import evaluating
@@ -40,6 +41,7 @@ __all__ = ["DisagreementTerm", "RegularizedELBO", "perturbed"]
 Auxiliary = Callable[[Any], Any] | Iterable[Any]
 
 
+@explained
 def perturbed(epsilon: float) -> Callable[[Tensor], Tensor]:
     """Auxiliary inputs made of the batch: uniform noise between ``-epsilon`` and ``epsilon`` is added.
 
@@ -60,6 +62,7 @@ def perturbed(epsilon: float) -> Callable[[Tensor], Tensor]:
     return perturb
 
 
+@explained
 class DisagreementTerm(Term):
     """N times the mean hinge ``max(0, γ - MI₂)`` of two draws on auxiliary inputs.
 
@@ -116,6 +119,7 @@ class DisagreementTerm(Term):
         raise ValueError("auxiliary: it yields no batch of inputs.")
 
 
+@explained
 class RegularizedELBO(ELBO):
     """The ELBO with the uncertainty regularizer, for models with a likelihood of classes.
 
@@ -143,7 +147,7 @@ class RegularizedELBO(ELBO):
         temperature: schedules.Schedule | None = None,
         estimator: EstimatorSpec = None,
     ) -> None:
-        if not callable(auxiliary) and not isinstance(auxiliary, Iterable):
+        if isinstance(auxiliary, type | Tensor | str) or not (callable(auxiliary) or isinstance(auxiliary, Iterable)):
             raise TypeError(
                 "auxiliary: expected a function of the inputs or an iterable of inputs, got "
                 f"{type(auxiliary).__name__}."

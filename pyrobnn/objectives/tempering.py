@@ -23,6 +23,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import nn
 
 from pyrobnn.core.arguments import check_non_negative
+from pyrobnn.core.explanations import explained
 from pyrobnn.core.handlers import ExclusiveMessenger
 from pyrobnn.guides.base import Guide
 from pyrobnn.model.bayesianize import has_default_prior
@@ -56,6 +57,7 @@ class DefaultTemperature:
         return 1.0 if num_data is None or size <= num_data else num_data / size
 
 
+@explained
 class Tempered(ExclusiveMessenger):
     """Scales the log density of every latent site by ``temperature``; for any Pyro ELBO.
 

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor
 
 from pyrobnn.core import schedules
+from pyrobnn.core.explanations import explained
 from pyrobnn.model.declarations import declared_num_data
 from pyrobnn.model.divergence import Divergence, prior_terms
 from pyrobnn.model.draws import Draws
@@ -167,6 +168,7 @@ class Term(ABC):
         """
 
 
+@explained
 class LogLikelihoodTerm(Term):
     """The expected log likelihood, which is maximized."""
 
@@ -181,6 +183,7 @@ class LogLikelihoodTerm(Term):
         return runs[0].log_likelihood
 
 
+@explained
 class DivergenceTerm(Term):
     """The divergence from the prior.
 

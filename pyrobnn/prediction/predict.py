@@ -9,14 +9,16 @@ by draw.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sized
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 from tqdm.auto import tqdm
 
+from pyrobnn.core.arguments import check_positive_int
 from pyrobnn.core.batches import Batch, Reader, inputs_of
+from pyrobnn.core.explanations import explained
 from pyrobnn.core.finite import check_inputs
 from pyrobnn.core.trees import leaves, refuse_arrays
 from pyrobnn.guides.base import Guide
@@ -33,6 +35,7 @@ __all__ = ["predict", "predict_batches"]
 _PREDICTORS: dict[str, PredictorFactory] = {"weights": WeightsPredictor, "linearized": LinearizedPredictor}
 
 
+@explained
 def predict(
     model: nn.Module,
     guide: Any,
@@ -128,6 +131,7 @@ def predict(
     return Prediction.join(parts)
 
 
+@explained
 def predict_batches(
     model: nn.Module,
     guide: Any,
@@ -151,6 +155,16 @@ def predict_batches(
     modes of the model are as before the call. Errors are those of :func:`predict`, raised at the first batch.
     """
     check_posterior(model, guide)
+    check_positive_int("max_bytes", max_bytes)
+    if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
+        raise ValueError(f"seed: expected an int, got {seed!r}.")
+    for name, given, known in (("link", link, get_args(Link)), ("method", method, get_args(Method))):
+        if given not in known:
+            raise ValueError(f"{name}: expected {' or '.join(map(repr, known))}, got {given!r}.")
+    if batch is not None and not callable(batch):
+        raise TypeError(f"batch: expected a function from a batch to (inputs, targets), got {batch!r}.")
+    if batch_size is not None:
+        check_positive_int("batch_size", batch_size)
     blocks, count = _blocks(data, batch)
     options = PredictorOptions(
         num_samples=num_samples,

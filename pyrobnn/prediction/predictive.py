@@ -10,7 +10,9 @@ import pyro.poutine as poutine
 import torch
 from torch import Tensor, nn
 
+from pyrobnn.core.arguments import check_positive_int
 from pyrobnn.core.exclusive import exclusive
+from pyrobnn.core.explanations import explained
 from pyrobnn.guides.base import Guide
 from pyrobnn.model.bayesianize import frozen_buffers
 from pyrobnn.model.draws import Draws, installed_buffers
@@ -19,6 +21,7 @@ from pyrobnn.model.substitution import SubstituteMessenger
 __all__ = ["Predictive"]
 
 
+@explained
 class Predictive(nn.Module):
     """Samples of a model's sites under posterior draws, with the signature and semantics of Pyro's class.
 
@@ -68,11 +71,15 @@ class Predictive(nn.Module):
             if num_samples not in (None, length):
                 warnings.warn(
                     f"num_samples is {num_samples}, but posterior_samples holds {length} draws: using those.",
-                    stacklevel=2,
+                    stacklevel=3,
                 )
             num_samples = length
         if num_samples is None:
             raise ValueError("num_samples: give either posterior_samples or the number of draws.")
+        check_positive_int("num_samples", num_samples)
+        for name, given in (("model", model), ("guide", guide)):
+            if (given is not None or name == "model") and (isinstance(given, type) or not callable(given)):
+                raise TypeError(f"{name}: expected a callable with Pyro's sample statements, got {given!r}.")
         self.model, self.guide = model, guide
         self.posterior_samples = Draws.of(posterior_samples or {})
         self.num_samples = num_samples

@@ -19,6 +19,7 @@ from pyro.distributions.transforms import AffineTransform
 from torch import nn
 
 from pyrobnn.core.exclusive import exclusive
+from pyrobnn.core.explanations import explained
 from pyrobnn.core.pyro_compat import full_name
 from pyrobnn.distributions.independent import base_distribution
 from pyrobnn.estimators import EstimatorSpec, coverage
@@ -91,6 +92,7 @@ class Description:
         return [columns, *([_cell(row.get(column)) for column in columns] for row in self.rows)]
 
 
+@explained
 def describe(model: nn.Module, guide: Guide | None = None, *, estimator: EstimatorSpec = None) -> Description:
     """Lists every parameter and latent site of a model, and what the guide makes of it.
 

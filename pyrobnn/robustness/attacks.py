@@ -23,7 +23,8 @@ import torch
 from torch import Tensor, nn
 
 from pyrobnn.core import random_state
-from pyrobnn.core.arguments import check_positive_int
+from pyrobnn.core.arguments import check_positive, check_positive_int
+from pyrobnn.core.explanations import explained
 from pyrobnn.core.gradient_modes import gradients_enabled, ordinary, refuse_inference_tensors
 from pyrobnn.model.draws import Draws, installed_buffers
 from pyrobnn.model.likelihoods import Likelihood
@@ -37,6 +38,7 @@ __all__ = ["fgsm", "pgd"]
 Clip = tuple[float, float] | None
 
 
+@explained
 def fgsm(
     model: nn.Module,
     posterior: Any,
@@ -85,6 +87,7 @@ def fgsm(
         return attack.run(x, y, steps=1, step_size=epsilon, random_start=False)
 
 
+@explained
 def pgd(
     model: nn.Module,
     posterior: Any,
@@ -130,8 +133,8 @@ def pgd(
         ValueError: As for :func:`fgsm`.
     """
     check_positive_int("steps", steps)
-    if step_size is not None and not 0 < step_size < math.inf:
-        raise ValueError(f"step_size: expected a positive number, got {step_size!r}.")
+    if step_size is not None:
+        check_positive("step_size", step_size)
     options = (epsilon, num_samples, clip, targeted, likelihood, batch_size, max_bytes, seed)
     length = 2.5 * epsilon / steps if step_size is None else step_size
     with gradients_enabled():
@@ -159,6 +162,7 @@ class _Attack:
             raise ValueError(f"epsilon: expected a radius of at least 0, got {epsilon!r}.")
         if clip is not None and not (len(clip) == 2 and clip[0] < clip[1]):
             raise ValueError(f"clip: expected (smallest, largest), got {clip!r}.")
+        check_positive_int("max_bytes", max_bytes)
         refuse_inference_tensors(model=model)
         check_posterior(model, posterior, "posterior")
         self.runner = Runner(model, likelihood, "loop", max_bytes, batch_size)  # knows the likelihood and the rows

@@ -15,9 +15,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from pyrobnn.core.arguments import check_int, check_positive_int
+from pyrobnn.core.arguments import check_device, check_int, check_positive_int
 from pyrobnn.core.batches import Reader
 from pyrobnn.core.exclusive import in_one_thread
+from pyrobnn.core.explanations import explained
 from pyrobnn.core.files import check_directory
 from pyrobnn.core.gradient_modes import gradients_enabled, refuse_inference_tensors
 from pyrobnn.core.precision import refuse_float16
@@ -34,6 +35,7 @@ from pyrobnn.sampling.sgmcmc.store import DiskStore, MemoryStore
 __all__ = ["Run", "SamplingDivergedWarning", "sample", "start_run"]
 
 
+@explained
 def sample(
     model: Callable[..., Any],
     data: Any,
@@ -103,6 +105,7 @@ def sample(
         DirectoryInUseError: If another process or thread samples to ``directory``.
         OSError: If the disk is full; the draws recorded before stay readable, and can be resumed from.
     """
+    check_device("device", device)
     _check(kernel, num_samples, warmup_steps, thinning, num_chains, vmap, max_bytes, directory, resume)
     if device is not None and isinstance(model, nn.Module):
         model.to(device)

@@ -2,24 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sized
+import math
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from typing import Any
 
 import torch
 from pyro.optim import PyroOptim
 from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DistributedSampler, RandomSampler, WeightedRandomSampler
 
 from pyrobnn.core import random_state
+from pyrobnn.core.arguments import check_device, check_positive
 from pyrobnn.core.batches import Batch, Reader
+from pyrobnn.core.files import check_directory
 from pyrobnn.core.gradient_modes import refuse_inference_tensors
 from pyrobnn.core.precision import refuse_float16
 from pyrobnn.core.trees import leaves
 from pyrobnn.guides.base import check_guide
 from pyrobnn.model.bayesianize import evaluating, frozen_buffers
 from pyrobnn.model.declarations import declared_num_data
+from pyrobnn.objectives import Objective
+from pyrobnn.training.players import Player
 
-__all__ = ["check_arguments", "check_loader", "check_optimizer", "check_rows", "check_targets", "stated_rows"]
+__all__ = [
+    "check_arguments",
+    "check_loader",
+    "check_optimizer",
+    "check_options",
+    "check_rows",
+    "check_targets",
+    "made_scheduler",
+    "stated_rows",
+]
 
 
 def check_arguments(
@@ -44,8 +60,13 @@ def check_arguments(
             (isinstance(count, int) and count > 0) or (count is None and name == "patience")
         ):
             raise ValueError(f"{name}: expected a positive int, got {count!r}.")
-    if clip_norm is not None and not clip_norm > 0:
-        raise ValueError(f"clip_norm: expected a positive norm, got {clip_norm!r}.")
+    if clip_norm is not None and clip_norm != math.inf:
+        check_positive("clip_norm", clip_norm, "norm")
+    if not any(parameter.requires_grad for parameter in guide.parameters()):
+        raise ValueError(
+            "guide: it is frozen, none of its parameters requires a gradient, so that nothing would be fitted; call "
+            "guide.requires_grad_()."
+        )
     if patience is not None and validation is None:
         raise ValueError("patience: early stopping needs validation batches; pass validation=.")
     if resume and checkpoint is None:
@@ -55,14 +76,53 @@ def check_arguments(
         _check_repeatable("validation", validation, epochs)
 
 
-def check_loader(model: Any, loader: Any, epochs: int, reader: Reader | None = None) -> None:
+def check_options(elbo: Any, scheduler: Any, players: Any, callbacks: Any, checkpoint: Any, device: Any) -> None:
+    """Refuses options of the wrong kind, of which most would be used only after the first epoch.
+
+    Raises:
+        TypeError: If one is of another kind.
+        ValueError: If there is no such device, or the path is empty.
+    """
+    if elbo is not None and not isinstance(elbo, Objective):
+        raise TypeError(f"elbo: expected an objective, such as pyrobnn.objectives.ELBO(), got {elbo!r}.")
+    if scheduler is not None and not callable(scheduler):
+        raise TypeError(f"scheduler: expected a function from the optimizer to a schedule, got {scheduler!r}.")
+    for name, entries in (("players", players), ("callbacks", callbacks)):
+        if isinstance(entries, str) or not isinstance(entries, Sequence):
+            raise TypeError(f"{name}: expected a list of them, got {entries!r}.")
+    for player in players:
+        if not isinstance(player, Player):
+            raise TypeError(f"players: expected objects pyrobnn.training.Player(...), got {player!r}.")
+    for callback in callbacks:
+        if not callable(callback) or isinstance(callback, type):
+            raise TypeError(f"callbacks: expected functions of the history, got {callback!r}.")
+    if checkpoint is not None:
+        check_directory("checkpoint", checkpoint)
+    check_device("device", device)
+
+
+def made_scheduler(scheduler: Any, optimizer: Optimizer) -> LRScheduler | None:
+    """The schedule that the argument ``scheduler`` makes.
+
+    Raises:
+        TypeError: If it is no schedule.
+    """
+    if scheduler is None:
+        return None
+    made = scheduler(optimizer)
+    if not isinstance(made, LRScheduler):
+        raise TypeError(f"scheduler: it made a {type(made).__name__}, expected a schedule of torch.optim.lr_scheduler.")
+    return made
+
+
+def check_loader(model: Any, loader: Any, epochs: int, reader: Reader | None = None, argument: str = "loader") -> None:
     """Checks of a loader that need no batch.
 
     Raises:
         TypeError: If it is an iterator, which is used up after one pass, or its reader is no function.
         ValueError: If its data set or sampler is not of the model's size.
     """
-    _check_repeatable("loader", loader, epochs)
+    _check_repeatable(argument, loader, epochs)
     if reader is not None and not callable(reader):
         raise TypeError(f"batch: expected a function from a batch to (inputs, targets), got {reader!r}.")
     if reader is None:  # which may make other rows of what the data set has
@@ -70,6 +130,8 @@ def check_loader(model: Any, loader: Any, epochs: int, reader: Reader | None = N
 
 
 def _check_repeatable(name: str, batches: Any, epochs: int) -> None:
+    if isinstance(batches, str | type) or not (isinstance(batches, Iterable) or hasattr(batches, "__getitem__")):
+        raise TypeError(f"{name}: expected a DataLoader or a list of batches, got {batches!r}.")
     if isinstance(batches, Iterator) and epochs > 1:
         raise TypeError(
             f"{name}: a {type(batches).__name__} is used up after one epoch; pass a DataLoader or a list of batches."

@@ -22,10 +22,13 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from pyrobnn.core import random_state
+from pyrobnn.core.arguments import check_non_negative, check_positive, check_positive_int
 from pyrobnn.core.batches import Batch
+from pyrobnn.core.explanations import explained
 from pyrobnn.core.gradient_modes import gradients_enabled, refuse_inference_tensors
 from pyrobnn.estimators import EstimatorSpec, PerGroup
 from pyrobnn.guides import DeltaMixture, Guide, LowRankEnsemble, MeanField
+from pyrobnn.guides.base import check_guide
 from pyrobnn.model.bayesianize import frozen_buffers
 from pyrobnn.model.dropout import dropout_rates
 from pyrobnn.model.likelihoods import Categorical, Likelihood
@@ -60,6 +63,7 @@ MOST_PER_EXAMPLE = 2**20
 """The most weights of which each example gets a draw by default: half a gigabyte for a batch of 128."""
 
 
+@explained
 def finetune(
     net: nn.Module,
     loader: Iterable[Any],
@@ -122,23 +126,26 @@ def finetune(
         batch_norm: ``"freeze"``: BatchNorm layers normalize by the pretrained running statistics, in fine-tuning as in
             prediction. Under those of a batch (``"train"``), draws would be fitted to a network other than the one that
             predicts, and the regularizer, which sees the latter, could degrade it unnoticed.
-        seed: Seeds torch, NumPy, Python and Pyro for this call, which fixes where the posterior starts, too; their
-            states are restored afterwards.
+        seed: Seeds torch, NumPy, Python and Pyro for this call, where the posterior starts included; restored after it.
         **options: Passed on to :func:`pyrobnn.fit` (``device``, ``validation``, ``progress`` …).
 
     Returns:
         The model and the fitted guide.
 
     Raises:
-        TypeError: If ``num_data`` is needed and the loader has no data set of known length, or ``posterior`` is of
+        TypeError: If ``num_data`` is needed and the loader has no data set of known length, or an argument is of
             another kind.
-        ValueError: If ``posterior`` is none of the names, or ``batch_norm`` neither of its two.
+        ValueError: If an argument is out of its range.
     """
     if batch_norm not in ("freeze", "train"):
         raise ValueError(f"batch_norm: expected 'freeze' or 'train', got {batch_norm!r}.")
     refuse_inference_tensors(net=net)
     with gradients_enabled(), random_state.local(seed):
         count = _num_data(loader) if num_data is None else num_data
+        check_positive_int("num_data", count)
+        check_positive_int("num_members", num_members)
+        check_positive("threshold", threshold)
+        check_non_negative("weight", weight)
         rule = dist.Normal(0.0, (2e-4 * count) ** -0.5) if prior is None else prior
         if posterior == "last_layer":
             rule = last_layer(net, rule)  # type: ignore[arg-type]
@@ -190,7 +197,8 @@ def _guide(model: SupervisedModel, posterior: Posterior, num_members: int, membe
     if not isinstance(posterior, str):
         if not callable(posterior):
             raise TypeError(f"posterior: expected a name or a function that builds a guide, got {posterior!r}.")
-        return posterior(model)
+        check_guide(model, guide := posterior(model), argument="posterior")
+        return guide
     if posterior in ("mean_field", "last_layer"):
         guide = MeanField(model)
         with torch.no_grad():

@@ -22,12 +22,13 @@ from pyrobnn.core import random_state
 from pyrobnn.core.batches import Reader
 from pyrobnn.core.denormals import denormals_as_zero
 from pyrobnn.core.exclusive import in_one_thread
+from pyrobnn.core.explanations import explained
 from pyrobnn.core.files import check_directory
 from pyrobnn.core.gradient_modes import gradients_enabled
 from pyrobnn.core.handlers import validation_enabled
 from pyrobnn.guides.base import Guide
 from pyrobnn.objectives import ELBO, Objective
-from pyrobnn.training.checks import check_arguments, check_optimizer
+from pyrobnn.training.checks import check_arguments, check_optimizer, check_options, made_scheduler
 from pyrobnn.training.history import Callback, History
 from pyrobnn.training.optimizers import OptimizerSpec, make_optimizer
 from pyrobnn.training.players import Player
@@ -38,6 +39,7 @@ from pyrobnn.training.state import write_tensors
 __all__ = ["fit"]
 
 
+@explained
 def fit(
     model: nn.Module,
     guide: Guide,
@@ -112,6 +114,7 @@ def fit(
         DirectoryInUseError: If another process or thread writes to ``checkpoint``.
         OSError: If the disk is full; the last state that was saved stays there.
     """
+    check_options(elbo, scheduler, players, callbacks, checkpoint, device)
     check_arguments(model, guide, loader, epochs, patience, clip_norm, validation, checkpoint, resume, batch)
     check_optimizer(optimizer, scheduler, checkpoint)
     directory = None if checkpoint is None else check_directory("checkpoint", checkpoint)
@@ -132,7 +135,7 @@ def fit(
             epochs=epochs,
             players=players,
         )
-        run.scheduler = None if scheduler is None else scheduler(run.torch_optimizer)
+        run.scheduler = None if scheduler is None else made_scheduler(scheduler, run.torch_optimizer)
         with recorded(run, directory, resume), denormals_as_zero():
             _train(run, patience, callbacks, directory, progress)
         if patience is not None and run.best is not None:

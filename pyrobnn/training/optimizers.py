@@ -11,6 +11,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from pyrobnn.core.arguments import check_non_negative
+from pyrobnn.core.explanations import explained
 from pyrobnn.guides.base import Guide
 
 __all__ = ["OptimizerSpec", "make_optimizer", "trainable_parameters"]
@@ -18,6 +19,7 @@ __all__ = ["OptimizerSpec", "make_optimizer", "trainable_parameters"]
 OptimizerSpec: TypeAlias = Callable[..., Optimizer] | Optimizer | PyroOptim | None
 
 
+@explained
 def make_optimizer(
     model: nn.Module,
     guide: Guide,
@@ -62,7 +64,13 @@ def make_optimizer(
     if scales:
         groups.append({"params": [p for p in parameters if id(p) in scales], "lr": scale_lr})
     if optimizer is not None:
-        return optimizer(groups, lr=lr)
+        try:
+            made = optimizer(groups, lr=lr)
+        except TypeError as error:
+            raise TypeError(f"optimizer: called with parameter groups and lr it failed: {error}") from error
+        if not isinstance(made, Optimizer):
+            raise TypeError(f"optimizer: it made a {type(made).__name__}, expected an optimizer of torch.")
+        return made
     fused = all(p.device.type in ("cpu", "cuda") and p.dtype in (torch.float32, torch.float64) for p in parameters)
     return torch.optim.Adam(groups, lr=lr, fused=fused)
 

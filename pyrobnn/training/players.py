@@ -10,14 +10,16 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from pyrobnn.core.arguments import check_positive_int
+from pyrobnn.core.arguments import check_non_negative, check_positive_int
 from pyrobnn.core.batches import Batch
+from pyrobnn.core.explanations import explained
 from pyrobnn.core.module_state import fill
 from pyrobnn.objectives import Objective, Parts
 
 __all__ = ["Player"]
 
 
+@explained
 @dataclass
 class Player:
     """One of several optimizers in a call of :func:`pyrobnn.fit`.
@@ -47,6 +49,13 @@ class Player:
     _made: Optimizer | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not self.name:
+            raise TypeError(f"name: expected a name for its loss, got {self.name!r}.")
+        if not isinstance(self.objective, Objective):
+            raise TypeError(f"objective: expected one of pyrobnn.objectives, got {self.objective!r}.")
+        if not callable(self.optimizer):
+            raise TypeError(f"optimizer: expected a function such as torch.optim.Adam, got {self.optimizer!r}.")
+        check_non_negative("lr", self.lr, "learning rate")
         check_positive_int("num_steps", self.num_steps)
         if not self.parameters:
             raise ValueError(f"module: the player {self.name!r} has no parameter that requires gradients.")

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from pyrobnn.core.arguments import check_positive_int
 from pyrobnn.core.batches import Reader, inputs_of
+from pyrobnn.core.explanations import explained
 from pyrobnn.core.finite import check_inputs
 from pyrobnn.guides.base import Guide, check_guide
 from pyrobnn.model.draws import Draws
@@ -29,6 +30,7 @@ BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 """Layers that normalize by the statistics of a batch."""
 
 
+@explained
 @torch.no_grad()
 def recalibrate_batch_norm(
     model: nn.Module, guide: Guide, loader: Iterable[Any], *, batch: Reader | None = None, num_samples: int = 1

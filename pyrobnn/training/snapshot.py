@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingWarmRestarts, LRScheduler
 
 from pyrobnn.core.arguments import check_positive_int
+from pyrobnn.core.explanations import explained
 from pyrobnn.guides import MAP, DeltaMixture
 from pyrobnn.model.bayesianize import bayesian_modules
 from pyrobnn.model.draws import Draws
@@ -25,6 +26,7 @@ from pyrobnn.training.history import History
 __all__ = ["Snapshots"]
 
 
+@explained
 class Snapshots:
     """Schedule and callback for :func:`pyrobnn.fit`; afterward the members that were collected.
 

@@ -57,7 +57,7 @@ def log_predictive(
     with evaluating(model), frozen_buffers(model):
         for raw in batches:
             batch = Batch.read(raw, device, reader, argument="validation")
-            by_draw = [_log_likelihood(model, draws.at(index), batch) for index in range(num_samples)]
+            by_draw = [_log_likelihood(model, draws.at(index), batch, index == 0) for index in range(num_samples)]
             by_row = torch.stack(by_draw).logsumexp(0) - math.log(num_samples)
             total += float((by_row if batch.weight is None else by_row * batch.weight).sum())
             rows += batch.rows
@@ -66,12 +66,13 @@ def log_predictive(
     return total / rows
 
 
-def _log_likelihood(model: nn.Module, draw: Draws, batch: Batch) -> Tensor:
+def _log_likelihood(model: nn.Module, draw: Draws, batch: Batch, checks: bool) -> Tensor:
     """``log p(y | x, w)`` of each row, ``[B]``, unweighted; 0 where it is masked."""
     with installed_buffers(model, draw.buffers), SubstituteMessenger(draw) as run:
         if isinstance(model, SupervisedModel):  # without the data plate, whose size is that of the training data
             outputs = model.predictive(batch.inputs)
-            model.likelihood.check_shape(outputs, batch.targets)
+            check = model.likelihood.check_targets if checks else model.likelihood.check_shape
+            check(outputs, batch.targets)
             return model.likelihood(outputs).log_prob(batch.targets)
         model(*batch.args, **batch.kwargs)
     rows = [unscaled_score(message).reshape(batch.rows, -1).sum(-1) for message in run.observed]

@@ -163,7 +163,7 @@ def test_ctrl_c_keeps_the_draws_so_far() -> None:
         ({"resume": True}, ValueError, "resume: nothing to resume from"),
         ({"init": 3.0}, TypeError, "init: expected"),
         ({"data": [rows(8)]}, ValueError, "num_data: the model was built for 24 data"),
-        ({"data": iter([rows()])}, TypeError, "loader: a .*iterator is used up after one epoch"),
+        ({"data": iter([rows()])}, TypeError, "data: a .*iterator is used up after one epoch"),
         ({"data": []}, ValueError, "data: the loader yielded no batch"),
         ({"data": [rows()[0]]}, TypeError, "expected batches"),
         ({"data": (torch.full((24, 3), float("nan")), rows()[1])}, ValueError, "x: batch 0 holds NaN"),

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from pyrobnn.core.explanations import explained
 from pyrobnn.diagnostics.structure.posterior import Structure, distribution, structure_values
 from pyrobnn.guides import ConcreteStructure, Guide
 from pyrobnn.layers.structure.modules import Choice, Depth, Gate
@@ -30,6 +31,7 @@ __all__ = ["collapse"]
 _TIE = 1e-6  # probabilities that differ by less name no most probable choice
 
 
+@explained
 def collapse(
     model: nn.Module, guide: Guide, structure: Structure | None = None, *, draw: Mapping[str, Tensor] | None = None
 ) -> nn.Module:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from pyrobnn.core.arguments import check_positive_int
+from pyrobnn.core.explanations import explained
 from pyrobnn.core.pyro_compat import full_name
 from pyrobnn.guides import ConcreteStructure, Guide
 from pyrobnn.layers.structure.sites import Edges, Gates, StructureSite
@@ -119,6 +120,7 @@ class StructureDistribution:
         ]
 
 
+@explained
 def distribution(model: nn.Module, guide: Guide, *, num_samples: int = 1000) -> StructureDistribution:
     """The posterior's distribution over structures.
 
@@ -154,6 +156,7 @@ def distribution(model: nn.Module, guide: Guide, *, num_samples: int = 1000) -> 
     return StructureDistribution(found, modules)
 
 
+@explained
 def most_probable(model: nn.Module, guide: Guide, *, num_samples: int = 1000) -> dict[str, dict[str, Any]]:
     """The most probable structure, ``{site: {edge: operation}}`` and ``{site: {gate: True or False}}``.
 
@@ -162,6 +165,7 @@ def most_probable(model: nn.Module, guide: Guide, *, num_samples: int = 1000) ->
     return distribution(model, guide, num_samples=num_samples).most_probable()
 
 
+@explained
 def structure_values(model: nn.Module, structure: Structure) -> dict[str, Tensor]:
     """A structure as values of the sites: one-hot rows, zeros and ones.
 
@@ -197,6 +201,7 @@ def structure_values(model: nn.Module, structure: Structure) -> dict[str, Tensor
     return values
 
 
+@explained
 def structure_sites(model: nn.Module) -> dict[str, StructureSite]:
     """The modules that declare the model's sites of structure, by site.
 

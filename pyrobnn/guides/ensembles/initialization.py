@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from pyrobnn.core.arguments import check_positive
+from pyrobnn.core.arguments import check_non_negative, check_positive
 from pyrobnn.core.pyro_compat import full_name
 from pyrobnn.model.bayesianize import BayesianModule, bayesian_modules
 from pyrobnn.model.initialization import Init, initial_values, known_sites, network_of, network_values, unwrapped
@@ -45,6 +45,7 @@ def member_initialization(
         TypeError: If ``init`` is of another kind.
         ValueError: If it does not fit the model, or all members would start at the same point.
     """
+    check_non_negative("spread", spread)
     starts, vectorized = _listed(layout, model, init, num_members)
     rows, buffers = [], []
     for values, own in starts:

@@ -30,6 +30,7 @@ import torch
 from torch import Tensor, nn
 
 from pyrobnn.core.arguments import check_int, check_positive_int
+from pyrobnn.core.explanations import explained
 from pyrobnn.layers.structure.mixture import mixture
 from pyrobnn.layers.structure.operations import WeightedBatchNorm2d, Zero
 from pyrobnn.layers.structure.sites import Edges, Gates
@@ -37,6 +38,7 @@ from pyrobnn.layers.structure.sites import Edges, Gates
 __all__ = ["Choice", "Depth", "Gate"]
 
 
+@explained
 class Choice(nn.Module):
     """One of several operations on an edge: their mixture, weighted by α.
 
@@ -139,6 +141,7 @@ class Choice(nn.Module):
         )
 
 
+@explained
 class Gate(nn.Module):
     """Units, channels or a whole layer that may be absent: ``z · layer(x)``.
 
@@ -188,6 +191,7 @@ class Gate(nn.Module):
         return (output.movedim(self.dim, -1) * self.gates.structure).movedim(-1, self.dim)
 
 
+@explained
 class Depth(nn.Module):
     """How many of the blocks are used, the first d of them: the mixture of the outputs after each.
 

@@ -6,10 +6,12 @@ import torch
 from torch import Tensor, nn
 
 from pyrobnn.core.arguments import check_positive_int
+from pyrobnn.core.explanations import explained
 
 __all__ = ["WeightedBatchNorm2d", "Zero"]
 
 
+@explained
 class Zero(nn.Module):
     """The operation without an output: zeros. A :class:`~pyrobnn.structure.Choice` does not compute it.
 

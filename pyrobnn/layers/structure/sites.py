@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from pyrobnn.core.arguments import check_positive_int
+from pyrobnn.core.explanations import explained
 from pyrobnn.model.priors.base import Prior
 from pyrobnn.model.priors.structure import BinaryConcretePrior, ConcretePrior
 
@@ -79,6 +80,7 @@ class StructureSite(nn.Module):
         return ", ".join(f"{name}={len(labels)}" for name, labels in self.dimensions["structure"])
 
 
+@explained
 class Edges(StructureSite):
     """The choice among operations on each of several edges: one site ``[E, K]``.
 
@@ -127,6 +129,7 @@ class Edges(StructureSite):
         return self.names.index(written)
 
 
+@explained
 class Gates(StructureSite):
     """Whether each of n things is there: one site ``[n]``.
 
@@ -152,6 +155,8 @@ class Gates(StructureSite):
             check_positive_int("names", names)
             names = [str(index) for index in range(names)]
         gates = _unique("names", names, 1)
+        if not isinstance(dim, str):
+            raise TypeError(f"dim: expected the dimension's name, got {dim!r}.")
         super().__init__((len(gates),), 0.5, BinaryConcretePrior, temperature, logits, ((dim, gates),))
         self.names = gates
 

@@ -9,12 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pyrobnn.core.explanations import explained
 from pyrobnn.model.likelihoods.classes import ClassLikelihood
 from pyrobnn.model.likelihoods.information import FisherInformation
 
 __all__ = ["Bernoulli"]
 
 
+@explained
 class Bernoulli(ClassLikelihood):
     """Binary targets (0 or 1) of the output's shape, with probability sigmoid(output) of a 1.
 

@@ -10,6 +10,8 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from pyrobnn.core.arguments import check_int
+from pyrobnn.core.explanations import explained
 from pyrobnn.distributions.softmax import Softmax
 from pyrobnn.model.likelihoods.classes import ClassLikelihood
 from pyrobnn.model.likelihoods.information import FisherInformation
@@ -18,6 +20,7 @@ from pyrobnn.model.likelihoods.reductions import widened
 __all__ = ["Categorical"]
 
 
+@explained
 class Categorical(ClassLikelihood):
     r"""Classes ``0 … C - 1`` with probabilities softmax(output).
 
@@ -42,6 +45,7 @@ class Categorical(ClassLikelihood):
         super().__init__()
         if ignore_index is not None and (isinstance(ignore_index, bool) or not isinstance(ignore_index, int)):
             raise TypeError(f"ignore_index: expected the label to ignore, an int, or None, got {ignore_index!r}.")
+        check_int("class_dim", class_dim, -math.inf)
         self.class_dim, self.ignore_index = class_dim, ignore_index
         self.register_buffer("class_weight", None if class_weight is None else _checked(class_weight))
 

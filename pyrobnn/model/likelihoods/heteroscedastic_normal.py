@@ -10,12 +10,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pyrobnn.core.arguments import check_non_negative
+from pyrobnn.core.explanations import explained
 from pyrobnn.model.likelihoods.base import Likelihood
 from pyrobnn.model.likelihoods.information import FisherInformation
 
 __all__ = ["HeteroscedasticNormal"]
 
 
+@explained
 class HeteroscedasticNormal(Likelihood):
     r"""Gaussian noise that depends on the input: outputs ``[B, 2 D]`` are means, then raw scales.
 
@@ -33,8 +36,7 @@ class HeteroscedasticNormal(Likelihood):
 
     def __init__(self, floor: float = 1e-3, *, dim: int = -1, missing: bool = False) -> None:
         super().__init__(missing=missing)
-        if not floor >= 0:
-            raise ValueError(f"floor: expected a standard deviation of at least 0, got {floor}.")
+        check_non_negative("floor", floor, "standard deviation")
         if isinstance(dim, bool) or not isinstance(dim, int) or dim == 0:
             raise ValueError(f"dim: expected an int, a dimension of the outputs other than 0, got {dim!r}.")
         self.floor, self.dim = float(floor), dim

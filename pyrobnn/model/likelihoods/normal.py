@@ -10,6 +10,7 @@ import torch
 from pyro.nn import pyro_method
 from torch import Tensor, nn
 
+from pyrobnn.core.explanations import explained
 from pyrobnn.model.likelihoods.base import Likelihood
 from pyrobnn.model.likelihoods.gaussian_prediction import GaussianPrediction
 from pyrobnn.model.likelihoods.information import FisherInformation
@@ -20,6 +21,7 @@ from pyrobnn.model.priors.base import is_positive
 __all__ = ["Normal"]
 
 
+@explained
 class Normal(Likelihood):
     r"""Gaussian noise around the output: :math:`y \sim N(f(x), \sigma^2)`, one σ for all data, or one per output.
 

@@ -8,12 +8,14 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from pyrobnn.core.explanations import explained
 from pyrobnn.model.likelihoods.base import Likelihood
 from pyrobnn.model.likelihoods.information import FisherInformation
 
 __all__ = ["Poisson"]
 
 
+@explained
 class Poisson(Likelihood):
     """Counts with rate exp(output).
 

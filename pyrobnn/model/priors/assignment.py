@@ -9,6 +9,7 @@ from typing import Any
 import pyro.distributions as dist
 from torch import nn
 
+from pyrobnn.core.explanations import explained
 from pyrobnn.distributions.fixed_row import without_row
 from pyrobnn.model.priors.base import FixedPrior, Prior
 from pyrobnn.model.priors.padding import PaddedPrior
@@ -17,6 +18,7 @@ from pyrobnn.model.priors.rules import NORM_LAYERS, Pattern, PriorRule, PriorSpe
 __all__ = ["assign"]
 
 
+@explained
 def assign(net: nn.Module, prior: PriorSpec) -> dict[str, Prior | None]:
     """The prior (or None: deterministic) of every parameter of ``net``, by name, tied parameters once.
 

@@ -19,6 +19,7 @@ import torch
 from pyro.distributions import constraints
 from torch import Tensor, nn
 
+from pyrobnn.core.explanations import explained
 from pyrobnn.distributions.independent import base_distribution
 
 __all__ = ["FixedPrior", "Prior", "elementwise_support", "is_real"]
@@ -62,6 +63,7 @@ class Prior(nn.Module):
         return {}
 
 
+@explained
 class FixedPrior(Prior):
     """A prior whose distribution does not depend on anything that is inferred or learned.
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from pyrobnn.core.arguments import check_positive
+from pyrobnn.core.explanations import explained
 from pyrobnn.model.priors.base import FixedPrior, Prior, is_positive
 from pyrobnn.model.priors.padding import PaddedPrior
 from pyrobnn.model.priors.structure import BinaryConcretePrior, ConcretePrior
@@ -24,6 +25,7 @@ from pyrobnn.model.priors.structure import BinaryConcretePrior, ConcretePrior
 __all__ = ["HorseshoePrior", "LatentScalePrior", "LearnedScalePrior", "from_spec"]
 
 
+@explained
 class HorseshoePrior(Prior):
     """Non-centered horseshoe over the elements of one parameter.
 
@@ -63,6 +65,7 @@ class HorseshoePrior(Prior):
         return {"scale": self.scale}
 
 
+@explained
 class LatentScalePrior(Prior):
     """``Normal(0, scale)`` with a scale that has its own prior; adds the scalar site ``<name>.scale``."""
 
@@ -91,6 +94,7 @@ class LatentScalePrior(Prior):
         return {"scale": self.auxiliary["scale"].spec()}
 
 
+@explained
 class LearnedScalePrior(Prior):
     """``Normal(0, exp(log_scale))`` with a trainable ``log_scale``, one per parameter tensor."""
 

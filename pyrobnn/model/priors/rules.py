@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from pyrobnn.core.arguments import check_positive, check_probability
+from pyrobnn.core.explanations import explained
 from pyrobnn.model.priors.base import Prior
 from pyrobnn.model.priors.hierarchical import HorseshoePrior, LatentScalePrior, LearnedScalePrior
 
@@ -87,6 +88,7 @@ def _family(name: str, scale: float) -> dist.Distribution:
     raise ValueError(f"family: expected 'normal', 'laplace' or 'student_t', got {name!r}.")
 
 
+@explained
 def fan_in_and_out(parameter: Tensor, module: nn.Module) -> tuple[float, float]:
     """Inputs summed into one output unit, and outputs fed by one input unit, of a weight.
 
@@ -132,6 +134,7 @@ class _FanScaled:
         return _family(self.family, math.sqrt(self.gain / fan))
 
 
+@explained
 def he(*, bias_scale: float = 1.0, family: str = "normal") -> PriorRule:
     """Variance ``2 / fan_in``, for ReLU networks (He et al. 2015).
 
@@ -142,11 +145,13 @@ def he(*, bias_scale: float = 1.0, family: str = "normal") -> PriorRule:
     return _FanScaled(2.0, False, bias_scale, family)
 
 
+@explained
 def lecun(*, bias_scale: float = 1.0, family: str = "normal") -> PriorRule:
     """Variance ``1 / fan_in`` (LeCun et al. 1998); arguments as in :func:`he`."""
     return _FanScaled(1.0, False, bias_scale, family)
 
 
+@explained
 def glorot(*, bias_scale: float = 1.0, family: str = "normal") -> PriorRule:
     """Variance ``2 / (fan_in + fan_out)`` (Glorot & Bengio 2010); arguments as in :func:`he`."""
     return _FanScaled(1.0, True, bias_scale, family)
@@ -155,6 +160,7 @@ def glorot(*, bias_scale: float = 1.0, family: str = "normal") -> PriorRule:
 # ------------------------------------------------------------------------------------------------ other priors
 
 
+@explained
 def scale_mixture(pi: float = 0.5, sigma1: float = 1.0, sigma2: float = math.exp(-6.0)) -> dist.Distribution:
     """Mixture ``pi N(0, sigma1²) + (1 - pi) N(0, sigma2²)`` of Blundell et al. (2015)."""
     check_probability("pi", pi)
@@ -164,6 +170,7 @@ def scale_mixture(pi: float = 0.5, sigma1: float = 1.0, sigma2: float = math.exp
     return dist.MixtureSameFamily(dist.Categorical(torch.tensor([pi, 1.0 - pi])), components)
 
 
+@explained
 def centered(scale: float = 1.0) -> PriorRule:
     """``Normal(w0, scale)`` around the network's present (pretrained) weights ``w0`` (MOPED, Krishnan et al. 2020)."""
     check_positive("scale", scale, "standard deviation")
@@ -174,23 +181,27 @@ def centered(scale: float = 1.0) -> PriorRule:
     return rule
 
 
+@explained
 def horseshoe(scale: float = 1.0) -> PriorRule:
     """Non-centered horseshoe with global scale ``C+(0, scale)`` (:class:`HorseshoePrior`)."""
     check_positive("scale", scale)
     return lambda name, parameter, module: HorseshoePrior(parameter.shape, scale)
 
 
+@explained
 def latent_scale(scale: dist.Distribution | None = None) -> PriorRule:
     """``Normal(0, σ)`` with ``σ ~ scale`` inferred for each tensor; half-normal by default."""
     return lambda name, parameter, module: LatentScalePrior(parameter.shape, scale or dist.HalfNormal(1.0))
 
 
+@explained
 def learned_scale(initial: float = 1.0) -> PriorRule:
     """``Normal(0, σ)`` with σ fitted for each tensor by maximizing the ELBO (empirical Bayes)."""
     check_positive("initial", initial, "standard deviation")
     return lambda name, parameter, module: LearnedScalePrior(parameter.shape, initial)
 
 
+@explained
 def last_layer(net: nn.Module, prior: PriorRule) -> list[tuple[Pattern, PriorRule | None]]:
     """Rules that make only the last weighted layer of ``net`` Bayesian and keep the rest deterministic.
 

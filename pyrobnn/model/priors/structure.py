@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from pyrobnn.core.arguments import check_positive
+from pyrobnn.core.explanations import explained
 from pyrobnn.distributions.concrete import BinaryConcrete, Concrete
 from pyrobnn.model.priors.base import Prior
 
@@ -32,6 +33,8 @@ class _RelaxedPrior(Prior):
         check_positive("temperature", temperature, "temperature of the relaxed prior")
         logits = torch.zeros(()) if logits is None else torch.as_tensor(logits, dtype=torch.get_default_dtype())
         try:
+            if not bool(logits.isfinite().all()):
+                raise ValueError(f"logits: expected finite log odds, got {logits}.")
             full = logits.detach().broadcast_to(self.shape)
         except RuntimeError:
             raise ValueError(
@@ -63,6 +66,7 @@ def _forget_built(prior: Any, _: Any) -> None:
     prior._built = None
 
 
+@explained
 class ConcretePrior(_RelaxedPrior):
     """Relaxed one-hot choices, one for each row of a parameter ``[..., K]``.
 
@@ -79,6 +83,7 @@ class ConcretePrior(_RelaxedPrior):
     own_dims = 1
 
 
+@explained
 class BinaryConcretePrior(_RelaxedPrior):
     """Relaxed choices between 0 and 1, one for each element of a parameter.
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
+from pyrobnn.core.explanations import explained
 from pyrobnn.metrics.calibration import reliability_curve
 from pyrobnn.reporting.figures import BLACK, BLUE, COLORS, LINES, SKY, VERMILLION, new_axes
 from pyrobnn.reporting.plots.arrays import to_numpy, vector
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["confidence_histogram", "reliability", "uncertainty_histogram"]
 
 
+@explained
 def reliability(probs: Tensor, y: Tensor, *, num_bins: int = 10, ax: Axes | None = None) -> Axes:
     """Reliability diagram: the accuracy within each bin of confidence.
 
@@ -54,6 +56,7 @@ def reliability(probs: Tensor, y: Tensor, *, num_bins: int = 10, ax: Axes | None
     return ax
 
 
+@explained
 def confidence_histogram(probs: Tensor, y: Tensor, *, num_bins: int = 20, ax: Axes | None = None) -> Axes:
     """How confident the wrong and the correct predictions are: stacked bars, the wrong ones at the bottom.
 
@@ -89,6 +92,7 @@ def confidence_histogram(probs: Tensor, y: Tensor, *, num_bins: int = 20, ax: Ax
     return ax
 
 
+@explained
 def uncertainty_histogram(
     scores: Mapping[str, Tensor],
     *,

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pyrobnn.core.explanations import explained
 from pyrobnn.metrics._checks import check_float, check_labels
 from pyrobnn.prediction import ClassPrediction, Prediction
 from pyrobnn.reporting.plots.arrays import to_numpy
@@ -23,6 +24,7 @@ __all__ = ["image_grid", "uncertainty_maps"]
 _VOID = "0.6"  # gray of pixels without a label
 
 
+@explained
 def image_grid(
     images: Tensor, titles: Sequence[str] | None = None, *, columns: int = 8, figure: Figure | None = None
 ) -> Figure:
@@ -65,6 +67,7 @@ def image_grid(
     return figure
 
 
+@explained
 def uncertainty_maps(
     images: Tensor,
     truth: Tensor,

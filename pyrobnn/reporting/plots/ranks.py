@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pyrobnn.core.arguments import check_probability
+from pyrobnn.core.explanations import explained
 from pyrobnn.reporting.figures import BLACK, BLUE, new_axes
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["rank_ecdf", "rank_histogram"]
 
 
+@explained
 def rank_histogram(ranks: Tensor, num_samples: int, *, num_bins: int = 10, ax: Axes | None = None) -> Axes:
     """Ranks of true values among posterior draws by bin; flat where an inference is calibrated.
 
@@ -54,6 +56,7 @@ def rank_histogram(ranks: Tensor, num_samples: int, *, num_bins: int = 10, ax: A
     return ax
 
 
+@explained
 def rank_ecdf(ranks: Tensor, num_samples: int, *, level: float = 0.95, ax: Axes | None = None) -> Axes:
     """Empirical distribution of ranks less that of uniform ones, in its simultaneous band.
 

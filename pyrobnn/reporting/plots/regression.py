@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
+from pyrobnn.core.explanations import explained
 from pyrobnn.reporting.figures import BLACK, BLUE, SKY, VERMILLION, new_axes
 from pyrobnn.reporting.plots.arrays import require_same_length, vector
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["regression_band"]
 
 
+@explained
 def regression_band(
     x: Tensor,
     mean: Tensor,

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from pyrobnn.core.explanations import explained
 from pyrobnn.reporting.figures import BLACK, BLUE, VERMILLION, new_axes
 from pyrobnn.reporting.plots.arrays import require_same_length
 
@@ -23,6 +24,7 @@ class ElboHistory(Protocol):
     kl: list[float]
 
 
+@explained
 def elbo(history: ElboHistory, *, ax: Axes | None = None) -> Axes:
     """The ELBO and its two parts by epoch, in nats per datum.
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from pyrobnn.core.arguments import check_number, check_positive_int
+from pyrobnn.core.explanations import explained
 from pyrobnn.core.schedules import CosineCycles
 from pyrobnn.sampling.kernels.base import Diffusion, StochasticGradientKernel
 from pyrobnn.sampling.kernels.sgnht import SGNHT
@@ -22,6 +23,7 @@ from pyrobnn.sampling.kernels.sgnht import SGNHT
 __all__ = ["Cyclical"]
 
 
+@explained
 @dataclass(frozen=True)
 class Cyclical(StochasticGradientKernel):
     """A kernel in cycles: ``Cyclical(SGLD(ε), cycle_length=1000)`` is cSGLD; with ``SGHMC`` it is cSGHMC.

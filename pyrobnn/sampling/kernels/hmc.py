@@ -20,6 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pyrobnn.core.arguments import check_number, check_positive, check_positive_int, check_probability
+from pyrobnn.core.explanations import explained
 from pyrobnn.sampling.hmc.adaptation import Warmup, reasonable_step_size
 from pyrobnn.sampling.hmc.failures import warn_of_failed_chains
 from pyrobnn.sampling.hmc.leapfrog import Compile, Leapfrogs, State, check_compile
@@ -32,6 +33,7 @@ _LONGEST = 1024  # leapfrogs in a trajectory of given length, however small the 
 _DIVERGED = 1000.0  # error of the energy, in nats, from which a trajectory counts as divergent (Stan's value)
 
 
+@explained
 @dataclass(frozen=True)
 class HMC(FullBatchKernel):
     """Hamiltonian Monte Carlo on all data, for :func:`pyrobnn.sample`.

@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from pyrobnn.core import random_state
 from pyrobnn.core.arguments import check_positive, check_positive_int, check_probability
+from pyrobnn.core.explanations import explained
 from pyrobnn.core.handlers import validation_enabled
 from pyrobnn.sampling.hmc.failures import warn_of_failed_chains
 from pyrobnn.sampling.hmc.potential import Potential, ValueAndGrad
@@ -108,6 +109,7 @@ class _OnFlatPotential(FullBatchKernel):
         return kept, {name: torch.tensor(values, device=start.device) for name, values in figures.items()}
 
 
+@explained
 @dataclass(frozen=True)
 class PyroKernel(_OnFlatPotential):
     """A kernel of ``pyro.infer`` on the flat potential.
@@ -128,6 +130,7 @@ class PyroKernel(_OnFlatPotential):
         return self.make(potential_fn)
 
 
+@explained
 @dataclass(frozen=True)
 class NUTS(_OnFlatPotential):
     """Pyro's No-U-Turn sampler on the flat potential, for :func:`pyrobnn.sample`.

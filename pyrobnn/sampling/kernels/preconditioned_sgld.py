@@ -23,11 +23,13 @@ import torch
 from torch import Tensor
 
 from pyrobnn.core.arguments import check_number, check_positive, check_positive_int
+from pyrobnn.core.explanations import explained
 from pyrobnn.sampling.kernels.base import Diffusion
 
 __all__ = ["PreconditionedSGLD"]
 
 
+@explained
 @dataclass(frozen=True)
 class PreconditionedSGLD(Diffusion):
     r"""pSGLD: ``Δθ = -(ε/2) G ∇U + N(0, εTG)`` with RMSprop's G, without the term Γ.

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from pyrobnn.core.arguments import check_non_negative, check_number
+from pyrobnn.core.explanations import explained
 from pyrobnn.sampling.kernels.base import Diffusion
 
 __all__ = ["SGHMC", "velocity_variance"]
@@ -28,6 +29,7 @@ __all__ = ["SGHMC", "velocity_variance"]
 Friction = TypeVar("Friction", float, Tensor)
 
 
+@explained
 @dataclass(frozen=True)
 class SGHMC(Diffusion):
     r"""SGHMC: ``v ← (1-α)v - ε∇U + N(0, 2(α-β)εT)``, ``θ ← θ + v``.

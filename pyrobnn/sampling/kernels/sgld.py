@@ -18,11 +18,13 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from pyrobnn.core.explanations import explained
 from pyrobnn.sampling.kernels.base import Diffusion
 
 __all__ = ["SGLD"]
 
 
+@explained
 @dataclass(frozen=True)
 class SGLD(Diffusion):
     r"""SGLD: ``Δθ = -(ε/2) ∇U + N(0, εT)``.

@@ -28,12 +28,14 @@ import torch
 from torch import Tensor
 
 from pyrobnn.core.arguments import check_number, check_positive
+from pyrobnn.core.explanations import explained
 from pyrobnn.sampling.kernels.base import Diffusion
 from pyrobnn.sampling.kernels.sghmc import velocity_variance
 
 __all__ = ["SGNHT"]
 
 
+@explained
 @dataclass(frozen=True)
 class SGNHT(Diffusion):
     r"""SGNHT: SGHMC whose friction is a thermostat.

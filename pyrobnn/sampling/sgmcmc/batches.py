@@ -59,7 +59,7 @@ class Batches:
             ValueError: If their number is not the model's.
         """
         if not self._is_one:
-            check_loader(self.model, self.data, 2, self.reader)
+            check_loader(self.model, self.data, 2, self.reader, "data")
 
     def peek(self) -> tuple[Any, ...]:
         """The next batch, without advancing."""
@@ -143,6 +143,7 @@ def all_data(
         args = to_device(data, device)
         _check_arguments(model, args)
         return args
+    check_loader(model, data, 1, reader, "data")
     batches = [_read(raw, device, reader) for raw in data]
     if not batches:
         raise ValueError("data: the loader yielded no batch.")

@@ -69,10 +69,10 @@ def start_run(
     The arguments are those of :func:`pyrobnn.sample`. The model must be in sampling mode; the run has no store yet.
     """
     batches = Batches(model, data, device, reader)
+    batches.check()
     args = batches.peek()
     example = example_if_needed(model, args)
     layout = Layout.of(model, example=example)
-    batches.check()
     start = initial_points(layout, model, init, num_chains)
     check_start(model, layout, start, args)
     run = Run(model, kernel, batches, PotentialGradient(model, layout, start, vmap), warmup_steps, thinning)
@@ -152,7 +152,7 @@ class Run:
             f"sampling diverged at {reason}; the {self.store.kept} draws of each chain kept until then are returned, "
             "of which the last may be far off. Lower the step size.",
             SamplingDivergedWarning,
-            stacklevel=4,
+            stacklevel=5,
         )
 
     def settings(self) -> dict[str, Any]:

@@ -1,0 +1,375 @@
+"""Any bad value of any argument: it works, or one error of the library's own says which argument is wrong.
+
+Each public call is made as it should be, but for one argument, which has each of the bad values in turn.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import re
+import tempfile
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import nn
+
+import pyrobnn as pb
+from pyrobnn import diagnostics, guides, metrics, objectives, plots, priors, robustness, sampling, schedules, training
+from pyrobnn.sampling import SGLD
+
+NORMAL = dist.Normal(0.0, 1.0)
+torch.manual_seed(0)
+X, Y, LABELS = torch.randn(6, 2), torch.randn(6, 1), torch.tensor([0, 1, 2, 0, 1, 2])
+LOADER = [(X, LABELS)]
+PROBS, MEANS = torch.softmax(torch.randn(6, 3), -1), torch.randn(4, 6)
+SCORES, OTHERS, ERRORS = torch.rand(6), torch.rand(6), torch.randint(0, 2, (6,)).bool()
+
+
+def network(bn: bool = False) -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(2, 4), nn.BatchNorm1d(4) if bn else nn.Tanh(), nn.Dropout(0.1), nn.Linear(4, 3))
+
+
+def built(bn: bool = False) -> pb.SupervisedModel:
+    return pb.SupervisedModel(network(bn), pb.likelihoods.Categorical(), NORMAL, num_data=6)
+
+
+MODEL, NORMED = built(), built(True)
+GUIDE, POINT, LAPLACE = guides.MeanField(MODEL), guides.MAP(MODEL), guides.Laplace(MODEL).fit(MODEL, LOADER)
+CHAINS = sampling.sample(MODEL, LOADER, kernel=SGLD(1e-4), num_samples=8, num_chains=2, progress=False)
+WITH_VELOCITIES = sampling.sample(
+    MODEL, LOADER, kernel=sampling.SGHMC(1e-4), num_samples=8, num_chains=2, progress=False
+)
+SAVED = Path(tempfile.mkdtemp()) / "saved"
+pb.save(SAVED, MODEL, GUIDE)
+FIT = {"epochs": 2, "progress": False}
+
+
+def fitted(model: Any = MODEL, guide: Any = None, loader: Any = LOADER, **options: Any) -> Any:
+    return pb.fit(model, guides.MeanField(MODEL) if guide is None else guide, loader, **FIT | options)
+
+
+def laplace_fit(model: Any = MODEL, loader: Any = LOADER, **options: Any) -> Any:
+    return guides.Laplace(MODEL).fit(model, loader, **options)
+
+
+def elbo_loss(**options: Any) -> Any:
+    return objectives.ELBO(**options).loss(MODEL, GUIDE, X, LABELS)
+
+
+PREDICT = (pb.predict, {"model": MODEL, "guide": GUIDE, "data": X, "num_samples": 2})
+CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
+    "SupervisedModel": (
+        pb.SupervisedModel,
+        {"net": network(), "likelihood": pb.likelihoods.Categorical(), "prior": NORMAL, "num_data": 6},
+    ),
+    "bayesianize": (pb.bayesianize, {"net": network(), "prior": NORMAL}),
+    "fit": (fitted, dict.fromkeys(inspect.signature(pb.fit).parameters)),
+    "sample": (
+        pb.sample,
+        {"model": MODEL, "data": LOADER, "kernel": SGLD(1e-4), "num_samples": 2, "progress": False},
+    ),
+    "finetune": (pb.finetune, {"net": network(), "loader": LOADER, "num_data": 6, "epochs": 1, "progress": False}),
+    "predict": PREDICT,
+    "predict of Laplace": (pb.predict, PREDICT[1] | {"guide": LAPLACE, "predictor": "linearized"}),
+    "predict_batches": (lambda **o: list(pb.predict_batches(**o)), PREDICT[1]),
+    "Predictive": (lambda **o: pb.Predictive(**o)(X), {"model": MODEL, "guide": GUIDE, "num_samples": 2}),
+    "check": (pb.check, {"model": MODEL, "guide": GUIDE, "loader": LOADER, "num_samples": 30}),
+    "describe": (pb.describe, {"model": MODEL, "guide": GUIDE}),
+    "to_arviz": (
+        lambda model, posterior, x, y, **o: pb.to_arviz(model, posterior, x, y, **o),
+        {"model": MODEL, "posterior": GUIDE, "x": X, "y": LABELS, "num_samples": 2},
+    ),
+    "recalibrate_batch_norm": (
+        pb.recalibrate_batch_norm,
+        {"model": NORMED, "guide": guides.MAP(NORMED), "loader": LOADER},
+    ),
+    "distill": (pb.distill, {"guide": CHAINS, "batch_size": 4, "steps": 1, "components": 2, "progress": False}),
+    "Laplace.fit": (laplace_fit, {"model": MODEL, "loader": LOADER}),
+    "ELBO": (elbo_loss, {}),
+    "RegularizedELBO": (objectives.RegularizedELBO, {"auxiliary": objectives.perturbed(0.1)}),
+    "AdversarialELBO": (objectives.AdversarialELBO, {}),
+    "perturbed": (lambda epsilon: objectives.perturbed(epsilon)(X), {"epsilon": 0.1}),
+    "Tempered": (objectives.Tempered, {"temperature": 1.0}),
+    "MeanField": (guides.MeanField, {"model": MODEL}),
+    "MAP": (guides.MAP, {"model": MODEL}),
+    "LowRankNormal": (guides.LowRankNormal, {"model": MODEL, "rank": 2}),
+    "SWAG": (guides.SWAG, {"model": MODEL}),
+    "Laplace": (guides.Laplace, {"model": MODEL}),
+    "MCDropout": (guides.MCDropout, {"model": MODEL}),
+    "DeltaMixture": (guides.DeltaMixture, {"model": MODEL, "num_members": 2}),
+    "DeltaMixture.from_networks": (
+        guides.DeltaMixture.from_networks,
+        {"model": MODEL, "networks": [network(), nn.Sequential(*network()[:3], nn.Linear(4, 3))]},
+    ),
+    "DeltaMixture.from_draws": (guides.DeltaMixture.from_draws, {"model": MODEL, "draws": dict(GUIDE.sample(3))}),
+    "LowRankEnsemble": (guides.LowRankEnsemble, {"model": MODEL, "num_members": 2}),
+    "Chains": (guides.Chains, {"model": MODEL, "num_chains": 1, "num_samples": 2}),
+    "Chains.from_draws": (
+        guides.Chains.from_draws,
+        {"model": MODEL, "draws": {n: v.unsqueeze(0) for n, v in GUIDE.sample(3).items()}},
+    ),
+    "Composite": (guides.Composite, {"model": MODEL, "rules": [("*", guides.MAP)]}),
+    "Generator": (guides.Generator, {"model": MODEL}),
+    "guide.sample": (GUIDE.sample, {"num_samples": 2}),
+    "Categorical": (pb.likelihoods.Categorical, {}),
+    "Normal": (pb.likelihoods.Normal, {}),
+    "Bernoulli": (pb.likelihoods.Bernoulli, {}),
+    "Poisson": (pb.likelihoods.Poisson, {}),
+    "HeteroscedasticNormal": (pb.likelihoods.HeteroscedasticNormal, {}),
+    "he": (lambda **o: pb.bayesianize(network(), priors.he(**o)), {}),
+    "glorot": (lambda **o: pb.bayesianize(network(), priors.glorot(**o)), {}),
+    "lecun": (lambda **o: pb.bayesianize(network(), priors.lecun(**o)), {}),
+    "centered": (lambda **o: pb.bayesianize(network(), priors.centered(**o)), {}),
+    "horseshoe": (lambda **o: pb.bayesianize(network(), priors.horseshoe(**o)), {}),
+    "learned_scale": (lambda **o: pb.bayesianize(network(), priors.learned_scale(**o)), {}),
+    "latent_scale": (lambda **o: pb.bayesianize(network(), priors.latent_scale(**o)), {}),
+    "scale_mixture": (priors.scale_mixture, {}),
+    "last_layer": (priors.last_layer, {"net": network(), "prior": NORMAL}),
+    "SGLD": (SGLD, {"step_size": 1e-4}),
+    "SGHMC": (sampling.SGHMC, {"step_size": 1e-4}),
+    "SGNHT": (sampling.SGNHT, {"step_size": 1e-4}),
+    "PreconditionedSGLD": (sampling.PreconditionedSGLD, {"step_size": 1e-4}),
+    "Cyclical": (sampling.Cyclical, {"kernel": SGLD(1e-4), "cycle_length": 4}),
+    "HMC": (sampling.HMC, {}),
+    "NUTS": (sampling.NUTS, {}),
+    "Exponential": (schedules.Exponential, {"start": 1.0, "rate": 0.1, "floor": 0.1}),
+    "Linear": (schedules.Linear, {"start": 0.0, "end": 1.0, "num_values": 3}),
+    "PolynomialDecay": (schedules.PolynomialDecay, {"initial": 1.0, "delay": 2.0}),
+    "CosineCycles": (schedules.CosineCycles, {"initial": 1.0, "cycle_length": 2}),
+    "fgsm": (
+        robustness.fgsm,
+        {"model": MODEL, "posterior": GUIDE, "x": X, "y": LABELS, "epsilon": 0.1, "num_samples": 2},
+    ),
+    "pgd": (
+        robustness.pgd,
+        {"model": MODEL, "posterior": GUIDE, "x": X, "y": LABELS, "epsilon": 0.1, "num_samples": 2, "steps": 1},
+    ),
+    "importance_k_hat": (
+        lambda model, guide, x, y, **o: diagnostics.importance_k_hat(model, guide, x, y, **o),
+        {"model": MODEL, "guide": GUIDE, "x": X, "y": LABELS, "num_samples": 30},
+    ),
+    "function_space": (
+        lambda model, posterior, x, **o: diagnostics.function_space_diagnostics(model, posterior, x, **o),
+        {"model": MODEL, "posterior": CHAINS, "x": X},
+    ),
+    "log_density": (
+        lambda model, posterior, x, y, **o: diagnostics.log_density_diagnostics(model, posterior, x, y, **o),
+        {"model": MODEL, "posterior": CHAINS, "x": X, "y": LABELS},
+    ),
+    "weight_statistics": (diagnostics.weight_statistics, {"model": MODEL, "guide": GUIDE, "num_samples": 5}),
+    "estimator_report": (
+        diagnostics.estimator_report,
+        {"model": MODEL, "guide": GUIDE, "batch": (X, LABELS), "estimators": ["shared"], "num_samples": 2},
+    ),
+    "k_hat_threshold": (diagnostics.k_hat_threshold, {"num_samples": 100}),
+    "kinetic_temperature": (diagnostics.kinetic_temperature, {"chains": WITH_VELOCITIES}),
+    "energy_bfmi": (
+        diagnostics.energy_bfmi,
+        {"chains": guides.Chains(MODEL, 2, 8, stats={"energy": torch.rand(2, 8)})},
+    ),
+    "save": (pb.save, {"path": Path("a"), "model": MODEL, "guide": GUIDE}),
+    "load": (lambda **o: pb.load(**o), {"path": SAVED, "net": network()}),
+    "Player": (
+        training.Player,
+        {"name": "critic", "objective": objectives.ELBO(), "module": nn.Linear(1, 1)},
+    ),
+    "Snapshots": (training.Snapshots, {"model": MODEL, "guide": POINT, "cycle": 2}),
+    "make_optimizer": (training.make_optimizer, {"model": MODEL, "guide": GUIDE}),
+    **{
+        name: (getattr(metrics, name), {"probs": PROBS, "y": LABELS})
+        for name in ("accuracy", "brier", "nll", "expected_calibration_error", "adaptive_calibration_error")
+    },
+    "reliability_curve": (metrics.reliability_curve, {"probs": PROBS, "y": LABELS}),
+    **{name: (getattr(metrics, name), {"probs": PROBS}) for name in ("entropy", "least_confidence")},
+    **{
+        name: (getattr(metrics, name), {"probs": PROBS.unsqueeze(0)})
+        for name in (
+            "expected_entropy",
+            "mutual_information",
+            "predictive_entropy",
+            "probability_variance",
+            "variation_ratio",
+        )
+    },
+    **{
+        name: (getattr(metrics, name), {"in_distribution": SCORES, "out_of_distribution": OTHERS})
+        for name in ("auroc", "aupr", "fpr_at_tpr", "detection_report")
+    },
+    **{name: (getattr(metrics, name), {"uncertainty": SCORES, "error": ERRORS}) for name in ("aurc", "risk_coverage")},
+    "crps": (metrics.crps, {"draws": MEANS, "y": SCORES}),
+    "gaussian_crps": (metrics.gaussian_crps, {"mean": SCORES, "std": OTHERS + 0.1, "y": SCORES}),
+    "interval_coverage": (metrics.interval_coverage, {"lower": SCORES, "upper": SCORES + 1.0, "y": SCORES}),
+    "interval_width": (metrics.interval_width, {"lower": SCORES, "upper": SCORES + 1.0}),
+    "pinball": (metrics.pinball, {"prediction": SCORES, "y": OTHERS, "level": 0.5}),
+    "rmse": (metrics.rmse, {"mean": SCORES, "y": OTHERS}),
+    "variance_decomposition": (metrics.variance_decomposition, {"means": MEANS, "variances": MEANS.square()}),
+    "ExpectedCalibrationError": (metrics.ExpectedCalibrationError, {}),
+    "AdaptiveCalibrationError": (metrics.AdaptiveCalibrationError, {}),
+    "rank_histogram": (plots.rank_histogram, {"ranks": torch.arange(10), "num_samples": 9}),
+    "rank_ecdf": (plots.rank_ecdf, {"ranks": torch.arange(10), "num_samples": 9}),
+    "reliability": (plots.reliability, {"probs": PROBS, "y": LABELS}),
+    "confidence_histogram": (plots.confidence_histogram, {"probs": PROBS, "y": LABELS}),
+    "Edges": (pb.structure.Edges, {"names": ["a", "b"], "operations": ["x", "y"]}),
+    "Gates": (pb.structure.Gates, {}),
+    "PerGroup": (pb.estimators.PerGroup, {}),
+}
+"""Public calls that work as they stand; arguments that are None here have defaults of the call's own."""
+
+ANY = (
+    "a",
+    "",
+    None,
+    -1,
+    0,
+    2.5,
+    True,
+    math.nan,
+    math.inf,
+    -math.inf,
+    [1],
+    {},
+    object(),
+    torch.nn.ReLU,
+    torch.tensor([1.0, 2.0]),
+    b"x",
+)
+"""What is tried for every argument."""
+
+LEFT_OUT = {"ax", "figure", "progress"}  # of matplotlib; a flag
+NAMED = re.compile(r"^[\w.]+( '[^']*')?(, \w+)*: ")
+
+
+def is_the_callers(name: str, value: Any) -> bool:
+    """Whether what fails is the caller's own: a network given inputs of another shape, a class called as a function."""
+    return (name in ("data", "x", "loader") and isinstance(value, torch.Tensor)) or (
+        name == "predictor" and isinstance(value, type)
+    )
+
+
+def arguments(function: Callable[..., Any], given: dict[str, Any]) -> Iterator[str]:
+    names = dict.fromkeys(given)
+    wrapped = {"fit": pb.fit, "fitted": pb.fit, "laplace_fit": guides.Laplace.fit}.get(function.__name__, function)
+    kinds = inspect.signature(wrapped).parameters.values()
+    names |= dict.fromkeys(p.name for p in kinds if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY))
+    return (name for name in names if name not in LEFT_OUT | {"self"})
+
+
+def complaint(function: Callable[..., Any], given: dict[str, Any]) -> str | None:
+    """What is wrong with the error of a call, if it is not in the library's own words."""
+    torch.manual_seed(1)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            function(**given)
+    except (ValueError, TypeError, RuntimeError, OSError) as error:
+        last = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
+        own = Path(pb.__file__).parent
+        if own in last.parents and NAMED.match(str(error)):
+            return None
+        return f"{type(error).__name__} of {last.name}: {str(error)[:100]}"
+    except Exception as error:
+        return f"{type(error).__name__}: {str(error)[:100]}"
+    return None
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_bad_values_work_or_are_refused_by_name(call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    function, base = CALLS[call]
+    base = {name: value for name, value in base.items() if value is not None}
+    torch.manual_seed(1)
+    function(**base)
+    tried = (
+        (name, value)
+        for name in arguments(function, CALLS[call][1])
+        for value in ANY
+        if not is_the_callers(name, value)
+    )
+    said = ((name, value, complaint(function, base | {name: value})) for name, value in tried)
+    found = [f"{name}={value!r:.30}: {error}" for name, value, error in said if error]
+    assert not found, f"{len(found)} raw errors:\n" + "\n".join(found)
+    written = {path.name for path in tmp_path.iterdir()} - {"a"}  # a directory that was asked for
+    assert not written, f"written to the working directory: {written}"
+
+
+@pytest.mark.parametrize(
+    ("call", "name", "values"),
+    [
+        ("fit", "scale_lr", [-1.0, math.nan, math.inf, "a", True]),
+        ("fit", "lr", [-1.0, math.nan, math.inf, "a", True, None]),
+        ("fit", "elbo", [objectives.ELBO, objectives.ELBO(temperature=lambda step: 1.0 if step == 0 else -1.0), 3]),
+        ("ELBO", "temperature", [-1.0, math.nan, "a", lambda step: -1.0, lambda step: math.nan, lambda step: "a"]),
+        ("fit", "callbacks", [3, [3], print, [print, "a"]]),
+        ("fit", "players", [3, [3], "a"]),
+        ("fit", "scheduler", [3, "cosine", lambda optimizer: None]),
+        ("fit", "optimizer", ["adam", 3, nn.ReLU, lambda groups, lr: None]),
+        ("fit", "device", ["nonsense", 3]),
+        ("fit", "seed", ["a", -1, 2.5, True]),
+        ("fit", "checkpoint", ["", 3]),
+        ("fit", "clip_norm", [0, -1.0, math.nan, "a"]),
+        ("fit", "validation", [3, [(X, LABELS + 3)], [(X, LABELS.float())]]),
+        ("fit", "loader", [3, [(X, LABELS + 3)], [(X, LABELS - 1)]]),
+        ("check", "loader", [3, [(X, LABELS + 3)], [(X, LABELS - 1)]]),
+        ("Laplace.fit", "loader", [3, [(X, LABELS + 3)], [(X, LABELS - 1)]]),
+        ("to_arviz", "y", [LABELS + 3, LABELS - 1]),
+        ("sample", "data", [3, [(X, LABELS + 3)], (X, LABELS - 1)]),
+        ("sample", "num_samples", [0, -1, 2.5, True, "a", None]),
+        ("sample", "directory", ["", 3]),
+        ("sample", "device", ["nonsense", 3]),
+        ("predict", "num_samples", [0, -1, 2.5, True, "a", None]),
+        ("predict", "max_bytes", [0, -1, 2.5, math.nan, math.inf, "a"]),
+        ("predict", "likelihood", [3, "a", pb.likelihoods.Categorical]),
+        ("predict", "link", ["a", 3, None]),
+        ("predict", "guide", [3, "a", guides.MAP, {}, None]),
+        ("finetune", "num_members", [0, 2.5, "a"]),
+        ("finetune", "threshold", [0.0, math.nan, "a"]),
+        ("finetune", "num_data", [0, -1, "a"]),
+        ("check", "max_rows", [0, 2.5, math.inf]),
+        ("MeanField", "init_scale", [0.0, -1.0, math.nan, math.inf, "a"]),
+        ("LowRankNormal", "init_scale", [0.0, -1.0, math.nan, math.inf, "a"]),
+        ("DeltaMixture", "spread", [-1.0, math.nan, math.inf, "a"]),
+        ("HeteroscedasticNormal", "floor", [-1.0, math.nan, math.inf, True]),
+        ("Categorical", "class_dim", [1.0, "a", None]),
+        ("guide.sample", "num_samples", [-1, 2.5, True, "a", None]),
+        ("Gates", "logits", [math.nan, math.inf]),
+        ("Player", "lr", [-1.0, math.nan, "a"]),
+        ("save", "path", ["", 3]),
+    ],
+)
+def test_values_that_would_do_harm_without_a_word_are_refused(
+    call: str, name: str, values: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Numbers that turn training around, options used after the first epoch only, labels beyond the classes."""
+    monkeypatch.chdir(tmp_path)
+    function, base = CALLS[call]
+    base = {key: value for key, value in base.items() if value is not None}
+    for value in values:
+        with pytest.raises((ValueError, TypeError), match=NAMED):
+            function(**base | {name: value})
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_frozen_guide_and_one_of_another_model_are_refused_by_fit() -> None:
+    frozen = guides.MeanField(MODEL).requires_grad_(False)
+    with pytest.raises(ValueError, match=r"^guide: it is frozen"):
+        fitted(guide=frozen)
+    with pytest.raises(ValueError, match=r"^guide: "):
+        fitted(guide=guides.MeanField(pb.SupervisedModel(nn.Linear(2, 3), MODEL.likelihood, NORMAL, num_data=6)))
+
+
+def test_a_failure_of_the_callers_own_code_is_left_alone() -> None:
+    class Broken(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            raise KeyError("mine")
+
+    model = pb.SupervisedModel(Broken(2, 3), pb.likelihoods.Categorical(), NORMAL, num_data=6)
+    with pytest.raises(KeyError, match="mine"):
+        pb.predict(model, guides.MAP(model), X, 2)
