@@ -22,7 +22,7 @@ from pyrobnn.model.likelihoods import Likelihood
 from pyrobnn.model.priors import PriorSpec
 from pyrobnn.model.substitution import direct_handler
 
-__all__ = ["OutputSpec", "SupervisedModel", "run_network"]
+__all__ = ["OutputSpec", "SupervisedModel", "run_network", "select_output"]
 
 OutputSpec: TypeAlias = str | int | Callable[[Any], Tensor] | None
 """Which part of a network's return value the likelihood is given: a key or attribute, an index, or a function."""
@@ -189,17 +189,7 @@ class SupervisedModel(PyroModule):
         Raises:
             TypeError: If that is no tensor.
         """
-        output = self.output
-        if output is None or (isinstance(returned, Tensor) and not callable(output)):
-            selected = returned
-        else:
-            selected = _selected(returned, output)
-        if isinstance(selected, Tensor):
-            return selected
-        advice = "pass output= a key, index, attribute or function that selects the tensor for the likelihood"
-        if output is not None:
-            raise TypeError(f"output: {output!r} selects a {type(selected).__name__}, not a tensor; {advice}.")
-        raise TypeError(f"net: it returned a {_contents(returned)}, and not a tensor; {advice}.")
+        return select_output(returned, self.output)
 
     def extra_repr(self) -> str:
         """The number of data, and which output is used."""
@@ -214,6 +204,24 @@ def _give_dtype(net: BayesianModule, likelihood: Likelihood) -> None:
     dtypes = {net.network.get_parameter(name).dtype for name in net.parameter_names}
     if len(dtypes) == 1 and (likelihood.site_priors or dtypes == {torch.float64}):
         likelihood.to(dtypes.pop())
+
+
+def select_output(returned: Any, output: OutputSpec) -> Tensor:
+    """The part of a network's return value that ``output`` names.
+
+    Raises:
+        TypeError: If that is no tensor.
+    """
+    if output is None or (isinstance(returned, Tensor) and not callable(output)):
+        selected = returned
+    else:
+        selected = _selected(returned, output)
+    if isinstance(selected, Tensor):
+        return selected
+    advice = "pass output= a key, index, attribute or function that selects the tensor for the likelihood"
+    if output is not None:
+        raise TypeError(f"output: {output!r} selects a {type(selected).__name__}, not a tensor; {advice}.")
+    raise TypeError(f"net: it returned a {_contents(returned)}, and not a tensor; {advice}.")
 
 
 def run_network(net: nn.Module, x: Any) -> Any:

@@ -33,12 +33,13 @@ from pyrobnn.model.bayesianize import frozen_buffers
 from pyrobnn.model.dropout import dropout_rates
 from pyrobnn.model.likelihoods import Categorical, Likelihood
 from pyrobnn.model.network_copy import copied
-from pyrobnn.model.priors import PriorSpec, last_layer
+from pyrobnn.model.priors import PriorSpec
 from pyrobnn.model.supervised import OutputSpec, SupervisedModel, run_network
 from pyrobnn.objectives import ELBO, RegularizedELBO
 from pyrobnn.objectives.regularized import Auxiliary
 from pyrobnn.training.checks import stated_rows
 from pyrobnn.training.fit import fit
+from pyrobnn.training.last_layer import last_layer_by_run
 from pyrobnn.training.running_statistics import BATCH_NORMS
 
 __all__ = ["Posterior", "finetune"]
@@ -91,9 +92,9 @@ def finetune(
         net: The trained network, any module (such as one of torchvision with its pretrained weights). It is copied,
             and dropout in the copy switched off.
         loader: The training data, as for :func:`pyrobnn.fit`.
-        posterior: ``"mean_field"``: a Gaussian over all ordinary weights; ``"last_layer"``: the same over the last
-            layer only; ``"delta_mixture"``: ``num_members`` copies of the network; ``"low_rank_sharing"``: as many
-            members that share the weights up to rank-1 factors. Or a function that builds a guide of the model.
+        posterior: ``"mean_field"``: a Gaussian over all ordinary weights; ``"last_layer"``: the same over the layer
+            that runs last only; ``"delta_mixture"``: ``num_members`` copies of the network; ``"low_rank_sharing"``: as
+            many members that share the weights up to rank-1 factors. Or a function that builds a guide of the model.
         likelihood: What the outputs mean; classes if None.
         output: What of the network's return value the likelihood sees, such as ``"logits"``, if it is not a tensor
             (:class:`~pyrobnn.SupervisedModel`).
@@ -133,9 +134,8 @@ def finetune(
         The model and the fitted guide.
 
     Raises:
-        TypeError: If ``num_data`` is needed and the loader has no data set of known length, or an argument is of
-            another kind.
-        ValueError: If an argument is out of its range.
+        TypeError: If ``num_data`` is needed and the loader has no known length, or an argument is of another kind.
+        ValueError: If an argument is out of its range, or no single layer is the last (tied weights, several heads).
     """
     if batch_norm not in ("freeze", "train"):
         raise ValueError(f"batch_norm: expected 'freeze' or 'train', got {batch_norm!r}.")
@@ -148,7 +148,7 @@ def finetune(
         check_non_negative("weight", weight)
         rule = dist.Normal(0.0, (2e-4 * count) ** -0.5) if prior is None else prior
         if posterior == "last_layer":
-            rule = last_layer(net, rule)  # type: ignore[arg-type]
+            rule, loader = last_layer_by_run(net, rule, loader, options.get("batch"), output)
         net = _without_dropout(net)
         own = Categorical() if likelihood is None else copy.deepcopy(likelihood)
         model = SupervisedModel(net, own, rule, num_data=count, output=output)

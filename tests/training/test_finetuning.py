@@ -95,6 +95,23 @@ def test_last_layer_leaves_the_rest_deterministic() -> None:
     assert {row["status"] for row in pb.describe(model).rows if row["parameter"].startswith("0")} == {"deterministic"}
 
 
+class HeadFirst(nn.Module):
+    """The last layer to run is defined first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head, self.body = nn.Linear(4, 2), nn.Linear(2, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.tanh(self.body(x)))
+
+
+def test_last_layer_is_what_runs_last() -> None:
+    for batches in (loader(), iter(loader())):
+        _, guide = pb.finetune(HeadFirst(), batches, "last_layer", epochs=1, num_data=60, progress=False)
+        assert set(guide.layout) == {"net.head.weight", "net.head.bias"}
+
+
 def test_default_prior_is_weight_decay_and_others_are_taken() -> None:
     _, guide = pb.finetune(pretrained(), loader(), epochs=1, progress=False)
     prior: Any = guide.layout["net.0.weight"].prior

@@ -202,18 +202,38 @@ def learned_scale(initial: float = 1.0) -> PriorRule:
 
 
 @explained
-def last_layer(net: nn.Module, prior: PriorRule) -> list[tuple[Pattern, PriorRule | None]]:
+def last_layer(net: nn.Module, prior: PriorRule, name: str | None = None) -> list[tuple[Pattern, PriorRule | None]]:
     """Rules that make only the last weighted layer of ``net`` Bayesian and keep the rest deterministic.
 
     The rest is still trained unless its ``requires_grad`` is off.
+
+    Args:
+        net: The network.
+        prior: The layer's prior.
+        name: The layer's name. If None, it is the layer that is defined last, which need not be the one that runs last.
+
+    Raises:
+        ValueError: If there is no such layer, or its weights are tied to another's.
     """
+    modules = dict(net.named_modules())
+    if name is not None and name not in modules:
+        raise ValueError(f"name: the network has no module {name!r}.")
     layers = [
         name
-        for name, module in net.named_modules()
+        for name, module in modules.items()
         if any(p.dim() > 1 for p in module.parameters(recurse=False)) and not isinstance(module, NORM_LAYERS)
     ]
     if not layers:
         raise ValueError("net: no layer with a weight matrix was found, so there is no last layer.")
-    last = f"{layers[-1]}." if layers[-1] else ""
+    layer = layers[-1] if name is None else name
+    own = {id(parameter) for parameter in modules[layer].parameters()}
+    inside = {id(module) for module in modules[layer].modules()}
+    for other, module in modules.items():
+        if id(module) not in inside and any(id(p) in own for p in module.parameters(recurse=False)):
+            raise ValueError(
+                f"net: the last layer {layer!r} shares its weights with {other!r} (tied), so they would be random "
+                "there, too; name the parameters in rules of your own."
+            )
+    last = f"{layer}." if layer else ""
     rules: list[tuple[Pattern, PriorRule | None]] = [(f"{last}*", prior)]
     return rules if last == "" else [*rules, ("*", None)]

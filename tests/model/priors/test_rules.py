@@ -271,6 +271,19 @@ def test_last_layer_of_a_single_layer_and_of_a_network_without_one() -> None:
         last_layer(nn.LayerNorm(3), NORMAL)
 
 
+def test_last_layer_by_name_and_of_tied_weights() -> None:
+    net = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    assert [n for n, prior in assign(net, last_layer(net, NORMAL, "0")).items() if prior is not None] == [
+        "0.weight",
+        "0.bias",
+    ]
+    with pytest.raises(ValueError, match="name: the network has no module 'head'"):
+        last_layer(net, NORMAL, "head")
+    net[1].weight = net[0].weight
+    with pytest.raises(ValueError, match=r"the last layer '1' shares its weights with '0' \(tied\)"):
+        last_layer(net, NORMAL)
+
+
 def test_last_layer_of_a_frozen_backbone_that_is_frozen_whole() -> None:
     net = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)).requires_grad_(False)
     priors = assign(net, last_layer(net, NORMAL))
