@@ -115,6 +115,8 @@ LIKELIHOODS = {
     "Bernoulli": likelihoods.Bernoulli,
     "Normal, fixed": lambda: likelihoods.Normal(0.3),
     "Normal, learned": lambda: likelihoods.Normal(0.3, learn_scale=True),
+    "Normal, not stated": likelihoods.Normal,
+    "Normal, one per output": lambda: likelihoods.Normal(shape=(2,)),
     "Normal, latent": lambda: likelihoods.Normal(dist.Gamma(2.0, 3.0)),
     "HeteroscedasticNormal": lambda: likelihoods.HeteroscedasticNormal(0.02),
     "Poisson": likelihoods.Poisson,
@@ -575,10 +577,12 @@ def test_a_likelihood_of_ones_own_needs_the_model(tmp_path: Path) -> None:
     save(tmp_path, *saved)
     with pytest.raises(ValueError, match=r"^likelihood: .*Laplace' is not one of pyrobnn's.*model="):
         load(tmp_path, mlp())
-    fresh = SupervisedModel(mlp(), Laplace(), NORMAL, num_data=40)
+    fresh = SupervisedModel(mlp(), Laplace(0.7), NORMAL, num_data=40)
     assert_same(saved, load(tmp_path, model=fresh))
     with pytest.raises(ValueError, match=r"^model: it has num_data=7, but was saved with num_data=40"):
-        load(tmp_path, model=SupervisedModel(mlp(), Laplace(), NORMAL, num_data=7))
+        load(tmp_path, model=SupervisedModel(mlp(), Laplace(0.7), NORMAL, num_data=7))
+    with pytest.raises(ValueError, match=r"^model: .*'likelihood' has learn_scale True, expected False"):
+        load(tmp_path, model=SupervisedModel(mlp(), Laplace(), NORMAL, num_data=40))
 
 
 def test_a_guide_of_ones_own_needs_itself(tmp_path: Path) -> None:

@@ -32,6 +32,7 @@ from pyrobnn.guides.components.point import values_of_point
 from pyrobnn.model.agreement import check_given
 from pyrobnn.model.bayesianize import evaluating, frozen_buffers
 from pyrobnn.model.initialization import Init, initial_values
+from pyrobnn.model.likelihoods.learned import refuse_untrained
 from pyrobnn.model.supervised import SupervisedModel
 
 __all__ = ["Laplace"]
@@ -138,7 +139,8 @@ class Laplace(BlockPosterior):
         Raises:
             TypeError: If the model is another or a batch is of no known form.
             ValueError: If the loader has not ``num_data`` rows, a target is out of range, a site lacks a value, a prior
-                is not log-concave at the mode, or there is no last layer (tied, frozen, several).
+                is not log-concave at the mode, the likelihood learns a scale that was not trained, or there is no last
+                layer (tied, frozen, several).
         """
         if not isinstance(model, SupervisedModel):
             raise TypeError(
@@ -147,6 +149,7 @@ class Laplace(BlockPosterior):
             )
         check_guide(model, self, argument="model", partial=True)
         check_given(model, {} if given is None else given)
+        refuse_untrained(model, "Laplace.fit")
         refuse_inference_tensors(model=model, guide=self)
         with gradients_enabled(), torch.no_grad():  # ordinary tensors; gradients where they are needed
             self.fitted.fill_(False)  # until all blocks are filled

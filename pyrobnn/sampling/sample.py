@@ -25,6 +25,7 @@ from pyrobnn.core.precision import refuse_float16
 from pyrobnn.guides.chains import Chains
 from pyrobnn.model.declarations import example_if_needed
 from pyrobnn.model.layout import Layout
+from pyrobnn.model.likelihoods.learned import refuse_untrained
 from pyrobnn.sampling.initialization import ChainInit, chain_seed, initial_points
 from pyrobnn.sampling.kernels.base import FullBatchKernel, Kernel, StochasticGradientKernel
 from pyrobnn.sampling.sampling_mode import BatchNormPolicy, sampled
@@ -58,8 +59,8 @@ def sample(
 ) -> Chains:
     """Draws from the posterior by Markov chains.
 
-    Parameters of the model that have no prior are constants: train them first, or give them priors. The model is run
-    in evaluation mode (no dropout) and is not changed.
+    Parameters of the model that have no prior, such as a learned noise scale, are constants: train them first, or give
+    them priors. The model is run in evaluation mode (no dropout) and is not changed.
 
     Args:
         model: The Pyro model, called as ``model(x, y)``.
@@ -100,7 +101,7 @@ def sample(
             first draw was kept.
         TypeError: If the kernel or the data are of the wrong kind.
         ValueError: If an argument is out of its range, data and model do not fit, the draws would not fit into
-            ``max_bytes``, or ``directory`` holds another run.
+            ``max_bytes``, the likelihood learns a scale that was not trained, or ``directory`` holds another run.
         CheckpointError: If what ``directory`` holds is damaged, which digests of all that is read tell; a ValueError.
         DirectoryInUseError: If another process or thread samples to ``directory``.
         OSError: If the disk is full; the draws recorded before stay readable, and can be resumed from.
@@ -110,6 +111,7 @@ def sample(
     if device is not None and isinstance(model, nn.Module):
         model.to(device)
     refuse_inference_tensors(model=model)
+    refuse_untrained(model, "sample()")
     with gradients_enabled(), in_one_thread(model=model), chain_seed(seed), sampled(model, batch_norm):
         if isinstance(kernel, FullBatchKernel):
             args = all_data(model, data, device, batch)

@@ -21,6 +21,7 @@ from pyrobnn.core.handlers import validation_enabled
 from pyrobnn.guides.base import Guide
 from pyrobnn.model.bayesianize import frozen_buffers
 from pyrobnn.model.declarations import declared_num_data
+from pyrobnn.model.likelihoods.learned import initialize_likelihood
 from pyrobnn.objectives import NonFiniteLossError, Objective, Parts
 from pyrobnn.training.checks import check_rows, check_targets
 from pyrobnn.training.history import History
@@ -128,6 +129,7 @@ class Run:
             batch.check(index)
             if first:
                 check_targets(self.model, batch)
+                initialize_likelihood(self.model, batch.targets)
             parts = self._step(batch, index, good)
             rows += batch.rows
             for name, value in (parts.per_datum() | self._play(batch, index, good)).items():

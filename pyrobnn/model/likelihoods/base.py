@@ -185,6 +185,18 @@ class Likelihood(StochasticModule, metaclass=AbstractModuleMeta):  # type: ignor
         if not y.is_floating_point() or not bool(self.observed_values(y).isfinite().all()):
             self.refuse_targets(y, "finite floating-point targets", floating=True)
 
+    def initialize(self, targets: Tensor) -> None:
+        """Starts parameters that are learned, and were neither stated nor trained, at the scale of the targets.
+
+        :func:`pyrobnn.fit` calls it with the targets ``[B, ...]`` of a batch before the first step on it. The default
+        does nothing.
+        """
+
+    @property
+    def untrained(self) -> bool:
+        """Whether a parameter is to be learned, and was neither stated nor moved since the likelihood was made."""
+        return False
+
     def observed_values(self, y: Tensor) -> Tensor:
         """The targets that were observed, as a vector if there is a mask."""
         mask = self.observed_mask(y)

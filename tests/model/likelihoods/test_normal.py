@@ -35,6 +35,15 @@ class TestLearnedNormalConformance(TestNormalConformance):
         return Normal(0.7, learn_scale=True, **options)
 
 
+class TestUnstatedNormalConformance(TestNormalConformance):
+    """Learned from targets of this deviation on."""
+
+    def make(self, **options: Any) -> Likelihood:
+        likelihood = Normal(**options)
+        likelihood.initialize(0.7 * torch.tensor([-(0.5**0.5), 0.5**0.5]))
+        return likelihood
+
+
 SCALES = [0.2, 0.7, 1.5, 3.0]
 
 
@@ -137,7 +146,7 @@ def test_noise_in_single_precision_beside_outputs_in_double() -> None:
     assert found.aleatoric.dtype == found.total.dtype == torch.float64
 
 
-@pytest.mark.parametrize("scale", [None, "1", True, [[1.0], [1.0, 2.0]], object()])
+@pytest.mark.parametrize("scale", ["1", True, [[1.0], [1.0, 2.0]], object()])
 def test_a_noise_that_is_no_number_is_refused(scale: Any) -> None:
     with pytest.raises(TypeError, match="scale: expected a standard deviation, a tensor of them, or a distribution"):
         Normal(scale)
@@ -180,3 +189,95 @@ def test_missing_targets_of_a_joint_gaussian_are_integrated_out() -> None:
     expected = dist.MultivariateNormal(OUTPUTS[0, known], covariance).log_prob(y[0, known])
     torch.testing.assert_close(log_prob[0], expected)
     assert log_prob[1].item() == pytest.approx(0.0, abs=1e-5)
+
+
+# ------------------------------------------------------------------------------------ a scale that is not stated
+
+
+def started(targets: Tensor, **options: Any) -> Tensor:
+    likelihood = Normal(**options)
+    likelihood.initialize(targets)
+    return likelihood.noise_scale().detach()
+
+
+def test_an_unstated_noise_is_learned_and_starts_at_the_deviation_of_the_targets() -> None:
+    likelihood = Normal()
+    assert likelihood.learn_scale
+    assert [name for name, _ in likelihood.named_parameters()] == ["noise.log_scale"]
+    assert likelihood.untrained
+    assert likelihood.noise_scale().item() == 1.0
+    y = torch.tensor([[3.0], [5.0], [10.0]])
+    likelihood.initialize(y)
+    torch.testing.assert_close(likelihood.noise_scale().detach(), y.std())
+    assert not likelihood.untrained
+    likelihood.initialize(100 * y)  # not again
+    torch.testing.assert_close(likelihood.noise_scale().detach(), y.std())
+
+
+def test_one_noise_of_several_outputs_starts_at_the_root_mean_square_of_their_deviations() -> None:
+    """Each output varies about its own mean, wherever that is."""
+    y = torch.randn(7, 3, generator=torch.Generator().manual_seed(0)) * torch.tensor([1.0, 2.0, 30.0]) + 50
+    torch.testing.assert_close(started(y), y.var(0).mean().sqrt())
+    torch.testing.assert_close(started(y, shape=(3,)), y.std(0))
+    images = torch.randn(6, 2, 4, 5, generator=torch.Generator().manual_seed(1)) * torch.tensor([[[1.0]], [[9.0]]])
+    expected = images.var(0).mean((1, 2), keepdim=True).sqrt()
+    torch.testing.assert_close(started(images, shape=(2, 1, 1)), expected)
+
+
+def test_missing_targets_say_nothing_about_the_start() -> None:
+    y = torch.tensor([[1.0, 2.0], [4.0, math.nan], [2.0, math.nan], [math.nan, 9.0]])
+    expected = torch.stack([y[:3, 0].std(), y[[0, 3], 1].std()])
+    torch.testing.assert_close(started(y, shape=(2,), missing=True), expected)
+    pooled = ((2 * expected[0] ** 2 + expected[1] ** 2) / 3).sqrt()  # by degrees of freedom
+    torch.testing.assert_close(started(y, missing=True), pooled)
+
+
+@pytest.mark.parametrize(
+    ("targets", "expected"),
+    [
+        ([[7.0], [7.0], [7.0]], 7.0),  # constant: their size
+        ([[0.1], [0.1], [0.1]], 0.1),  # whose deviation is not exactly zero in floating point
+        ([[-3.0]], 3.0),  # a single one
+        ([[0.0], [0.0]], 1.0),  # which have no size either
+        ([[math.nan], [math.inf]], 1.0),  # nothing was observed
+    ],
+)
+def test_targets_without_a_deviation_still_give_a_positive_start(targets: list[list[float]], expected: float) -> None:
+    found = started(torch.tensor(targets), missing=True)
+    torch.testing.assert_close(found, torch.tensor(expected))
+
+
+def test_a_start_that_does_not_fit_is_left_to_the_model_to_refuse() -> None:
+    assert started(torch.randn(5, 2), shape=(3,)).tolist() == [1.0] * 3
+    assert started(torch.randn(5), shape=(3,)).tolist() == [1.0] * 3
+
+
+@pytest.mark.parametrize("likelihood", [Normal(0.5), Normal(0.5, learn_scale=True), Normal(dist.LogNormal(0.0, 1.0))])
+def test_a_stated_noise_stays_as_it_was_stated(likelihood: Normal) -> None:
+    before = [value.clone() for value in likelihood.state_dict().values()]
+    likelihood.initialize(torch.tensor([[100.0], [300.0]]))
+    assert not likelihood.untrained
+    assert all(torch.equal(u, v) for u, v in zip(before, likelihood.state_dict().values(), strict=True))
+
+
+def test_a_trained_noise_is_not_started_anew_after_its_state_was_loaded() -> None:
+    trained, fresh = Normal(), Normal()
+    trained.initialize(torch.tensor([[100.0], [300.0]]))
+    fresh.load_state_dict(trained.state_dict())
+    fresh.initialize(torch.tensor([[1.0], [2.0]]))
+    assert torch.equal(fresh.noise_scale(), trained.noise_scale())
+
+
+@pytest.mark.parametrize("shape", [3, "3", (0,), (2.0,), (True,), (-1,)])
+def test_a_shape_that_is_none_is_refused(shape: Any) -> None:
+    with pytest.raises(ValueError, match="shape: expected the shape of the scale"):
+        Normal(shape=shape)
+
+
+def test_contradictions_about_the_noise_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"scale: state the standard deviation that is not to be learned"):
+        Normal(learn_scale=False)
+    with pytest.raises(ValueError, match=r"shape: it is that of a scale that is not stated"):
+        Normal(0.5, shape=(2,))
+    with pytest.raises(TypeError, match=r"learn_scale: expected True, False or None"):
+        Normal(learn_scale="yes")  # type: ignore[arg-type]
