@@ -9,12 +9,10 @@ from typing import Any
 import torch
 from pyro.optim import PyroOptim
 from torch import Tensor
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DistributedSampler, RandomSampler, WeightedRandomSampler
 
 from pyrobnn.core import random_state
-from pyrobnn.core.arguments import check_device, check_positive
+from pyrobnn.core.arguments import check_device, check_positive, check_positive_int
 from pyrobnn.core.batches import Batch, Reader
 from pyrobnn.core.files import check_directory
 from pyrobnn.core.gradient_modes import refuse_inference_tensors
@@ -33,7 +31,6 @@ __all__ = [
     "check_options",
     "check_rows",
     "check_targets",
-    "made_scheduler",
     "stated_rows",
 ]
 
@@ -42,10 +39,11 @@ def check_arguments(
     model: Any,
     guide: Any,
     loader: Any,
-    epochs: int,
+    epochs: int | None,
     patience: int | None,
     clip_norm: float | None,
     validation: Any,
+    early_stopping: Any,
     checkpoint: Any,
     resume: bool,
     reader: Reader | None = None,
@@ -56,10 +54,10 @@ def check_arguments(
     refuse_inference_tensors(model=model, guide=guide)
     refuse_float16("guide", next(guide.parameters()))
     for name, count in (("epochs", epochs), ("patience", patience)):
-        if isinstance(count, bool) or not (
-            (isinstance(count, int) and count > 0) or (count is None and name == "patience")
-        ):
-            raise ValueError(f"{name}: expected a positive int, got {count!r}.")
+        if count is not None:
+            check_positive_int(name, count)
+    if not isinstance(early_stopping, bool):
+        raise TypeError(f"early_stopping: expected True or False, got {early_stopping!r}; patience= is its length.")
     if clip_norm is not None and clip_norm != math.inf:
         check_positive("clip_norm", clip_norm, "norm")
     if not any(parameter.requires_grad for parameter in guide.parameters()):
@@ -67,8 +65,8 @@ def check_arguments(
             "guide: it is frozen, none of its parameters requires a gradient, so that nothing would be fitted; call "
             "guide.requires_grad_()."
         )
-    if patience is not None and validation is None:
-        raise ValueError("patience: early stopping needs validation batches; pass validation=.")
+    if patience is not None and validation is None and not early_stopping:
+        raise ValueError("patience: early stopping needs validation batches; pass validation=, or early_stopping=True.")
     if resume and checkpoint is None:
         raise ValueError("resume: nothing to resume from; pass checkpoint= the directory of the earlier run.")
     check_loader(model, loader, epochs, reader)
@@ -101,21 +99,9 @@ def check_options(elbo: Any, scheduler: Any, players: Any, callbacks: Any, check
     check_device("device", device)
 
 
-def made_scheduler(scheduler: Any, optimizer: Optimizer) -> LRScheduler | None:
-    """The schedule that the argument ``scheduler`` makes.
-
-    Raises:
-        TypeError: If it is no schedule.
-    """
-    if scheduler is None:
-        return None
-    made = scheduler(optimizer)
-    if not isinstance(made, LRScheduler):
-        raise TypeError(f"scheduler: it made a {type(made).__name__}, expected a schedule of torch.optim.lr_scheduler.")
-    return made
-
-
-def check_loader(model: Any, loader: Any, epochs: int, reader: Reader | None = None, argument: str = "loader") -> None:
+def check_loader(
+    model: Any, loader: Any, epochs: int | None, reader: Reader | None = None, argument: str = "loader"
+) -> None:
     """Checks of a loader that need no batch.
 
     Raises:
@@ -129,10 +115,10 @@ def check_loader(model: Any, loader: Any, epochs: int, reader: Reader | None = N
         _check_stated_rows(declared_num_data(model), loader)
 
 
-def _check_repeatable(name: str, batches: Any, epochs: int) -> None:
+def _check_repeatable(name: str, batches: Any, epochs: int | None) -> None:
     if isinstance(batches, str | type) or not (isinstance(batches, Iterable) or hasattr(batches, "__getitem__")):
         raise TypeError(f"{name}: expected a DataLoader or a list of batches, got {batches!r}.")
-    if isinstance(batches, Iterator) and epochs > 1:
+    if isinstance(batches, Iterator) and epochs != 1:
         raise TypeError(
             f"{name}: a {type(batches).__name__} is used up after one epoch; pass a DataLoader or a list of batches."
         )

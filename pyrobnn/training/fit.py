@@ -7,6 +7,7 @@ What is reported is per datum too, in nats.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,12 +29,15 @@ from pyrobnn.core.gradient_modes import gradients_enabled
 from pyrobnn.core.handlers import validation_enabled
 from pyrobnn.guides.base import Guide
 from pyrobnn.objectives import ELBO, Objective
-from pyrobnn.training.checks import check_arguments, check_optimizer, check_options, made_scheduler
+from pyrobnn.training.checks import check_arguments, check_optimizer, check_options
+from pyrobnn.training.held_out import held_out
 from pyrobnn.training.history import Callback, History
+from pyrobnn.training.length import default_epochs, default_patience, num_batches
 from pyrobnn.training.optimizers import OptimizerSpec, make_optimizer
 from pyrobnn.training.players import Player
 from pyrobnn.training.resume import recorded, save_run
 from pyrobnn.training.run import Run
+from pyrobnn.training.schedule import LearningRates, SchedulerPer, check_scheduler_per
 from pyrobnn.training.state import write_tensors
 
 __all__ = ["fit"]
@@ -46,15 +50,17 @@ def fit(
     loader: Iterable[Any],
     *,
     batch: Reader | None = None,
-    epochs: int = 20,
+    epochs: int | None = None,
     lr: float = 1e-3,
     scale_lr: float | None = None,
     optimizer: OptimizerSpec = None,
     scheduler: Callable[[Optimizer], LRScheduler] | None = None,
+    scheduler_per: SchedulerPer = None,
     elbo: Objective | None = None,
     players: Sequence[Player] = (),
     clip_norm: float | None = None,
     validation: Iterable[Any] | None = None,
+    early_stopping: bool = False,
     patience: int | None = None,
     callbacks: Sequence[Callback] = (),
     seed: int | None = None,
@@ -74,21 +80,29 @@ def fit(
             (:class:`~pyrobnn.Batch`). The data set, or the sampler of a subset, has the model's ``num_data`` rows.
         batch: For loaders that yield something else (graphs, say): a function from that to ``(inputs, targets)``,
             ``(inputs, targets, weight)`` or a :class:`~pyrobnn.Batch`; also for ``validation``.
-        epochs: Passes over the data, in all (a resumed run continues up to this number).
+        epochs: Passes over the data, in all (a resumed run continues up to this number). None: as many as make 2,000
+            gradient steps, and at least 20 (:func:`~pyrobnn.training.default_epochs`).
         lr: Learning rate.
         scale_lr: Learning rate of the guide's scale parameters, if it has any; ``lr`` if None.
         optimizer: None for Adam; a function from parameter groups to a torch optimizer (such as
             ``functools.partial(torch.optim.SGD, momentum=0.9)``, which is given the groups and ``lr``); a
             torch optimizer over these parameters; or a ``pyro.optim`` optimizer. The last two have learning
             rates of their own.
-        scheduler: A function from the optimizer to a learning-rate schedule, stepped after each epoch. A
-            ``ReduceLROnPlateau`` (in either mode) watches the validation value, or the ELBO if there is none.
+        scheduler: A function from the optimizer to a learning-rate schedule. A ``ReduceLROnPlateau`` (in either mode)
+            watches the validation value, or the ELBO if there is none.
+        scheduler_per: Whether the schedule advances after each ``"step"`` or each ``"epoch"``. None: after each step
+            if it is a ``OneCycleLR`` or a ``CyclicLR``, else after each epoch.
         elbo: The objective; ``ELBO()`` if None.
         players: Further objectives with parameters and optimizers of their own, which take turns on every batch
             (:class:`~pyrobnn.training.Player`).
         clip_norm: Largest norm of the gradient of the objective per datum.
         validation: Batches for the log predictive density after each epoch.
-        patience: Stop after so many epochs without a better validation value, and go back to the best epoch.
+        early_stopping: Stop by the validation value, with a default ``patience``. Without ``validation``, a tenth of
+            the rows of ``loader`` is held out, always the same ones. They are no part of the posterior: the model's
+            ``num_data`` is that of the other rows during the call. Rows that depend on each other (times, groups)
+            are better split by hand.
+        patience: Stop after so many epochs without a better validation value, and go back to the best epoch. None: a
+            tenth of ``epochs``, and at least 10, with ``early_stopping``; else training goes on to its end.
         callbacks: Called with the history after each epoch; one that returns True ends the training.
         seed: Seeds torch, NumPy, Python and Pyro for this call; their states are restored afterwards.
         device: Moves the model, the guide and each batch there.
@@ -115,10 +129,18 @@ def fit(
         OSError: If the disk is full; the last state that was saved stays there.
     """
     check_options(elbo, scheduler, players, callbacks, checkpoint, device)
-    check_arguments(model, guide, loader, epochs, patience, clip_norm, validation, checkpoint, resume, batch)
+    check_arguments(
+        model, guide, loader, epochs, patience, clip_norm, validation, early_stopping, checkpoint, resume, batch
+    )
     check_optimizer(optimizer, scheduler, checkpoint)
+    check_scheduler_per(scheduler, scheduler_per)
     directory = None if checkpoint is None else check_directory("checkpoint", checkpoint)
-    with gradients_enabled(), in_one_thread(model=model, guide=guide), random_state.local(seed):
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(gradients_enabled())
+        stack.enter_context(in_one_thread(model=model, guide=guide))
+        if early_stopping and validation is None:
+            loader, validation = stack.enter_context(held_out(model, loader))
+        stack.enter_context(random_state.local(seed))
         if device is not None:
             model.to(device)
             guide.to(device)
@@ -132,11 +154,14 @@ def fit(
             clip_norm=clip_norm,
             device=device,
             reader=batch,
-            epochs=epochs,
+            epochs=default_epochs(loader) if epochs is None else epochs,
             players=players,
         )
-        run.scheduler = None if scheduler is None else made_scheduler(scheduler, run.torch_optimizer)
+        run.rates = LearningRates(scheduler, run.optimizer, scheduler_per)
+        patience = default_patience(run.epochs) if early_stopping and patience is None else patience
         with recorded(run, directory, resume), denormals_as_zero():
+            run.rates.check(run.epochs, num_batches(loader))
+            run.history.planned = run.epochs
             _train(run, patience, callbacks, directory, progress)
         if patience is not None and run.best is not None:
             write_tensors(model, guide, run.best)

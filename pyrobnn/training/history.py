@@ -25,6 +25,7 @@ class History:
         terms: Further terms of the objective by name, such as ``"regularizer"``; ``"temperature"``, the weight of the
             divergence in the epoch's last step, where that was not 1.
         steps: Gradient steps in all.
+        planned: Epochs that the run was to have, as stated or by default.
         stopped: Why training ended: ``"epochs"``, ``"patience"``, ``"callback"`` or ``"interrupted"``.
         divergence_name: What ``kl`` holds.
     """
@@ -38,6 +39,7 @@ class History:
     seconds: list[float] = field(default_factory=list)
     terms: dict[str, list[float]] = field(default_factory=dict)
     steps: int = 0
+    planned: int = 0
     stopped: str = ""
     divergence_name: str = "KL"
 

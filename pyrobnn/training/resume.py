@@ -45,6 +45,7 @@ _RUN = schema.record(
             | {
                 "terms": schema.table(schema.items(_REAL)),
                 "steps": schema.whole(0),
+                "planned": schema.whole(0),
                 "stopped": schema.text,
                 "divergence_name": schema.text,
             }

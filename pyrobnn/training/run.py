@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Sequence, Sized
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 import torch
 from pyro.optim import PyroOptim
-from pyro.optim.lr_scheduler import PyroLRScheduler
 from torch import nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from torch.optim.lr_scheduler import LRScheduler
 
 from pyrobnn.core import random_state
 from pyrobnn.core.batches import Batch, Reader
@@ -25,8 +24,10 @@ from pyrobnn.model.likelihoods.learned import initialize_likelihood
 from pyrobnn.objectives import NonFiniteLossError, Objective, Parts
 from pyrobnn.training.checks import check_rows, check_targets
 from pyrobnn.training.history import History
+from pyrobnn.training.length import num_batches
 from pyrobnn.training.optimizers import trainable_parameters
 from pyrobnn.training.players import Player
+from pyrobnn.training.schedule import LearningRates
 from pyrobnn.training.state import Tensors, became_non_finite, read_tensors, write_tensors
 from pyrobnn.training.validation import log_predictive
 
@@ -86,6 +87,7 @@ class Run:
         previous: The last batch that a step was taken on.
         reader: How to read what loaders yield.
         players: Further objectives with optimizers of their own.
+        rates: The learning-rate schedule, if there is one.
     """
 
     model: nn.Module
@@ -94,7 +96,7 @@ class Run:
     optimizer: Optimizer | PyroOptim
     loader: Iterable[Any]
     validation: Iterable[Any] | None = None
-    scheduler: LRScheduler | None = None
+    rates: LearningRates | None = None
     clip_norm: float | None = None
     device: torch.device | str | None = None
     history: History = field(default_factory=History)
@@ -111,6 +113,11 @@ class Run:
         """The optimizer, which must be one of torch."""
         assert isinstance(self.optimizer, Optimizer)
         return self.optimizer
+
+    @property
+    def scheduler(self) -> LRScheduler | None:
+        """torch's schedule, if there is one."""
+        return None if self.rates is None else self.rates.scheduler
 
     @property
     def is_finished(self) -> bool:
@@ -152,7 +159,8 @@ class Run:
             entries["learning_rate"] = float(self.optimizer.param_groups[0]["lr"])
         if self.validation is not None:
             entries["validation"] = self._validate(self.validation)
-        self._advance_schedule(entries.get("validation", entries["elbo"]))
+        if self.rates is not None:
+            self.rates.after_epoch(entries.get("validation", entries["elbo"]))
         self.history.append(entries | {"seconds": time.perf_counter() - started})
 
     def _step(self, batch: Batch, index: int, good: Tensors) -> Parts:
@@ -167,6 +175,8 @@ class Run:
                 raise
             self._fail(hidden, index, good, cause=error)
         self.history.steps += 1
+        if self.rates is not None:
+            self.rates.after_step()
         self.previous = batch
         return parts
 
@@ -183,12 +193,8 @@ class Run:
 
     def _remaining(self) -> int | None:
         """How many training steps are to come, None if the loader has no length."""
-        if not isinstance(self.loader, Sized):
-            return None
-        try:
-            return (self.epochs - self.history.epochs) * len(self.loader)
-        except TypeError:  # a DataLoader over a stream has no length after all
-            return None
+        batches = num_batches(self.loader)
+        return None if batches is None else (self.epochs - self.history.epochs) * batches
 
     def _hidden_failure(self, batch: Batch) -> NonFiniteLossError | None:
         """Pyro's validation refuses NaN in a distribution before the objective can be found non-finite."""
@@ -232,12 +238,3 @@ class Run:
                 0,
             )
         return value
-
-    def _advance_schedule(self, quality: float) -> None:
-        """One step of the schedule; ``quality`` (higher is better) is negated where a loss is expected."""
-        if isinstance(self.optimizer, PyroLRScheduler):
-            self.optimizer.step()
-        if isinstance(self.scheduler, ReduceLROnPlateau):
-            self.scheduler.step(-quality if self.scheduler.mode == "min" else quality)
-        elif self.scheduler is not None:
-            self.scheduler.step()

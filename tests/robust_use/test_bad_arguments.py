@@ -310,6 +310,8 @@ def test_bad_values_work_or_are_refused_by_name(call: str, tmp_path: Path, monke
         ("fit", "callbacks", [3, [3], print, [print, "a"]]),
         ("fit", "players", [3, [3], "a"]),
         ("fit", "scheduler", [3, "cosine", lambda optimizer: None]),
+        ("fit", "scheduler_per", ["batch", "step", 3]),
+        ("fit", "early_stopping", [3, "yes", None, 0.1]),
         ("fit", "optimizer", ["adam", 3, nn.ReLU, lambda groups, lr: None]),
         ("fit", "device", ["nonsense", 3]),
         ("fit", "seed", ["a", -1, 2.5, True]),

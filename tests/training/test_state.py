@@ -53,6 +53,7 @@ def everything() -> dict[str, Any]:
     return {
         "elbo": ELBO(2, temperature=Linear(0.0, 1.0, 11, hold=True)),
         "scheduler": functools.partial(OneCycleLR, max_lr=0.05, total_steps=10),
+        "scheduler_per": "epoch",
         "validation": [data()],
         "patience": 50,
         "clip_norm": 0.5,

@@ -1,0 +1,38 @@
+"""How long a run is where that is not stated: about as many gradient steps, however many batches the data make."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sized
+from typing import Any
+
+__all__ = ["default_epochs", "default_patience", "num_batches"]
+
+STEPS = 2_000
+EPOCHS = 20
+PATIENCE = 10
+
+
+def default_epochs(loader: Any) -> int:
+    """The epochs of :func:`pyrobnn.fit` where they are not stated: 2,000 gradient steps, and at least 20 epochs.
+
+    Args:
+        loader: The training data; 20 epochs if it has no length.
+    """
+    batches = num_batches(loader)
+    return EPOCHS if not batches else max(EPOCHS, math.ceil(STEPS / batches))
+
+
+def default_patience(epochs: int) -> int:
+    """The patience of early stopping where it is not stated: a tenth of all epochs, and at least 10."""
+    return max(PATIENCE, epochs // 10)
+
+
+def num_batches(loader: Any) -> int | None:
+    """The batches of one pass; None if the loader has no length."""
+    if not isinstance(loader, Sized):
+        return None
+    try:
+        return len(loader)
+    except TypeError:  # a DataLoader over a stream has no length after all
+        return None
