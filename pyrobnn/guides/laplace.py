@@ -33,6 +33,7 @@ from pyrobnn.model.agreement import check_given
 from pyrobnn.model.bayesianize import evaluating, frozen_buffers
 from pyrobnn.model.initialization import Init, initial_values
 from pyrobnn.model.likelihoods.learned import refuse_untrained
+from pyrobnn.model.num_data import check_stated_rows, check_whole_pass
 from pyrobnn.model.supervised import SupervisedModel
 
 __all__ = ["Laplace"]
@@ -138,9 +139,9 @@ class Laplace(BlockPosterior):
 
         Raises:
             TypeError: If the model is another or a batch is of no known form.
-            ValueError: If the loader has not ``num_data`` rows, a target is out of range, a site lacks a value, a prior
-                is not log-concave at the mode, the likelihood learns a scale that was not trained, or there is no last
-                layer (tied, frozen, several).
+            ValueError: If the loader has not each of ``num_data`` rows once, a target is out of range, a site lacks a
+                value, a prior is not log-concave at the mode, the likelihood learns a scale that was not trained, or
+                there is no last layer (tied, frozen, several).
         """
         if not isinstance(model, SupervisedModel):
             raise TypeError(
@@ -151,6 +152,8 @@ class Laplace(BlockPosterior):
         check_given(model, {} if given is None else given)
         refuse_untrained(model, "Laplace.fit")
         refuse_inference_tensors(model=model, guide=self)
+        check_stated_rows(model.num_data, loader, batch)
+        check_whole_pass(loader, "curvature")
         with gradients_enabled(), torch.no_grad():  # ordinary tensors; gradients where they are needed
             self.fitted.fill_(False)  # until all blocks are filled
             values = self.layout.constrain(self.layout.split(self.flat_loc.detach().clone())) | dict(given or {})

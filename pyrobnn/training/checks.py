@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence, Sized
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 from pyro.optim import PyroOptim
 from torch import Tensor
-from torch.utils.data import DistributedSampler, RandomSampler, WeightedRandomSampler
 
 from pyrobnn.core import random_state
 from pyrobnn.core.arguments import check_device, check_positive, check_positive_int
@@ -21,6 +20,7 @@ from pyrobnn.core.trees import leaves
 from pyrobnn.guides.base import check_guide
 from pyrobnn.model.bayesianize import evaluating, frozen_buffers
 from pyrobnn.model.declarations import declared_num_data
+from pyrobnn.model.num_data import check_stated_rows
 from pyrobnn.objectives import Objective
 from pyrobnn.training.players import Player
 
@@ -29,9 +29,7 @@ __all__ = [
     "check_loader",
     "check_optimizer",
     "check_options",
-    "check_rows",
     "check_targets",
-    "stated_rows",
 ]
 
 
@@ -111,8 +109,7 @@ def check_loader(
     _check_repeatable(argument, loader, epochs)
     if reader is not None and not callable(reader):
         raise TypeError(f"batch: expected a function from a batch to (inputs, targets), got {reader!r}.")
-    if reader is None:  # which may make other rows of what the data set has
-        _check_stated_rows(declared_num_data(model), loader)
+    check_stated_rows(declared_num_data(model), loader, reader, argument)
 
 
 def _check_repeatable(name: str, batches: Any, epochs: int | None) -> None:
@@ -134,52 +131,6 @@ def check_optimizer(optimizer: Any, scheduler: Any, checkpoint: Any) -> None:
                 "checkpoint: the state of a pyro.optim optimizer cannot be saved, for it is kept under names in Pyro's "
                 "global parameter store; pass a torch optimizer instead."
             )
-
-
-def check_rows(num_data: int | None, loader: Any, rows: int, reader: Reader | None = None) -> None:
-    """Checks the number of rows that a loader yielded against ``num_data``, if it could not be checked before."""
-    if num_data is None or (reader is None and stated_rows(loader)) or rows == num_data:
-        return
-    if num_data not in _possible_rows(loader):
-        raise ValueError(
-            f"num_data: the model was built for {num_data} data, but the loader yielded {rows} rows in one pass; build "
-            f"the model with num_data={rows}."
-        )
-
-
-def _check_stated_rows(num_data: int | None, loader: Any) -> None:
-    stated = stated_rows(loader)
-    if num_data is None or not stated or num_data in stated:
-        return
-    owner = "sampler" if len(stated) == 1 and stated != _possible_rows(loader) else "data set"
-    raise ValueError(
-        f"num_data: the model was built for {num_data} data, but the loader's {owner} has {stated[0]}; the KL "
-        f"would have the wrong weight. Build the model with num_data={stated[0]}, or set model.num_data."
-    )
-
-
-def _possible_rows(loader: Any) -> tuple[int, ...]:
-    data = getattr(loader, "dataset", None)
-    return (len(data),) if isinstance(data, Sized) else ()
-
-
-def stated_rows(loader: Any) -> tuple[int, ...]:
-    """The numbers of data N that the loader's data set and sampler are consistent with; empty if it has neither.
-
-    A sampler of a subset determines N by its length. For samplers that draw with replacement or that give each
-    process a part, the length of the data set does. For weighted sampling it may be either.
-    """
-    data, sampler = _possible_rows(loader), getattr(loader, "sampler", None)
-    batch_sampler = getattr(loader, "batch_sampler", None)
-    if batch_sampler is not None:  # then the loader's own may be one that it does not use
-        sampler = getattr(batch_sampler, "sampler", None)
-        if sampler is None:
-            return ()
-    if not isinstance(sampler, Sized) or isinstance(sampler, RandomSampler | DistributedSampler):
-        return data
-    if isinstance(sampler, WeightedRandomSampler):
-        return tuple(dict.fromkeys((len(sampler), *data)))
-    return (len(sampler),)
 
 
 def check_targets(model: Any, batch: Batch) -> None:

@@ -33,11 +33,11 @@ from pyrobnn.model.bayesianize import frozen_buffers
 from pyrobnn.model.dropout import dropout_rates
 from pyrobnn.model.likelihoods import Categorical, Likelihood
 from pyrobnn.model.network_copy import copied
+from pyrobnn.model.num_data import stated_rows
 from pyrobnn.model.priors import PriorSpec
 from pyrobnn.model.supervised import OutputSpec, SupervisedModel, run_network
 from pyrobnn.objectives import ELBO, RegularizedELBO
 from pyrobnn.objectives.regularized import Auxiliary
-from pyrobnn.training.checks import stated_rows
 from pyrobnn.training.fit import fit
 from pyrobnn.training.last_layer import last_layer_by_run
 from pyrobnn.training.running_statistics import BATCH_NORMS

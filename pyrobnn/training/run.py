@@ -21,8 +21,9 @@ from pyrobnn.guides.base import Guide
 from pyrobnn.model.bayesianize import frozen_buffers
 from pyrobnn.model.declarations import declared_num_data
 from pyrobnn.model.likelihoods.learned import initialize_likelihood
+from pyrobnn.model.num_data import check_counted_rows
 from pyrobnn.objectives import NonFiniteLossError, Objective, Parts
-from pyrobnn.training.checks import check_rows, check_targets
+from pyrobnn.training.checks import check_targets
 from pyrobnn.training.history import History
 from pyrobnn.training.length import num_batches
 from pyrobnn.training.optimizers import trainable_parameters
@@ -145,7 +146,7 @@ class Run:
         if rows == 0:
             raise ValueError("loader: it yielded no batch; the data set is empty or drop_last left nothing.")
         if first:
-            check_rows(declared_num_data(self.model), self.loader, rows, self.reader)
+            check_counted_rows(declared_num_data(self.model), self.loader, rows, self.reader)
         if names := became_non_finite(self.model, self.guide, good):
             self._fail(
                 f"the last step made the parameters non-finite ({names[0]}); lower the learning rate.",

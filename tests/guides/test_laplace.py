@@ -292,7 +292,7 @@ def test_refusals() -> None:
     with pytest.raises(TypeError, match=r"init: expected a point estimate .* got a MeanField"):
         Laplace(model, MeanField(model))
     guide = Laplace(model)
-    with pytest.raises(ValueError, match="loader: it yielded 20 rows, but the model has num_data=24"):
+    with pytest.raises(ValueError, match=r"num_data: .* 24 data, but the loader's data set has 20 rows"):
         guide.fit(model, loader(x[:20], y[:20]))
     with pytest.raises(TypeError, match=r"loader: expected batches \(x, y\), .* got a Tensor"):
         guide.fit(model, [x])

@@ -103,7 +103,9 @@ def test_the_sampler_says_how_many_data_there_are(sampler: Any, right: set[int])
         if num_data in right:
             assert quiet(built, MeanField(built), batches, epochs=1).epochs == 1
         else:
-            refused(ValueError, rf"^num_data: .* {num_data} data, .* has (12|20); .*=(12|20)", batches, built=built)
+            refused(
+                ValueError, rf"^num_data: .* {num_data} data, .* has (12|20) rows; .*=(12|20)", batches, built=built
+            )
 
 
 @pytest.mark.parametrize("num_data", [12, 20])
@@ -161,7 +163,7 @@ def test_a_subset_has_the_posterior_of_the_subset() -> None:
 
 def test_a_list_of_batches_of_another_size_is_refused() -> None:
     built = model(num_data=30)
-    with pytest.raises(ValueError, match=r"^num_data: .* 30 data, .* yielded 20 rows .*num_data=20"):
+    with pytest.raises(ValueError, match=r"^num_data: .* 30 data, .* batches have 20 rows.*num_data=20"):
         quiet(built, MeanField(built), [data()])
 
 

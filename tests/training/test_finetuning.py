@@ -257,7 +257,7 @@ def test_a_network_of_torchvision() -> None:
     [
         ({"posterior": "flow"}, ValueError, r"posterior: expected 'mean_field'.*got 'flow'"),
         ({"posterior": 3}, TypeError, r"posterior: expected a name or a function"),
-        ({"loader": [data()]}, TypeError, r"num_data: the loader has no data set of known length"),
+        ({"loader": iter([data()])}, TypeError, r"num_data: the loader has no data set of known length"),
         ({"threshold": 0.9, "auxiliary": [data()[0]]}, ValueError, r"threshold: .*ln 2"),
     ],
 )

@@ -6,14 +6,19 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from pyrobnn.core import random_state
 from pyrobnn.core.batches import Batch, Reader
 from pyrobnn.core.finite import check_inputs
-from pyrobnn.core.trees import to_device
+from pyrobnn.core.handlers import validation_enabled
+from pyrobnn.core.trees import leaves, to_device
+from pyrobnn.model.bayesianize import frozen_buffers
 from pyrobnn.model.declarations import declared_num_data
+from pyrobnn.model.num_data import check_counted_rows, check_whole_pass
+from pyrobnn.model.substitution import SubstituteMessenger
 from pyrobnn.model.supervised import SupervisedModel
-from pyrobnn.training.checks import check_loader, check_rows, check_targets
+from pyrobnn.training.checks import check_loader, check_targets
 from pyrobnn.training.state import generators
 
 __all__ = ["Batches", "all_data"]
@@ -108,7 +113,7 @@ class Batches:
         if self.index == 0:
             raise ValueError("data: the loader yielded no batch; the data set is empty or drop_last left nothing.")
         if self.epoch == 0:
-            check_rows(declared_num_data(self.model), self.data, self.rows, self.reader)
+            check_counted_rows(declared_num_data(self.model), self.data, self.rows, self.reader)
         self.epoch, self.index, self._iterator = self.epoch + 1, 0, None
 
     # ------------------------------------------------------------------------------------ positions in the stream
@@ -144,6 +149,7 @@ def all_data(
         _check_arguments(model, args)
         return args
     check_loader(model, data, 1, reader, "data")
+    check_whole_pass(data, "a kernel of all data", "data")
     batches = [_read(raw, device, reader) for raw in data]
     if not batches:
         raise ValueError("data: the loader yielded no batch.")
@@ -151,7 +157,7 @@ def all_data(
         batch.check(index)
         check_targets(model, batch)
     joined = Batch.join(batches) if len(batches) > 1 else batches[0]
-    check_rows(declared_num_data(model), batches, joined.rows)
+    check_counted_rows(declared_num_data(model), None, joined.rows, None)  # which a pass must not leave out
     return joined.args
 
 
@@ -167,15 +173,42 @@ def _read(raw: Any, device: torch.device | str | None, reader: Reader | None) ->
 
 def _check_arguments(model: Any, args: tuple[Any, ...]) -> None:
     """The checks of a loader's batches, for arguments that hold all data."""
-    if not isinstance(model, SupervisedModel) or len(args) not in (2, 3):
+    if isinstance(model, SupervisedModel) and len(args) in (2, 3):
+        batch = Batch.of(*args, argument="data")
+        batch.check(0)
+        check_targets(model, batch)
+        expected, rows = model.num_data, batch.rows
+    else:
         check_inputs(args[:1], 0)
-        return
-    batch = Batch.of(*args, argument="data")
-    batch.check(0)
-    check_targets(model, batch)
-    if batch.rows != model.num_data:
+        expected, rows = _stated_and_given(model, args)
+    if rows != expected:
         raise ValueError(
-            f"num_data: the model was built for {model.num_data} data, but data has {batch.rows} rows, each of which "
-            f"would count {model.num_data / batch.rows:.4g} times; build the model with num_data={batch.rows}, or set "
+            f"num_data: the model was built for {expected} data, but data has {rows} rows, each of which "
+            f"would count {expected / rows:.4g} times; build the model with num_data={rows}, or set "
             "model.num_data."
         )
+
+
+def _stated_and_given(model: Any, args: tuple[Any, ...]) -> tuple[int, int]:
+    """The number of data that a model of one's own states, and the rows it is given; equal ones if it states none.
+
+    It states them by ``num_data``, or by an observed site in a plate of more data than the rows that are given. A model
+    that takes part of the rows itself is right.
+    """
+    tensors = [leaf for leaf in leaves(args) if isinstance(leaf, Tensor) and leaf.dim()]
+    given = {len(tensor) for tensor in tensors}
+    if len(given) != 1 or not (rows := given.pop()):
+        return 1, 1
+    if (declared := declared_num_data(model)) is not None:
+        return declared, rows
+    module = model if isinstance(model, nn.Module) else nn.Module()
+    with (
+        torch.no_grad(),
+        random_state.preserved(tensors[0].device),
+        validation_enabled(False),
+        frozen_buffers(module),
+        SubstituteMessenger({}) as run,
+    ):
+        model(*args)
+    frames = [frame for message in run.observed for frame in message["cond_indep_stack"]]
+    return next((f.full_size for f in frames if f.size == rows and (f.full_size or rows) != rows), rows), rows

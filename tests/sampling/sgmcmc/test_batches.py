@@ -117,5 +117,5 @@ def test_keyword_arguments_of_a_reader_are_refused() -> None:
 
 
 def test_rows_of_a_loader_without_a_data_set_are_counted() -> None:
-    with pytest.raises(ValueError, match="yielded 16 rows in one pass"):
+    with pytest.raises(ValueError, match="the data's batches have 16 rows"):
         quick(classifier(), list(loader())[:2])
