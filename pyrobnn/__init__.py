@@ -1,6 +1,7 @@
 """Bayesian neural networks on Pyro: any network becomes a Pyro model, every posterior is a guide."""
 
 from pyrobnn import (
+    calibration,
     diagnostics,
     distillation,
     estimators,
@@ -40,6 +41,7 @@ __all__ = [
     "SupervisedModel",
     "__version__",
     "bayesianize",
+    "calibration",
     "check",
     "describe",
     "diagnostics",

@@ -21,6 +21,7 @@ from torch.distributions import Distribution
 __all__ = [
     "AbstractModuleMeta",
     "announce_parameter",
+    "before_loading",
     "full_name",
     "intercept_checkpoints",
     "is_handler_active",
@@ -46,6 +47,14 @@ class _ParameterReference:
 
     def __reduce__(self) -> tuple[type[_ParameterReference], tuple[()]]:
         return _ParameterReference, ()
+
+
+def before_loading(module: nn.Module, hook: Callable[..., None]) -> None:
+    """Has ``hook(module, state_dict, prefix, ...)`` called before a state dict is loaded, also in a larger module.
+
+    The public name of this came with torch 2.5.
+    """
+    module._register_load_state_dict_pre_hook(hook, with_module=True)
 
 
 def full_name(module: PyroModule, name: str) -> str:

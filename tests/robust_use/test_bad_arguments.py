@@ -21,7 +21,19 @@ import torch
 from torch import nn
 
 import pyrobnn as pb
-from pyrobnn import diagnostics, guides, metrics, objectives, plots, priors, robustness, sampling, schedules, training
+from pyrobnn import (
+    calibration,
+    diagnostics,
+    guides,
+    metrics,
+    objectives,
+    plots,
+    priors,
+    robustness,
+    sampling,
+    schedules,
+    training,
+)
 from pyrobnn.sampling import SGLD
 
 NORMAL = dist.Normal(0.0, 1.0)
@@ -60,10 +72,16 @@ def laplace_fit(model: Any = MODEL, loader: Any = LOADER, **options: Any) -> Any
     return guides.Laplace(MODEL).fit(model, loader, **options)
 
 
+def method(owner: Any, name: str) -> Callable[..., Any]:
+    """A method under a name of its own, not that of a function of this module."""
+    return lambda **options: getattr(owner, name)(**options)
+
+
 def elbo_loss(**options: Any) -> Any:
     return objectives.ELBO(**options).loss(MODEL, GUIDE, X, LABELS)
 
 
+PREDICTION = pb.predict(MODEL, GUIDE, X, 3, return_draws=True)
 PREDICT = (pb.predict, {"model": MODEL, "guide": GUIDE, "data": X, "num_samples": 2})
 CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "SupervisedModel": (
@@ -183,6 +201,18 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     ),
     "Snapshots": (training.Snapshots, {"model": MODEL, "guide": POINT, "cycle": 2}),
     "make_optimizer": (training.make_optimizer, {"model": MODEL, "guide": GUIDE}),
+    "TemperatureScaling": (calibration.TemperatureScaling, {}),
+    "VectorScaling": (calibration.VectorScaling, {}),
+    "MatrixScaling": (calibration.MatrixScaling, {}),
+    "HistogramBinning": (calibration.HistogramBinning, {}),
+    **{
+        f"{kind.__name__}.fit": (method(kind(), "fit"), {"prediction": PREDICTION, "targets": LABELS})
+        for kind in (calibration.TemperatureScaling, calibration.DirichletScaling, calibration.IsotonicCalibration)
+    },
+    "calibrator": (
+        calibration.VectorScaling(on="draws").fit(PREDICTION, LABELS).forward,
+        {"prediction": PREDICTION},
+    ),
     **{
         name: (getattr(metrics, name), {"probs": PROBS, "y": LABELS})
         for name in ("accuracy", "brier", "nll", "expected_calibration_error", "adaptive_calibration_error")
