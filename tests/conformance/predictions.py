@@ -28,7 +28,7 @@ def normal_prediction(loc: Tensor, scale: Tensor) -> MomentPrediction:
 
 
 def overconfident(
-    seed: int, num_data: int = 2000, num_draws: int = 5, num_classes: int = 4, sharpness: float = 3.0
+    seed: int, num_data: int = 1000, num_draws: int = 3, num_classes: int = 4, sharpness: float = 3.0
 ) -> tuple[ClassPrediction, Tensor]:
     """Draws whose logits are ``sharpness`` times too large, and labels of their first draw before that."""
     generator = torch.Generator().manual_seed(seed)
