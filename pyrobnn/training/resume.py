@@ -12,9 +12,12 @@ import torch
 from torch import Tensor
 
 from pyrobnn.core import random_state, schema
+from pyrobnn.core.batch_form import FORM
 from pyrobnn.core.files import CheckpointError
 from pyrobnn.core.locks import locked
 from pyrobnn.core.storage import STATE, load_state, restoring, write_state
+from pyrobnn.model.declarations import declared_num_data
+from pyrobnn.model.num_data import stated_rows
 from pyrobnn.training.history import History
 from pyrobnn.training.run import Run
 from pyrobnn.training.state import different_tensor, generators, read_tensors, write_tensors
@@ -35,6 +38,13 @@ _RUN = schema.record(
         "optimizer": _PLAIN,
         "scheduler": schema.optional(_PLAIN),
         "num_steps": schema.whole(0),
+        "data": schema.record(
+            {
+                "num_data": schema.optional(schema.whole(0)),
+                "rows": schema.items(schema.whole(0)),
+                "form": schema.optional(FORM),
+            }
+        ),
         "players": schema.items(
             schema.record(
                 {"name": schema.text, "module": _STATE_DICT, "optimizer": _PLAIN, "num_steps": schema.whole(0)}
@@ -102,10 +112,21 @@ def read_run(run: Run) -> dict[str, Any]:
         "optimizer": run.torch_optimizer.state_dict(),
         "scheduler": None if run.scheduler is None else run.scheduler.state_dict(),
         "num_steps": run.elbo.num_steps,
+        "data": _read_data(run),
         "players": [player.read() for player in run.players],
         "history": run.history.to_dict(),
         "random": random_state.read_all(_generators(run)),
     }
+
+
+def _read_data(run: Run) -> dict[str, Any]:
+    """What is known of the run's data."""
+    rows = stated_rows(run.loader) if run.reader is None else ()
+    return {"num_data": declared_num_data(run.model), "rows": list(rows), "form": run.form}
+
+
+def _counted(stated: int | list[int] | None) -> str:
+    return " or ".join(map(str, stated if isinstance(stated, list) else [stated]))
 
 
 def write_run(run: Run, state: Any, directory: Path) -> None:
@@ -140,6 +161,14 @@ def _check_same(run: Run, state: dict[str, Any]) -> None:
             f"loader: it has {len(_generators(run))} random generators of its own, but in the run to resume there were "
             f"{len(state['random']['generators'])}; build the loader as it was built then."
         )
+    was, now = state["data"], _read_data(run)
+    for name in ("num_data", "rows"):  # an empty list says nothing
+        if was[name] != now[name] and (name == "num_data" or (was[name] and now[name])):
+            what = "num_data: the model" if name == "num_data" else "loader: its data set"
+            raise ValueError(
+                f"{what} had {_counted(was[name])} data in the run to resume, but now has {_counted(now[name])}; a run "
+                "is resumed with the data that it began with: fit the guide anew to others, without resume."
+            )
     names = [player["name"] for player in state["players"]]
     if names != [player.name for player in run.players]:
         raise ValueError(f"players: the run to resume had {names}, but now there are {[p.name for p in run.players]}.")
@@ -187,6 +216,7 @@ def _restore(run: Run, state: dict[str, Any]) -> None:
     run.best, run.best_value = state["best"], state["best_value"]
     run.epochs_since_best = state["epochs_since_best"]
     run.elbo.num_steps = state["num_steps"]
+    run.form = state["data"]["form"]
     run.history = History(**state["history"])
     if run.history.stopped == "callback":  # the callback is called again
         run.history.stopped = ""

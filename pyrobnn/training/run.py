@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from pyrobnn.core import random_state
+from pyrobnn.core.batch_form import Form, common_form, different_form, form_of
 from pyrobnn.core.batches import Batch, Reader
 from pyrobnn.core.handlers import validation_enabled
 from pyrobnn.guides.base import Guide
@@ -108,6 +109,7 @@ class Run:
     previous: Batch | None = None
     reader: Reader | None = None
     players: Sequence[Player] = ()
+    form: Form | None = None
 
     @property
     def torch_optimizer(self) -> Optimizer:
@@ -138,6 +140,9 @@ class Run:
             if first:
                 check_targets(self.model, batch)
                 initialize_likelihood(self.model, batch.targets)
+                self.form = common_form(self.form, form_of(batch))
+            elif index == 0:
+                self._check_form(form_of(batch))
             parts = self._step(batch, index, good)
             rows += batch.rows
             for name, value in (parts.per_datum() | self._play(batch, index, good)).items():
@@ -163,6 +168,10 @@ class Run:
         if self.rates is not None:
             self.rates.after_epoch(entries.get("validation", entries["elbo"]))
         self.history.append(entries | {"seconds": time.perf_counter() - started})
+
+    def _check_form(self, form: Form) -> None:
+        if self.form and (difference := different_form(self.form, form)) is not None:
+            raise ValueError(f"loader: {difference}; a run is resumed with the data that it began with.")
 
     def _step(self, batch: Batch, index: int, good: Tensors) -> Parts:
         try:

@@ -9,15 +9,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyro.distributions as dist
 import pytest
 import torch
 from torch import nn
 from torch.optim.lr_scheduler import ExponentialLR, StepLR
+from torch.utils.data import DataLoader, TensorDataset
 
 import pyrobnn
+from pyrobnn import likelihoods
 from pyrobnn.checkpoint import CheckpointError, DirectoryInUseError, load_state, save_state
 from pyrobnn.core.documents import sealed
 from pyrobnn.guides import MeanField
+from pyrobnn.model.supervised import SupervisedModel
 from pyrobnn.training import fit
 from tests.training.networks import data, loader, model_and_guide, same, tensors
 
@@ -196,3 +200,39 @@ def test_modules_with_versions_go_back_to_the_best_epoch_and_resume(tmp_path: Pa
     quiet(*build(), loader(), epochs=1, seed=3, checkpoint=tmp_path, **options)
     quiet(*resumed, loader(), epochs=2, checkpoint=tmp_path, resume=True, **options)
     assert same(tensors(*resumed), tensors(*whole))
+
+
+def image_model(num_data: int = 12) -> tuple[nn.Module, MeanField]:
+    """A network that takes images of every size."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, 3))
+    built = SupervisedModel(net, likelihoods.Categorical(), dist.Normal(0.0, 1.0), num_data=num_data)
+    return built, MeanField(built)
+
+
+def images(rows: int, side: int, dtype: torch.dtype = torch.int64) -> DataLoader:
+    generator = torch.Generator().manual_seed(1)
+    x, y = torch.randn(rows, 1, side, side, generator=generator), torch.randint(3, (rows,), generator=generator)
+    return DataLoader(TensorDataset(x, y.to(dtype)), batch_size=5)
+
+
+def test_other_data_are_not_resumed(tmp_path: Path) -> None:
+    """Of another number, of other sizes or of another dtype; another batch size is no other data."""
+    quiet(*image_model(), images(12, 6), epochs=1, checkpoint=tmp_path)
+    for num_data, batches, message in (
+        (15, images(15, 6), r"^num_data: the model had 12 data in the run to resume, but now has 15"),
+        (12, images(12, 7), r"^loader: an input of a batch had the shape \[B, 1, 6, 6\], but now it is \[B, 1, 7, 7\]"),
+        (12, images(12, 6, torch.int32), r"^loader: the targets of a batch had the kind torch.int64, but now .*int32"),
+    ):
+        built, guide = image_model(num_data)
+        with pytest.raises(ValueError, match=message):
+            quiet(built, guide, batches, epochs=2, checkpoint=tmp_path, resume=True)
+    again = DataLoader(images(12, 6).dataset, batch_size=4)
+    assert quiet(*image_model(), again, epochs=2, checkpoint=tmp_path, resume=True).epochs == 2
+
+
+def test_batches_of_several_sizes_are_resumed(tmp_path: Path) -> None:
+    """Sizes that differ between batches of the first epoch may differ later, too."""
+    batches = [*images(6, 5), *images(6, 7)]
+    quiet(*image_model(), batches, epochs=1, checkpoint=tmp_path)
+    assert quiet(*image_model(), batches[::-1], epochs=2, checkpoint=tmp_path, resume=True).epochs == 2

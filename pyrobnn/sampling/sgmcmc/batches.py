@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pyrobnn.core import random_state
+from pyrobnn.core.batch_form import Form, common_form, different_form, form_of
 from pyrobnn.core.batches import Batch, Reader
 from pyrobnn.core.finite import check_inputs
 from pyrobnn.core.handlers import validation_enabled
@@ -43,6 +44,7 @@ class Batches:
     ) -> None:
         self.model, self.data, self.device, self.reader = model, data, device, reader
         self.epoch = self.index = self.rows = 0
+        self.form: Form | None = None
         self._iterator: Iterator[Any] | None = None
         self._random: dict[str, Any] | None = None
         self._pending: tuple[Any, ...] | None = None
@@ -88,6 +90,7 @@ class Batches:
             args = to_device(self.data, self.device)
             if self.index == 0:
                 _check_arguments(self.model, args)
+                self.form = form_of(Batch(args, {}, args[:-1], args[-1:], 0))
             self.data, self.device = args, None
             return args
         if self._iterator is None:
@@ -103,6 +106,7 @@ class Batches:
         if self.epoch == 0:
             check_targets(self.model, batch)
             self.rows += batch.rows
+            self.form = common_form(self.form, form_of(batch))
         return batch.args
 
     def _begin(self) -> None:
@@ -121,11 +125,22 @@ class Batches:
     def read(self) -> dict[str, Any]:
         """The position, and the random state at the start of the pass."""
         assert self._pending is None, "read() is called between batches only"
-        return {"epoch": self.epoch, "index": self.index, "rows": self.rows, "random": self._random}
+        return {"epoch": self.epoch, "index": self.index, "rows": self.rows, "form": self.form, "random": self._random}
+
+    def check_form(self, position: dict[str, Any]) -> None:
+        """Compares the present first batch with those of a position of :meth:`read`.
+
+        Raises:
+            ValueError: If they were of another form.
+        """
+        was, now, is_seen = position["form"], self.form, self._is_one or position["epoch"] > 0
+        if was and now and (difference := different_form(was, now, sizes=is_seen)) is not None:
+            raise ValueError(f"data: {difference}; a run is resumed with the data that it began with.")
 
     def write(self, position: dict[str, Any]) -> None:
         """Restores a position of :meth:`read` by iterating the loader up to it; changes the random state."""
         self.epoch, self.index, self.rows = position["epoch"], position["index"], position["rows"]
+        self.form = position["form"]
         self._pending, self._iterator, self._random = None, None, position["random"]
         if self._is_one or self._random is None or self.index == 0:
             return

@@ -12,12 +12,13 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from pyrobnn.core import random_state, schema
+from pyrobnn.core.batch_form import FORM
 from pyrobnn.core.batches import Reader
 from pyrobnn.core.files import CheckpointError
 from pyrobnn.core.handlers import validation_enabled
 from pyrobnn.core.module_state import fill_tensors
 from pyrobnn.core.storage import restoring
-from pyrobnn.model.declarations import example_if_needed
+from pyrobnn.model.declarations import declared_num_data, example_if_needed
 from pyrobnn.model.layout import Layout
 from pyrobnn.objectives.parts import NonFiniteLossError
 from pyrobnn.sampling.initialization import ChainInit, check_start, initial_points
@@ -32,7 +33,13 @@ from pyrobnn.training.state import generators
 __all__ = ["Run", "SamplingDivergedWarning", "start_run"]
 
 _TENSOR = schema.instance(Tensor, "a tensor")
-_POSITION = {"epoch": schema.whole(0), "index": schema.whole(0), "rows": schema.whole(0), "random": schema.anything}
+_POSITION = {
+    "epoch": schema.whole(0),
+    "index": schema.whole(0),
+    "rows": schema.whole(0),
+    "form": schema.optional(FORM),
+    "random": schema.anything,
+}
 _STATE = schema.record(
     {
         "settings": schema.table(schema.anything),
@@ -164,6 +171,7 @@ class Run:
             "num_chains": len(self.flat),
             "sites": {site.name: list(site.shape) for site in self.gradient.layout.values()},
             "dtype": str(self.flat.dtype),
+            "num_data": declared_num_data(self.model),
         }
 
     def read(self, at_draw: bool) -> dict[str, Any]:
@@ -198,6 +206,7 @@ class Run:
                 f"resume: the run in {store.directory} had {name} {state['settings'].get(name)!r}, but now it is "
                 f"{settings[name]!r}; pass the same arguments as then."
             )
+        self.batches.check_form(state["batches"])
         with restoring("directory", store.directory):
             self.step, self.collected = state["step"], state["collected"]
             fill_tensors({"flat": self.flat}, {"flat": store.last() if state["flat"] is None else state["flat"]})

@@ -9,8 +9,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
+from torch import Tensor
 
 from pyrobnn.checkpoint import CheckpointError, DirectoryInUseError
 from pyrobnn.core.documents import sealed
@@ -23,7 +26,7 @@ from pyrobnn.sampling import (
     Cyclical,
     PreconditionedSGLD,
 )
-from tests.sampling.models import classifier, loader, quick
+from tests.sampling.models import classifier, loader, quick, rows
 
 
 @pytest.mark.parametrize(
@@ -104,6 +107,27 @@ def test_other_settings_are_not_resumed(tmp_path: Path) -> None:
     ):
         with pytest.raises(ValueError, match=f"resume: the run in .* had {name} "):
             quick(classifier(), directory=tmp_path, resume=True, **changed)
+
+
+def test_other_data_are_not_resumed(tmp_path: Path) -> None:
+    """Of another number, also if the model was built anew for it, or of another dtype."""
+    x, y = rows()
+    quick(classifier(), (x, y), directory=tmp_path / "tuple")
+    quick(classifier(), loader(), num_samples=5, directory=tmp_path / "loader")
+    with pytest.raises(ValueError, match=r"resume: the run in .* had num_data 24, but now it is 20"):
+        quick(classifier(num_data=20), (x[:20], y[:20]), num_samples=6, directory=tmp_path / "tuple", resume=True)
+    for name in ("tuple", "loader"):
+        data: Any = (x, y.int()) if name == "tuple" else [(x, y.int())]
+        with pytest.raises(ValueError, match=r"^data: the targets of a batch had the kind torch.int64, but now it is"):
+            quick(classifier(), data, num_samples=6, directory=tmp_path / name, resume=True)
+
+    def own(x: Tensor, y: Tensor) -> None:
+        weight = pyro.sample("weight", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+        pyro.sample("y", dist.Normal(x @ weight, 1.0).to_event(1), obs=y.float())
+
+    quick(own, (x, y), directory=tmp_path / "own")
+    with pytest.raises(ValueError, match=r"^data: .* of a batch had the shape \[24, 3\], but now it is \[20, 3\]"):
+        quick(own, (x[:20], y[:20]), num_samples=6, directory=tmp_path / "own", resume=True)
 
 
 # ------------------------------------------------------------------------------------------------ damage and locks
