@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pyrobnn.core.arguments import check_positive_int
 from pyrobnn.core.batches import Batch
-from pyrobnn.core.trees import leaves, num_rows, take_rows
+from pyrobnn.core.trees import leaves, num_rows, refuse_arrays, take_rows
 from pyrobnn.model.supervised import SupervisedModel
 from pyrobnn.training.checks import check_targets
 
@@ -44,6 +44,7 @@ def batches(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any], batch_siz
         return [Piece(..., args, kwargs)]
     given = inspect.signature(model.forward).bind(*args, **kwargs).arguments
     x = given.get("x")
+    refuse_arrays(x, "x: the inputs")
     if isinstance(x, type) or not any(callable(getattr(leaf, "to", None)) for leaf in leaves(x)):
         raise TypeError(f"x: expected tensors as inputs, got {x!r}.")
     targets = given.get("y")

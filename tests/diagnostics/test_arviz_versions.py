@@ -19,6 +19,8 @@ def test_pareto_k_of_pareto_ratios(k: float) -> None:
 
 def test_pareto_k_of_equal_ratios() -> None:
     assert pareto_k(np.full(100, 3.0)) == -np.inf
+    rounding = 1e-13 * np.random.default_rng(0).standard_normal(100)  # that of the log joint of an exact posterior
+    assert pareto_k(3.0 + rounding) == -np.inf
 
 
 def test_pareto_k_leaves_its_input_alone() -> None:

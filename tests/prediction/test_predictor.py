@@ -166,7 +166,7 @@ def test_refusals() -> None:
     model, laplace, x = fitted()
     with pytest.raises(ValueError, match=r"predictor: expected 'weights' or 'linearized', or a function .*'glm'"):
         predict(model, laplace, x, predictor="glm")
-    with pytest.raises(TypeError, match="laplace: expected a Laplace guide, got MeanField"):
+    with pytest.raises(TypeError, match="guide: MeanField declares no linearization, as Laplace does"):
         predict(model, MeanField(model), x, predictor="linearized")
     with pytest.raises(ValueError, match="link: expected 'probit' or 'samples'"):
         predict(model, laplace, x, link="logit")  # type: ignore[arg-type]
