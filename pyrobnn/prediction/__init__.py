@@ -1,7 +1,8 @@
 """Predictions: a predictor makes draws, and the reduction of the likelihood turns them into a prediction."""
 
 from pyrobnn.model.likelihoods.gaussian_prediction import GaussianPrediction
-from pyrobnn.model.likelihoods.predictions import ClassPrediction, MomentPrediction, Prediction
+from pyrobnn.model.likelihoods.moment_prediction import MomentPrediction
+from pyrobnn.model.likelihoods.predictions import ClassPrediction, Prediction
 from pyrobnn.model.likelihoods.reductions import ClassReduction, MomentReduction, Reduction
 from pyrobnn.prediction.draws import PinnedDraws
 from pyrobnn.prediction.linearized import LinearizedPredictor, predict_linearized

@@ -18,6 +18,7 @@ import pyro.distributions as dist
 import pyro.poutine as poutine
 import pytest
 import torch
+from scipy import integrate
 from torch import Tensor, nn
 
 from pyrobnn import load, save
@@ -26,7 +27,7 @@ from pyrobnn.guides import MeanField
 from pyrobnn.guides.base import Guide
 from pyrobnn.model.likelihoods import ClassLikelihood, Likelihood
 from pyrobnn.model.supervised import SupervisedModel
-from pyrobnn.prediction import Prediction, predict, predict_batches
+from pyrobnn.prediction import MomentPrediction, Prediction, predict, predict_batches
 from pyrobnn.training import fit
 from tests.conformance.monte_carlo import Z, z_of_mean
 
@@ -40,6 +41,8 @@ class LikelihoodConformance:
     """Outputs of the network, ``[B, num_outputs]``."""
     is_known_to_checkpoints = True
     """Whether the likelihood is one of the library's, which a checkpoint rebuilds by name."""
+    has_cdf = True
+    """Whether marginals have a cdf, if targets are no classes."""
     takes_missing = True
     """Whether targets may be NaN, by ``missing=True``."""
 
@@ -233,6 +236,114 @@ class LikelihoodConformance:
         assert all_.mean.dtype == torch.float32
         for name in ("mean", "total", "aleatoric"):
             torch.testing.assert_close(getattr(all_, name), getattr(one, name), rtol=1e-4, atol=1e-4)
+
+    # ------------------------------------------------------------------------- probabilities, quantiles, entropies
+
+    def mixed(self) -> tuple[MomentPrediction, Likelihood, Tensor] | None:
+        """A prediction of real-valued targets or counts by 7 draws whose marginals have a cdf, and targets."""
+        model, guide, x, y = self.problem()
+        found = predict(model, guide, x, 7, seed=0, return_draws=True)
+        if not isinstance(found, MomentPrediction) or not self.has_cdf:
+            return None
+        return found, model.likelihood, y
+
+    @pytest.mark.statistical
+    def test_probabilities_are_shares_of_targets(self) -> None:
+        """14,000 targets, within z = 5; at the targets of the suite and at other points in front of them."""
+        if (mixed := self.mixed()) is None:
+            return
+        found, _, y = mixed
+        torch.manual_seed(6)
+        targets = found.sample(14_000)
+        points = torch.stack([y, found.mean, y + found.std])
+        cdf = found.cdf(points)
+        assert cdf.shape == points.shape
+        torch.testing.assert_close(found.cdf(y), cdf[0])
+        for point, expected in zip(points, cdf, strict=True):
+            error = (expected * (1 - expected) / len(targets) + 1 / len(targets) ** 2).sqrt()
+            share = (targets <= point).double().mean(0)
+            assert float(((share - expected).abs() / error).max()) < Z
+        ends = found.cdf(torch.stack([torch.full_like(y, -1e30), torch.full_like(y, 1e30)]))
+        assert float(ends[0].max()) < 1e-12
+        assert float(ends[1].min()) > 1 - 1e-12
+
+    def test_quantiles_invert_probabilities(self) -> None:
+        if (mixed := self.mixed()) is None:
+            return
+        found, likelihood, y = mixed
+        assert found.parameters is not None
+        levels = [1e-4, 0.02, 0.3, 0.5, 0.9, 0.999]
+        quantiles = found.quantile(levels)
+        assert quantiles.shape == (6, *y.shape)
+        torch.testing.assert_close(found.quantile(torch.tensor(0.5).double()), quantiles[3])
+        wanted = torch.tensor(levels).double().reshape(-1, *(1,) * y.dim()).expand(quantiles.shape)
+        if likelihood.marginal(found.parameters).support.is_discrete:  # type: ignore[attr-defined]
+            assert bool((found.cdf(quantiles) >= wanted).all())
+            assert bool((found.cdf(quantiles - 1) < wanted).all())
+            assert torch.equal(quantiles, quantiles.round())
+        else:
+            torch.testing.assert_close(found.cdf(quantiles), wanted, rtol=1e-4, atol=1e-9)
+            torch.testing.assert_close(found.quantile(found.cdf(y)[0, 0].item())[0, 0], y[0, 0], rtol=1e-4, atol=1e-4)
+        low, high = found.interval(0.8)
+        torch.testing.assert_close(torch.stack([low, high]), found.quantile([0.1, 0.9]))
+
+    def test_the_density_integrates_to_its_probabilities(self) -> None:
+        """By scipy's quadrature, of the first two targets under the first draw."""
+        if (mixed := self.mixed()) is None:
+            return
+        found, likelihood, y = mixed
+        assert found.parameters is not None
+        each = likelihood.marginal({name: value[:1, :1] for name, value in found.parameters.items()})
+        start = each.mean[0, :1]
+        others = [slice(0, 1)] * (y.dim() - 1)
+
+        def density(value: float) -> float:
+            return float(each.log_prob(torch.full_like(start, value)).exp()[0][(slice(0, 1), *others)])
+
+        def probability(value: float) -> float:
+            return float(each.cdf(torch.full_like(start, value))[0][(slice(0, 1), *others)])
+
+        middle, far = float(start.flatten()[0]), 30 * float(each.stddev.flatten()[0])
+        if each.support.is_discrete:  # type: ignore[attr-defined]
+            masses = [density(float(count)) for count in range(int(middle + far) + 30)]
+            assert sum(masses) == pytest.approx(1.0, abs=1e-4)
+            for count in (0, int(middle) + 1):
+                assert probability(float(count)) == pytest.approx(sum(masses[: count + 1]), abs=1e-8)
+            return
+        low = -math.inf if bool(each.support.check(torch.tensor(-1.0))) else 0.0  # type: ignore[attr-defined]
+        below = integrate.quad(density, low, middle, limit=200)[0]
+        total = below + integrate.quad(density, middle, middle + far, limit=200)[0]
+        total += integrate.quad(density, middle + far, math.inf, limit=200)[0]
+        assert total == pytest.approx(1.0, abs=1e-4)
+        assert probability(middle) == pytest.approx(below, abs=1e-6)
+
+    @pytest.mark.statistical
+    def test_entropies_are_those_of_targets_that_are_drawn(self) -> None:
+        """2000 targets of each draw, within z = 5."""
+        if (mixed := self.mixed()) is None:
+            return
+        found, likelihood, _ = mixed
+        split = found.entropy_split()
+        assert found.parameters is not None
+        torch.testing.assert_close(split.total, split.aleatoric + split.epistemic, rtol=1e-6, atol=1e-6)
+        each = likelihood.marginal(found.parameters)
+        torch.manual_seed(7)
+        targets = each.sample(torch.Size([2000]))
+        own = -each.log_prob(targets)
+        assert z_of_mean(own.mean(1), split.aleatoric, rounding=1e-3) < Z
+        log_probs = torch.stack([each.log_prob(targets.roll(shift, 1)).roll(-shift, 1) for shift in range(7)])
+        by_mixture = math.log(7) - log_probs.logsumexp(0)
+        assert z_of_mean(by_mixture.mean(1), split.total, rounding=1e-3) < Z
+
+    def test_any_number_of_targets_is_drawn(self) -> None:
+        """Each draw is used equally often; what is left over are different ones."""
+        model, guide, x, y = self.problem()
+        found = predict(model, guide, x, 5, seed=0, return_draws=True)
+        for count in (1, 5, 13):
+            assert found.sample(count).shape == (count, *y.shape)
+        for wrong in (0, -1, 2.5, "a"):
+            with pytest.raises(ValueError, match=r"^num_samples: "):
+                found.sample(wrong)  # type: ignore[arg-type]
 
     # ---------------------------------------------------------------------------------------------- use by others
 

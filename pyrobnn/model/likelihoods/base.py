@@ -70,6 +70,23 @@ class Likelihood(StochasticModule, metaclass=AbstractModuleMeta):  # type: ignor
             parameters: What :meth:`parameters_of` returns, ``[B, ...]``; or that of K draws, stacked, ``[K, B, ...]``.
         """
 
+    def marginal(self, parameters: Mapping[str, Tensor]) -> dist.TorchDistribution:
+        """The distribution of each target alone, whose batch shape is the shape of the targets.
+
+        Probabilities, quantiles and entropies of predictions are computed from its ``cdf`` and ``log_prob``. The
+        default is the :meth:`distribution`, if that has no event dimensions.
+
+        Args:
+            parameters: What :meth:`parameters_of` returns, ``[B, ...]``; or that of K draws, stacked, ``[K, B, ...]``.
+
+        Raises:
+            NotImplementedError: If it is unknown.
+        """
+        found = self.distribution(parameters)
+        if found.event_shape:
+            raise NotImplementedError(f"{type(self).__name__} does not say what distribution each target has alone.")
+        return found
+
     def observation(self, parameters: Mapping[str, Tensor]) -> dist.TorchDistribution:
         """The :meth:`distribution`, under which targets that were not observed have log probability 0."""
         found = self.distribution(parameters)

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
-from pyrobnn.model.likelihoods.predictions import MomentPrediction, check_level
+from pyrobnn.core.arguments import check_positive_int
+from pyrobnn.model.likelihoods.entropies import EntropySplit
+from pyrobnn.model.likelihoods.moment_prediction import MomentPrediction, check_level, check_levels
 
 __all__ = ["GaussianPrediction"]
 
 
 @dataclass
 class GaussianPrediction(MomentPrediction):
-    """A Gaussian predictive in closed form: :meth:`log_prob`, :meth:`sample` and :meth:`interval` are exact.
+    """A Gaussian predictive: :meth:`log_prob`, quantiles and entropies have closed forms, and need no draws.
 
     Attributes:
         covariance: Of the targets of one input, ``[N, D, D]`` for ``D`` targets in the order of the flattened mean.
@@ -36,10 +39,32 @@ class GaussianPrediction(MomentPrediction):
         log_prob = torch.distributions.MultivariateNormal(mean, covariance).log_prob(torch.where(observed, y, mean))
         return log_prob + 0.5 * math.log(2 * math.pi) * (~observed).sum(-1)
 
-    def sample(self) -> Tensor:
-        """``num_samples`` targets for each input, ``[K, N, …]``."""
+    def sample(self, num_samples: int | None = None) -> Tensor:
+        """``n`` targets of each input ``[n, N, …]``, by default as many as ``num_samples`` of the prediction.
+
+        Raises:
+            ValueError: If ``num_samples`` is no positive int.
+        """
+        count = self.num_samples if num_samples is None else num_samples
+        check_positive_int("num_samples", count)
         joint = torch.distributions.MultivariateNormal(self.mean.flatten(1), self.covariance)
-        return joint.sample((self.num_samples,)).reshape(-1, *self.mean.shape)
+        return joint.sample((count,)).reshape(-1, *self.mean.shape)
+
+    def cdf(self, y: Tensor) -> Tensor:
+        """Probability of at most ``y [N, …]`` or ``[Q, N, …]``, of each target alone."""
+        return torch.special.ndtr((self._points(y).double() - self.mean) / self.std).to(self.mean.dtype)
+
+    def quantile(self, q: float | Sequence[float] | Tensor) -> Tensor:
+        """Quantiles of each target alone, ``[N, …]``, or ``[Q, N, …]`` for several probabilities."""
+        levels = check_levels(q).to(self.mean.device)
+        reach = torch.special.ndtri(levels).reshape(*levels.shape, *(1,) * self.mean.dim())
+        return (self.mean + reach * self.std).to(self.mean.dtype)
+
+    def entropy_split(self) -> EntropySplit:
+        """Entropies of Gaussians of variance ``total`` and ``aleatoric``, and their difference, in nats."""
+        constant = 0.5 * math.log(2 * math.pi * math.e)
+        total, aleatoric = 0.5 * self.total.log() + constant, 0.5 * self.aleatoric.log() + constant
+        return EntropySplit(total, aleatoric, (total - aleatoric).clamp_min(0.0))
 
     def rescaled(self, loc: Tensor, scale: Tensor) -> GaussianPrediction:
         """The prediction of ``loc + scale · y``, its covariance among it."""
@@ -52,5 +77,5 @@ class GaussianPrediction(MomentPrediction):
     def interval(self, level: float = 0.9) -> tuple[Tensor, Tensor]:
         """Central predictive interval of each target."""
         check_level(level)
-        reach = math.sqrt(2.0) * torch.erfinv(self.std.new_tensor(level)) * self.std
-        return self.mean - reach, self.mean + reach
+        low, high = self.quantile(((1 - level) / 2, (1 + level) / 2))
+        return low, high

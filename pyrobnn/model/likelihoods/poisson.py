@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import pyro.distributions as dist
 import torch
 from torch import Tensor
 
 from pyrobnn.core.explanations import explained
+from pyrobnn.distributions import with_cdf
 from pyrobnn.model.likelihoods.base import Likelihood
 from pyrobnn.model.likelihoods.information import FisherInformation
 
@@ -27,9 +27,9 @@ class Poisson(Likelihood):
         """The ``rate``."""
         return {"rate": outputs.exp()}
 
-    def distribution(self, parameters: Mapping[str, Tensor]) -> dist.Poisson:
+    def distribution(self, parameters: Mapping[str, Tensor]) -> with_cdf.Poisson:
         """Poisson with this ``rate``."""
-        return dist.Poisson(parameters["rate"])
+        return with_cdf.Poisson(parameters["rate"])
 
     @torch.no_grad()
     def fisher_information(self, outputs: Tensor) -> FisherInformation:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
@@ -10,19 +9,22 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from pyrobnn.core.arguments import check_positive_int
+
 if TYPE_CHECKING:
     from pyrobnn.model.likelihoods.base import Likelihood
 
-__all__ = ["ClassPrediction", "MomentPrediction", "Prediction", "check_level"]
+__all__ = ["ClassPrediction", "Prediction", "draw_indices"]
 
 
 @dataclass
 class Prediction:
     """The posterior predictive at N inputs; tensors have the N inputs first, those of K draws second.
 
-    Subclasses: :class:`ClassPrediction`, :class:`MomentPrediction`, :class:`~pyrobnn.prediction.GaussianPrediction`, or
-    one in the file of a likelihood that has its own :meth:`~pyrobnn.likelihoods.Likelihood.reduction`. A field whose
-    metadata has ``rows`` holds the N inputs at that dimension (0 by default); :meth:`join` concatenates there.
+    Subclasses: :class:`ClassPrediction`, :class:`~pyrobnn.prediction.MomentPrediction`,
+    :class:`~pyrobnn.prediction.GaussianPrediction`, or one in the file of a likelihood that has its own
+    :meth:`~pyrobnn.likelihoods.Likelihood.reduction`. A field whose metadata has ``rows`` holds the N inputs at that
+    dimension (0 by default); :meth:`join` concatenates there.
 
     Attributes:
         mean: The predictive mean ``[N, …]``; of classes their probabilities ``[N, …, C]``.
@@ -85,16 +87,28 @@ class Prediction:
         """
         raise NotImplementedError
 
-    def sample(self) -> Tensor:
-        """K targets from the predictive mixture, ``[K, N, …]``, one from each posterior draw.
+    def sample(self, num_samples: int | None = None) -> Tensor:
+        """``n`` targets from the predictive mixture, ``[n, N, …]``, those of one number n from one posterior draw.
+
+        Args:
+            num_samples: Number n; None for one of each of the K draws, in their order. Otherwise every draw is used
+                equally often, and a remainder of n / K is a random choice of them.
 
         Raises:
-            ValueError: If the draws it needs were not kept.
+            ValueError: If the draws it needs were not kept, or ``num_samples`` is no positive int.
         """
         raise NotImplementedError
 
+    def cdf(self, y: Tensor) -> Tensor:
+        """Probability of at most ``y``, of each target alone (real-valued targets), under the mixture over draws."""
+        raise ValueError("cdf: it is defined for real-valued targets; classes have mean and entropies.")
+
+    def quantile(self, q: float | Sequence[float] | Tensor) -> Tensor:
+        """Quantiles of each target alone (real-valued targets) under the mixture over draws."""
+        raise ValueError("quantile: it is defined for real-valued targets; classes have mean and entropies.")
+
     def interval(self, level: float = 0.9) -> tuple[Tensor, Tensor]:
-        """Central predictive interval (real-valued targets): from one target per draw, if there is no closed form.
+        """Central predictive interval of each target alone (real-valued targets).
 
         Raises:
             ValueError: If ``level`` is not between 0 and 1.
@@ -155,14 +169,19 @@ def _joined(values: list[Any], dim: int) -> Any:
     return torch.cat(values, dim) if isinstance(values[0], Tensor) else values[0]
 
 
-def check_level(level: float) -> None:
-    """Refuses what is no coverage of an interval.
+def draw_indices(num_samples: int | None, draws: int, device: torch.device) -> Tensor | None:
+    """Which of the posterior draws each of ``num_samples`` targets is drawn from; None: each draw once.
+
+    Every draw is used equally often; a remainder is a random choice of them without repetition.
 
     Raises:
-        ValueError: If it is not between 0 and 1.
+        ValueError: If ``num_samples`` is no positive int.
     """
-    if not 0 < level < 1:
-        raise ValueError(f"level: expected a coverage between 0 and 1, got {level}.")
+    if num_samples is None:
+        return None
+    check_positive_int("num_samples", num_samples)
+    whole = torch.arange(draws, device=device).repeat(num_samples // draws)
+    return torch.cat([whole, torch.randperm(draws, device=device)[: num_samples % draws]])
 
 
 @dataclass
@@ -207,18 +226,21 @@ class ClassPrediction(Prediction):
         log_probs = log_mean.gather(-1, labels.unsqueeze(-1)).squeeze(-1)
         return log_probs if observed is None else log_probs.masked_fill(~observed, 0.0)
 
-    def sample(self) -> Tensor:
-        """K labels of each input ``[K, N, …]``, one from each posterior draw, so that labels are drawn jointly.
+    def sample(self, num_samples: int | None = None) -> Tensor:
+        """``n`` labels of each input ``[n, N, …]`` (by default K), so that those of one draw are drawn jointly.
 
         If the draws were not kept and each input has one label, labels are drawn from the mean probabilities,
         independently for each input.
 
         Raises:
-            ValueError: If inputs have several labels and the draws were not kept.
+            ValueError: If inputs have several labels and the draws were not kept, or ``num_samples`` is no positive
+                int.
         """
+        index = draw_indices(num_samples, self.num_samples, self.mean.device)
         if self.parameters is None and self.mean.dim() == 2:
-            return torch.distributions.Categorical(self.mean).sample((self.num_samples,))
-        return torch.distributions.Categorical(logits=self._kept("sample")["log_probs"]).sample()
+            return torch.distributions.Categorical(self.mean).sample((num_samples or self.num_samples,))
+        log_probs = self._kept("sample")["log_probs"]
+        return torch.distributions.Categorical(logits=log_probs if index is None else log_probs[index]).sample()
 
     def _labels(self, y: Tensor) -> Tensor:
         labels = y.long()
@@ -229,59 +251,3 @@ class ClassPrediction(Prediction):
                 f"{y.max().item():.4g}."
             )
         return labels
-
-
-@dataclass
-class MomentPrediction(Prediction):
-    """Mean and variance of a mixture of the likelihood's distributions, one of each draw.
-
-    Attributes:
-        mean: Predictive mean ``[N, …]``.
-        total: Predictive variance, in the target's units squared.
-        aleatoric: Mean of the draws' variances.
-        epistemic: Variance of the draws' means.
-    """
-
-    @property
-    def draws(self) -> Tensor | None:
-        """Means under each draw ``[K, N, …]``, or None if they were not kept."""
-        return None if self.parameters is None else self.likelihood.distribution(self.parameters).mean
-
-    @property
-    def noise(self) -> Tensor | None:
-        """Variances under each draw ``[K, N, …]``, or None if they were not kept."""
-        return None if self.parameters is None else self.likelihood.distribution(self.parameters).variance
-
-    @property
-    def std(self) -> Tensor:
-        """Predictive standard deviation ``[N, …]``."""
-        return self.total.sqrt()
-
-    def log_prob(self, y: Tensor) -> Tensor:
-        """Log density of each input's targets ``[N, …]`` under the mixture over draws, ``[N]``, in nats."""
-        self._check(y, self.mean.shape)
-        by_draw = self.likelihood.observation(self._kept("log_prob")).log_prob(y.to(self.mean))
-        return by_draw.reshape(self.num_samples, len(y), -1).sum(-1).logsumexp(0) - math.log(self.num_samples)
-
-    def sample(self) -> Tensor:
-        """K targets of each input ``[K, N, …]``, one from each posterior draw."""
-        return self.likelihood.distribution(self._kept("sample")).sample()
-
-    def rescaled(self, loc: Tensor, scale: Tensor) -> MomentPrediction:
-        """The prediction of ``loc + scale · y``, everything in the new units."""
-        square = scale.square()
-        return replace(
-            self,
-            mean=loc + scale * self.mean,
-            total=square * self.total,
-            aleatoric=square * self.aleatoric,
-            epistemic=square * self.epistemic,
-            parameters=None if self.parameters is None else self.likelihood.rescaled(self.parameters, loc, scale),
-            targets=None if self.targets is None else loc + scale * self.targets,
-        )
-
-    def interval(self, level: float = 0.9) -> tuple[Tensor, Tensor]:
-        """Central predictive interval ``[N, …]`` twice, from one target per draw."""
-        check_level(level)
-        targets, tail = self.sample(), (1 - level) / 2
-        return targets.quantile(tail, 0), targets.quantile(1 - tail, 0)

@@ -22,7 +22,8 @@ import torch
 from torch import Tensor
 
 from pyrobnn.core.moments import RunningMoments
-from pyrobnn.model.likelihoods.predictions import ClassPrediction, MomentPrediction, Prediction
+from pyrobnn.model.likelihoods.moment_prediction import MomentPrediction
+from pyrobnn.model.likelihoods.predictions import ClassPrediction, Prediction
 
 if TYPE_CHECKING:
     from pyrobnn.model.likelihoods.base import Likelihood

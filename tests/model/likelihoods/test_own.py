@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from pyrobnn.guides import Laplace, MeanField
 from pyrobnn.model.likelihoods import ClassLikelihood, Likelihood
-from pyrobnn.model.likelihoods.predictions import MomentPrediction
+from pyrobnn.model.likelihoods.moment_prediction import MomentPrediction
 from pyrobnn.model.likelihoods.reductions import MomentReduction, Reduction
 from pyrobnn.model.supervised import SupervisedModel
 from pyrobnn.prediction import predict, predict_batches
@@ -115,6 +115,7 @@ class ZeroInflatedPoisson(Likelihood):
 
 class TestZeroInflatedPoissonConformance(LikelihoodConformance):
     num_outputs = 2
+    has_cdf = False  # Pyro's has none
     is_known_to_checkpoints = False
 
     def make(self, **options: Any) -> Likelihood:
@@ -124,6 +125,20 @@ class TestZeroInflatedPoissonConformance(LikelihoodConformance):
         rate, gate = outputs[:, :1].exp().numpy(), outputs[:, 1:].sigmoid()
         counts = torch.as_tensor(stats.poisson(rate).pmf(y.numpy()))
         return ((1 - gate) * counts + gate * (y == 0)).log().sum(-1)
+
+    def test_intervals_are_those_of_targets_and_what_needs_a_cdf_is_refused(self) -> None:
+        model, guide, x, y = self.problem()
+        found = predict(model, guide, x, 200, return_draws=True)
+        low, high = found.interval(0.8)
+        assert low.shape == high.shape == y.shape
+        assert bool((low <= high).all())
+        for name, ask in (
+            ("cdf", lambda: found.cdf(y)),
+            ("quantile", lambda: found.quantile(0.5)),
+            ("entropy_split", lambda: found.entropy_split()),  # type: ignore[attr-defined]
+        ):
+            with pytest.raises(ValueError, match=rf"^{name}: the distribution of ZeroInflatedPoisson has no cdf"):
+                ask()
 
     def refused(self, y: Tensor) -> list[tuple[type[Exception], Tensor]]:
         return [*super().refused(y), (ValueError, y + 0.5), (ValueError, y - 100), (TypeError, y.long())]

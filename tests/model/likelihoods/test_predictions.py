@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import pyro.distributions as dist
 import pytest
 import torch
-from scipy.stats import norm
+from scipy.stats import norm, poisson
 from torch import Tensor
 
 from pyrobnn import likelihoods
-from pyrobnn.prediction import Prediction
+from pyrobnn.prediction import MomentPrediction, Prediction
 from tests.conformance.monte_carlo import Z, z_of_mean
 
 OUTPUTS = torch.randn(6, 5, 4, generator=torch.Generator().manual_seed(1)).double()
@@ -188,6 +189,93 @@ def test_intervals_cover_what_they_say(level: float) -> None:
     assert float((low + exact).abs().max()) < Z * error
 
 
+def gaussians(loc: list[float], scale: list[float], max_bytes: int = 2**20) -> MomentPrediction:
+    """A draw for each mean and scale, at one input with one target."""
+    reduction = likelihoods.HeteroscedasticNormal().reduction(len(loc), keep=True, max_bytes=max_bytes)
+    reduction.add(
+        {name: torch.tensor(v, dtype=torch.float64).view(-1, 1, 1) for name, v in (("loc", loc), ("scale", scale))}
+    )
+    found = reduction.finish(None)
+    assert isinstance(found, MomentPrediction)
+    return found
+
+
+def test_quantiles_of_equal_draws_are_those_of_a_gaussian() -> None:
+    """To nine digits, in the tails and far from zero."""
+    levels = [1e-5, 1e-3, 0.5, 0.975, 0.999]
+    for loc, scale in ((0.0, 1.0), (1e6, 1e-3), (-3e-8, 5e9)):
+        found = gaussians([loc] * 3, [scale] * 3).quantile(levels).flatten()
+        expected = torch.as_tensor(norm(loc, scale).ppf(levels))
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9 * scale)
+
+
+def test_quantiles_of_draws_far_apart() -> None:
+    """Half of the probability is at -1000 and half at 1000: no sample of draws is needed to see both."""
+    found = gaussians([-1000.0, 1000.0], [1.0, 2.0])
+    expected = [norm(-1000, 1).ppf(0.2), norm(-1000, 1).ppf(0.9), norm(1000, 2).ppf(0.5)]
+    assert found.quantile([0.1, 0.45, 0.75]).flatten().tolist() == pytest.approx(expected)
+    low, high = found.interval(0.9)
+    assert (low.item(), high.item()) == pytest.approx((norm(-1000, 1).ppf(0.1), norm(1000, 2).ppf(0.9)))
+    assert found.cdf(torch.tensor([[0.0]]).double()).item() == pytest.approx(0.5)
+
+
+def test_entropies_in_closed_form() -> None:
+    """Equal draws: no information; draws that exclude each other: all of it, log K; and at any scale."""
+    half = 0.5 * math.log(2 * math.pi * math.e)
+    for scale in (1e-6, 1.0, 1e6):
+        same = gaussians([3.0] * 4, [scale] * 4).entropy_split()
+        assert same.total.item() == pytest.approx(half + math.log(scale), abs=1e-6)
+        assert same.epistemic.item() == pytest.approx(0.0, abs=1e-6)
+        apart = gaussians([100.0 * scale * k for k in range(4)], [scale] * 4).entropy_split()
+        assert apart.aleatoric.item() == pytest.approx(half + math.log(scale), abs=1e-5)
+        assert apart.epistemic.item() == pytest.approx(math.log(4), abs=1e-5)
+    # Fifty needles of 1e-3 among means of unit spread, and one wide density over all of them.
+    needles = gaussians([k / 50 for k in range(50)], [1e-3] * 50).entropy_split()
+    assert needles.aleatoric.item() == pytest.approx(half + math.log(1e-3), abs=1e-3)
+    assert needles.epistemic.item() == pytest.approx(math.log(50), abs=1e-3)
+
+
+def test_entropies_of_counts_in_closed_form() -> None:
+    """Of a Poisson mixture, by scipy; and counts that spread too far to be summed are refused."""
+    rates = torch.tensor([0.3, 7.0, 400.0]).double()
+    found = made(likelihoods.Poisson(), rates.log().view(3, 1, 1))
+    assert isinstance(found, MomentPrediction)
+    split = found.entropy_split()
+    counts = torch.arange(1000)
+    masses = torch.stack([torch.as_tensor(poisson(rate).pmf(counts)) for rate in rates.tolist()])
+    assert split.total.item() == pytest.approx(torch.special.entr(masses.mean(0)).sum().item(), abs=1e-7)
+    assert split.aleatoric.item() == pytest.approx(torch.special.entr(masses).sum(1).mean().item(), abs=1e-7)
+    wide = made(likelihoods.Poisson(), torch.tensor([1.0, 1e7]).double().log().view(2, 1, 1))
+    assert isinstance(wide, MomentPrediction)
+    with pytest.raises(ValueError, match=r"^entropy_split: counts spread over \d+ numbers"):
+        wide.entropy_split()
+    assert wide.quantile(0.75).item() == pytest.approx(poisson(1e7).ppf(0.5), abs=1)
+
+
+def test_targets_are_drawn_from_every_draw_equally_often() -> None:
+    """Ten draws far apart and 23 targets: two of each, and three more of different draws; inputs share the draw."""
+    outputs = 100.0 * torch.arange(10.0).double().view(10, 1, 1).expand(10, 4, 2)
+    found = made(likelihoods.Normal(0.01).double(), outputs)
+    drawn = (found.sample(23) / 100).round()
+    assert bool((drawn == drawn[:, :1, :1]).all())
+    counts = drawn[:, 0, 0].long().bincount(minlength=10)
+    assert sorted(counts.tolist()) == [2] * 7 + [3] * 3
+    assert torch.equal((found.sample() / 100).round()[:, 0, 0], torch.arange(10.0).double())
+
+
+@pytest.mark.parametrize("q", [0.0, 1.0, -0.1, 50, math.nan, "a", None, True, [0.5, 1.0], [[0.5]], []])
+def test_a_quantile_needs_probabilities(q: Any) -> None:
+    with pytest.raises(ValueError, match=r"^q: expected a probability between 0 and 1"):
+        made(TARGETS["Normal"][0]).quantile(q)
+
+
+def test_points_of_a_cdf_have_the_shape_of_targets() -> None:
+    likelihood, y = TARGETS["Normal"]
+    for wrong in (y[:2], y[:, :1], y.view(1, 1, 5, 4), 0.5):
+        with pytest.raises(ValueError, match=r"^y: expected targets of shape \(5, 4\), or several of each in front"):
+            made(likelihood).cdf(wrong)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("level", [0.0, 1.0, -0.1, 90.0])
 def test_a_level_is_a_coverage(level: float) -> None:
     with pytest.raises(ValueError, match=r"^level: expected a coverage between 0 and 1"):
@@ -198,6 +286,12 @@ def test_what_classes_do_not_have() -> None:
     prediction = made(likelihoods.Categorical())
     with pytest.raises(ValueError, match=r"^interval: .*real-valued"):
         prediction.interval()
+    for name, ask in (
+        ("cdf", lambda: prediction.cdf(OUTPUTS[0])),
+        ("quantile", lambda: prediction.quantile(0.5)),
+    ):
+        with pytest.raises(ValueError, match=rf"^{name}: .*real-valued"):
+            ask()
     with pytest.raises(ValueError, match=r"^std: .*real-valued"):
         _ = prediction.std
     with pytest.raises(ValueError, match=r"^least_confidence: .*classes"):
@@ -207,6 +301,12 @@ def test_what_classes_do_not_have() -> None:
 def test_draws_that_were_not_kept_are_missed_by_name() -> None:
     likelihood, y = TARGETS["Normal"]
     prediction = made(likelihood, max_bytes=1)
-    for name, ask in (("log_prob", lambda: prediction.log_prob(y)), ("sample", prediction.sample)):
+    for name, ask in (
+        ("log_prob", lambda: prediction.log_prob(y)),
+        ("sample", prediction.sample),
+        ("cdf", lambda: prediction.cdf(y)),
+        ("quantile", lambda: prediction.quantile(0.5)),
+        ("interval", prediction.interval),
+    ):
         with pytest.raises(ValueError, match=rf"^{name}: .*6 draws .*return_draws=True"):
             ask()

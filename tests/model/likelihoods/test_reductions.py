@@ -10,7 +10,8 @@ from torch import Tensor
 
 from pyrobnn.metrics import measures
 from pyrobnn.model.likelihoods import Categorical, Normal
-from pyrobnn.model.likelihoods.predictions import ClassPrediction, MomentPrediction
+from pyrobnn.model.likelihoods.moment_prediction import MomentPrediction
+from pyrobnn.model.likelihoods.predictions import ClassPrediction
 from pyrobnn.model.likelihoods.reductions import ClassReduction, KeptDraws, MomentReduction
 
 chunks = st.lists(st.integers(1, 5), min_size=1, max_size=5)

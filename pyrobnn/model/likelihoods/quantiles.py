@@ -1,0 +1,116 @@
+r"""Cumulative probabilities and quantiles of mixtures over posterior draws, computed and not sampled.
+
+.. math::  F(y) = \tfrac1K \sum_k F_k(y), \qquad F^{-1}(q) = \min \{ y : F(y) \ge q \},
+
+the latter by bisection. All numbers are in double precision, since far tails need it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+
+__all__ = ["is_discrete", "is_positive_only", "mixture_cdf", "mixture_quantile", "row_parts"]
+
+_MAX_ELEMENTS = 2**20
+_LARGEST = torch.finfo(torch.float64).max
+
+
+def row_parts(parameters: Mapping[str, Tensor], per_element: int) -> Iterator[tuple[slice, dict[str, Tensor]]]:
+    """Parameters ``[K, N, ...]`` in double precision, for parts of the N inputs that fit into a few MiB.
+
+    Args:
+        parameters: By name.
+        per_element: How many points are evaluated for each element.
+    """
+    first = next(iter(parameters.values()))
+    elements = max(value[:, :1].numel() for value in parameters.values())
+    rows = max(1, _MAX_ELEMENTS // max(1, elements * per_element))
+    for start in range(0, first.shape[1], rows):
+        part = slice(start, start + rows)
+        yield part, {name: value[:, part].double() for name, value in parameters.items()}
+
+
+def is_discrete(each: dist.TorchDistribution) -> bool:
+    """Whether the values are whole numbers."""
+    return bool(_support(each).is_discrete)
+
+
+def is_positive_only(each: dist.TorchDistribution) -> bool:
+    """Whether no value is negative."""
+    return not bool(_support(each).check(torch.tensor(-1.0, device=each.mean.device)).any())
+
+
+def _support(each: dist.TorchDistribution) -> Any:
+    return each.support
+
+
+def mixture_cdf(each: dist.TorchDistribution, y: Tensor, inside: float) -> Tensor:
+    r""":math:`\frac1K \sum_k P(Y_k \le y)`.
+
+    Args:
+        each: The distributions of K draws, batch shape ``[K, N, ...]``.
+        y: ``[..., N, ...]``: any number of points in front.
+        inside: A number in the support; what is outside of the support is below or above all of it.
+    """
+    y = y.floor() if is_discrete(each) else y
+    y = y.unsqueeze(-len(each.batch_shape))
+    outside = ~_support(each).check(y)
+    found = each.cdf(torch.where(outside, inside, y))
+    return torch.where(outside, (y > inside).to(found), found).mean(-len(each.batch_shape))
+
+
+def mixture_quantile(each: dist.TorchDistribution, levels: Tensor, inside: float) -> Tensor:
+    """The smallest number of at least cumulative probability ``levels [Q]``, as ``[Q, N, ...]``.
+
+    Args:
+        each: The distributions of K draws, batch shape ``[K, N, ...]``.
+        levels: Between 0 and 1.
+        inside: As for :func:`mixture_cdf`.
+    """
+    shape = each.batch_shape[1:]
+    levels = levels.to(torch.float64).reshape(-1, *(1,) * len(shape))
+
+    def reached(y: Tensor) -> Tensor:
+        return mixture_cdf(each, y, inside) >= levels
+
+    start = torch.zeros(len(levels), *shape, dtype=torch.float64, device=levels.device)
+    return _smallest_integer(reached, start) if is_discrete(each) else _smallest_number(reached, start)
+
+
+def _smallest_integer(reached: Callable[[Tensor], Tensor], start: Tensor) -> Tensor:
+    low, high = start - 1.0, start + 1.0  # counts: low is not reached, high will be
+    while not bool((done := reached(high)).all()):
+        if float(high.max()) > 2.0**50:
+            raise ValueError("quantile: it is above 2**50, where counts have no exact numbers.")
+        low, high = torch.where(done, low, high), torch.where(done, high, 2.0 * high)
+    while bool((high - low > 1.0).any()):
+        middle = ((low + high) / 2).floor()
+        done = reached(middle)
+        low, high = torch.where(done, low, middle), torch.where(done, middle, high)
+    return high
+
+
+def _smallest_number(reached: Callable[[Tensor], Tensor], start: Tensor) -> Tensor:
+    """Bisection in the order of floating-point numbers: 64 halvings find any of them to its last digit."""
+    low, high = _rank(start - _LARGEST), _rank(start + _LARGEST)
+    for _ in range(64):
+        middle = (low >> 1) + (high >> 1) + (low & high & 1)  # without overflow
+        done = reached(_number(middle))
+        low, high = torch.where(done, low, middle), torch.where(done, middle, high)
+    return _number(high)
+
+
+def _rank(number: Tensor) -> Tensor:
+    """Whole numbers in the order of doubles."""
+    bits = number.view(torch.int64)
+    return torch.where(bits < 0, torch.iinfo(torch.int64).min - bits, bits)
+
+
+def _number(rank: Tensor) -> Tensor:
+    """The double of a rank."""
+    return torch.where(rank < 0, torch.iinfo(torch.int64).min - rank, rank).view(torch.float64)
