@@ -275,13 +275,13 @@ def check_guide(
         advice: What to do with another guide, for the message.
 
     Raises:
-        TypeError: If it is no guide.
+        TypeError: If it is no guide, or of another precision than the network.
         ValueError: If its sites are not those of the model, by name and shape.
     """
     if not isinstance(guide, Guide):
         raise TypeError(f"{argument}: expected one of pyrobnn.guides{also}, got {_named(guide)}{advice}.")
-    device = next((parameter.device for parameter in guide.parameters()), None)
-    check_layout(model, guide.layout, argument=argument, partial=partial, device=device)
+    tensors = (*guide.parameters(), *guide.buffers())
+    check_layout(model, guide.layout, argument=argument, partial=partial, tensors=tensors)
 
 
 def _named(value: object) -> str:

@@ -62,7 +62,7 @@ def check_layout(
     *,
     argument: str = "guide",
     partial: bool = False,
-    device: torch.device | None = None,
+    tensors: Iterable[Tensor] = (),
 ) -> None:
     """Refuses a guide that was built for another model.
 
@@ -71,11 +71,14 @@ def check_layout(
         layout: The guide's sites.
         argument: What the error names.
         partial: Whether other guides may have sites that this one lacks.
-        device: Where the guide is.
+        tensors: Parameters and buffers of the guide, which are of the network's precision, whatever else they are.
 
     Raises:
+        TypeError: If the guide is of another precision than the network.
         ValueError: If the model has a site that the guide lacks, or the reverse, or one of another shape.
     """
+    own = [tensor for tensor in tensors if tensor.is_floating_point()]
+    device = own[0].device if own else None
     ones = {name: torch.ones((), device=device).expand(site.shape) for name, site in layout.items()}
     if (expected := latent_shapes(model, ones)) is None:
         return
@@ -83,6 +86,14 @@ def check_layout(
     _check_names(argument, expected, layout, partial, advice)
     for name, site in layout.items():
         check_shape(argument, name, site.shape, expected[name], advice)
+    wanted = {dtype for name, dtype in _precisions(model).items() if name in layout}
+    found = {tensor.dtype for tensor in own}
+    if wanted and found and not wanted & found and not torch.is_autocast_enabled(own[0].device.type):
+        of_model, of_guide = (str(min(dtypes, key=str)) for dtypes in (wanted, found))
+        raise TypeError(
+            f"{argument}: the guide is {of_guide}, but the network of the model is {of_model}; convert both, by "
+            "model.to(dtype) and guide.to(dtype)."
+        )
 
 
 def check_draws(model: Any, draws: Mapping[str, Tensor], *, argument: str = "guide") -> None:

@@ -135,3 +135,27 @@ def test_a_model_of_ones_own_is_not_asked() -> None:
 
     assert latent_shapes(model) is None
     check_draws(model, {"v": torch.zeros(3)})
+
+
+FAMILIES: dict[str, Callable[[Any], Any]] = {
+    "mean field": MeanField,
+    "point": MAP,
+    "low rank": lambda model: pb.guides.LowRankNormal(model, 2),
+    "members": lambda model: pb.guides.DeltaMixture(model, 2),
+    "dropout": lambda model: pb.guides.MCDropout(model, p=0.1),
+    "composite": lambda model: pb.guides.Composite(model, [("net.0.*", MAP), ("*", MeanField)]),
+}
+
+
+@pytest.mark.parametrize("family", list(FAMILIES))
+@pytest.mark.parametrize("user", ["fit", "predict", "check"])
+def test_a_guide_of_another_precision_is_refused(family: str, user: str, tmp_path: Path) -> None:
+    """One of the two was converted; torch would complain about a matrix product deep inside."""
+    for of_model, of_guide in ((torch.float32, torch.float64), (torch.float64, torch.float32)):
+        model = model_of(3).to(of_model)
+        guide = FAMILIES[family](model).to(of_guide)
+        with pytest.raises(
+            TypeError, match=rf"^guide: the guide is {of_guide}, but the network of the model is {of_model}"
+        ):
+            USERS[user](model, guide, tmp_path)
+    assert pb.predict(model, guide.double(), X.double(), 2).num_samples in (1, 2)
