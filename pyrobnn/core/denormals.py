@@ -29,5 +29,5 @@ def denormals_as_zero() -> Iterator[None]:
 
 def flushes_denormals() -> bool:
     """Whether this thread does so already; torch shows it only by its arithmetic."""
-    smallest = torch.tensor([torch.finfo(torch.float32).tiny])
+    smallest = torch.tensor([torch.finfo(torch.float32).tiny], device="cpu")
     return float((smallest * 0.5).double()) == 0.0

@@ -19,7 +19,7 @@ from torch import Tensor
 from pyrobnn.core.arguments import check_int
 from pyrobnn.core.exclusive import exclusive
 
-__all__ = ["State", "local", "preserved", "read", "read_all", "seed", "seeded", "write", "write_all"]
+__all__ = ["State", "fresh_seed", "local", "preserved", "read", "read_all", "seed", "seeded", "write", "write_all"]
 
 State = tuple[Tensor, Tensor | None]
 
@@ -106,3 +106,8 @@ def write_all(state: dict[str, Any], generators: Iterable[torch.Generator] = ())
     random.setstate((version, tuple(internal), gauss))
     for generator, saved in zip(generators, state["generators"], strict=True):
         generator.set_state(saved)
+
+
+def fresh_seed() -> int:
+    """A seed drawn from the CPU's generator, whatever the default device is."""
+    return int(torch.randint(2**62, (), device="cpu"))

@@ -190,7 +190,7 @@ def sbc(
     device = next((p.device for p in getattr(model, "parameters", tuple)()), torch.device("cpu"))
     with random_state.local(seed):
         # The inference may seed the generators: what is random here uses seeds drawn beforehand.
-        seeds = torch.randint(2**62, (num_simulations, 2)).tolist()
+        seeds = torch.randint(2**62, (num_simulations, 2), device="cpu").tolist()
         ranks: list[Tensor] = []
         names: tuple[str, ...] = ()
         for before, after in tqdm(seeds, disable=not progress, unit="simulation"):
@@ -209,7 +209,7 @@ def sbc(
                 found = torch.stack([torch.stack([row[name] for name in names]) for row in rows])
                 value = torch.stack([true[name] for name in names])
                 ties = (found == value).sum(0)
-                ranks.append((found < value).sum(0) + (torch.rand(len(ties)) * (ties + 1)).long())
+                ranks.append((found < value).sum(0) + (torch.rand(len(ties), device="cpu") * (ties + 1)).long())
     return SimulationBasedCalibration(names, torch.stack(ranks), num_samples, num_bins)
 
 

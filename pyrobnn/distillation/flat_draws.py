@@ -33,7 +33,7 @@ class FlatDraws:
         self.guide = guide
         points = guide.facts.num_points
         self.count = points if points is not None and points > 1 else None
-        self._seed = int(torch.randint(2**62, ()))
+        self._seed = random_state.fresh_seed()
         some = guide.sample(16)
         self._device = next(iter(some.values())).device
         for name, buffer in some.buffers.items():

@@ -245,7 +245,7 @@ class Chains(Ensemble):
     def sample_blocks(self, sizes: Iterable[int]) -> Iterator[Draws]:
         """:meth:`sample` in pieces, which together are as evenly spread as one call."""
         sizes = list(sizes)
-        total, offset = sum(sizes), float(torch.rand((), dtype=torch.float64))
+        total, offset = sum(sizes), float(torch.rand((), dtype=torch.float64, device="cpu"))
         chosen = (
             ((torch.arange(total) + offset) * (self.num_members / total)).long() if total else torch.zeros(0).long()
         )

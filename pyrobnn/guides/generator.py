@@ -99,7 +99,11 @@ class Generator(Guide):
         self.network = perceptron([latent_dim, *self.hidden, self.num_coordinates]).to(center)
         self.register_buffer("loc", center)
         self.register_buffer("scale", torch.ones_like(center))
-        axes = None if components is None else torch.randn(components, self.layout.size).to(center) / components**0.5
+        axes = (
+            None
+            if components is None
+            else torch.randn(components, self.layout.size, device="cpu").to(center) / components**0.5
+        )
         self.register_buffer("basis", axes)
         self.history: Any = None
 

@@ -91,11 +91,13 @@ class LowRankEnsemble(Ensemble):
         self.shared = nn.Parameter(self._matrices.join(start))
         scale = math.sqrt((math.sqrt(1.0 + rank * spread**2) - 1.0) / rank)
         num_factors = sum(sum(self._factor_sizes(site)) for site in self._matrices.values())
-        noise = torch.randn(num_members, num_factors, dtype=self.flat_shared.dtype).to(self.flat_shared)
+        noise = torch.randn(num_members, num_factors, dtype=self.flat_shared.dtype, device="cpu").to(self.flat_shared)
         self.factors = nn.Parameter(rank**-0.5 + scale * noise)
         if self._vectors:
             own = self._vectors.join(start)
-            self.own = nn.Parameter(own * (1.0 + spread * torch.randn(num_members, len(own), dtype=own.dtype).to(own)))
+            self.own = nn.Parameter(
+                own * (1.0 + spread * torch.randn(num_members, len(own), dtype=own.dtype, device="cpu").to(own))
+            )
 
     @property
     def flat_shared(self) -> nn.Parameter:

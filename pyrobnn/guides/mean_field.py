@@ -23,6 +23,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
+from pyrobnn.core import random_state
 from pyrobnn.core.arguments import check_positive
 from pyrobnn.core.explanations import explained
 from pyrobnn.core.prefetch import prefetched
@@ -145,7 +146,7 @@ class MeanField(Guide):
     def sample_blocks(self, sizes: Iterable[int]) -> Iterator[Draws]:
         """Blocks of draws, on a CPU each made while the one before it is used; torch's random state gives a seed."""
         device = self.flat_loc.device
-        generator = torch.Generator(device).manual_seed(int(torch.randint(2**62, ())))
+        generator = torch.Generator(device).manual_seed(random_state.fresh_seed())
         make = partial(self._sample, generator=generator)
         yield from prefetched(make, sizes) if device.type == "cpu" else map(make, sizes)
 

@@ -51,7 +51,7 @@ class PinnedDraws:
         self.num_samples = num_samples
         self.posterior: Guide | None = None
         self._kept: list[dict[str, Tensor]] | None = None
-        self._seed = int(torch.randint(2**62, ())) if seed is None else seed
+        self._seed = random_state.fresh_seed() if seed is None else seed
         if isinstance(posterior, Guide):
             self.posterior = posterior
             element = next(posterior.parameters()).element_size()

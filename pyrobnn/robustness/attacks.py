@@ -167,7 +167,7 @@ class _Attack:
         check_posterior(model, posterior, "posterior")
         self.runner = Runner(model, likelihood, "loop", max_bytes, batch_size)  # knows the likelihood and the rows
         self.model, self.epsilon, self.clip, self.targeted = model, epsilon, clip, targeted
-        self.seed = int(torch.randint(2**62, ())) if seed is None else seed
+        self.seed = random_state.fresh_seed() if seed is None else seed
         self.draws = PinnedDraws(posterior, num_samples, max_bytes, seed=self.seed)
 
     def run(self, x: Tensor, y: Tensor, *, steps: int, step_size: float, random_start: bool) -> Tensor:

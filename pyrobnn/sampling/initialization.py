@@ -30,7 +30,7 @@ def chain_seed(seed: int | None) -> Iterator[None]:
     """Seeds torch, NumPy, Python and Pyro for the block, if there is a seed; restores their states after it."""
     with random_state.local(seed):
         if seed is not None:  # so that reinitialized networks differ from one that was built under the same seed
-            torch.manual_seed(int(torch.randint(2**62, ())))
+            torch.manual_seed(random_state.fresh_seed())
         yield
 
 

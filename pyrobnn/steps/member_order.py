@@ -32,11 +32,11 @@ class MemberOrder:
         """The member at a position of the training step; for None a random one other than ``avoid``."""
         if index is None:
             if avoid is None or self.num_members == 1:
-                return int(torch.randint(self.num_members, ()))
-            other = int(torch.randint(self.num_members - 1, ()))
+                return int(torch.randint(self.num_members, (), device="cpu"))
+            other = int(torch.randint(self.num_members - 1, (), device="cpu"))
             return other + (other >= int(avoid))
         if index == 0 and self.members_per_step is not None:
-            self._order = torch.randperm(self.num_members)[: self.members_per_step].tolist()
+            self._order = torch.randperm(self.num_members, device="cpu")[: self.members_per_step].tolist()
         return self._order[index % len(self._order)]
 
     def member_state(self, member: int) -> tuple[Tensor, dict[str, Tensor], bool]:

@@ -61,7 +61,7 @@ def held_out(model: nn.Module, loader: Any) -> Iterator[tuple[DataLoader[Any], D
         raise ValueError(
             f"early_stopping: a tenth of {len(rows)} rows is less than one; pass validation=, or the number of epochs."
         )
-    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(_SEED)).tolist()
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(_SEED), device="cpu").tolist()
     kept = len(rows) - math.floor(FRACTION * len(rows))
     chosen = [rows[index] for index in sorted(order[:kept])]
     others = [rows[index] for index in sorted(order[kept:])]

@@ -8,11 +8,15 @@ from collections.abc import Callable
 
 import numpy as np
 import pyro
+import pyro.distributions as dist
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from pyrobnn import likelihoods, predict
 from pyrobnn.core import random_state
+from pyrobnn.guides import MeanField
+from pyrobnn.model.supervised import SupervisedModel
 
 CPU = torch.device("cpu")
 
@@ -121,3 +125,17 @@ def test_a_local_seed_is_restored_after_an_error() -> None:
     with contextlib.suppress(KeyError), random_state.local(5):
         raise KeyError
     assert torch.equal(random_state.read_all()["torch"], before["torch"])
+
+
+def test_seeds_come_from_the_cpu_whatever_the_default_device_is() -> None:
+    """Predictions of a model on the CPU are the same under any default device."""
+    net = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 2))
+    model = SupervisedModel(net, likelihoods.Categorical(), dist.Normal(0.0, 1.0), num_data=4)
+    guide, x = MeanField(model, init_scale=0.1), torch.randn(4, 2)
+    torch.manual_seed(3)
+    expected, seed = predict(model, guide, x, 5).mean, random_state.fresh_seed()
+    torch.manual_seed(3)
+    with torch.device("meta"):
+        found, again = predict(model, guide, x, 5).mean, random_state.fresh_seed()
+    assert torch.equal(found, expected)
+    assert again == seed

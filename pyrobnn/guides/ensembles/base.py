@@ -127,7 +127,7 @@ class Ensemble(Guide):
 
     def rsample(self, noise: Tensor | None = None) -> Draws:
         """A random member with its buffers, with gradients."""
-        member = int(torch.randint(self.num_members, ()))
+        member = int(torch.randint(self.num_members, (), device="cpu"))
         return Draws(self.member(member), self.own_buffers.copies(member), component=torch.tensor(member))
 
     def sample(self, num_samples: int) -> Draws:
@@ -141,7 +141,7 @@ class Ensemble(Guide):
 
     def sample_blocks(self, sizes: Iterable[int]) -> Iterator[Draws]:
         """:meth:`sample` in pieces, which together are as balanced as one call."""
-        start = int(torch.randint(self.num_members, ()))
+        start = int(torch.randint(self.num_members, (), device="cpu"))
         for size in sizes:
             members = (start + torch.arange(size)) % self.num_members
             start = (start + size) % self.num_members
@@ -207,7 +207,7 @@ class MixtureOfDeltas(TorchDistribution):
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
         """Points at random."""
-        return self.points[torch.randint(len(self.points), tuple(sample_shape))]
+        return self.points[torch.randint(len(self.points), tuple(sample_shape), device="cpu")]
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Refused: there is no density.

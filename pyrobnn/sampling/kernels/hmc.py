@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from pyrobnn.core import random_state
 from pyrobnn.core.arguments import check_number, check_positive, check_positive_int, check_probability
 from pyrobnn.core.explanations import explained
 from pyrobnn.sampling.hmc.adaptation import Warmup, reasonable_step_size
@@ -141,7 +142,7 @@ class Chains:
         self.kernel, self.total, self.num_warmup = kernel, total, warmup_steps
         self.generator = torch.Generator(start.device)
         if seed is None:
-            seed = int(torch.randint(2**62, ()))
+            seed = random_state.fresh_seed()
         self.generator.manual_seed(seed)
         usual = kernel.num_leapfrog or 16
         self.leapfrogs = Leapfrogs(potential, start, num_leapfrog=usual, total=total * usual, compile=kernel.compile)

@@ -13,6 +13,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import torch
 from torch import Tensor
 
+from pyrobnn.core import random_state
+
 __all__ = ["Noise"]
 
 _SMALLEST_AHEAD = 50_000  # numbers a step; below it a second thread costs more than it saves
@@ -30,7 +32,7 @@ class Noise:
     """
 
     def __init__(self, like: Tensor, ahead: bool | None = None) -> None:
-        self.generator = torch.Generator(like.device).manual_seed(int(torch.randint(2**62, ())))
+        self.generator = torch.Generator(like.device).manual_seed(random_state.fresh_seed())
         if ahead is None:
             ahead = like.device.type == "cpu" and like.numel() >= _SMALLEST_AHEAD
         self._buffers = [torch.empty_like(like) for _ in range(2 if ahead else 1)]
