@@ -7,7 +7,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from pyrobnn.model.likelihoods.predictions import ClassPrediction, MomentPrediction, Prediction
+from pyrobnn.model.likelihoods.moment_prediction import MomentPrediction
+from pyrobnn.model.likelihoods.predictions import ClassPrediction, Prediction
 
 __all__ = ["check_classes", "check_real", "held_out_classes", "held_out_real"]
 
