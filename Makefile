@@ -52,6 +52,7 @@ bench: $(VENV)/.test  ## speed, side by side with peers
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[bench]'
 	$(BIN)/python -m benchmarks.training_step
 	$(BIN)/python -m benchmarks.prediction
+	$(BIN)/python -m benchmarks.laplace
 
 docs: $(VENV)/.test  ## the documentation as pages under site/
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[docs]'

@@ -1,6 +1,7 @@
 """Curvature of the log likelihood at given weights: Gauss–Newton matrices, dense, diagonal and Kronecker-factored."""
 
-from pyrobnn.curvature.blocks import Block, DenseBlock, DiagonalBlock, KroneckerBlock
+from pyrobnn.curvature.blocks import Block, DiagonalBlock, KroneckerBlock
+from pyrobnn.curvature.dense import DenseBlock
 from pyrobnn.curvature.evidence import best_multiplier, tune_multipliers
 from pyrobnn.curvature.features import LastLayer
 from pyrobnn.curvature.fisher import fisher_roots

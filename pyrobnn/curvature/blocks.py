@@ -1,13 +1,14 @@
-r"""Gaussians with precision ``H + m P``: curvature plus a multiple of a diagonal prior precision, eigendecomposed.
+r"""Gaussians with precision ``H + m P``: curvature plus a multiple of a diagonal prior precision.
 
-Each block keeps a basis ``B`` with :math:`B B^\top = P^{-1}` in which the curvature is diagonal,
-:math:`B^\top H B = \mathrm{diag}(\lambda)`. Then
+A dense matrix is factored at its multiplier, :math:`P^{-1/2} H P^{-1/2} + m I = L L^\top`, when it is first needed. It
+costs a tenth of an eigendecomposition; eigenvalues (without vectors) are computed where the evidence is to be had at
+many multipliers. Diagonal and Kronecker-factored curvature is kept in a basis ``B`` with :math:`B B^\top = P^{-1}` in
+which it is diagonal, :math:`B^\top H B = \mathrm{diag}(\lambda)`, a vector or a Kronecker product. Then
 
 .. math::  (H + m P)^{-1} = B\, \mathrm{diag}\!\big(\tfrac{1}{\lambda_i + m}\big)\, B^\top, \qquad
            \log\det(H + m P) = \log\det P + \sum_i \log(\lambda_i + m),
 
-exactly and for every multiplier ``m`` of the prior precision, without another decomposition. ``B`` is a vector for
-diagonal curvature, a matrix :math:`P^{-1/2} Q` for dense, and a Kronecker product for Kronecker-factored curvature.
+exactly and for every multiplier ``m`` of the prior precision, without another decomposition.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Block", "DenseBlock", "DiagonalBlock", "KroneckerBlock"]
+__all__ = ["Block", "DecomposedBlock", "DiagonalBlock", "KroneckerBlock"]
 
 
 class Block(nn.Module):
@@ -28,7 +29,6 @@ class Block(nn.Module):
         like: A tensor of the dtype and device to use.
 
     Attributes:
-        eigenvalues: λ, ``[n]``.
         multiplier: ``m``.
         log_prior_det: ``log det P``.
         log_prior: Log prior density at the mode, at ``m = 1``.
@@ -39,19 +39,84 @@ class Block(nn.Module):
         super().__init__()
         self.size = len(index)
         self.register_buffer("index", index.to(like.device), persistent=False)
-        self.register_buffer("eigenvalues", like.new_zeros(self.size))
         self.register_buffer("multiplier", like.new_ones(()))
         for name in ("log_prior_det", "log_prior", "prior_squares"):
             self.register_buffer(name, like.new_zeros(()))
 
     index: Tensor
-    eigenvalues: Tensor
     multiplier: Tensor
     log_prior_det: Tensor
     log_prior: Tensor
     prior_squares: Tensor
 
     # ------------------------------------------------------------------ what a kind of curvature implements
+
+    def spectrum(self) -> Tensor:
+        """The eigenvalues λ of ``P^-½ H P^-½``, ``[n]``, none negative."""
+        raise NotImplementedError
+
+    def log_det(self) -> Tensor:
+        """``log det(H + m P)``, in double precision."""
+        raise NotImplementedError
+
+    def deviations(self, num_samples: int) -> Tensor:
+        """Draws around the mean ``[num_samples, n]``."""
+        raise NotImplementedError
+
+    def half_covariance(self, rows: Tensor) -> Tensor:
+        """``V [..., n]`` with ``V Vᵀ = rows Σ rowsᵀ``, for ``rows [..., n]``."""
+        raise NotImplementedError
+
+    def variances(self) -> Tensor:
+        """Marginal variances ``[n]``."""
+        raise NotImplementedError
+
+    def square(self, deviation: Tensor) -> Tensor:
+        """``dᵀ (H + m P) d`` of deviations ``[..., n]``."""
+        raise NotImplementedError
+
+    # ---------------------------------------------------------------------------------- what follows
+
+    def log_prob(self, deviation: Tensor) -> Tensor:
+        """Log density of deviations ``[..., n]`` from the mean."""
+        constant = self.log_det().to(deviation.dtype) - self.size * math.log(2.0 * math.pi)
+        return 0.5 * (constant - self.square(deviation))
+
+    def entropy(self) -> Tensor:
+        """Entropy in nats."""
+        entropy = 0.5 * (self.size * (1.0 + math.log(2.0 * math.pi)) - self.log_det())
+        return entropy.to(self.multiplier.dtype)
+
+    def log_evidence(self) -> Tensor:
+        """What the block adds to the log evidence: log prior plus Occam factor."""
+        return self._log_evidence(self.multiplier.double(), self.log_det())
+
+    def log_evidence_at(self, multiplier: Tensor, spectrum: Tensor) -> Tensor:
+        """:meth:`log_evidence` at other multipliers ``[...]``, from the eigenvalues :meth:`spectrum`."""
+        log_det = (spectrum.double() + multiplier.unsqueeze(-1)).log().sum(-1)
+        return self._log_evidence(multiplier, self.log_prior_det.double() + log_det)
+
+    def _log_evidence(self, multiplier: Tensor, log_det: Tensor) -> Tensor:
+        log_prior = self.log_prior + 0.5 * (self.size * multiplier.log() - (multiplier - 1.0) * self.prior_squares)
+        return log_prior + 0.5 * (self.size * math.log(2.0 * math.pi) - log_det)
+
+    def _set_prior(self, prior_precision: Tensor) -> None:
+        self.log_prior_det.copy_(prior_precision.log().sum())
+        self.multiplier.fill_(1.0)
+
+
+class DecomposedBlock(Block):
+    """A block that knows its eigenvectors.
+
+    Attributes:
+        eigenvalues: λ, ``[n]``.
+    """
+
+    eigenvalues: Tensor
+
+    def __init__(self, index: Tensor, like: Tensor) -> None:
+        super().__init__(index, like)
+        self.register_buffer("eigenvalues", like.new_zeros(self.size))
 
     def expand(self, white: Tensor) -> Tensor:
         """``B v`` for vectors ``[..., n]``."""
@@ -65,16 +130,18 @@ class Block(nn.Module):
         """The diagonal of ``B diag(weights) Bᵀ``, ``[n]``."""
         raise NotImplementedError
 
-    # ---------------------------------------------------------------------------------- what follows
-
     @property
     def precision(self) -> Tensor:
         """``λ + m``: the precision along the basis, ``[n]``."""
         return self.eigenvalues + self.multiplier
 
-    def variances(self) -> Tensor:
-        """Marginal variances ``[n]``."""
-        return self.weighted_squares(1.0 / self.precision)
+    def spectrum(self) -> Tensor:
+        """The eigenvalues."""
+        return self.eigenvalues
+
+    def log_det(self) -> Tensor:
+        """``log det(H + m P)``, in double precision."""
+        return self.log_prior_det.double() + (self.eigenvalues.double() + self.multiplier.double()).log().sum()
 
     def deviations(self, num_samples: int) -> Tensor:
         """Draws around the mean ``[num_samples, n]``."""
@@ -83,42 +150,25 @@ class Block(nn.Module):
         return self.expand(noise * self.precision.rsqrt())
 
     def half_covariance(self, rows: Tensor) -> Tensor:
-        """``V [..., n]`` with ``V Vᵀ = rows Σ rowsᵀ``, for ``rows [..., n]``."""
+        """``V`` with ``V Vᵀ = rows Σ rowsᵀ``."""
         return self.project(rows) * self.precision.rsqrt()
 
-    def log_prob(self, deviation: Tensor) -> Tensor:
-        """Log density of deviations ``[..., n]`` from the mean."""
+    def variances(self) -> Tensor:
+        """Marginal variances ``[n]``."""
+        return self.weighted_squares(1.0 / self.precision)
+
+    def square(self, deviation: Tensor) -> Tensor:
+        """``dᵀ (H + m P) d``."""
         # B Bᵀ = P⁻¹, so the inverse of B is Bᵀ P.
         white = self.project(deviation / self.weighted_squares(torch.ones_like(self.eigenvalues)))
-        square = (white.square() * self.precision).sum(-1)
-        return 0.5 * (self.log_det() - square - self.size * math.log(2.0 * math.pi))
-
-    def log_det(self) -> Tensor:
-        """``log det(H + m P)``."""
-        return self.log_prior_det + self.precision.log().sum()
-
-    def entropy(self) -> Tensor:
-        """Entropy in nats."""
-        return 0.5 * (self.size * (1.0 + math.log(2.0 * math.pi)) - self.log_det())
-
-    def log_evidence_gain(self, multiplier: Tensor) -> Tensor:
-        """What the block adds to the log evidence at given multipliers ``[...]``: log prior plus Occam factor."""
-        m = multiplier.unsqueeze(-1)
-        log_prior = self.log_prior + 0.5 * (self.size * multiplier.log() - (multiplier - 1.0) * self.prior_squares)
-        log_det = self.log_prior_det + (self.eigenvalues + m).log().sum(-1)
-        return log_prior + 0.5 * (self.size * math.log(2.0 * math.pi) - log_det)
-
-    def effective_parameters(self) -> Tensor:
-        """MacKay's γ: how many of the ``n`` directions the data determine."""
-        return (self.eigenvalues / self.precision).sum()
+        return (white.square() * self.precision).sum(-1)
 
     def _keep(self, eigenvalues: Tensor, prior_precision: Tensor) -> None:
         self.eigenvalues.copy_(eigenvalues.reshape(-1).clamp_min(0.0))
-        self.log_prior_det.copy_(prior_precision.log().sum())
-        self.multiplier.fill_(1.0)
+        self._set_prior(prior_precision)
 
 
-class DiagonalBlock(Block):
+class DiagonalBlock(DecomposedBlock):
     """Curvature known on the diagonal only."""
 
     prior_scale: Tensor
@@ -145,36 +195,7 @@ class DiagonalBlock(Block):
         return weights * self.prior_scale.square()
 
 
-class DenseBlock(Block):
-    """A full matrix."""
-
-    basis: Tensor
-
-    def __init__(self, index: Tensor, like: Tensor) -> None:
-        super().__init__(index, like)
-        self.register_buffer("basis", like.new_zeros(self.size, self.size))
-
-    def set(self, curvature: Tensor, prior_precision: Tensor) -> None:
-        """Takes ``H [n, n]`` and the diagonal ``[n]`` of P."""
-        scale = prior_precision.rsqrt()
-        eigenvalues, vectors = torch.linalg.eigh(scale.unsqueeze(-1) * curvature * scale)
-        self.basis.copy_(scale.unsqueeze(-1) * vectors)
-        self._keep(eigenvalues, prior_precision)
-
-    def expand(self, white: Tensor) -> Tensor:
-        """``B v``."""
-        return white @ self.basis.T
-
-    def project(self, rows: Tensor) -> Tensor:
-        """``Bᵀ v``."""
-        return rows @ self.basis
-
-    def weighted_squares(self, weights: Tensor) -> Tensor:
-        """The diagonal of ``B diag(weights) Bᵀ``."""
-        return self.basis.square() @ weights
-
-
-class KroneckerBlock(Block):
+class KroneckerBlock(DecomposedBlock):
     r"""A layer's ``[g, a]`` weights (bias as the last column) with curvature :math:`G \otimes A`, row by row.
 
     The prior precision must be the same for every output unit, :math:`P = I_g \otimes \mathrm{diag}(p)`, for the

@@ -1,7 +1,7 @@
 r"""Type-II maximum likelihood: the multiplier of the prior precision under which the data are most probable.
 
 With :math:`P \to m P` the mode held, the Laplace log evidence is a sum over the blocks' eigenvalues
-(:meth:`pyrobnn.curvature.Block.log_evidence_gain`). At its maximum :math:`m = \gamma / \sum_i P_i (w_i - \mu_i)^2`,
+(:meth:`pyrobnn.curvature.Block.log_evidence_at`). At its maximum :math:`m = \gamma / \sum_i P_i (w_i - \mu_i)^2`,
 with γ the number of directions that the data determine (MacKay 1992).
 """
 
@@ -32,10 +32,13 @@ def best_multiplier(blocks: Sequence[Block]) -> float:
     """
     from scipy.optimize import minimize_scalar
 
-    def evidence(log_multiplier: Tensor) -> Tensor:
-        return torch.stack([block.log_evidence_gain(log_multiplier.exp()) for block in blocks]).sum(0)
+    spectra = [block.spectrum() for block in blocks]  # once: those of a dense block take a decomposition
 
-    grid = torch.linspace(-_REACH, _REACH, _GRID, dtype=torch.float64, device=blocks[0].eigenvalues.device)
+    def evidence(log_multiplier: Tensor) -> Tensor:
+        m = log_multiplier.exp()
+        return torch.stack([b.log_evidence_at(m, s) for b, s in zip(blocks, spectra, strict=True)]).sum(0)
+
+    grid = torch.linspace(-_REACH, _REACH, _GRID, dtype=torch.float64, device=spectra[0].device)
     best = int(evidence(grid).argmax())
     bounds = float(grid[max(best - 1, 0)]), float(grid[min(best + 1, _GRID - 1)])
     found = minimize_scalar(

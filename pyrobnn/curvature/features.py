@@ -157,17 +157,35 @@ class LastLayerSums:
                 for start in range(0, len(rows), step):
                     chosen = slice(start, start + step)
                     outer = (column[chosen].unsqueeze(-1) * rows[chosen].unsqueeze(1)).flatten(1)
-                    total.addmm_(outer.T, outer, alpha=sign)
+                    _add_lower(total, outer, sign)
         return total
 
     def in_order_of_sites(self, has_bias: bool) -> Tensor:
-        """The sums in the order in which the sites are joined: weights before biases."""
+        """The sums in the order of the joined sites, weights before biases; of a matrix its lower triangle."""
         assert isinstance(self.matrix, Tensor)
-        order = torch.arange(self.shape[0] * self.shape[1], device=self.matrix.device).reshape(self.shape)
-        if has_bias:
-            order = torch.cat([order[:, :-1].flatten(), order[:, -1]])
-        order = order.flatten()
-        return self.matrix.flatten()[order] if self.kind == "diagonal" else self.matrix[order][:, order]
+        (classes, size), matrix = self.shape, self.matrix
+        if self.kind == "diagonal":
+            return torch.cat([matrix[:, :-1].flatten(), matrix[:, -1]]) if has_bias else matrix.flatten()
+        if not has_bias:
+            return matrix
+        blocks, count = matrix.view(classes, size, classes, size), classes * (size - 1)
+        ordered = matrix.new_empty(matrix.shape)
+        ordered[:count, :count].view(classes, size - 1, classes, size - 1).copy_(blocks[:, :-1, :, :-1])
+        ordered[count:, count:] = blocks[:, -1, :, -1]
+        # Of a bias and a weight of a later class the sum is stored the other way round.
+        is_stored = torch.ones(classes, classes, dtype=torch.bool, device=matrix.device).tril().unsqueeze(-1)
+        transposed = blocks[:, :-1, :, -1].permute(2, 0, 1)
+        ordered[count:, :count] = blocks[:, -1, :, :-1].where(is_stored, transposed).flatten(1)
+        return ordered
+
+
+def _add_lower(total: Tensor, rows: Tensor, sign: float) -> None:
+    """Adds ``± rowsᵀ rows`` to a matrix, of which the lower triangle counts, in strips that end at the diagonal."""
+    size = len(total)
+    width = max(64, -(-size // 16))
+    for start in range(0, size, width):
+        end = min(start + width, size)
+        total[start:end, :end].addmm_(rows[:, start:end].T, rows[:, :end], alpha=sign)
 
 
 def _summed(information: FisherInformation) -> Tensor:

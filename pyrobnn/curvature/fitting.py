@@ -14,7 +14,8 @@ from torch import Tensor
 
 from pyrobnn.core.arguments import check_positive_int
 from pyrobnn.core.batches import Batch
-from pyrobnn.curvature.blocks import DenseBlock, DiagonalBlock, KroneckerBlock
+from pyrobnn.curvature.blocks import DiagonalBlock, KroneckerBlock
+from pyrobnn.curvature.dense import DenseBlock
 from pyrobnn.curvature.features import LastLayer, LastLayerSums, features_of
 from pyrobnn.curvature.fisher import information_of
 from pyrobnn.curvature.gauss_newton import GaussNewtonSums
@@ -219,7 +220,8 @@ class _Curvature:
         matrix = part.of(group)
         if part is self.head and isinstance(self.sums.matrix, Tensor):
             has_bias = self.last_layer is not None and self.last_layer.has_bias
-            matrix = matrix + self.sums.in_order_of_sites(has_bias)
+            ordered = self.sums.in_order_of_sites(has_bias)
+            matrix = matrix + ordered if isinstance(matrix, Tensor) else ordered
         assert isinstance(matrix, Tensor)
         if isinstance(block, DenseBlock | DiagonalBlock):
             block.set(matrix, precision)

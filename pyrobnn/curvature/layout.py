@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from pyrobnn.core.pyro_compat import full_name
-from pyrobnn.curvature.blocks import Block, DenseBlock, DiagonalBlock, KroneckerBlock
+from pyrobnn.curvature.blocks import Block, DiagonalBlock, KroneckerBlock
+from pyrobnn.curvature.dense import DenseBlock
 from pyrobnn.curvature.kronecker import kronecker_layers
 from pyrobnn.model.bayesianize import BayesianModule, bayesian_modules
 

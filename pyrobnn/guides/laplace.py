@@ -186,8 +186,7 @@ class Laplace(BlockPosterior):
             RuntimeError: Before :meth:`fit`.
         """
         self.joint()  # refuses before the fit
-        gains = [block.log_evidence_gain(block.multiplier.double()) for block in self.flat_blocks]
-        return float(self.log_likelihood) + sum(float(gain) for gain in gains)
+        return float(self.log_likelihood) + sum(float(block.log_evidence()) for block in self.flat_blocks)
 
     @torch.no_grad()
     def optimize_prior_precision(self, *, per_layer: bool = False) -> float | dict[str, float]:

@@ -81,10 +81,12 @@ def test_what_it_adds_to_the_evidence(kind: str) -> None:
     weights, multipliers = torch.randn(6).double(), torch.tensor([0.5, 1.0, 3.0]).double()
     block.prior_squares.fill_(float((precision * weights.square()).sum()))
     block.log_prior.fill_(float(torch.distributions.Normal(0.0, precision.rsqrt()).log_prob(weights).sum()))
-    for multiplier, found in zip(multipliers, block.log_evidence_gain(multipliers), strict=True):
+    for multiplier, found in zip(multipliers, block.log_evidence_at(multipliers, block.spectrum()), strict=True):
         prior = torch.distributions.Normal(0.0, (multiplier * precision).rsqrt()).log_prob(weights).sum()
         log_det = torch.logdet(curvature + multiplier * precision.diag())
         torch.testing.assert_close(found, prior + 3 * math.log(2 * math.pi) - 0.5 * log_det)
+        block.multiplier.fill_(multiplier)
+        torch.testing.assert_close(block.log_evidence(), found)
 
 
 def test_priors_that_differ_by_output_are_no_kronecker_product() -> None:

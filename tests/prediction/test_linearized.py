@@ -128,7 +128,8 @@ def test_sampled_outputs_agree_with_sampled_last_layers(likelihood: Likelihood, 
     error = sampled.draws.std(0) * (2.0 / 2000) ** 0.5
     assert float(((linear.mean - sampled.mean).abs() / error).max()) < Z
     torch.testing.assert_close(linear.aleatoric, sampled.aleatoric, rtol=0.1, atol=0.01)
-    torch.testing.assert_close(linear.epistemic, sampled.epistemic, rtol=0.25, atol=0.01)
+    rtol = 0.5 if isinstance(likelihood, likelihoods.Poisson) else 0.25  # exponentials of Gaussians have heavy tails
+    torch.testing.assert_close(linear.epistemic, sampled.epistemic, rtol=rtol, atol=0.01)
 
 
 @pytest.mark.parametrize("structure", ["last_layer", "full", "kronecker", "diagonal"])
