@@ -27,7 +27,7 @@ from pyrobnn.model.agreement import check_layout
 from pyrobnn.model.divergence import Divergence, PriorTerm, kl_or_difference
 from pyrobnn.model.draws import Draws
 from pyrobnn.model.facts import Facts
-from pyrobnn.model.initialization import Init
+from pyrobnn.model.initialization import Init, StartingPoint
 from pyrobnn.model.layout import Layout, Site
 from pyrobnn.model.linearization import Linearization
 from pyrobnn.steps.autograd import AutogradStep
@@ -36,7 +36,7 @@ from pyrobnn.steps.base import Step
 __all__ = ["Guide", "Init", "check_guide"]
 
 
-class Guide(PyroModule, metaclass=AbstractModuleMeta):  # type: ignore[metaclass]
+class Guide(PyroModule, StartingPoint, metaclass=AbstractModuleMeta):  # type: ignore[metaclass]
     """Base of all posterior families.
 
     Args:

@@ -233,6 +233,10 @@ class Chains(Ensemble):
         members = chain * self.num_samples + (torch.arange(self.num_samples) if places is None else places)
         return self.atoms(members)
 
+    def starting_point(self) -> Draws:
+        """The last draw of the first chain, where a guide of one point starts."""
+        return self.chain_draws(0, torch.tensor([self.num_samples - 1])).at(0)
+
     def sample(self, num_samples: int) -> Draws:
         """Draws spread evenly over chains and over each chain, none twice as long as there are enough.
 

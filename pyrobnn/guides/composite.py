@@ -142,6 +142,10 @@ class Composite(Guide):
         """The site's elements in the part it belongs to."""
         return self.part(name).elementwise_marginal(name)
 
+    def starting_point(self) -> Draws:
+        """Those of the parts, where other guides start."""
+        return Draws.merged([part.starting_point() for part in self.parts], self.layout)
+
     def rsample(self, noise: Tensor | None = None) -> Draws:
         """One draw of each part."""
         sizes = [part.facts.noise_size or 0 for part in self.parts]

@@ -216,6 +216,10 @@ class ConcreteStructure(Guide):
         found = family(self.temperature / beta, self.site_logits(name) / beta, self.straight_through)
         return found.to_event(self.layout[name].event_dim - len(found.event_shape))
 
+    def starting_point(self) -> Draws:
+        """The probabilities of the choices, where other guides start."""
+        return Draws({name: self.probabilities(name).detach() for name in self.layout})
+
     def rsample(self, noise: Tensor | None = None) -> Draws:
         """One draw, with gradients to the logits; its record holds the log densities of its noise."""
         values: dict[str, Tensor] = {}

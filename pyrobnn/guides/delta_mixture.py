@@ -53,9 +53,10 @@ class DeltaMixture(Ensemble):
         init: How members are initialized. None: the first is the network as it was given, the others are copies whose
             modules' ``reset_parameters()`` ran anew (initializations that a network does elsewhere, in its own
             constructor say, are not repeated: pass a list of freshly built networks then). ``"prior"``: prior draws. A
-            network, state dict or dict of site values: all start there, with noise of ``spread``. A list of M of them.
-            A function ``(site name, prior) -> value``, called for each member. Sites that are no weights start at the
-            center of their prior.
+            network, state dict or dict of site values, or a guide that is a point: all start there, with noise of
+            ``spread``. A list of M of them. Any other guide: a draw each (of an ensemble, M of its members); or draws,
+            at least M. A function ``(site name, prior) -> value``, called for each member. Sites that are no weights
+            start at the center of their prior.
         spread: With one common start: standard deviation of the noise that distinguishes members, as a fraction of
             the root mean square of each site.
         strategy: ``"regularized"``, ``"free"`` or ``"anchored"``. Pyro's own objectives see the last two right
@@ -128,8 +129,6 @@ class DeltaMixture(Ensemble):
         guide = cls(model, num_members, init=[draws.at(index) for index in range(num_members)], **options)
         if missing := [name for name in guide.layout if name not in draws]:
             raise ValueError(f"draws: they lack the site {missing[0]!r}; name the sites you have with sites=.")
-        for index in range(num_members):
-            guide.own_buffers.write(index, draws.at(index).buffers)
         return guide
 
     @classmethod

@@ -28,7 +28,6 @@ from pyrobnn.core.gradient_modes import gradients_enabled, refuse_inference_tens
 from pyrobnn.curvature import Structure, check_structure, fit_curvature, lay_out, tune_multipliers
 from pyrobnn.guides.base import check_guide
 from pyrobnn.guides.components.block_posterior import BlockPosterior
-from pyrobnn.guides.components.point import values_of_point
 from pyrobnn.model.agreement import check_given
 from pyrobnn.model.bayesianize import evaluating, frozen_buffers
 from pyrobnn.model.initialization import Init, initial_values
@@ -54,7 +53,7 @@ class Laplace(BlockPosterior):
 
     Args:
         model: The Pyro model.
-        init: Where to start: a fitted :class:`~pyrobnn.guides.MAP`, or as for :class:`~pyrobnn.guides.MeanField`.
+        init: Where to start, as for :class:`~pyrobnn.guides.MeanField`: a fitted :class:`~pyrobnn.guides.MAP`, say.
         structure: ``"last_layer"``, a full matrix over one layer (its Kronecker product beyond 10,000 weights, the
             diagonal beyond 2,000 outputs); ``"full"``, over all weights; ``"diagonal"``; ``"kronecker"``, one
             Kronecker product for each linear or 2-d convolutional layer.
@@ -71,7 +70,6 @@ class Laplace(BlockPosterior):
         fitted: Whether there is a Gaussian.
 
     Raises:
-        TypeError: If ``init`` is a guide that is no point.
         ValueError: If the structure covers nothing or needs a matrix that is too large.
     """
 
@@ -86,7 +84,7 @@ class Laplace(BlockPosterior):
         sites: Collection[str] | None = None,
     ) -> None:
         super().__init__(model, example=example, sites=sites)
-        self.loc = nn.Parameter(self.layout.join(initial_values(model, self.layout, values_of_point(init))))
+        self.loc = nn.Parameter(self.layout.join(initial_values(model, self.layout, init)))
         check_structure(structure, last_layer)
         self.structure: Structure = structure
         self.last_layer = last_layer if isinstance(last_layer, str) else None

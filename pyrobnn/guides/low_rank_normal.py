@@ -159,6 +159,10 @@ class LowRankNormal(Guide):
         variance = scale.square() + factor.square().sum(-1)
         return independent_normal(site, self.flat_loc[window].view(shape), variance.sqrt().view(shape))
 
+    def starting_point(self) -> Draws:
+        """The mean, where other guides start."""
+        return Draws(self.layout.constrain(self.layout.split(self.flat_loc.detach())))
+
     def rsample(self, noise: Tensor | None = None) -> Draws:
         """One reparameterized draw, ``μ + σε + Fz``; ``noise`` holds ε, then z."""
         gaussian = self.joint()

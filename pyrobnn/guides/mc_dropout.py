@@ -128,6 +128,10 @@ class MCDropout(Guide):
         names = frozenset(self.layout)
         return Facts(sites=names, independent=tuple(frozenset({name}) for name in self.layout))
 
+    def starting_point(self) -> Draws:
+        """The weights before columns are dropped, where other guides start."""
+        return Draws(self.layout.constrain(self.layout.split(self.flat_loc.detach())))
+
     def rsample(self, noise: Tensor | None = None) -> Draws:
         """One draw, ``M diag(z)``."""
         return Draws(self.layout.constrain(self.layout.split(self.flat_loc * self._masks(1)[0])))

@@ -45,8 +45,9 @@ class MeanField(Guide):
 
     Args:
         model: The Pyro model.
-        init: Where the means start: None (the weights the network was converted with), another network,
-            ``"prior"``, ``"prior_mean"``, a dict of site values or a function ``(name, prior) -> value``.
+        init: Where the means start: None (the weights the network was converted with), another network, another guide
+            (its mean or point; the first member of an ensemble; the last draw of the first chain), ``"prior"``,
+            ``"prior_mean"``, a dict of site values, draws (the first), or a function ``(name, prior) -> value``.
         init_scale: Starting standard deviation in unconstrained space; small, because a deep network fed with
             large weight noise does not train.
         antithetic: In training steps, eight consecutive draws share one block of random numbers: the quarters of the
@@ -118,6 +119,10 @@ class MeanField(Guide):
         loc = self.flat_loc[site.window].view(site.unconstrained_shape)
         scale = self.flat_log_scale[site.window].view(site.unconstrained_shape).exp()
         return independent_normal(site, loc, scale)
+
+    def starting_point(self) -> Draws:
+        """The means, where other guides start."""
+        return Draws(self.layout.constrain(self.layout.split(self.flat_loc.detach())))
 
     def rsample(self, noise: Tensor | None = None) -> Draws:
         """One reparameterized draw, ``μ + σε``; ``noise`` is ε as a flat vector if it is given."""

@@ -192,6 +192,12 @@ class SWAG(TrainedAsPoint):
         gaussian = self.joint(name)
         return independent_normal(self.layout[name], gaussian.mean, gaussian.variance.sqrt())
 
+    def starting_point(self) -> Draws:
+        """The mean of the iterates, where other guides start; the point while there are fewer than two."""
+        if not self.is_ready:
+            return super().starting_point()
+        return Draws(self.layout.constrain(self.layout.split(self.joint().mean)))
+
     def rsample(self, noise: Tensor | None = None) -> Draws:
         """One draw of the Gaussian, whose parameters are not trained.
 

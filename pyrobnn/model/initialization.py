@@ -1,4 +1,4 @@
-"""Starting values of guides: a network's weights, given values, draws or centers of the priors."""
+"""Starting values of guides: a network's weights, another guide, given values, draws or centers of the priors."""
 
 # Pyro declares the attributes of torch distributions on subclasses only.
 # mypy: disable-error-code="attr-defined"
@@ -17,15 +17,40 @@ from pyrobnn.core import random_state
 from pyrobnn.core.pyro_compat import full_name
 from pyrobnn.model.agreement import latent_shapes
 from pyrobnn.model.bayesianize import BayesianModule, bayesian_modules
+from pyrobnn.model.draws import Draws
 from pyrobnn.model.layout import Site
 from pyrobnn.model.network_copy import copied
 from pyrobnn.model.stochastic import StochasticModule
 
-__all__ = ["Init", "initial_values", "known_sites", "network_of", "network_values", "unwrapped"]
+__all__ = [
+    "Init",
+    "StartingPoint",
+    "check_start_sites",
+    "initial_values",
+    "known_sites",
+    "network_of",
+    "network_values",
+    "num_draws",
+    "refuse_other_buffers",
+    "unwrapped",
+]
 
 Init: TypeAlias = nn.Module | Mapping[str, Tensor] | Callable[[str, dist.Distribution], Tensor] | str | None
+"""Where to start; guides are modules."""
 
 _WRAPPERS = ("module.", "_orig_mod.")  # of DataParallel and of torch.compile
+
+
+class StartingPoint:
+    """What other guides can start from: the base of guides."""
+
+    def sample(self, num_samples: int) -> Draws:
+        """Draws ``{site: [num_samples, *site shape]}``."""
+        raise NotImplementedError
+
+    def starting_point(self) -> Draws:
+        """One value of each site where a guide of one point or mean starts; by default a draw."""
+        return self.sample(1).at(0)
 
 
 def initial_values(model: Any, sites: Mapping[str, Site], init: Init) -> dict[str, Tensor]:
@@ -35,9 +60,10 @@ def initial_values(model: Any, sites: Mapping[str, Site], init: Init) -> dict[st
         model: The model.
         sites: Its latent sites.
         init: Where to start: None (the weights the network was converted with), another network of the same
-            architecture or its state dict, ``"prior"`` (a draw), ``"prior_mean"``, a dict of site values, or a
-            function ``(site name, prior) -> value``. Sites that a dict of site values does not name start as with
-            None, at the center of their prior where that says nothing.
+            architecture or its state dict, a guide (:meth:`StartingPoint.starting_point`), ``"prior"`` (a draw),
+            ``"prior_mean"``, a dict of site values or of draws (the first of them), or a function ``(site name, prior)
+            -> value``. Sites that a dict of site values does not name start as with None, at the center of their prior
+            where that says nothing.
 
     Raises:
         TypeError: If ``init`` is of another kind.
@@ -57,7 +83,8 @@ def initial_values(model: Any, sites: Mapping[str, Site], init: Init) -> dict[st
         if site.name in given and not bool(value.isfinite().all()):
             raise ValueError(f"init: the value for the site {site.name!r} is NaN or infinite in places.")
         if not site.is_real and not bool(site.prior.support.check(value).all()):
-            if site.name in given and init is not None and not isinstance(init, nn.Module):
+            is_network = isinstance(init, nn.Module) and not isinstance(init, StartingPoint)
+            if site.name in given and init is not None and not is_network:
                 raise ValueError(f"init: the value for the site {site.name!r} lies outside its prior's support.")
             value = _center(site.prior)  # a network's weights need not fit a constrained prior
         values[site.name] = site.unconstrain(value).clone()
@@ -128,6 +155,45 @@ def known_sites(model: Any, sites: Collection[str]) -> set[str]:
     return set(sites) | set(latent_shapes(model) or ())
 
 
+def num_draws(values: Mapping[str, Any], sites: Mapping[str, Site]) -> int | None:
+    """Number K of draws in ``{site: [K, *site shape]}``; None if the values are one of each site, or something else."""
+    found = {
+        len(value) if isinstance(value, Tensor) and value.dim() and value.shape[1:] == sites[name].shape else None
+        for name, value in values.items()
+        if name in sites
+    }
+    return found.pop() if len(found) == 1 else None
+
+
+def check_start_sites(model: Any, sites: Mapping[str, Site], values: Collection[str], guide: object) -> None:
+    """Refuses a guide to start from that lacks a site, or has one that the model has not.
+
+    Raises:
+        ValueError: If it does.
+    """
+    kind, known = type(guide).__name__, known_sites(model, sites)
+    if missing := [name for name in sites if name not in values]:
+        raise ValueError(f"init: the {kind} guide has no site {missing[0]!r}; pass that of this model.")
+    if unknown := [name for name in values if name not in known]:
+        raise ValueError(f"init: the {kind} guide has a site {unknown[0]!r}, which the model has not.")
+
+
+def refuse_other_buffers(model: Any, given: Mapping[str, Tensor]) -> None:
+    """Refuses the running statistics of a member or draw where the model's own are used, if they differ.
+
+    Raises:
+        ValueError: If they do.
+    """
+    own = dict(model.named_buffers()) if isinstance(model, nn.Module) else {}
+    for name, value in given.items():
+        if not name.endswith("num_batches_tracked") and not torch.equal(value.to(own[name]), own[name]):
+            raise ValueError(
+                f"init: what was given has a buffer {name!r} of its own, which differs from the model's, and the "
+                "model's is used; build the model with that network, or start from the values alone, dict(draws), and "
+                "train, or re-estimate the statistics with recalibrate_batch_norm."
+            )
+
+
 def _stored_values(model: Any) -> dict[str, Tensor]:
     """The weights that networks were converted with."""
     stored: dict[str, Tensor] = {}
@@ -145,9 +211,17 @@ def _given_values(model: Any, sites: Mapping[str, Site], stored: dict[str, Tenso
         return {site.name: site.prior.sample() for site in sites.values()}
     if isinstance(init, str) and init == "prior_mean":
         return {}
+    if isinstance(init, StartingPoint):
+        point = init.starting_point()
+        check_start_sites(model, sites, point, init)
+        refuse_other_buffers(model, point.buffers)
+        return point
     converted = bayesian_modules(model) if isinstance(model, nn.Module) else []
     if isinstance(init, Mapping):
         if set(init) <= known_sites(model, sites):
+            if num_draws(init, sites) is not None:
+                init = Draws.of(init).at(0)
+            refuse_other_buffers(model, Draws.of(init).buffers)
             return stored | dict(init)
         names = {name for module in converted for name in module.network.state_dict()}
         if not set(unwrapped(init, names)) & names:
@@ -157,7 +231,7 @@ def _given_values(model: Any, sites: Mapping[str, Site], stored: dict[str, Tenso
         if not isinstance(init, type) and callable(init):
             return {site.name: init(site.name, site.prior) for site in sites.values()}
         raise TypeError(
-            f"init: expected a network, 'prior', 'prior_mean', a dict of values or a function, got {init!r}."
+            f"init: expected a network, a guide, 'prior', 'prior_mean', a dict of values or a function, got {init!r}."
         )
     if len(converted) != 1:
         raise ValueError(
@@ -176,7 +250,7 @@ def _as_tensor(site: Site, value: Any, stored: Mapping[str, Tensor]) -> Tensor:
         raise TypeError(f"init: the value for the site {site.name!r} is complex.")
     known = stored.get(site.name)
     if known is not None:
-        return value.to(known.dtype)
+        return value.to(known)
     return value if value.is_floating_point() else value.to(torch.get_default_dtype())
 
 

@@ -15,7 +15,8 @@ from pyrobnn.core.pyro_compat import unvalidated
 from pyrobnn.guides.base import Guide
 from pyrobnn.guides.ensembles.initialization import MemberInit, member_initialization
 from pyrobnn.model.bayesianize import frozen_buffers
-from pyrobnn.model.initialization import initial_values
+from pyrobnn.model.draws import Draws
+from pyrobnn.model.initialization import check_start_sites, initial_values, num_draws, refuse_other_buffers
 from pyrobnn.model.layout import Layout
 from pyrobnn.model.substitution import SubstituteMessenger
 from pyrobnn.objectives.parts import NonFiniteLossError
@@ -40,22 +41,27 @@ def initial_points(layout: Layout, model: Any, init: ChainInit, num_chains: int)
     Args:
         layout: Where each site lies in the flat vector.
         model: The model.
-        init: A guide (a draw of it for each chain), None (the first chain at the weights the network came with, the
-            others at fresh ones, as for :class:`~pyrobnn.guides.DeltaMixture`), ``"prior"`` (a draw for each), a list
-            of C networks, state dicts or dicts of site values, one of those (all chains start there), or a function
-            ``(site name, prior) -> value``, called for each chain.
+        init: A guide (a draw of it for each chain; its point if it has no draws yet), draws (one for each chain), None
+            (the first chain at the weights the network came with, the others at fresh ones, as for
+            :class:`~pyrobnn.guides.DeltaMixture`), ``"prior"`` (a draw for each), a list of C networks, state dicts or
+            dicts of site values, one of those (all chains start there), or a function ``(site name, prior) -> value``,
+            called for each chain.
         num_chains: Number C of chains.
 
     Raises:
         TypeError: If ``init`` is of another kind.
         ValueError: If it does not fit the model.
     """
-    if isinstance(init, Guide):
+    if isinstance(init, Guide) and init.facts.is_ready:
         draws = init.sample(num_chains)
-        if missing := [name for name in layout if name not in draws]:
-            raise ValueError(f"init: the guide has no site {missing[0]!r} of the model.")
-        each = [draws.at(chain) for chain in range(num_chains)]
-        return torch.stack([layout.join(initial_values(model, layout, dict(draw))) for draw in each])
+        check_start_sites(model, layout, draws, init)
+        return _rows(layout, model, [draws.at(chain) for chain in range(num_chains)])
+    if isinstance(init, Mapping) and (count := num_draws(init, layout)) is not None and count > 1:
+        if count < num_chains:
+            raise ValueError(f"init: {count} draws for num_chains={num_chains}; give one for each.")
+        return _rows(layout, model, [Draws.of(init).at(chain) for chain in range(num_chains)])
+    if isinstance(init, Guide):
+        return _rows(layout, model, [init.starting_point()]).repeat(num_chains, 1)
     if isinstance(init, nn.Module | Mapping) or init == "prior_mean":
         row, buffers = member_initialization(layout, model, [init] if not isinstance(init, str) else init, 1, 0.0)
         _check_buffers(model, buffers)
@@ -66,16 +72,15 @@ def initial_points(layout: Layout, model: Any, init: ChainInit, num_chains: int)
     return rows
 
 
+def _rows(layout: Layout, model: Any, draws: Sequence[Draws]) -> Tensor:
+    _check_buffers(model, [draw.buffers for draw in draws])
+    return torch.stack([layout.join(initial_values(model, layout, dict(draw))) for draw in draws])
+
+
 def _check_buffers(model: Any, buffers: Iterable[Mapping[str, Tensor]]) -> None:
     """Refuses networks whose running statistics differ from the model's, which all chains use."""
-    own = dict(model.named_buffers()) if isinstance(model, nn.Module) else {}
     for given in buffers:
-        for name, value in given.items():
-            if not name.endswith("num_batches_tracked") and not torch.equal(value, own[name]):
-                raise ValueError(
-                    f"init: a network's buffer {name!r} differs from the model's, which all chains use; build the "
-                    "model with that network."
-                )
+        refuse_other_buffers(model, given)
 
 
 def check_start(model: Callable[..., Any], layout: Layout, flat: Tensor, args: tuple[Any, ...]) -> None:

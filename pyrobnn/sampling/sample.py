@@ -75,8 +75,8 @@ def sample(
             parts.
         num_chains: Number C of chains.
         init: Where they start: None (the network's weights, further chains at fresh ones), a guide (a draw of it each),
-            ``"prior"`` (a draw each), a network, state dict or dict of site values (all there), a list of C of them, or
-            a function ``(site name, prior) -> value``.
+            draws (one each), ``"prior"`` (a draw each), a network, state dict or dict of site values (all there), a
+            list of C of them, or a function ``(site name, prior) -> value``.
         batch_norm: ``"refuse"`` raises an error for BatchNorm layers, under whose batch statistics there is no
             posterior; ``"freeze"`` declares that the running statistics are constants of the model.
         vmap: Whether SG-MCMC steps all chains in one vectorized pass; ``"auto"`` does where that is faster and

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import pyrobnn as pb
 from pyrobnn import likelihoods, priors
 from pyrobnn.demo.digits import load_digits, make_model
-from pyrobnn.guides import MAP, Composite, Laplace, MeanField
+from pyrobnn.guides import MAP, Composite, Laplace
 from pyrobnn.metrics import auroc
 from pyrobnn.model.supervised import SupervisedModel
 from tests.conformance.conjugate import ConjugateRegression
@@ -289,8 +289,6 @@ def test_before_the_fit_there_is_nothing_to_draw() -> None:
 
 def test_refusals() -> None:
     model, x, y = mlp_problem()
-    with pytest.raises(TypeError, match=r"init: expected a point estimate .* got a MeanField"):
-        Laplace(model, MeanField(model))
     guide = Laplace(model)
     with pytest.raises(ValueError, match=r"num_data: .* 24 data, but the loader's data set has 20 rows"):
         guide.fit(model, loader(x[:20], y[:20]))

@@ -14,13 +14,12 @@ from pyrobnn.guides.base import Guide
 from pyrobnn.model.divergence import Divergence, PriorTerm
 from pyrobnn.model.draws import Draws
 from pyrobnn.model.facts import Facts
-from pyrobnn.model.initialization import Init
 from pyrobnn.model.layout import Site
 from pyrobnn.steps.autograd import AutogradStep
 from pyrobnn.steps.base import Step
 from pyrobnn.steps.points import PointScore, PointStep
 
-__all__ = ["PointMass", "TrainedAsPoint", "point_mass", "values_of_point"]
+__all__ = ["PointMass", "TrainedAsPoint", "point_mass"]
 
 
 class TrainedAsPoint(Guide):
@@ -46,6 +45,10 @@ class TrainedAsPoint(Guide):
     def point(self) -> Draws:
         """The point, with gradients."""
         return Draws(self.layout.constrain(self.layout.split(self.flat_loc)))
+
+    def starting_point(self) -> Draws:
+        """The point, where other guides start."""
+        return Draws({name: value.detach() for name, value in self.point().items()})
 
     def point_marginal(self, name: str) -> dist.Distribution:
         """A point mass at the site's value."""
@@ -91,22 +94,3 @@ def point_mass(site: Site, value: Tensor, log_density: Tensor | None = None) -> 
     if log_density is None:
         return dist.Delta(value, event_dim=site.event_dim)
     return PointMass(value, log_density, event_dim=site.event_dim)
-
-
-def values_of_point(init: Init) -> Init:
-    """The values of a point estimate, if ``init`` is one."""
-    if not isinstance(init, Guide):
-        return init
-    if not isinstance(init, TrainedAsPoint):
-        raise TypeError(
-            f"init: expected a point estimate (a fitted MAP), a network or values, got a {type(init).__name__}; pass "
-            "the values {site: value} of the mode."
-        )
-    values = {name: value.detach().clone() for name, value in init.point().items()}
-
-    def value_of(name: str, prior: dist.Distribution) -> Tensor:
-        if name not in values:
-            raise ValueError(f"init: the {type(init).__name__} guide has no site {name!r}; pass that of this model.")
-        return values[name]
-
-    return value_of

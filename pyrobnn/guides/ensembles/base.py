@@ -130,6 +130,11 @@ class Ensemble(Guide):
         member = int(torch.randint(self.num_members, (), device="cpu"))
         return Draws(self.member(member), self.own_buffers.copies(member), component=torch.tensor(member))
 
+    def starting_point(self) -> Draws:
+        """The first member, where a guide of one point starts: the mean of several modes is none."""
+        with torch.no_grad():
+            return self.atoms(torch.zeros(1, dtype=torch.long)).at(0)
+
     def sample(self, num_samples: int) -> Draws:
         """Members in order from a random one on, over and over: with K = M each of them once.
 

@@ -10,8 +10,19 @@ from torch import Tensor, nn
 
 from pyrobnn.core.arguments import check_non_negative, check_positive
 from pyrobnn.core.pyro_compat import full_name
+from pyrobnn.guides.base import Guide
 from pyrobnn.model.bayesianize import BayesianModule, bayesian_modules
-from pyrobnn.model.initialization import Init, initial_values, known_sites, network_of, network_values, unwrapped
+from pyrobnn.model.draws import Draws
+from pyrobnn.model.initialization import (
+    Init,
+    check_start_sites,
+    initial_values,
+    known_sites,
+    network_of,
+    network_values,
+    num_draws,
+    unwrapped,
+)
 from pyrobnn.model.layout import Layout
 from pyrobnn.model.network_copy import copied
 from pyrobnn.steps.member_buffers import network_buffers
@@ -32,9 +43,10 @@ def member_initialization(
         model: The model.
         init: None (the first member is the network as it was converted, the others are copies of it whose modules'
             ``reset_parameters()`` were called anew), ``"prior"`` (a draw for each member), a function ``(site name,
-            prior) -> value`` (called for each member), a sequence of M networks, network state dicts or dicts of
-            site values, or one of those (all members start there, with noise of ``spread`` times the root mean
-            square of each site).
+            prior) -> value`` (called for each member), a guide (a draw for each member, of an ensemble M of its
+            members), M draws or more (the first M), a sequence of M networks, network state dicts or dicts of site
+            values, or one of those or of guides that are points (all members start there, with noise of ``spread``
+            times the root mean square of each site).
         num_members: Number M of members.
         spread: Relative size of that noise.
 
@@ -80,7 +92,7 @@ def _sites_and_buffers(model: Any, start: nn.Module | Mapping[str, Tensor], site
     if isinstance(start, Mapping):
         known = known_sites(model, sites)
         if set(start) <= known:
-            return dict(start), {}
+            return dict(start), Draws.of(start).buffers
         if not set(unwrapped(start, own)) & own:
             unknown = next(name for name in start if name not in known)
             raise ValueError(f"init: there is no latent site {unknown!r}; the model has {', '.join(list(sites)[:8])}.")
@@ -95,6 +107,12 @@ def _sites_and_buffers(model: Any, start: nn.Module | Mapping[str, Tensor], site
 
 def _listed(layout: Layout, model: Any, init: MemberInit, num_members: int) -> tuple[Sequence[_Start], bool]:
     """One start for each member, and whether they are all the same."""
+    if isinstance(init, Guide):
+        return _drawn(layout, model, init, num_members)
+    if isinstance(init, Mapping) and (count := num_draws(init, layout)) is not None and count > 1:
+        if count < num_members:
+            raise ValueError(f"init: {count} draws for num_members={num_members}; give one for each.")
+        init = [Draws.of(init).at(index) for index in range(num_members)]
     if isinstance(init, Sequence) and not isinstance(init, str):
         if len(init) != num_members:
             raise ValueError(f"init: {len(init)} starting points for num_members={num_members}; give one for each.")
@@ -107,6 +125,24 @@ def _listed(layout: Layout, model: Any, init: MemberInit, num_members: int) -> t
     if isinstance(init, nn.Module | Mapping):
         return [_sites_and_buffers(model, init, layout)] * num_members, True
     return [(init, {})] * num_members, True
+
+
+def _drawn(layout: Layout, model: Any, guide: Guide, num_members: int) -> tuple[Sequence[_Start], bool]:
+    """Draws of a guide, or its only point for all members."""
+    points = guide.facts.num_points if guide.facts.is_ready else 1
+    if points == 1:
+        point = guide.starting_point()
+        check_start_sites(model, layout, point, guide)
+        return [(point, point.buffers)] * num_members, True
+    if points is not None and points < num_members:
+        raise ValueError(
+            f"init: the {type(guide).__name__} guide has {points} points for num_members={num_members}, so that some "
+            "would start equal and never part; make as many members, or pass another start."
+        )
+    draws = guide.sample(num_members)
+    check_start_sites(model, layout, draws, guide)
+    each = [draws.at(index) for index in range(num_members)]
+    return [(draw, draw.buffers) for draw in each], False
 
 
 def _reinitialized(layout: Layout, model: Any) -> _Start:
