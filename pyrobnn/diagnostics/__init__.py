@@ -1,7 +1,8 @@
 """Diagnostics: ArviZ, convergence of chains and in function space, importance ratios, simulation-based calibration."""
 
 from pyrobnn.diagnostics.arviz import GROUPS, to_arviz
-from pyrobnn.diagnostics.checks import Check, CheckReport, check
+from pyrobnn.diagnostics.check_report import Check, CheckReport
+from pyrobnn.diagnostics.checks import check
 from pyrobnn.diagnostics.estimator_report import EstimatorReport
 from pyrobnn.diagnostics.estimator_report import report as estimator_report
 from pyrobnn.diagnostics.function_space import FunctionSpaceDiagnostics, function_space_diagnostics

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,7 @@ from pyrobnn.core import random_state
 from pyrobnn.core.batches import Batch, Reader
 from pyrobnn.diagnostics._batches import Piece, room_for
 from pyrobnn.diagnostics._draws import DrawsByChain, at_draw, data_sites
+from pyrobnn.diagnostics._functions import FunctionMoments
 from pyrobnn.guides.base import Guide
 from pyrobnn.model.divergence import prior_terms
 from pyrobnn.model.draws import Draws
@@ -34,6 +36,7 @@ class Rows:
         targets: Their targets.
         num_rows: How many there are.
         complete: Whether these are all the rows that the loader has.
+        inputs: Inputs of the batches, as the network takes them.
     """
 
     def __init__(
@@ -59,6 +62,7 @@ class Rows:
         for batch in read:
             check_targets(model, batch)
         self.targets = [batch.targets for batch in read]
+        self.inputs = [batch.inputs for batch in read]
         ends = list(itertools.accumulate(batch.rows for batch in read))
         self.batches = [
             Piece(slice(end - batch.rows, end), batch.args, batch.kwargs, batch.weight)
@@ -77,6 +81,11 @@ class Evaluation:
         probs: Predictive class probabilities ``[n, ..., C]``.
         rank: Rank of the target among the predictive draws, scaled to (0, 1): uniform if calibrated, ``[n,
             ...]``.
+        predictive: Weighted log predictive density by row, ``[n]``: that of the mean over draws.
+        constant: The same of the best constant predictor, with the noise of the same draws; None if there is none.
+        constant_outputs: Its outputs ``[1, ...]``.
+        is_discrete: Whether targets are classes or counts.
+        functions: What the draws predict at the first rows.
         targets: The targets; like ``probs`` and ``rank`` one for each label, ``[n]``, if batches are of several lengths
             or some targets were not observed, which are left out then.
     """
@@ -87,6 +96,11 @@ class Evaluation:
     probs: Tensor | None
     rank: Tensor | None
     targets: Tensor | None
+    predictive: Tensor
+    constant: Tensor | None
+    constant_outputs: Tensor | None
+    is_discrete: bool
+    functions: FunctionMoments
 
 
 def evaluate(model: Any, guide: Guide, data: Rows, num_samples: int) -> Evaluation:
@@ -95,7 +109,9 @@ def evaluate(model: Any, guide: Guide, data: Rows, num_samples: int) -> Evaluati
     # One entry per batch, added up over draws.
     by_datum: list[Any] = [0.0] * len(data.batches)
     probs, below, ties = list(by_datum), list(by_datum), list(by_datum)
+    predictive, constant = list(by_datum), list(by_datum)
     likelihood = model.likelihood if isinstance(model, SupervisedModel) else None
+    functions, best, is_discrete = FunctionMoments(likelihood), None, False
     classes = likelihood if isinstance(likelihood, ClassLikelihood) else None
     with room_for(model, data.batches):
         for _, draw, values in DrawsByChain([lambda start, stop: guide.sample(stop - start)], num_samples):
@@ -103,10 +119,22 @@ def evaluate(model: Any, guide: Guide, data: Rows, num_samples: int) -> Evaluati
                 assert isinstance(rows, slice)
                 with at_draw(model, values) as run:
                     outputs = model(*args, **kwargs)
+                    if likelihood is not None:
+                        if draw == index == 0:
+                            best = _best_constant(likelihood, outputs, data)
+                            with contextlib.suppress(NotImplementedError):  # of a distribution that does not say
+                                is_discrete = bool(likelihood(outputs).support.is_discrete)
+                        if best is not None:
+                            of_rows = best.expand(rows.stop - rows.start, *best.shape[1:])
+                            score = likelihood(of_rows).log_prob(data.targets[index]).double()
+                            constant[index] = _log_add(constant[index], score, draw)
+                        functions.add(index, outputs)
                     if classes is not None:
                         probs[index] = probs[index] + classes.probabilities(outputs).double() / num_samples
+                total = None
                 for message in data_sites(run.observed):
                     score = unscaled_score(message).double().reshape(rows.stop - rows.start, -1).sum(-1)
+                    total = score if total is None else total + score
                     score = score if weight is None else score * weight
                     log_likelihood[draw] += score.sum().item()
                     by_datum[index] = by_datum[index] + score / num_samples
@@ -114,16 +142,18 @@ def evaluate(model: Any, guide: Guide, data: Rows, num_samples: int) -> Evaluati
                         predicted, given = message["fn"].sample(), data.targets[index]
                         below[index] = below[index] + (predicted < given)
                         ties[index] = ties[index] + (predicted == given)
+                if total is not None:
+                    predictive[index] = _log_add(predictive[index], total, draw)
                 if index == 0 and guide.facts.density:
                     found = guide.divergence(Draws.of(values), prior_terms(run.latent))
                     divergence[draw] += float(found.total.detach())
     rank: Tensor | None = None
-    predictive: Tensor | None = None
+    mean_probs: Tensor | None = None
     targets: Tensor | None = None
     if likelihood is not None:
         targets = _joined(data.targets, data.targets, likelihood)
         if torch.is_tensor(probs[0]):
-            predictive = _joined(probs, data.targets, likelihood)
+            mean_probs = _joined(probs, data.targets, likelihood)
         if torch.is_tensor(below[0]):
             counts = [b + t * torch.rand_like(t, dtype=torch.float64) for b, t in zip(below, ties, strict=True)]
             count = _joined(counts, data.targets, likelihood)
@@ -132,10 +162,36 @@ def evaluate(model: Any, guide: Guide, data: Rows, num_samples: int) -> Evaluati
         log_likelihood=log_likelihood,
         by_datum=torch.cat(by_datum),
         divergence=divergence,
-        probs=predictive,
+        probs=mean_probs,
         rank=rank,
         targets=targets,
+        predictive=_of_rows(predictive, data, num_samples),
+        constant=None if best is None else _of_rows(constant, data, num_samples),
+        constant_outputs=best,
+        is_discrete=is_discrete,
+        functions=functions,
     )
+
+
+def _log_add(before: Any, score: Tensor, draw: int) -> Tensor:
+    """The log of the sum of densities of the draws so far."""
+    return score if draw == 0 else torch.logaddexp(before, score)
+
+
+def _of_rows(logs: Sequence[Tensor], data: Rows, num_samples: int) -> Tensor:
+    """Log mean densities by row, weighted, from the logs of sums over draws."""
+    means = [log - math.log(num_samples) for log in logs]
+    weights = [batch.weight for batch in data.batches]
+    return torch.cat([m if w is None else m * w for m, w in zip(means, weights, strict=True)])
+
+
+def _best_constant(likelihood: Likelihood, outputs: Tensor, data: Rows) -> Tensor | None:
+    """The best constant predictor of all rows; None if batches are of several lengths."""
+    if len({y.shape[1:] for y in data.targets}) > 1:
+        return None
+    weights = [batch.weight for batch in data.batches if batch.weight is not None]
+    weight = torch.cat(weights) if len(weights) == len(data.batches) else None
+    return likelihood.constant_outputs(outputs.detach(), torch.cat(data.targets), weight)
 
 
 def _joined(found: Sequence[Tensor], targets: Sequence[Tensor], likelihood: Likelihood) -> Tensor:

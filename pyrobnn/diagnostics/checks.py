@@ -1,5 +1,7 @@
-"""check(): did the inference work? Five questions to a fitted guide, answered with numbers and reasons.
+"""check(): did the inference work? Questions to a fitted guide, answered with numbers and reasons.
 
+* **Better than a constant**, **predictions that vary**, **functions at the prior**, **zero is no mode**: whether the
+  posterior has collapsed to a function that ignores the inputs, or to its prior (:mod:`pyrobnn.diagnostics.collapse`).
 * **ELBO noise floor**: how much one draw's ELBO scatters; smaller improvements cannot be seen.
 * **Weights at the prior**: how many weights have stayed at their prior.
 * **Signal-to-noise**: whether a layer's weights are mostly noise.
@@ -7,15 +9,14 @@
   else.
 * **k-hat**: whether the guide covers the posterior of the last layer (:mod:`pyrobnn.diagnostics.importance`).
 
-A warning is a reason to look, not a proof of failure; the thresholds are the constants below.
+A warning is a reason to look, not a proof of failure; "fail" says that the predictions are not worth using as they are.
+Thresholds are the constants here and there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
-from itertools import chain
-from typing import Any, Literal, TypeAlias
+from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,15 +27,16 @@ from pyrobnn.core.explanations import explained
 from pyrobnn.diagnostics._arviz import pareto_k
 from pyrobnn.diagnostics._draws import undisturbed
 from pyrobnn.diagnostics._evaluation import Evaluation, Rows, evaluate, same_random_state
+from pyrobnn.diagnostics.check_report import Check, CheckReport
+from pyrobnn.diagnostics.collapse import check_constant, check_functions, check_predictor, check_zero
 from pyrobnn.diagnostics.importance import default_sites, k_hat_threshold, log_ratios
 from pyrobnn.diagnostics.weights import WeightStatistics, weight_statistics
 from pyrobnn.guides.base import Guide, check_guide
 from pyrobnn.metrics.calibration import expected_calibration_error
 from pyrobnn.model.declarations import declared_num_data
+from pyrobnn.training.first_epochs import ADVICE
 
 __all__ = ["Check", "CheckReport", "check"]
-
-Status: TypeAlias = Literal["pass", "warn", "not applicable"]
 
 NOISE_BATCH = 100
 """One draw should add no more noise to the ELBO than a batch of so many data does."""
@@ -47,59 +49,6 @@ CALIBRATION_ERROR = 0.02
 COVERAGE = 0.9
 COVERAGE_ERROR = 0.05
 """Nominal coverage, and how far from it the observed one may be, however many data prove it."""
-
-
-@dataclass(frozen=True)
-class Check:
-    """One result: what was measured, whether it is fine, and why."""
-
-    name: str
-    status: Status
-    value: float | None
-    reason: str
-
-
-@dataclass(frozen=True)
-class CheckReport:
-    """All results; prints as a table.
-
-    Attributes:
-        checks: The results.
-        weights: Statistics of each latent site.
-    """
-
-    checks: list[Check]
-    weights: dict[str, WeightStatistics] = field(default_factory=dict)
-
-    @property
-    def ok(self) -> bool:
-        """Whether no check warns."""
-        return not any(result.status == "warn" for result in self.checks)
-
-    def __getitem__(self, name: str) -> Check:
-        """The result of the check ``name``.
-
-        Raises:
-            KeyError: If there is none; the message lists the names.
-        """
-        for result in self.checks:
-            if result.name == name:
-                return result
-        raise KeyError(f"no check {name!r}; there are {', '.join(repr(c.name) for c in self.checks)}.")
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain numbers and strings, for JSON."""
-        return asdict(self)
-
-    def __str__(self) -> str:
-        rows = [("check", "result", "value", "reason")]
-        rows += [(c.name, c.status, _number(c.value), c.reason) for c in self.checks]
-        lines = [*_table(rows), ""]
-        table = [("site", "weights", "at prior", "median |mean|/sd", "|mean| > sd")]
-        for name, w in self.weights.items():
-            shares = (_number(w.at_prior), _number(w.signal_to_noise), _number(w.above_noise))
-            table.append((name, f"{w.size:,}", *shares))
-        return "\n".join([*lines, *_table(table)])
 
 
 @explained
@@ -153,7 +102,13 @@ def check(
             _check_calibration(other, source),
             _check_importance(model, guide, data, num_samples),
         ]
-    return CheckReport(results, weights)
+        collapse = [
+            check_predictor(run),
+            check_constant(run),
+            check_functions(model, guide, data, run),
+            *check_zero(model, guide, data, run),
+        ]
+    return CheckReport([*collapse, *results], weights)
 
 
 # ----------------------------------------------------------------------------------------------------- checks
@@ -191,8 +146,7 @@ def _check_prior(guide: Guide, weights: dict[str, WeightStatistics]) -> Check:
     found = f"{share:.1%} of {total:,} weights; most in {worst} ({known[worst].at_prior:.1%})"
     if share <= AT_PRIOR_SHARE:
         return Check(name, "pass", share, found)
-    advice = "most weights are at their prior; train longer, anneal the KL, or use a smaller network"
-    return Check(name, "warn", share, f"{found}: {advice}")
+    return Check(name, "warn", share, f"{found}: the data have not moved most weights; {ADVICE}, or a smaller network")
 
 
 def _check_signal(guide: Guide, weights: dict[str, WeightStatistics]) -> Check:
@@ -261,16 +215,3 @@ def _check_importance(model: Any, guide: Guide, data: Rows, num_samples: int) ->
     if k_hat <= threshold:
         return Check(name, "pass", k_hat, f"{found}: the guide covers their posterior")
     return Check(name, "warn", k_hat, f"{found}: the guide is narrower than their posterior, or of another shape")
-
-
-# --------------------------------------------------------------------------------------------------- printing
-
-
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3g}"
-
-
-def _table(rows: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return list(chain(lines[:1], ["  ".join("-" * width for width in widths)], lines[1:]))

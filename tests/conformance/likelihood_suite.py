@@ -26,6 +26,7 @@ from pyrobnn.diagnostics import check
 from pyrobnn.guides import MeanField
 from pyrobnn.guides.base import Guide
 from pyrobnn.model.likelihoods import ClassLikelihood, Likelihood
+from pyrobnn.model.likelihoods.constant import optimized_constant
 from pyrobnn.model.supervised import SupervisedModel
 from pyrobnn.prediction import MomentPrediction, Prediction, predict, predict_batches
 from pyrobnn.training import fit
@@ -101,6 +102,32 @@ class LikelihoodConformance:
         log_prob = self.make()(outputs.float()).log_prob(y.float() if y.is_floating_point() else y)
         assert log_prob.dtype == torch.float32
         torch.testing.assert_close(log_prob.double(), self.log_density(outputs, y), rtol=1e-4, atol=1e-4)
+
+    def test_the_best_constant_predictor(self) -> None:
+        """No constant that a search finds has a larger log likelihood; no other at all where it is concave."""
+        outputs = self.outputs()
+        y, likelihood = self.targets(outputs), self.make().double()
+        weight = torch.linspace(0.0, 2.0, NUM_DATA, dtype=torch.float64)
+        best = likelihood.constant_outputs(outputs, y, weight)
+        assert best is not None and best.shape == (1, *outputs.shape[1:]) and best.dtype == outputs.dtype
+
+        def score(constant: Tensor) -> float:
+            return (likelihood(constant.expand_as(outputs)).log_prob(y) * weight).sum().item()
+
+        highest = score(best) + 1e-4
+        searched = optimized_constant(likelihood, outputs, y, weight)
+        assert searched is not None and score(searched) <= highest
+        generator = torch.Generator().manual_seed(5)
+        for _ in range(20 if likelihood.is_concave else 0):
+            assert score(best + 0.3 * torch.randn(best.shape, generator=generator, dtype=torch.float64)) <= highest
+
+    def test_concavity_where_it_is_declared(self) -> None:
+        likelihood, outputs = self.make().double(), self.outputs()
+        y = self.targets(outputs)
+        if likelihood.is_concave:
+            other = outputs.flip(0)
+            ends = likelihood(outputs).log_prob(y) + likelihood(other).log_prob(y)
+            assert bool((likelihood((outputs + other) / 2).log_prob(y) >= ends / 2).all())
 
     def test_parameters_have_the_inputs_first_and_take_draws_before_them(self) -> None:
         likelihood, outputs = self.make().double(), torch.stack([self.outputs(), self.outputs() + 0.5])

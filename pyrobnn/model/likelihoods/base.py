@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pyrobnn.core.pyro_compat import AbstractModuleMeta
+from pyrobnn.model.likelihoods.constant import optimized_constant
 from pyrobnn.model.likelihoods.information import FisherInformation, sampled_information
 from pyrobnn.model.likelihoods.missing import MissingTargets
 from pyrobnn.model.likelihoods.predictions import Prediction
@@ -105,6 +106,26 @@ class Likelihood(StochasticModule, metaclass=AbstractModuleMeta):  # type: ignor
     def expectation(self, outputs: Tensor) -> Tensor:
         """What a single draw predicts ``[B, ...]``: the observation's mean (of classes their probabilities)."""
         return self.distribution(self.parameters_of(outputs)).mean
+
+    @property
+    def is_concave(self) -> bool:
+        """Whether the log likelihood is known to be a concave function of the outputs."""
+        return False
+
+    def constant_outputs(self, outputs: Tensor, y: Tensor, weight: Tensor | None = None) -> Tensor | None:
+        """The best constant predictor: outputs ``[1, ...]``, the same for every row, with the largest log likelihood.
+
+        The default searches numerically; a closed form is exact. Noise scales of the likelihood stay as they are.
+
+        Args:
+            outputs: Outputs of any rows ``[B, ...]``, for their shape.
+            y: Targets ``[N, ...]`` of the data.
+            weight: Weights of the rows ``[N]``, or None.
+
+        Returns:
+            The outputs; None if the search fails.
+        """
+        return optimized_constant(self, outputs, y, weight)
 
     # -------------------------------------------------------------------------------------------- prediction
 

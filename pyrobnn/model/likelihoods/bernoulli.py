@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pyrobnn.core.explanations import explained
 from pyrobnn.model.likelihoods.classes import ClassLikelihood
+from pyrobnn.model.likelihoods.constant import mean_target
 from pyrobnn.model.likelihoods.information import FisherInformation
 
 __all__ = ["Bernoulli"]
@@ -42,6 +43,18 @@ class Bernoulli(ClassLikelihood):
         if type(self) is not Bernoulli:  # a subclass may have another density
             return super().fisher_information(outputs)
         return FisherInformation.of_independent(outputs.sigmoid() * (-outputs).sigmoid())
+
+    @property
+    def is_concave(self) -> bool:
+        """Log sigmoid is concave."""
+        return type(self) is Bernoulli
+
+    def constant_outputs(self, outputs: Tensor, y: Tensor, weight: Tensor | None = None) -> Tensor | None:
+        """The log odds of the share of ones."""
+        if type(self) is not Bernoulli:  # a subclass may have another density
+            return super().constant_outputs(outputs, y, weight)
+        share = mean_target(self, y, weight)
+        return share.logit(eps=1e-6).to(outputs.dtype)
 
     def target_shape(self, outputs: Tensor) -> torch.Size:
         """That of the outputs."""

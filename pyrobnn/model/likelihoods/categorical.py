@@ -95,6 +95,27 @@ class Categorical(ClassLikelihood):
             return "ignore_index"
         return None if self.class_weight is None else "class_weight"
 
+    @property
+    def is_concave(self) -> bool:
+        """Log softmax is concave."""
+        return type(self) is Categorical
+
+    def constant_outputs(self, outputs: Tensor, y: Tensor, weight: Tensor | None = None) -> Tensor | None:
+        """The log frequencies of the classes, over all positions of a datum."""
+        if type(self) is not Categorical:  # a subclass may have another density
+            return super().constant_outputs(outputs, y, weight)
+        classes = self._classes_last(outputs).shape[-1]
+        counts = torch.ones_like(y, dtype=torch.float64)
+        if weight is not None:
+            counts = counts * weight.double().reshape(-1, *[1] * (y.dim() - 1))
+        if (mask := self.observed_mask(y)) is not None:
+            counts, y = counts[mask], y[mask]
+        found = torch.bincount(y.reshape(-1).long(), counts.reshape(-1), classes)
+        if self.class_weight is not None:
+            found = found * self.class_weight
+        logits = (found / found.sum()).clamp_min(1e-6).log() if float(found.sum()) else torch.zeros_like(found)
+        return self._classes_last(torch.zeros_like(outputs[:1])).add(logits).movedim(-1, self.class_dim).to(outputs)
+
     def target_shape(self, outputs: Tensor) -> torch.Size:
         """The output's shape without the classes."""
         if outputs.dim() < 2:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from pyrobnn.core.explanations import explained
 from pyrobnn.model.likelihoods.base import Likelihood
+from pyrobnn.model.likelihoods.constant import mean_target
 from pyrobnn.model.likelihoods.gaussian_prediction import GaussianPrediction
 from pyrobnn.model.likelihoods.information import FisherInformation
 from pyrobnn.model.likelihoods.predictions import Prediction
@@ -149,6 +150,17 @@ class Normal(Likelihood):
             likelihood=self,
             covariance=covariance + torch.diag_embed(aleatoric.reshape(len(outputs), -1)),
         )
+
+    @property
+    def is_concave(self) -> bool:
+        """It is a parabola."""
+        return type(self) is Normal
+
+    def constant_outputs(self, outputs: Tensor, y: Tensor, weight: Tensor | None = None) -> Tensor | None:
+        """The mean of the targets."""
+        if type(self) is not Normal:  # a subclass may have another density
+            return super().constant_outputs(outputs, y, weight)
+        return mean_target(self, y, weight).to(outputs.dtype)
 
     def target_shape(self, outputs: Tensor) -> torch.Size:
         """That of the outputs."""

@@ -10,6 +10,7 @@ from torch import Tensor
 from pyrobnn.core.explanations import explained
 from pyrobnn.distributions import with_cdf
 from pyrobnn.model.likelihoods.base import Likelihood
+from pyrobnn.model.likelihoods.constant import mean_target
 from pyrobnn.model.likelihoods.information import FisherInformation
 
 __all__ = ["Poisson"]
@@ -37,6 +38,17 @@ class Poisson(Likelihood):
         if type(self) is not Poisson:  # a subclass may have another density
             return super().fisher_information(outputs)
         return FisherInformation.of_independent(outputs.exp())
+
+    @property
+    def is_concave(self) -> bool:
+        """It is linear minus an exponential."""
+        return type(self) is Poisson
+
+    def constant_outputs(self, outputs: Tensor, y: Tensor, weight: Tensor | None = None) -> Tensor | None:
+        """The log of the mean count."""
+        if type(self) is not Poisson:  # a subclass may have another density
+            return super().constant_outputs(outputs, y, weight)
+        return mean_target(self, y, weight).clamp_min(1e-6).log().to(outputs.dtype)
 
     def target_shape(self, outputs: Tensor) -> torch.Size:
         """That of the outputs."""
