@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from pyrobnn.core.arguments import check_non_negative, check_positive
 from pyrobnn.core.pyro_compat import full_name
 from pyrobnn.guides.base import Guide
+from pyrobnn.guides.ensembles.fresh_weights import draw_fresh_weights
 from pyrobnn.model.bayesianize import BayesianModule, bayesian_modules
 from pyrobnn.model.draws import Draws
 from pyrobnn.model.initialization import (
@@ -41,12 +42,12 @@ def member_initialization(
     Args:
         layout: The sites, and their order in the flat vector.
         model: The model.
-        init: None (the first member is the network as it was converted, the others are copies of it whose modules'
-            ``reset_parameters()`` were called anew), ``"prior"`` (a draw for each member), a function ``(site name,
-            prior) -> value`` (called for each member), a guide (a draw for each member, of an ensemble M of its
-            members), M draws or more (the first M), a sequence of M networks, network state dicts or dicts of site
-            values, or one of those or of guides that are points (all members start there, with noise of ``spread``
-            times the root mean square of each site).
+        init: None (the first member is the network as it was converted, the others are copies of it whose weights were
+            drawn anew, by ``reset_parameters()`` of their modules or as torch's constructors do), ``"prior"`` (a draw
+            for each member), a function ``(site name, prior) -> value`` (called for each member), a guide (a draw for
+            each member, of an ensemble M of its members), M draws or more (the first M), a sequence of M networks,
+            network state dicts or dicts of site values, or one of those or of guides that are points (all members start
+            there, with noise of ``spread`` times the root mean square of each site).
         num_members: Number M of members.
         spread: Relative size of that noise.
 
@@ -158,24 +159,8 @@ def _reinitialized(layout: Layout, model: Any) -> _Start:
                 if any(s == (full := full_name(module, name)) or s.startswith(f"{full}.") for s in layout)
                 for alias in aliases
             }
-            for name, layer in network.named_modules():
-                _reset(name, layer, used)
+            draw_fresh_weights(network, used)
             values |= network_values(module, network)
             path = f"{prefix}.net." if prefix else "net."
             buffers |= {path + name: buffer for name, buffer in network.named_buffers()}
     return values, buffers
-
-
-def _reset(name: str, layer: nn.Module, used: Collection[str]) -> None:
-    reset: Callable[[], Any] | None = getattr(layer, "reset_parameters", None)
-    if reset is not None:
-        reset()
-        return
-    prefix = f"{name}." if name else ""
-    own = [local for local, _ in layer.named_parameters(recurse=False) if prefix + local in used]
-    if own:
-        raise ValueError(
-            f"init: the {type(layer).__name__} {name!r} has a parameter of its own, {own[0]!r}, but no "
-            "reset_parameters() that would start it anew for each member; pass a list of freshly built networks, "
-            "init='prior', or a function (site name, prior) -> value."
-        )
