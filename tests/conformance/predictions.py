@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from pyrobnn.model.likelihoods import Categorical, Normal
-from pyrobnn.model.likelihoods.predictions import ClassPrediction, MomentPrediction
+from pyrobnn.model.likelihoods.moment_prediction import MomentPrediction
+from pyrobnn.model.likelihoods.predictions import ClassPrediction
 
 
 def class_prediction(logits: Tensor, keep: bool = True) -> ClassPrediction:
