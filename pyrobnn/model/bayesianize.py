@@ -106,7 +106,7 @@ class BayesianModule(StochasticModule):
             return functional_call(self.network, weights, args, kwargs, tie_weights=False)
 
         with Substitution(self.network, weights):
-            return with_inputs_kept(self.network, args, kwargs, run)
+            return with_inputs_kept(self.network, args, kwargs, run, weights)
 
     @pyro_method
     def sample_weights(self) -> dict[str, Tensor]:

@@ -19,17 +19,36 @@ from pyrobnn.core.trees import leaves, map_leaves
 
 __all__ = ["with_inputs_kept"]
 
+_checked_weights: weakref.WeakKeyDictionary[nn.Module, set[bool]] = weakref.WeakKeyDictionary()
 _changes_inputs: weakref.WeakKeyDictionary[nn.Module, dict[bool, bool]] = weakref.WeakKeyDictionary()
 
 
 def with_inputs_kept(
-    network: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], run: Callable[..., Any]
+    network: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    run: Callable[..., Any],
+    weights: Mapping[str, Tensor] | None = None,
 ) -> Any:
     """``run(*args, **kwargs)``, which runs the network, without a change of the arguments.
 
+    Args:
+        network: The network.
+        args: Its arguments.
+        kwargs: Its keyword arguments.
+        run: What runs it.
+        weights: The draws it runs with; None: what it holds in parameters that are not trained.
+
     Raises:
         RuntimeError: If the network changes an input in place that it left alone in its first run.
+        ValueError: If it changes the weights that were drawn for it.
     """
+    if network.training not in (checked := _checked_weights.setdefault(network, set())):
+        if weights is None:
+            weights = {name: value for name, value in network.named_parameters() if not value.requires_grad}
+        if all(_is_plain(value) for value in weights.values()):
+            checked.add(network.training)
+            return _with_weights_kept(network, args, kwargs, run, weights)
     known = _changes_inputs.setdefault(network, {})
     changes = known.get(network.training)
     if changes is False:
@@ -49,6 +68,33 @@ def with_inputs_kept(
     changed = before != _versions(copied_args, copied_kwargs)
     known[network.training] = changed or not _are_equal((args, kwargs), (copied_args, copied_kwargs))
     return outputs
+
+
+def _with_weights_kept(
+    network: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    run: Callable[..., Any],
+    weights: Mapping[str, Tensor],
+) -> Any:
+    """A first run, which shows whether the network changes its weights: a draw would no longer be one."""
+    before = {name: (version(value), value.detach().clone()) for name, value in weights.items()}
+    outputs = with_inputs_kept(network, args, kwargs, run)
+    for name, (old, value) in before.items():
+        if version(weights[name]) != old or not _are_equal(value, weights[name].detach()):
+            _checked_weights.pop(network, None)
+            for other, (_, kept) in before.items():  # they may be those of a guide
+                weights[other].data.copy_(kept)
+            raise ValueError(
+                f"net: its forward changes the weight {name!r} in place (a clamp, a renorm, max_norm of an embedding), "
+                "but draws of weights are not the network's to change; compute what it needs from the weight "
+                "(w.clamp(...)), or leave the parameter deterministic by a rule."
+            )
+    return outputs
+
+
+def _is_plain(value: Tensor) -> bool:
+    return type(value) in (Tensor, nn.Parameter) and not is_in_transform(value)
 
 
 def _versions(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[int]:

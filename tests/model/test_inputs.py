@@ -137,3 +137,42 @@ def test_missing_values_are_no_change() -> None:
         with_inputs_kept(net, (x,), {}, seen.append)
     assert seen[0] is not x
     assert seen[1] is x
+
+
+class Clamping(nn.Module):
+    """Changes its weight in place."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind, self.linear = kind, nn.Linear(3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.linear.weight
+        if self.kind == "data":
+            weight.data.clamp_(-0.1, 0.1)
+        elif self.kind == "no_grad":
+            with torch.no_grad():
+                weight.renorm_(2, 0, 100.0)  # changes nothing yet
+        elif self.kind == "embedding":
+            return nn.functional.embedding((x[:, 0] > 0).long(), weight, max_norm=100.0)
+        return self.linear(x)
+
+
+@pytest.mark.parametrize("kind", ["data", "no_grad", "embedding"])
+def test_weights_that_a_network_changes_in_place_are_refused(kind: str) -> None:
+    """Their prior and their density would be those of other values than what predicts."""
+    x, y = torch.randn(6, 3), torch.randint(3, (6,))
+    for use in ("fit", "predict", "members"):
+        model = SupervisedModel(Clamping(kind), likelihoods.Categorical(), dist.Normal(0.0, 1.0), num_data=6)
+        guide: Any = guides.DeltaMixture(model, 2, init="prior") if use == "members" else guides.MeanField(model)
+
+        def act(model: Any = model, guide: Any = guide, use: str = use) -> Any:
+            if use == "predict":
+                return pb.predict(model, guide, x, 3)
+            return pb.fit(model, guide, [(x, y)], epochs=1, progress=False)
+
+        for _ in range(2):
+            with pytest.raises(ValueError, match=r"^net: its forward changes the weight 'linear.weight' in place"):
+                act()
+    model = SupervisedModel(Clamping("not"), likelihoods.Categorical(), dist.Normal(0.0, 1.0), num_data=6)
+    assert pb.fit(model, guides.MeanField(model), [(x, y)], epochs=1, progress=False).epochs == 1
