@@ -69,6 +69,12 @@ def held_out(model: nn.Module, loader: Any) -> Iterator[tuple[DataLoader[Any], D
     declared: Any = model
     try:
         declared.num_data = kept
+    except AttributeError as error:
+        raise TypeError(
+            f"early_stopping: num_data of {type(model).__name__} cannot be set to that of the rows trained on; split "
+            "the data and pass validation=."
+        ) from error
+    try:
         yield training, validation
     finally:
         declared.num_data = num_data

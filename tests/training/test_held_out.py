@@ -232,6 +232,19 @@ def test_too_few_rows_and_unknown_numbers_are_refused() -> None:
         held_out(nn.Linear(1, 1), DataLoader(ROWS)).__enter__()
 
 
+class Fixed(nn.Linear):
+    """Its number of data cannot be changed."""
+
+    @property
+    def num_data(self) -> int:
+        return N
+
+
+def test_a_num_data_that_cannot_be_set_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"^early_stopping: num_data of Fixed cannot be set"):
+        held_out(Fixed(1, 1), DataLoader(ROWS)).__enter__()
+
+
 @pytest.mark.parametrize("value", [5, None, "yes", 0.1])
 def test_what_is_no_bool_is_refused(value: Any) -> None:
     built = model()
