@@ -16,7 +16,7 @@ which :func:`pyrobnn.predict` takes for them. For the last layer the two are one
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -116,16 +116,19 @@ class Laplace(BlockPosterior):
         model: nn.Module,
         loader: Iterable[Any],
         *,
+        prior_precision: Literal["model", "evidence"] = "model",
         batch: Reader | None = None,
         given: Mapping[str, Tensor] | None = None,
         max_bytes: int = 256 * 2**20,
         progress: bool = False,
     ) -> Laplace:
-        """Computes the curvature at the mode, in one pass over all data, with the prior of the model.
+        """Computes the curvature at the mode, in one pass over all data.
 
         Args:
             model: The model, a :class:`~pyrobnn.SupervisedModel`.
             loader: Batches ``(x, y)`` of the whole data set, or ``(x, y, weight)``: a row of weight 2 counts as two.
+            prior_precision: That of the model's prior, or ``"evidence"``: a multiple of it, by
+                :meth:`optimize_prior_precision`. A prior that was good to train under is often far too wide here.
             batch: For loaders that yield something else, as for :func:`pyrobnn.fit`.
             given: Values of sites that this guide does not have (``sites``).
             max_bytes: Budget for Jacobians. Where that of one datum does not fit, or has more than 1,000 outputs,
@@ -138,9 +141,11 @@ class Laplace(BlockPosterior):
         Raises:
             TypeError: If the model is another or a batch is of no known form.
             ValueError: If the loader has not each of ``num_data`` rows once, a target is out of range, a site lacks a
-                value, a prior is not log-concave at the mode, the likelihood learns a scale that was not trained, or
-                there is no last layer (tied, frozen, several).
+                value, a prior is not log-concave at the mode (or not Normal, if it is to be tuned), the likelihood
+                learns a scale that was not trained, or there is no last layer (tied, frozen, several).
         """
+        if prior_precision not in ("model", "evidence"):
+            raise ValueError(f"prior_precision: expected 'model' or 'evidence', got {prior_precision!r}.")
         if not isinstance(model, SupervisedModel):
             raise TypeError(
                 f"model: curvature needs a SupervisedModel, whose network and likelihood are known, got "
@@ -175,6 +180,8 @@ class Laplace(BlockPosterior):
             self.log_likelihood.fill_(found.log_likelihood)
             self.has_normal_priors.fill_(found.is_normal)
             self.fitted.fill_(True)
+        if prior_precision == "evidence":
+            self.optimize_prior_precision()
         return self
 
     def log_evidence(self) -> float:
@@ -202,7 +209,10 @@ class Laplace(BlockPosterior):
         """
         self.joint()  # refuses before the fit
         if not self.has_normal_priors:
-            raise ValueError("structure: some covered sites have priors that are not Normal; they cannot be tuned.")
+            raise ValueError(
+                "prior_precision: some covered sites have priors that are not Normal, so there is no precision to "
+                "multiply; give them Normal priors, or keep the model's."
+            )
         if per_layer and self.structure == "full":
             raise ValueError("per_layer: structure='full' correlates the layers; leave it False.")
         found = tune_multipliers(self.flat_blocks, separately=per_layer)

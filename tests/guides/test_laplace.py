@@ -180,6 +180,20 @@ def test_prior_precision_by_layer(structure: str) -> None:
     assert [float(block.multiplier) for block in guide.flat_blocks] == pytest.approx(list(by_layer.values()))
 
 
+@each_structure
+def test_a_fit_tunes_the_prior_in_one_word(structure: str) -> None:
+    model, x, y = mlp_problem()
+    guide, known = (Laplace(model, structure=structure) for _ in range(2))
+    found = known.fit(model, loader(x, y)).optimize_prior_precision()
+    guide.fit(model, loader(x, y), prior_precision="evidence")
+    assert [float(block.multiplier) for block in guide.flat_blocks] == pytest.approx([found] * len(guide.flat_blocks))
+    evidence = guide.log_evidence()
+    assert evidence == pytest.approx(known.log_evidence(), rel=1e-6)
+    assert guide.fit(model, loader(x, y)).log_evidence() < evidence
+    with pytest.raises(ValueError, match=r"prior_precision: expected 'model' or 'evidence', got 'marglik'"):
+        guide.fit(model, loader(x, y), prior_precision="marglik")
+
+
 # ------------------------------------------------------------------------------------------------- behavior
 
 
