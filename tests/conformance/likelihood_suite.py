@@ -23,12 +23,13 @@ from torch import Tensor, nn
 
 from pyrobnn import load, save
 from pyrobnn.diagnostics import check
-from pyrobnn.guides import MeanField
+from pyrobnn.guides import MAP, DeltaMixture, Laplace, MeanField
 from pyrobnn.guides.base import Guide
 from pyrobnn.model.likelihoods import ClassLikelihood, Likelihood
 from pyrobnn.model.likelihoods.constant import optimized_constant
 from pyrobnn.model.supervised import SupervisedModel
 from pyrobnn.prediction import MomentPrediction, Prediction, predict, predict_batches
+from pyrobnn.sampling import SGLD, sample
 from pyrobnn.training import fit
 from tests.conformance.monte_carlo import Z, z_of_mean
 
@@ -379,6 +380,23 @@ class LikelihoodConformance:
         fit(model, guide, [(x, y)], epochs=2, lr=0.01, progress=False)
         report = check(model, guide, [(x, y)], num_samples=25)
         assert math.isfinite(report["calibration"].value)
+
+    @pytest.mark.parametrize("family", ["MAP", "DeltaMixture", "Laplace", "chains"])
+    def test_other_families(self, family: str) -> None:
+        """Trained or sampled, and asked for the density of the targets; MeanField is that of the other tests."""
+        model, _, x, y = self.problem()
+        guide: Any
+        if family == "Laplace":
+            guide = Laplace(model, structure="full").double().fit(model, [(x, y)])
+        elif family == "chains":
+            guide = sample(model, (x, y), kernel=SGLD(1e-5), num_samples=4, num_chains=2, progress=False)
+        else:
+            guide = MAP(model) if family == "MAP" else DeltaMixture(model, 2, init="prior")
+            fit(model, guide, [(x, y)], epochs=2, lr=0.01, progress=False)
+        found = predict(model, guide, x, 6, seed=0, return_draws=True, predictor="weights")
+        assert bool(found.log_prob(y).isfinite().all())
+        assert bool(found.mean.isfinite().all())
+        torch.testing.assert_close(found.total, found.aleatoric + found.epistemic)
 
     def test_a_checkpoint_gives_the_same_predictions(self, tmp_path: Path) -> None:
         model, guide, x, _ = self.problem()

@@ -21,16 +21,32 @@ from pyrobnn.model.likelihoods.base import Likelihood
 from pyrobnn.model.likelihoods.bernoulli import Bernoulli
 from pyrobnn.model.likelihoods.categorical import Categorical
 from pyrobnn.model.likelihoods.classes import ClassLikelihood
+from pyrobnn.model.likelihoods.gamma import Gamma
 from pyrobnn.model.likelihoods.heteroscedastic_normal import HeteroscedasticNormal
+from pyrobnn.model.likelihoods.laplace import Laplace
+from pyrobnn.model.likelihoods.log_normal import LogNormal
+from pyrobnn.model.likelihoods.mixture_density import MixtureDensity
+from pyrobnn.model.likelihoods.negative_binomial import NegativeBinomial
 from pyrobnn.model.likelihoods.normal import Normal
+from pyrobnn.model.likelihoods.ordinal import Ordinal
 from pyrobnn.model.likelihoods.poisson import Poisson
+from pyrobnn.model.likelihoods.student_t import StudentT
+from pyrobnn.model.likelihoods.zero_inflated_poisson import ZeroInflatedPoisson
 
 __all__ = [
     "Bernoulli",
     "Categorical",
     "ClassLikelihood",
+    "Gamma",
     "HeteroscedasticNormal",
+    "Laplace",
     "Likelihood",
+    "LogNormal",
+    "MixtureDensity",
+    "NegativeBinomial",
     "Normal",
+    "Ordinal",
     "Poisson",
+    "StudentT",
+    "ZeroInflatedPoisson",
 ]

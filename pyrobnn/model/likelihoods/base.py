@@ -173,6 +173,9 @@ class Likelihood(StochasticModule, metaclass=AbstractModuleMeta):  # type: ignor
             )
         return {"loc": loc + scale * parameters["loc"], "scale": scale * parameters["scale"]}
 
+    def notice(self, parameters: Mapping[str, Tensor]) -> None:
+        """Looks at the parameters of ``k`` draws ``[k, N, ...]`` that enter a prediction, and may warn; once."""
+
     # ----------------------------------------------------------------------------------------------- targets
 
     def observed_mask(self, y: Tensor) -> Tensor | None:
@@ -240,13 +243,14 @@ class Likelihood(StochasticModule, metaclass=AbstractModuleMeta):  # type: ignor
         mask = self.observed_mask(y)
         return y if mask is None else y[mask]
 
-    def refuse_targets(self, y: Tensor, expected: str, *, floating: bool) -> None:
+    def refuse_targets(self, y: Tensor, expected: str, *, floating: bool, wrong: Tensor | None = None) -> None:
         """Raises an error that states what was expected and what was given.
 
         Args:
             y: The targets.
             expected: Description of valid targets.
             floating: Whether they are floating-point numbers; otherwise they are integers.
+            wrong: Mask of the targets that do not fit, whose rows are counted.
 
         Raises:
             TypeError: If the dtype is wrong.
@@ -259,6 +263,9 @@ class Likelihood(StochasticModule, metaclass=AbstractModuleMeta):  # type: ignor
         values = self.observed_values(y) if right_kind else y
         if values.numel() and not y.is_complex():
             detail += f" with values from {values.min().item():.4g} to {values.max().item():.4g}"
+        if wrong is not None and y.dim():
+            rows = wrong.reshape(len(y), -1).any(1)
+            detail += f"; {int(rows.sum())} of {len(y)} rows do not fit, row {int(rows.int().argmax())} first"
         also = " (or NaN, where missing)" if self.missing else ""
         raise kind(f"y: {type(self).__name__} expects {expected}{also}, got {detail}.")
 

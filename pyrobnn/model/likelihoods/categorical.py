@@ -16,6 +16,7 @@ from pyrobnn.distributions.softmax import Softmax
 from pyrobnn.model.likelihoods.classes import ClassLikelihood
 from pyrobnn.model.likelihoods.information import FisherInformation
 from pyrobnn.model.likelihoods.reductions import widened
+from pyrobnn.model.likelihoods.supports import check_labels
 
 __all__ = ["Categorical"]
 
@@ -134,12 +135,7 @@ class Categorical(ClassLikelihood):
         """Integer labels in ``0 … C - 1``, or ``ignore_index``."""
         self.check_shape(outputs, y)
         classes = outputs.shape[self.class_dim]
-        wrong_kind = y.is_floating_point() or y.is_complex() or y.dtype == torch.bool
-        values = y if wrong_kind else self.observed_values(y)
-        if wrong_kind or (values.numel() and (values.min() < 0 or values.max() >= classes)):
-            also = "" if self.ignore_index is None else f" or {self.ignore_index}, which is ignored,"
-            expected = f"integer labels from 0 to {classes - 1}{also} (the network has {classes} outputs)"
-            self.refuse_targets(y, expected, floating=False)
+        check_labels(self, y, classes, self.ignore_index, f"the network has {classes} outputs")
 
     def config(self) -> dict[str, Any]:
         """Constructor arguments."""

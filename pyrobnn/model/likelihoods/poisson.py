@@ -12,6 +12,7 @@ from pyrobnn.distributions import with_cdf
 from pyrobnn.model.likelihoods.base import Likelihood
 from pyrobnn.model.likelihoods.constant import mean_target
 from pyrobnn.model.likelihoods.information import FisherInformation
+from pyrobnn.model.likelihoods.supports import check_counts
 
 __all__ = ["Poisson"]
 
@@ -57,8 +58,4 @@ class Poisson(Likelihood):
     def check_targets(self, outputs: Tensor, y: Tensor) -> None:
         """Non-negative whole numbers, as floats."""
         self.check_shape(outputs, y)
-        values = self.observed_values(y) if y.is_floating_point() else y
-        if not y.is_floating_point() or not bool(
-            ((values >= 0) & (values == values.round()) & values.isfinite()).all()
-        ):
-            self.refuse_targets(y, "floating-point counts (0, 1, 2 …)", floating=True)
+        check_counts(self, y)

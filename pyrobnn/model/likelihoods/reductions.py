@@ -183,6 +183,7 @@ class MomentReduction:
 
     def add(self, summary: Mapping[str, Tensor]) -> None:
         """Adds draws of the parameters, ``[k, N, …]`` each."""
+        self.likelihood.notice(summary)
         found = self.likelihood.distribution(summary)
         self.means.add(found.mean)
         self.noise = self.noise + found.variance.sum(0)

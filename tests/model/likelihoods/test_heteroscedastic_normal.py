@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pyrobnn.model.likelihoods import HeteroscedasticNormal, Likelihood
 from tests.conformance.likelihood_suite import LikelihoodConformance
+from tests.model.likelihoods.informations import assert_information, outputs_of
 
 
 class TestHeteroscedasticNormalConformance(LikelihoodConformance):
@@ -30,6 +31,77 @@ class TestHeteroscedasticNormalConformance(LikelihoodConformance):
             (ValueError, y * math.nan),
             (ValueError, torch.cat([y, y], 1)),
         ]
+
+
+class TestNaturalConformance(LikelihoodConformance):
+    """Outputs are mean times precision, and raw precisions."""
+
+    def make(self, **options: Any) -> Likelihood:
+        return HeteroscedasticNormal(0.1, parametrization="natural", **options)
+
+    def log_density(self, outputs: Tensor, y: Tensor) -> Tensor:
+        precision = ((1 + outputs[:, 2:].exp()).log() + 1e-6).numpy()
+        scale = (1 / precision + 0.01) ** 0.5
+        return torch.as_tensor(stats.norm(outputs[:, :2].numpy() / precision, scale).logpdf(y.numpy())).sum(-1)
+
+
+@pytest.mark.parametrize("parametrization", ["moments", "natural"])
+def test_information_in_closed_form(parametrization: Any) -> None:
+    assert_information(HeteroscedasticNormal(0.1, parametrization=parametrization), outputs_of(4))
+
+
+def test_beta_weighs_log_densities_without_a_gradient_of_the_weight() -> None:
+    """With 1 the mean has the gradient of squared errors; densities of evaluation and predictions are plain."""
+    outputs, y = outputs_of(4).requires_grad_(), outputs_of(2)
+    scale = HeteroscedasticNormal().parameters_of(outputs)["scale"]
+    plain = torch.distributions.Normal(outputs[:, :2], scale).log_prob(y)
+    for beta in (0.5, 1.0):
+        likelihood = HeteroscedasticNormal(beta=beta)
+        found = likelihood(outputs).log_prob(y)
+        torch.testing.assert_close(found, (scale ** (2 * beta) * plain).sum(1))
+        gradient = torch.autograd.grad(found.sum(), outputs, retain_graph=True)[0]
+        weighted = torch.autograd.grad((scale.detach() ** (2 * beta) * plain).sum(), outputs, retain_graph=True)[0]
+        torch.testing.assert_close(gradient, weighted)
+        torch.testing.assert_close(likelihood.eval()(outputs).log_prob(y), plain.sum(1))
+    torch.testing.assert_close(gradient[:, :2], y - outputs[:, :2].detach())
+
+
+def test_warmup_holds_the_scale_at_the_errors_of_the_batch() -> None:
+    outputs, y = outputs_of(4, 9).requires_grad_(), outputs_of(2, 9)
+    likelihood = HeteroscedasticNormal(warmup=2)
+    rms = (y - outputs[:, :2]).square().mean(0).sqrt().detach()
+    expected = torch.distributions.Normal(outputs[:, :2], rms).log_prob(y).sum(1)
+    plain = likelihood.eval()(outputs).log_prob(y)
+    likelihood.train()
+    for _ in range(2):
+        found = likelihood(outputs).log_prob(y)
+        torch.testing.assert_close(found, expected)
+        assert bool((torch.autograd.grad(found.sum(), outputs)[0][:, 2:] == 0).all())
+    torch.testing.assert_close(likelihood(outputs).log_prob(y), plain)
+    restored = HeteroscedasticNormal(**likelihood.config())
+    restored.load_state_dict(likelihood.state_dict())
+    torch.testing.assert_close(restored(outputs).log_prob(y), plain)  # the warm-up is over
+
+
+def test_missing_targets_take_no_part_in_the_warmup() -> None:
+    outputs, y = outputs_of(2, 5).requires_grad_(), outputs_of(1, 5)
+    y[1] = math.nan
+    found = HeteroscedasticNormal(warmup=1, beta=0.5, missing=True)(outputs).log_prob(y)
+    known = [0, 2, 3, 4]
+    rms = (y[known] - outputs[known, :1]).square().mean().sqrt().detach()
+    expected = rms * torch.distributions.Normal(outputs[:, :1], rms).log_prob(y.nan_to_num())[:, 0]
+    torch.testing.assert_close(found[known], expected[known])
+    assert found[1] == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("beta", -0.1), ("beta", 1.5), ("beta", "a"), ("warmup", -1), ("warmup", 2.5)]
+)
+def test_options_out_of_range_are_refused(name: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=f"^{name}: "):
+        HeteroscedasticNormal(**{name: value})
+    with pytest.raises(ValueError, match=r"^parametrization: expected 'moments' or 'natural'"):
+        HeteroscedasticNormal(parametrization=value)
 
 
 @pytest.mark.parametrize("floor", [-0.1, math.nan])
