@@ -119,6 +119,7 @@ LIKELIHOODS = {
     "Normal, one per output": lambda: likelihoods.Normal(shape=(2,)),
     "Normal, latent": lambda: likelihoods.Normal(dist.Gamma(2.0, 3.0)),
     "HeteroscedasticNormal": lambda: likelihoods.HeteroscedasticNormal(0.02),
+    "HeteroscedasticNormal, warming": lambda: likelihoods.HeteroscedasticNormal(beta=0.5, warmup=3),
     "Poisson": likelihoods.Poisson,
 }
 

@@ -90,5 +90,9 @@ class GaussianMixture(dist.TorchDistribution):
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> GaussianMixture:
         """The same on a larger batch shape."""
-        parts = [part.expand(*batch_shape, *part.shape[self._k :]) for part in (self.logits, self.loc, self.scale)]
-        return GaussianMixture(*parts, len(self.event_shape), missing=self.missing)
+
+        def larger(part: Tensor) -> Tensor:
+            return part.expand(*batch_shape, *part.shape[self._k :])
+
+        logits, loc, scale = larger(self.logits), larger(self.loc), larger(self.scale)
+        return GaussianMixture(logits, loc, scale, len(self.event_shape), missing=self.missing)

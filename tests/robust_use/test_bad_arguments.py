@@ -56,6 +56,8 @@ def built(bn: bool = False) -> pb.SupervisedModel:
 MODEL, NORMED = built(), built(True)
 GUIDE, POINT, LAPLACE = guides.MeanField(MODEL), guides.MAP(MODEL), guides.Laplace(MODEL).fit(MODEL, LOADER)
 CHAINS = sampling.sample(MODEL, LOADER, kernel=SGLD(1e-4), num_samples=8, num_chains=2, progress=False)
+REAL_MODEL = pb.SupervisedModel(nn.Linear(2, 2), pb.likelihoods.HeteroscedasticNormal(), NORMAL, num_data=6)
+REAL = pb.predict(REAL_MODEL, guides.MeanField(REAL_MODEL), X, 4)
 WITH_VELOCITIES = sampling.sample(
     MODEL, LOADER, kernel=sampling.SGHMC(1e-4), num_samples=8, num_chains=2, progress=False
 )
@@ -142,6 +144,18 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "Bernoulli": (pb.likelihoods.Bernoulli, {}),
     "Poisson": (pb.likelihoods.Poisson, {}),
     "HeteroscedasticNormal": (pb.likelihoods.HeteroscedasticNormal, {}),
+    "StudentT": (pb.likelihoods.StudentT, {}),
+    "likelihoods.Laplace": (pb.likelihoods.Laplace, {}),
+    "LogNormal": (pb.likelihoods.LogNormal, {}),
+    "Gamma": (pb.likelihoods.Gamma, {}),
+    "NegativeBinomial": (pb.likelihoods.NegativeBinomial, {}),
+    "ZeroInflatedPoisson": (pb.likelihoods.ZeroInflatedPoisson, {}),
+    "Ordinal": (pb.likelihoods.Ordinal, {"num_classes": 3}),
+    "MixtureDensity": (pb.likelihoods.MixtureDensity, {"num_components": 2}),
+    "Prediction.cdf": (REAL.cdf, {"y": Y}),
+    "Prediction.quantile": (REAL.quantile, {"q": 0.5}),
+    "Prediction.interval": (REAL.interval, {}),
+    "Prediction.sample": (REAL.sample, {}),
     "he": (lambda **o: pb.bayesianize(network(), priors.he(**o)), {}),
     "glorot": (lambda **o: pb.bayesianize(network(), priors.glorot(**o)), {}),
     "lecun": (lambda **o: pb.bayesianize(network(), priors.lecun(**o)), {}),

@@ -73,8 +73,8 @@ class MixtureDensity(Likelihood):
 
     def distribution(self, parameters: Mapping[str, Tensor]) -> GaussianMixture:
         """The mixture; its event holds the targets from ``dim`` on."""
-        parts = (parameters[name] for name in ("logits", "loc", "scale"))
-        return GaussianMixture(*parts, -self.dim, missing=self.missing)
+        logits, loc, scale = parameters["logits"], parameters["loc"], parameters["scale"]
+        return GaussianMixture(logits, loc, scale, -self.dim, missing=self.missing)
 
     def observation(self, parameters: Mapping[str, Tensor]) -> dist.TorchDistribution:
         """The :meth:`distribution`, which integrates missing targets out by itself."""

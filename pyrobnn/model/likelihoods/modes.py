@@ -46,7 +46,7 @@ def mixture_modes(each: dist.MixtureSameFamily, max_modes: int) -> Modes:
         return part.movedim(0, -2).reshape(-1, count).double()
 
     log_share = flat(each.mixture_distribution.logits) - math.log(each.batch_shape[0])
-    loc, scale = flat(components.loc), flat(components.scale)  # type: ignore[attr-defined]
+    loc, scale = flat(components.loc), flat(components.scale)
     rows = max(1, _MAX_ELEMENTS // (_BETWEEN * count**2))
     parts = [
         _modes(log_share[i : i + rows], loc[i : i + rows], scale[i : i + rows], max_modes)
@@ -74,14 +74,13 @@ def _modes(log_share: Tensor, loc: Tensor, scale: Tensor, max_modes: int) -> tup
         weight = terms(y).softmax(-1) / scale.square().unsqueeze(1)
         y = (weight * loc.unsqueeze(1)).sum(-1) / weight.sum(-1)
     reached = terms(y)
-    log_density = reached.logsumexp(-1)
+    log_density = reached.logsumexp(-1).masked_fill(candidates.values.isinf(), -math.inf)
     # Two starts have come to the same mode if they are nearer than a hundredth of the narrowest component there.
     width = 0.01 * (reached.softmax(-1) * scale.unsqueeze(1)).sum(-1)
     order = log_density.argsort(1, descending=True)
     y, log_density, width = (part.gather(1, order) for part in (y, log_density, width))
     near = (y.unsqueeze(2) - y.unsqueeze(1)).abs() < torch.minimum(width.unsqueeze(2), width.unsqueeze(1))
-    repeated = near.tril(-1).any(2) | candidates.values.gather(1, order).isinf()
-    log_density = log_density.masked_fill(repeated, -math.inf)
+    log_density = log_density.masked_fill(near.tril(-1).any(2), -math.inf)
     best = log_density.topk(min(max_modes, log_density.shape[1]), 1)
     values = y.gather(1, best.indices).masked_fill(best.values.isinf(), math.nan)
     missing = max_modes - values.shape[1]

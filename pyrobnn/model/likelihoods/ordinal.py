@@ -130,6 +130,8 @@ class _Thresholds(nn.Module):
         else:
             self.register_buffer("values", start)
 
+    values: Tensor
+
     def forward(self) -> Tensor:
         if not self.learned:
             return self.values

@@ -8,9 +8,13 @@ from typing import Any
 import pytest
 import torch
 from scipy import stats
-from torch import Tensor
+from torch import Tensor, nn
 
+from pyrobnn.guides import DeltaMixture, MeanField
 from pyrobnn.model.likelihoods import HeteroscedasticNormal, Likelihood
+from pyrobnn.model.supervised import SupervisedModel
+from pyrobnn.prediction import predict
+from pyrobnn.training import fit
 from tests.conformance.likelihood_suite import LikelihoodConformance
 from tests.model.likelihoods.informations import assert_information, outputs_of
 
@@ -92,6 +96,18 @@ def test_missing_targets_take_no_part_in_the_warmup() -> None:
     expected = rms * torch.distributions.Normal(outputs[:, :1], rms).log_prob(y.nan_to_num())[:, 0]
     torch.testing.assert_close(found[known], expected[known])
     assert found[1] == 0
+
+
+@pytest.mark.parametrize("family", [MeanField, lambda model: DeltaMixture(model, 3, init="prior")])
+def test_a_warmup_counts_evaluations_in_training(family: Any) -> None:
+    """Also of members that run in one pass, which is one evaluation; prediction counts none."""
+    x = torch.linspace(-1, 1, 16).unsqueeze(1)
+    model = SupervisedModel(nn.Linear(1, 2), HeteroscedasticNormal(warmup=3, beta=0.5), num_data=16)
+    guide = family(model)
+    fit(model, guide, [(x, 2 * x)], epochs=5, lr=0.01, progress=False)
+    assert model.likelihood.evaluations == 5
+    assert bool(predict(model, guide, x, 4).log_prob(2 * x).isfinite().all())
+    assert model.likelihood.evaluations == 5
 
 
 @pytest.mark.parametrize(
