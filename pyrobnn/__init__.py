@@ -29,6 +29,7 @@ from pyrobnn.reporting.description import describe
 from pyrobnn.sampling import sample
 from pyrobnn.training import History, fit
 from pyrobnn.training.finetuning import finetune
+from pyrobnn.training.prior_tuning import tune_prior
 from pyrobnn.training.running_statistics import recalibrate_batch_norm
 
 __all__ = [
@@ -69,4 +70,5 @@ __all__ = [
     "structure",
     "to_arviz",
     "training",
+    "tune_prior",
 ]
