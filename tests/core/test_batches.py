@@ -356,7 +356,7 @@ def test_the_guide_is_kept_when_data_are_added() -> None:
     model = SupervisedModel(nn.Linear(3, 3), likelihoods.Categorical(), dist.Normal(0.0, 1.0), num_data=4)
     guide = MeanField(model)
     quiet(model, guide, [(X[:4], Y[:4])], epochs=2)
-    with pytest.raises(ValueError, match="num_data: the model was built for 4 data, but .* 6 rows"):
+    with pytest.raises(ValueError, match=r"num_data: the model was built for 4 data, but .* 6 rows"):
         quiet(model, guide, [(X[:3], Y[:3]), (X[3:], Y[3:])], epochs=1)
     model.num_data = 6
     other = SupervisedModel(nn.Linear(3, 3), likelihoods.Categorical(), dist.Normal(0.0, 1.0), num_data=6)
