@@ -56,7 +56,8 @@ class MCDropout(Guide):
         model: The Pyro model.
         p: Probability of dropping an input unit: one for all; ordered ``(pattern, probability)``, the first match
             deciding and no match meaning 0; or ``"network"``: each dropout module's p, for the layer after it (in a
-            plain ``Sequential`` chain, and where the module does drop whole input units of that layer).
+            plain ``Sequential`` chain, and where the module does drop whole input units of that layer). The dropout of
+            recurrent, attention and Transformer layers is no such mask, and refused.
         init: Where M starts, as for :class:`~pyrobnn.guides.MeanField`.
         where: Glob patterns of sites (or of parameters in the network) that one ``p`` is for. By default the weights of
             all linear and convolutional layers, the first one's included (Gal & Ghahramani put dropout before every

@@ -311,8 +311,19 @@ UNREADABLE = {
         nn.Dropout2d(), nn.Flatten(), nn.Linear(4, 2)],
     r"'0' \(AlphaDropout\) is no mask": [nn.AlphaDropout(), nn.Linear(4, 2)],
     "BatchNorm1d lies between": [nn.Dropout(), nn.BatchNorm1d(4), nn.Linear(4, 2)],
-    "dropout modules inside TransformerEncoderLayer are not in a plain Sequential": [
+    "the dropout module '0.1' inside ParallelBranch is not in a plain Sequential": [
+        type("ParallelBranch", (nn.ModuleList,), {})([nn.Linear(4, 4), nn.Dropout()]), nn.Linear(4, 2)],
+    r"the layer '0.self_attn' \(MultiheadAttention\) has dropout=0.1 of its own.* with dropout=0.0": [
         nn.TransformerEncoderLayer(4, 2), nn.Linear(4, 2)],
+    r"the layer '0.self_attn' \(MultiheadAttention\) has dropout=0.2 of its own": [
+        nn.TransformerDecoderLayer(4, 2, dropout=0.2), nn.Linear(4, 2)],
+    r"the layer '1' \(MultiheadAttention\) has dropout=0.3 of its own": [
+        nn.Linear(4, 4), nn.MultiheadAttention(4, 2, dropout=0.3), nn.Linear(4, 2)],
+    r"the layer '2' \(LSTM\) has dropout=0.3 of its own.* give \(pattern, probability\) pairs, which replace": [
+        nn.Dropout(), nn.Linear(4, 4), nn.LSTM(4, 4, 2, dropout=0.3), nn.Linear(4, 2)],
+    r"the layer '0' \(GRU\) has dropout=0.3 of its own": [nn.GRU(4, 4, 2, dropout=0.3), nn.Linear(4, 2)],
+    r"the layer '0.1' \(RNN\) has dropout=0.3 of its own": [
+        nn.ModuleList([nn.Linear(4, 4), nn.RNN(4, 4, 2, dropout=0.3)]), nn.Linear(4, 2)],
     "no dropout modules to read": [nn.Linear(4, 2)],
 }  # fmt: skip
 
@@ -321,6 +332,13 @@ UNREADABLE = {
 def test_dropout_that_is_no_mask_of_columns_is_refused(message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make(nn.Sequential(*UNREADABLE[message]), p="network")
+
+
+def test_layers_whose_own_dropout_is_off_are_read_past() -> None:
+    layers = [nn.LSTM(4, 4, 2), nn.TransformerEncoderLayer(4, 2, dropout=0.0), nn.Dropout(0.3), nn.Linear(4, 2)]
+    assert make(nn.Sequential(*layers), p="network")[1].rates == {"net.3.weight": 0.3}
+    with pytest.raises(ValueError, match=r"the layer 'network' \(LSTM\) has dropout=0.3"):
+        make(nn.LSTM(4, 4, 2, dropout=0.3), p="network")
 
 
 def test_refusals() -> None:

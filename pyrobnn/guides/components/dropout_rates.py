@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from pyrobnn.core.arguments import check_number
 from pyrobnn.core.pyro_compat import full_name
 from pyrobnn.model.bayesianize import BayesianModule, bayesian_modules
-from pyrobnn.model.dropout import DROPOUTS
+from pyrobnn.model.dropout import DROPOUTS, dropout_rates
 from pyrobnn.model.layout import Site
 from pyrobnn.model.priors import HorseshoePrior
 
@@ -180,12 +180,27 @@ def _chain(module: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:
         for child_name, child in module.named_children():
             yield from _chain(child, f"{name}.{child_name}" if name else child_name)
         return
-    if any(isinstance(child, DROPOUTS) for child in module.modules() if child is not module):
-        raise ValueError(
-            f"p: the dropout modules inside {type(module).__name__} are not in a plain Sequential chain, so what they "
-            "drop is not certain; give (pattern, probability) pairs."
-        )
+    if not isinstance(module, DROPOUTS):
+        _refuse_inner_dropout(module, name)
     yield name, module
+
+
+def _refuse_inner_dropout(module: nn.Module, name: str) -> None:
+    """Refuses layers that drop in their own forward pass: of which units, only their code tells."""
+    names = {id(inner): ".".join(filter(None, (name, n))) or "network" for n, inner in module.named_modules()}
+    for inner, attribute in dropout_rates(module):
+        if not (rate := getattr(inner, attribute)):
+            continue
+        if isinstance(inner, DROPOUTS):
+            raise ValueError(
+                f"p: the dropout module {names[id(inner)]!r} inside {type(module).__name__} is not in a plain "
+                "Sequential chain, so what it drops is not certain; give (pattern, probability) pairs."
+            )
+        raise ValueError(
+            f"p: the layer {names[id(inner)]!r} ({type(inner).__name__}) has dropout={rate:g} of its own, which is no "
+            "mask of the columns of one weight; give (pattern, probability) pairs, which replace the network's own "
+            "dropout, or build the layer with dropout=0.0."
+        )
 
 
 def _check_commutes(dropout: tuple[str, nn.Module], between: list[nn.Module], name: str, layer: nn.Module) -> None:
