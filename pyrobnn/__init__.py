@@ -2,6 +2,7 @@
 
 from pyrobnn import (
     calibration,
+    conformal,
     diagnostics,
     distillation,
     estimators,
@@ -44,6 +45,7 @@ __all__ = [
     "bayesianize",
     "calibration",
     "check",
+    "conformal",
     "describe",
     "diagnostics",
     "distill",

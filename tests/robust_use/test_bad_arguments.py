@@ -23,6 +23,7 @@ from torch import nn
 import pyrobnn as pb
 from pyrobnn import (
     calibration,
+    conformal,
     diagnostics,
     guides,
     metrics,
@@ -223,6 +224,25 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
         f"{kind.__name__}.fit": (method(kind(), "fit"), {"prediction": PREDICTION, "targets": LABELS})
         for kind in (calibration.TemperatureScaling, calibration.DirichletScaling, calibration.IsotonicCalibration)
     },
+    **{
+        name: (getattr(conformal, name), {})
+        for name in (
+            "RAPS",
+            "SAPS",
+            "ConformalClassifier",
+            "ConformalRegressor",
+            "NormalizedResidual",
+            "QuantileResidual",
+        )
+    },
+    "conformalize": (
+        method(conformal.ConformalClassifier(), "conformalize"),
+        {"prediction": PREDICTION, "targets": LABELS, "groups": None, "weights": None},
+    ),
+    "predict_set": (
+        method(conformal.ConformalClassifier(confidence_level=0.5).conformalize(PREDICTION, LABELS), "predict_set"),
+        {"prediction": PREDICTION, "groups": None, "weights": None},
+    ),
     "calibrator": (
         calibration.VectorScaling(on="draws").fit(PREDICTION, LABELS).forward,
         {"prediction": PREDICTION},
