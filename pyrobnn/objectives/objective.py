@@ -21,7 +21,7 @@ from pyrobnn.objectives.parts import Parts, check_finite, explaining_non_finite_
 from pyrobnn.objectives.tempering import Tempered
 from pyrobnn.objectives.terms import Evaluation, Run, Term, num_data, run_model
 from pyrobnn.objectives.training_draws import make_step
-from pyrobnn.objectives.vectorized import evaluate_members
+from pyrobnn.objectives.vectorized import evaluate_members, fall_back
 from pyrobnn.steps import Step
 
 __all__ = ["Objective"]
@@ -139,13 +139,20 @@ class Objective(TraceMeanField_ELBO):
         step, groups = (guide, 1) if isinstance(guide, Step) else self.step(model, guide)
         losses = self.losses(model, step, args, kwargs or {}, groups=groups, guide=guide)
         several = bool(self._after_terms) or groups > 1 or step.num_samples(self.num_particles) > 1
-        found = []
+        untried = step.vectorized and not step.differentiated
+        found: list[Parts] = []
         with gradients_restored(model, guide) if several else contextlib.nullcontext():
             for parts in losses:
                 factor = (1.0 / parts.num_data if scale is None else scale) * parts.share
-                loss = parts.loss
-                if loss.requires_grad:
-                    (loss if factor == 1.0 else loss * factor).backward()
+                loss = parts.loss if factor == 1.0 else parts.loss * factor
+                if untried and step.vectorized and not found:
+                    if failure := _failure_of_backward(loss, model, guide):
+                        fall_back(step, failure)
+                        del loss, parts
+                        return self.backward(model, guide, args, kwargs, scale)
+                    step.differentiated = True
+                elif loss.requires_grad:
+                    loss.backward()
                 found.append(parts.detached())
             step.finish()
         self.num_steps += 1
@@ -269,6 +276,17 @@ class Objective(TraceMeanField_ELBO):
                 "group, or either of them 1."
             )
         return parts
+
+
+def _failure_of_backward(loss: Tensor, *modules: Any) -> Exception | None:
+    """Differentiates; returns the error if torch cannot, and then leaves the gradients as they were."""
+    try:
+        with gradients_restored(*modules):
+            if loss.requires_grad:
+                loss.backward()
+    except Exception as error:  # torch raises all kinds
+        return error
+    return None
 
 
 @contextlib.contextmanager

@@ -18,7 +18,7 @@ from pyrobnn.objectives.terms import num_data, observed_score
 from pyrobnn.steps import Step
 from pyrobnn.steps.normal_prior import is_fixed_normal
 
-__all__ = ["evaluate_members"]
+__all__ = ["evaluate_members", "fall_back"]
 
 
 def evaluate_members(
@@ -53,16 +53,25 @@ def evaluate_members(
     except ValueError:
         return None
     except Exception as error:  # torch raises all kinds
-        step.stop_vectorizing(error)
-        reason = str(error).strip().partition("\n")[0][:120]
-        warnings.warn(
-            "vmap: torch cannot run this model for all members at once, so they run one after another from now on, "
-            f"which gives the same but is slower; vmap=False says so ({reason}).",
-            stacklevel=2,
-        )
+        fall_back(step, error)
         return None
     messages, fixed = traced
     divergence = step.divergence(draws, fixed)
     values = {"log_likelihood": log_likelihood.mean(), "divergence": divergence.total + varying_divergence.mean()}
     parts = Parts(values, weights, num_data(model, messages), divergence_name=divergence.name)
     return parts if math.isfinite(float(parts.loss.detach())) else None
+
+
+def fall_back(step: Step, error: Exception) -> None:
+    """From now on members run one after another, since vmap cannot run the model or differentiate it; warns of it.
+
+    Raises:
+        ValueError: If vectorized runs were requested explicitly.
+    """
+    step.stop_vectorizing(error)
+    reason = str(error).strip().partition("\n")[0][:120]
+    warnings.warn(
+        "vmap: torch cannot run this model for all members at once, so they run one after another from now on, "
+        f"which gives the same but is slower; vmap=False says so ({reason}).",
+        stacklevel=3,
+    )

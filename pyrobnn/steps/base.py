@@ -31,10 +31,12 @@ class Step(ABC):
     Attributes:
         layout: The sites.
         vectorized: Whether :meth:`draw` makes all members of an ensemble at once (draws with a ``size``).
+        differentiated: Whether such a pass has been differentiated, after which errors of it are not caught.
     """
 
     layout: Layout
     vectorized: bool = False
+    differentiated: bool = False
 
     def num_samples(self, asked: int) -> int:
         """Number of draws in a training step of an objective with ``num_particles=asked``."""

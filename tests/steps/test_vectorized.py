@@ -131,6 +131,77 @@ def test_who_runs_together() -> None:
         runs(Branching(), vmap=True)
 
 
+class Halved(torch.autograd.Function):
+    """x / 2, whose forward runs under vmap and whose backward looks at numbers, which vmap cannot show."""
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        """Half of it."""
+        return 0.5 * x
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        """Nothing is kept."""
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, x: Tensor) -> tuple[Tensor, int]:
+        """All members at once."""
+        return UnbatchedBackward.apply(x), in_dims[0]
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        """Half of it."""
+        return 0.5 * gradient
+
+
+class UnbatchedBackward(torch.autograd.Function):
+    """x / 2, whose backward takes one member's gradient ``[B, 4]`` only."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        """Half of it."""
+        return 0.5 * x
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        """Half of it."""
+        if gradient.dim() != 2:
+            raise RuntimeError("no rule for the backward pass of a batch")
+        return 0.5 * gradient
+
+
+class Half(nn.Module):
+    """A layer with it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Half of it."""
+        return Halved.apply(x)
+
+
+def test_a_backward_pass_that_vmap_cannot_run_falls_back_to_the_loop() -> None:
+    """Gradients that were there stay, and those of the loop are added once."""
+    model = model_of(nn.Sequential(nn.Linear(3, 4), Half(), nn.Linear(4, 1)), likelihoods.Normal(0.5))
+    batch, guides = batch_for(model), []
+    for vmap in ("auto", False):
+        guide = DeltaMixture(model, 3, vmap=vmap).double()  # type: ignore[arg-type]
+        guides.append(guide)
+        if len(guides) == 2:
+            guide.load_state_dict(guides[0].state_dict())
+        guide.flat_loc.grad = torch.ones_like(guide.flat_loc)
+    elbo = ELBO()
+    with pytest.warns(UserWarning, match=r"vmap: torch cannot run .* says so \(no rule for the backward") as said:
+        elbo.backward(model, guides[0], batch)
+    assert len(said) == 1
+    elbo.backward(model, guides[0], batch)  # and says nothing
+    assert elbo.num_steps == 2
+    loop = ELBO()
+    loop.backward(model, guides[1], batch)
+    loop.backward(model, guides[1], batch)
+    torch.testing.assert_close(guides[0].flat_loc.grad, guides[1].flat_loc.grad)
+    with pytest.raises(ValueError, match=r"vmap: this model cannot be run vectorized .* use vmap=False"):
+        ELBO().backward(model, DeltaMixture(model, 3, vmap=True).double(), batch)
+
+
 def test_the_rule_for_auto(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
     small, large = torch.empty(8, 100_000), torch.empty(8, 100_001)
