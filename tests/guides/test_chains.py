@@ -14,14 +14,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from pyrobnn import likelihoods
+from pyrobnn import fit, likelihoods, recalibrate_batch_norm
 from pyrobnn.checkpoint import load, save
 from pyrobnn.diagnostics import to_arviz
-from pyrobnn.guides import Chains, Composite, MeanField
+from pyrobnn.guides import MAP, Chains, Composite, MeanField
 from pyrobnn.model.layout import Layout
 from pyrobnn.model.supervised import SupervisedModel
 from pyrobnn.prediction import PinnedDraws, predict
 from pyrobnn.reporting.description import describe
+from pyrobnn.sampling import SGLD, sample
 from tests.conformance.comparisons import assert_same
 from tests.conformance.guide_suite import EnsembleConformance
 from tests.guides.test_base import Sites
@@ -201,3 +202,30 @@ def test_there_is_no_density() -> None:
     guide = numbered(2, 2)
     with pytest.raises(NotImplementedError, match="Chains has no density of the site 'w'"):
         guide.log_prob(guide.sample(1))
+
+
+def test_the_draws_given_stay_as_they_are() -> None:
+    """Blocks are kept without a copy; nothing writes into them, and training is refused."""
+    model = SupervisedModel(nn.Sequential(nn.BatchNorm1d(2), nn.Linear(2, 1)), likelihoods.Normal(0.5), num_data=6)
+    torch.manual_seed(0)
+    x, y = torch.randn(6, 2), torch.randn(6, 1)
+    blocks = [torch.randn(k, 2, Layout.of(model).size) for k in (1, 2)]
+    before = [block.clone() for block in blocks]
+    guide = Chains(model, 2, 3, blocks)
+    with pytest.raises(TypeError, match="guide: Chains are draws of a finished run"):
+        fit(model, guide, [(x, y)], epochs=1, progress=False)
+    recalibrate_batch_norm(model, guide, [(x, y)])
+    for num_samples in (4, 6, 9):
+        for value in guide.sample(num_samples).values():
+            value.zero_()
+    predict(model, guide, x)
+    for values in (guide.chain_draws(1), guide.stacked(torch.arange(6)), guide.by_chain(), guide.starting_point()):
+        for value in values.values():
+            value.zero_()
+    start = dict(guide.starting_point())
+    further = sample(
+        model, (x, y), kernel=SGLD(1e-3), num_samples=2, num_chains=2, init=start, batch_norm="freeze", progress=False
+    )
+    assert not torch.equal(further.blocks[0][0], further.blocks[0][1])
+    fit(model, MAP(model, init=start), [(x, y)], epochs=1, progress=False)
+    assert all(torch.equal(block, old) for block, old in zip(blocks, before, strict=True))
