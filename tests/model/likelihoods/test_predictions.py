@@ -191,7 +191,7 @@ def test_intervals_cover_what_they_say(level: float) -> None:
 
 def gaussians(loc: list[float], scale: list[float], max_bytes: int = 2**20) -> MomentPrediction:
     """A draw for each mean and scale, at one input with one target."""
-    reduction = likelihoods.HeteroscedasticNormal().reduction(len(loc), keep=True, max_bytes=max_bytes)
+    reduction = likelihoods.Normal(1.0).reduction(len(loc), keep=True, max_bytes=max_bytes)
     reduction.add(
         {name: torch.tensor(v, dtype=torch.float64).view(-1, 1, 1) for name, v in (("loc", loc), ("scale", scale))}
     )
