@@ -12,12 +12,55 @@ data is never raised.
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-__all__ = ["centered", "fitted_parameters"]
+from pyrobnn.calibration.base import ClassCalibrator, On
+from pyrobnn.core.arguments import check_positive
+
+__all__ = ["LinearCalibrator", "centered", "fitted_parameters"]
+
+
+class LinearCalibrator(ClassCalibrator):
+    """Base class of calibrators with a weight and a bias; a subclass implements :meth:`mapped` and :meth:`identity`.
+
+    Args:
+        on: ``"mean"`` maps the averaged probabilities, ``"draws"`` those of each draw before they are averaged.
+        prior_scale: Standard deviation of a normal prior of the parameters around the identity; larger is freer.
+
+    Raises:
+        ValueError: If ``on`` is neither, or ``prior_scale`` is not positive.
+    """
+
+    weight: Tensor
+    bias: Tensor
+
+    def __init__(self, on: On = "mean", *, prior_scale: float = 1.0) -> None:
+        super().__init__("weight", "bias", on=on)
+        check_positive("prior_scale", prior_scale)
+        self.prior_scale = prior_scale
+
+    @staticmethod
+    @abstractmethod
+    def mapped(log_probs: Tensor, parameters: dict[str, Tensor]) -> Tensor:
+        """Log probabilities ``[..., C]`` under the map with these parameters."""
+
+    @staticmethod
+    @abstractmethod
+    def identity(bias: Tensor) -> dict[str, Tensor]:
+        """The parameters that change nothing, given a bias ``[C]`` of zeros."""
+
+    def transform(self, log_probs: Tensor) -> Tensor:
+        """Mapped and normalized."""
+        return self.mapped(log_probs, {"weight": self.weight.to(log_probs), "bias": self.bias.to(log_probs)})
+
+    def fit_to(self, log_probs: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """The parameters of least negative log posterior."""
+        start = self.identity(torch.zeros_like(log_probs[0, 0]))
+        return fitted_parameters(start, self.mapped, log_probs, labels, self.prior_scale)
 
 
 def centered(log_probs: Tensor) -> Tensor:

@@ -11,16 +11,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pyrobnn.calibration.base import ClassCalibrator, On
-from pyrobnn.calibration.linear import centered, fitted_parameters
-from pyrobnn.core.arguments import check_positive
+from pyrobnn.calibration.linear import LinearCalibrator, centered
 from pyrobnn.core.explanations import explained
 
 __all__ = ["MatrixScaling"]
 
 
 @explained
-class MatrixScaling(ClassCalibrator):
+class MatrixScaling(LinearCalibrator):
     """A linear map of the logits; classes must all occur in the calibration data.
 
     Args:
@@ -35,23 +33,10 @@ class MatrixScaling(ClassCalibrator):
         ValueError: If ``on`` is neither, or ``prior_scale`` is not positive.
     """
 
-    weight: Tensor
-    bias: Tensor
-
-    def __init__(self, on: On = "mean", *, prior_scale: float = 1.0) -> None:
-        super().__init__("weight", "bias", on=on)
-        check_positive("prior_scale", prior_scale)
-        self.prior_scale = prior_scale
-
-    def transform(self, log_probs: Tensor) -> Tensor:
-        """Mapped and normalized."""
-        return self.mapped(log_probs, {"weight": self.weight.to(log_probs), "bias": self.bias.to(log_probs)})
-
-    def fit_to(self, log_probs: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """Matrix and shifts of least negative log posterior."""
-        zeros = torch.zeros_like(log_probs[0, 0])
-        start = {"weight": torch.diag(zeros + 1.0), "bias": zeros}
-        return fitted_parameters(start, self.mapped, log_probs, labels, self.prior_scale)
+    @staticmethod
+    def identity(bias: Tensor) -> dict[str, Tensor]:
+        """The identity matrix, and no shifts."""
+        return {"weight": torch.diag(bias + 1.0), "bias": bias}
 
     @staticmethod
     def mapped(log_probs: Tensor, parameters: dict[str, Tensor]) -> Tensor:

@@ -11,16 +11,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pyrobnn.calibration.base import ClassCalibrator, On
-from pyrobnn.calibration.linear import centered, fitted_parameters
-from pyrobnn.core.arguments import check_positive
+from pyrobnn.calibration.linear import LinearCalibrator, centered
 from pyrobnn.core.explanations import explained
 
 __all__ = ["VectorScaling"]
 
 
 @explained
-class VectorScaling(ClassCalibrator):
+class VectorScaling(LinearCalibrator):
     """A factor and a shift for the logit of each class; classes must all occur in the calibration data.
 
     Args:
@@ -35,24 +33,12 @@ class VectorScaling(ClassCalibrator):
         ValueError: If ``on`` is neither, or ``prior_scale`` is not positive.
     """
 
-    weight: Tensor
-    bias: Tensor
+    @staticmethod
+    def identity(bias: Tensor) -> dict[str, Tensor]:
+        """Factors of 1, and no shifts."""
+        return {"weight": torch.ones_like(bias), "bias": bias}
 
-    def __init__(self, on: On = "mean", *, prior_scale: float = 1.0) -> None:
-        super().__init__("weight", "bias", on=on)
-        check_positive("prior_scale", prior_scale)
-        self.prior_scale = prior_scale
-
-    def transform(self, log_probs: Tensor) -> Tensor:
-        """Scaled, shifted and normalized."""
-        return _scaled(log_probs, {"weight": self.weight.to(log_probs), "bias": self.bias.to(log_probs)})
-
-    def fit_to(self, log_probs: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """Factors and shifts of least negative log posterior."""
-        ones = torch.ones_like(log_probs[0, 0])
-        start = {"weight": ones, "bias": torch.zeros_like(ones)}
-        return fitted_parameters(start, _scaled, log_probs, labels, self.prior_scale)
-
-
-def _scaled(log_probs: Tensor, parameters: dict[str, Tensor]) -> Tensor:
-    return (centered(log_probs) * parameters["weight"] + parameters["bias"]).log_softmax(-1)
+    @staticmethod
+    def mapped(log_probs: Tensor, parameters: dict[str, Tensor]) -> Tensor:
+        """Log probabilities ``[..., C]``, scaled, shifted and normalized."""
+        return (centered(log_probs) * parameters["weight"] + parameters["bias"]).log_softmax(-1)
