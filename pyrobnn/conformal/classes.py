@@ -82,10 +82,7 @@ class ConformalClassifier(ConformalPredictor):
         prediction, labels, mask = held_out_classes(_one_label(prediction), targets)
         classes = prediction.mean.shape[-1]
         if self.class_conditional:
-            if groups is not None or weights is not None:
-                raise ValueError(
-                    "groups: class_conditional=True has groups of its own; pass neither groups nor weights."
-                )
+            _refuse_others(groups, weights)
             if absent := sorted(set(range(classes)) - set(labels.unique().tolist())):
                 raise ValueError(f"targets: thresholds by class need data of each, and there are none of {absent[0]}.")
             groups = labels.to(mask.device)
@@ -119,8 +116,7 @@ class ConformalClassifier(ConformalPredictor):
         if not self.class_conditional:
             limits = self.thresholds(len(scores), groups, weights).unsqueeze(-1)
             return scores <= limits.to(scores.device)
-        if groups is not None or weights is not None:
-            raise ValueError("groups: class_conditional=True has groups of its own; pass neither groups nor weights.")
+        _refuse_others(groups, weights)
         classes = int(self.groups.max()) + 1
         if classes != scores.shape[-1]:
             raise ValueError(f"prediction: calibration had {classes} classes, got {scores.shape[-1]}.")
@@ -146,6 +142,11 @@ def _one_label(prediction: Prediction) -> ClassPrediction:
             "labels of one input are not exchangeable with those of others."
         )
     return found
+
+
+def _refuse_others(groups: Tensor | None, weights: Tensor | None) -> None:
+    if groups is not None or weights is not None:
+        raise ValueError("groups: class_conditional=True has groups of its own; pass neither groups nor weights.")
 
 
 def _selected(values: Tensor, mask: Tensor, name: str) -> Tensor:
