@@ -24,6 +24,7 @@ from pyrobnn.model.likelihoods import ClassLikelihood, Likelihood
 from pyrobnn.model.substitution import unscaled_score
 from pyrobnn.model.supervised import SupervisedModel
 from pyrobnn.training.checks import check_targets
+from pyrobnn.training.state import generators
 
 __all__ = ["Evaluation", "Rows", "evaluate", "same_random_state"]
 
@@ -216,9 +217,9 @@ def _joined(found: Sequence[Tensor], targets: Sequence[Tensor], likelihood: Like
 @contextlib.contextmanager
 def same_random_state(*loaders: Any) -> Iterator[None]:
     """Leaves the random state of torch, numpy, Python and the loaders as it was."""
-    generators = [g for loader in loaders if (g := getattr(loader, "generator", None)) is not None]
-    state = random_state.read_all(generators)
+    found = generators(*loaders)
+    state = random_state.read_all(found)
     try:
         yield
     finally:
-        random_state.write_all(state, generators)
+        random_state.write_all(state, found)

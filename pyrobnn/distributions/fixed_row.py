@@ -14,6 +14,8 @@ from torch.distributions import biject_to
 from torch.distributions.constraints import Constraint, independent, real
 from torch.distributions.transforms import ComposeTransform, Transform
 
+from pyrobnn.distributions.independent import base_constraint
+
 __all__ = ["FixedRow", "InsertRow", "without_row"]
 
 
@@ -122,9 +124,7 @@ class FixedRow(dist.TransformedDistribution):
 
 @biject_to.register(_RowIsFixed)
 def _(constraint: _RowIsFixed) -> Transform:
-    elements: Any = constraint.others
-    while hasattr(elements, "base_constraint"):
-        elements = elements.base_constraint
+    elements = base_constraint(constraint.others)
     others = independent(elements, 2)
     insert = InsertRow(others, constraint.index, constraint.row)
     return insert if elements is real else ComposeTransform([biject_to(others), insert])

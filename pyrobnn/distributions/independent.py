@@ -1,12 +1,20 @@
-"""Distributions without their event dimensions."""
+"""Distributions and supports without their event dimensions."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from torch.distributions import Independent
+from torch.distributions.constraints import Constraint
 
-__all__ = ["base_distribution"]
+__all__ = ["base_constraint", "base_distribution"]
+
+
+def base_constraint(support: Any) -> Constraint:
+    """The constraint of single elements: the wrappers for event dimensions and mixtures taken off."""
+    while hasattr(support, "base_constraint"):
+        support = support.base_constraint
+    return support
 
 
 def base_distribution(distribution: Any) -> Any:

@@ -20,7 +20,7 @@ from pyro.distributions import constraints
 from torch import Tensor, nn
 
 from pyrobnn.core.explanations import explained
-from pyrobnn.distributions.independent import base_distribution
+from pyrobnn.distributions.independent import base_constraint, base_distribution
 
 __all__ = ["FixedPrior", "Prior", "elementwise_support", "is_real"]
 
@@ -223,10 +223,7 @@ def is_positive(distribution: dist.Distribution) -> bool:
 
 def elementwise_support(distribution: dist.Distribution) -> constraints.Constraint:
     """The distribution's support, without the wrappers for event dimensions and mixtures."""
-    support = distribution.support
-    while hasattr(support, "base_constraint"):
-        support = support.base_constraint
-    return support
+    return base_constraint(distribution.support)
 
 
 def is_real(distribution: dist.Distribution) -> bool:
