@@ -1,4 +1,4 @@
-"""What a Pyro model may declare beside being callable: its latent sites, the number of its data, a default prior.
+"""What a Pyro model may declare beside being callable: sites, number of data, likelihood, outputs, default prior.
 
 Models of this library declare them; for any other Pyro model the functions here return None. This is the only module
 that looks for these attributes.
@@ -9,7 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["declared_num_data", "declares_default_prior", "example_if_needed", "latent_sampler"]
+__all__ = [
+    "declared_likelihood",
+    "declared_num_data",
+    "declared_outputs",
+    "declares_default_prior",
+    "example_if_needed",
+    "latent_sampler",
+]
 
 
 def latent_sampler(model: Any) -> Callable[[], Any] | None:
@@ -31,3 +38,13 @@ def declared_num_data(model: Any) -> int | None:
     """The number N of training data that the model declares as ``num_data``; None if it declares none."""
     declared = getattr(model, "num_data", None)
     return declared if isinstance(declared, int) else None
+
+
+def declared_likelihood(model: Any) -> Any:
+    """What the model declares as its ``likelihood``; None if it declares none."""
+    return getattr(model, "likelihood", None)
+
+
+def declared_outputs(model: Any) -> Callable[[Any], Any] | None:
+    """The model's method ``predictive``, from inputs to the network's outputs; None if it has none."""
+    return getattr(model, "predictive", None)

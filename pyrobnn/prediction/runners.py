@@ -15,7 +15,7 @@ from pyrobnn.core import random_state
 from pyrobnn.core.attention import attention_under_vmap
 from pyrobnn.core.trees import leaves, refuse_arrays, to_device
 from pyrobnn.model.bayesianize import BayesianModule, evaluating, frozen_buffers
-from pyrobnn.model.declarations import latent_sampler
+from pyrobnn.model.declarations import declared_likelihood, latent_sampler
 from pyrobnn.model.draws import Draws, installed_buffers
 from pyrobnn.model.likelihoods import Likelihood
 from pyrobnn.model.substitution import SubstituteMessenger
@@ -53,7 +53,7 @@ class Runner:
         max_bytes: int,
         batch_size: int | None = None,
     ) -> None:
-        own = likelihood if likelihood is not None else getattr(model, "likelihood", None)
+        own = likelihood if likelihood is not None else declared_likelihood(model)
         if not isinstance(own, Likelihood):
             raise TypeError(
                 f"likelihood: {type(model).__name__} has no likelihood, which predictions "

@@ -19,7 +19,7 @@ from pyrobnn.core.precision import refuse_float16
 from pyrobnn.core.trees import leaves
 from pyrobnn.guides.base import check_guide
 from pyrobnn.model.bayesianize import evaluating, frozen_buffers
-from pyrobnn.model.declarations import declared_num_data
+from pyrobnn.model.declarations import declared_likelihood, declared_num_data, declared_outputs
 from pyrobnn.model.num_data import check_stated_rows
 from pyrobnn.objectives import Objective
 from pyrobnn.training.players import Player
@@ -145,8 +145,8 @@ def check_targets(model: Any, batch: Batch) -> None:
             "batch: it holds a tensor made under torch.inference_mode(), which no gradient can be computed with; make "
             "it under torch.no_grad(), or pass its clone()."
         )
-    likelihood = getattr(model, "likelihood", None)
-    if likelihood is None or not hasattr(model, "predictive"):
+    likelihood, outputs_of = declared_likelihood(model), declared_outputs(model)
+    if likelihood is None or outputs_of is None:
         return
     with torch.no_grad(), random_state.preserved(batch.device), evaluating(model), frozen_buffers(model):
-        likelihood.check_targets(model.predictive(batch.inputs), batch.targets)
+        likelihood.check_targets(outputs_of(batch.inputs), batch.targets)
