@@ -1,12 +1,24 @@
-"""Filling modules, and tensors by name, from plain dicts of tensors."""
+"""Filling modules, and tensors by name, from plain dicts of tensors; training modes that come back."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 from torch import Tensor, nn
 
-__all__ = ["fill", "fill_tensors"]
+__all__ = ["fill", "fill_tensors", "modes_restored"]
+
+
+@contextmanager
+def modes_restored(module: nn.Module) -> Iterator[None]:
+    """After the block the module and all in it are in training or evaluation mode as they were before it."""
+    modes = [(part, part.training) for part in module.modules()]
+    try:
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training
 
 
 def fill(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:

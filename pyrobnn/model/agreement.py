@@ -12,12 +12,12 @@ from typing import Any
 
 import torch
 from pyro.poutine.util import site_is_subsample
-from torch import Tensor, nn
+from torch import Tensor
 
 from pyrobnn.core.handlers import ExclusiveMessenger, validation_enabled
 from pyrobnn.model.declarations import latent_sampler
 from pyrobnn.model.layout import Site
-from pyrobnn.model.stochastic import StochasticModule
+from pyrobnn.model.stochastic import stored_values
 
 __all__ = ["check_draws", "check_given", "check_layout", "check_shape", "latent_shapes"]
 
@@ -199,10 +199,4 @@ def _check_names(argument: str, expected: Iterable[str], found: Iterable[str], p
 
 
 def _precisions(model: Any) -> dict[str, torch.dtype]:
-    modules = model.modules() if isinstance(model, nn.Module) else ()
-    return {
-        name: value.dtype
-        for module in modules
-        if isinstance(module, StochasticModule)
-        for name, value in module.initial_values().items()
-    }
+    return {name: value.dtype for name, value in stored_values(model).items()}

@@ -19,6 +19,7 @@ from torch.func import functional_call
 from pyrobnn.core.attention import attention_as_trained
 from pyrobnn.core.exclusive import exclusive
 from pyrobnn.core.explanations import explained
+from pyrobnn.core.module_state import modes_restored
 from pyrobnn.core.pyro_compat import full_name
 from pyrobnn.model.declarations import declares_default_prior
 from pyrobnn.model.inputs import with_inputs_kept
@@ -197,12 +198,7 @@ def exchanged_buffers(others: Iterable[tuple[nn.Module, str, Tensor]]) -> Iterat
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Evaluation mode for the block, with attention as in training; each module's own mode is restored after it."""
-    with exclusive():  # other threads would see it
-        modes = [(module, module.training) for module in model.modules()]
+    with exclusive(), modes_restored(model):  # other threads would see it
         model.eval()
-        try:
-            with attention_as_trained():
-                yield
-        finally:
-            for module, training in modes:
-                module.training = training
+        with attention_as_trained():
+            yield

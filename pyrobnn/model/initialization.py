@@ -20,7 +20,7 @@ from pyrobnn.model.bayesianize import BayesianModule, bayesian_modules
 from pyrobnn.model.draws import Draws
 from pyrobnn.model.layout import Site
 from pyrobnn.model.network_copy import copied
-from pyrobnn.model.stochastic import StochasticModule
+from pyrobnn.model.stochastic import stored_values
 
 __all__ = [
     "Init",
@@ -70,7 +70,7 @@ def initial_values(model: Any, sites: Mapping[str, Site], init: Init) -> dict[st
         ValueError: If it names a site that the model does not have, or a network does not fit the model's, or a given
             value has the wrong shape, is not finite or lies outside its site's support.
     """
-    stored = _stored_values(model)
+    stored = stored_values(model)
     given = _given_values(model, sites, stored, init)
     values = {}
     for site in sites.values():
@@ -192,16 +192,6 @@ def refuse_other_buffers(model: Any, given: Mapping[str, Tensor]) -> None:
                 "model's is used; build the model with that network, or start from the values alone, dict(draws), and "
                 "train, or re-estimate the statistics with recalibrate_batch_norm."
             )
-
-
-def _stored_values(model: Any) -> dict[str, Tensor]:
-    """The weights that networks were converted with."""
-    stored: dict[str, Tensor] = {}
-    if isinstance(model, nn.Module):
-        for module in model.modules():
-            if isinstance(module, StochasticModule):
-                stored.update(module.initial_values())
-    return stored
 
 
 def _given_values(model: Any, sites: Mapping[str, Site], stored: dict[str, Tensor], init: Init) -> Mapping[str, Any]:

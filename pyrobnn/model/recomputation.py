@@ -16,6 +16,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from pyrobnn.core.module_state import modes_restored
 from pyrobnn.core.pyro_compat import intercept_checkpoints, is_in_transform
 
 __all__ = ["Substitution", "keeping_activations"]
@@ -54,7 +55,9 @@ class Substitution:
         def again(*args: Any, **kwargs: Any) -> Any:
             held = {f"net.{name}": value for name, value in self.weights.items()}
             held |= {f"net.{name}": buffer.clone() for name, buffer in buffers.items()}
-            with _modes(modes), Substitution(self.network, self.weights):
+            with modes_restored(self.network), Substitution(self.network, self.weights):
+                for module, training in modes:
+                    module.training = training
                 return functional_call(runner, held, (function, args, kwargs), tie_weights=False)
 
         return again
@@ -91,15 +94,3 @@ class _Runner(nn.Module):
 
     def forward(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return function(*args, **kwargs)
-
-
-@contextlib.contextmanager
-def _modes(modes: list[tuple[nn.Module, bool]]) -> Iterator[None]:
-    now = [(module, module.training) for module, _ in modes]
-    try:
-        for module, training in modes:
-            module.training = training
-        yield
-    finally:
-        for module, training in now:
-            module.training = training

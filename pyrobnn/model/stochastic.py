@@ -16,7 +16,7 @@ from pyrobnn.core.pyro_compat import announce_parameter, full_name, is_handler_a
 from pyrobnn.model.priors import Prior
 from pyrobnn.model.substitution import direct_handler
 
-__all__ = ["StochasticModule"]
+__all__ = ["StochasticModule", "stored_values"]
 
 
 class _ReadPrior:
@@ -99,3 +99,13 @@ class StochasticModule(PyroModule):
         with torch.no_grad():
             self._initial = {name: fn(value) for name, value in self._initial.items()}
         return self
+
+
+def stored_values(model: object) -> dict[str, Tensor]:
+    """Where the sites of all these modules in a model start, such as the weights that networks were converted with."""
+    stored: dict[str, Tensor] = {}
+    if isinstance(model, nn.Module):
+        for module in model.modules():
+            if isinstance(module, StochasticModule):
+                stored.update(module.initial_values())
+    return stored

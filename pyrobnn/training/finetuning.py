@@ -26,6 +26,7 @@ from pyrobnn.core.arguments import check_non_negative, check_positive, check_pos
 from pyrobnn.core.batches import Batch
 from pyrobnn.core.explanations import explained
 from pyrobnn.core.gradient_modes import gradients_enabled, refuse_inference_tensors
+from pyrobnn.core.module_state import modes_restored
 from pyrobnn.estimators import EstimatorSpec, PerGroup
 from pyrobnn.guides import DeltaMixture, Guide, LowRankEnsemble, MeanField
 from pyrobnn.guides.base import check_guide
@@ -279,16 +280,12 @@ def _without_noise(
 def _is_noisy(model: SupervisedModel, network: nn.Module, loader: Iterable[Any], reader: Any) -> bool:
     """Whether two runs of the network in training mode, with the same weights and batch, differ."""
     device = next(network.parameters()).device
-    modes = [(module, module.training) for module in network.modules()]
     with torch.no_grad(), random_state.preserved(device), frozen_buffers(model):
         for raw in loader:
             inputs = Batch.read(raw, device, reader).inputs
-            try:
+            with modes_restored(network):
                 network.train()
                 first, second = (model.select(run_network(network, inputs)) for _ in range(2))
-            finally:
-                for module, training in modes:
-                    module.training = training
             return not torch.allclose(first, second, rtol=1e-3, atol=1e-3 * float(first.std(correction=0)))
     return False
 
