@@ -10,7 +10,7 @@ from pyrobnn.core import schema
 from pyrobnn.core.batches import Batch
 from pyrobnn.core.trees import leaves
 
-__all__ = ["FORM", "Form", "common_form", "different_form", "form_of"]
+__all__ = ["FORM", "Form", "check_form", "common_form", "form_of"]
 
 Form: TypeAlias = list[list[Any]]
 """For each leaf of inputs and targets its dtype or class, and its sizes; None for those that differ between batches."""
@@ -41,16 +41,24 @@ def common_form(first: Form | None, second: Form) -> Form:
     ]
 
 
-def different_form(was: Form, now: Form, *, sizes: bool = True) -> str | None:
-    """In words, how batches differ from those of before; None if they do not.
+def check_form(argument: str, was: Form | None, now: Form | None, *, sizes: bool = True) -> None:
+    """Refuses batches that differ from those that a resumed run began with.
 
     Args:
-        was: The form of all batches of before.
-        now: The form of batches now.
+        argument: What the error names.
+        was: The form of all batches of before; None or empty if that is not known.
+        now: The form of batches now, likewise.
         sizes: Whether sizes are compared, too.
+
+    Raises:
+        ValueError: If they differ.
     """
-    if not was or not now:
-        return None
+    if was and now and (difference := _difference(was, now, sizes)) is not None:
+        raise ValueError(f"{argument}: {difference}; a run is resumed with the data that it began with.")
+
+
+def _difference(was: Form, now: Form, sizes: bool) -> str | None:
+    """In words, how batches differ from those of before; None if they do not."""
     if len(was) != len(now):
         return f"a batch held {len(was)} tensors, but now it holds {len(now)}"
     for index, ((kind, old), (other, new)) in enumerate(zip(was, now, strict=True)):

@@ -107,7 +107,7 @@ def write(
     check_regular(directory / kind.document, argument)
     previous = _named_file(directory, kind)
     try:
-        _remove_leftovers(directory, kind, previous)
+        _remove_leftovers(directory, kind, {previous})
         safetensors.torch.save_file(storable, data)
         _flush(data)
         document = {
@@ -125,7 +125,7 @@ def write(
     except (OSError, SafetensorError) as error:
         raise OSError(f"{argument}: could not write to {directory} ({error}); what was there is untouched.") from error
     finally:
-        _remove_leftovers(directory, kind, previous)
+        _remove_leftovers(directory, kind, {_named_file(directory, kind), previous})
 
 
 def _storable(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -177,9 +177,8 @@ def _named_file(directory: Path, kind: Document) -> str | None:
         return ""
 
 
-def _remove_leftovers(directory: Path, kind: Document, previous: str | None) -> None:
-    """Removes the tensor files that neither the present nor the previous document names, and drafts."""
-    kept = {_named_file(directory, kind), previous}
+def _remove_leftovers(directory: Path, kind: Document, kept: set[str | None]) -> None:
+    """Removes drafts, and the tensor files but for those ``kept``, which documents name."""
     if "" in kept:
         return  # a damaged document: nothing is deleted
     token = "[0-9a-f]" * 8

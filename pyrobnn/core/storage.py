@@ -71,6 +71,19 @@ def load_state(path: str | os.PathLike[str], argument: str = "path") -> Any:
 
 
 @contextlib.contextmanager
+def described(argument: str, directory: str | os.PathLike[str], kind: str) -> Iterator[None]:
+    """A state that is not described as it should be, as the block finds, is none of this kind of run.
+
+    Raises:
+        CheckpointError: If the block raises :class:`~pyrobnn.core.schema.Mismatch`.
+    """
+    try:
+        yield
+    except schema.Mismatch as error:
+        raise CheckpointError(f"{argument}: {directory} holds no state of a {kind} run: {error}.") from error
+
+
+@contextlib.contextmanager
 def restoring(argument: str, directory: str | os.PathLike[str]) -> Iterator[None]:
     """Whatever a loaded state leads to in the block is an error of the state.
 

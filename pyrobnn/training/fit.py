@@ -144,11 +144,14 @@ def fit(
         if device is not None:
             model.to(device)
             guide.to(device)
+        further = [parameter for player in players for parameter in player.parameters]
+        made = make_optimizer(model, guide, optimizer, lr, scale_lr, further)
         run = Run(
             model,
             guide,
             elbo or ELBO(),
-            make_optimizer(model, guide, optimizer, lr, scale_lr, [p for player in players for p in player.parameters]),
+            made,
+            LearningRates(scheduler, made, scheduler_per),
             loader,
             validation=validation,
             clip_norm=clip_norm,
@@ -157,7 +160,6 @@ def fit(
             epochs=default_epochs(loader) if epochs is None else epochs,
             players=players,
         )
-        run.rates = LearningRates(scheduler, run.optimizer, scheduler_per)
         patience = default_patience(run.epochs) if early_stopping and patience is None else patience
         with recorded(run, directory, resume), denormals_as_zero():
             run.rates.check(run.epochs, num_batches(loader))

@@ -15,7 +15,7 @@ from pyrobnn.core import random_state, schema
 from pyrobnn.core.batch_form import FORM
 from pyrobnn.core.files import CheckpointError
 from pyrobnn.core.locks import locked
-from pyrobnn.core.storage import STATE, load_state, restoring, write_state
+from pyrobnn.core.storage import STATE, described, load_state, restoring, write_state
 from pyrobnn.model.declarations import declared_num_data
 from pyrobnn.model.num_data import stated_rows
 from pyrobnn.training.history import History
@@ -136,10 +136,8 @@ def write_run(run: Run, state: Any, directory: Path) -> None:
         CheckpointError: If it is damaged.
         ValueError: If the state is that of another model, guide, optimizer, scheduler or loader.
     """
-    try:
+    with described("checkpoint", directory, "training"):
         _RUN(state, "state")
-    except schema.Mismatch as error:
-        raise CheckpointError(f"checkpoint: {directory} holds no state of a training run: {error}.") from error
     _check_same(run, state)
     before = copy.deepcopy(read_run(run))
     try:

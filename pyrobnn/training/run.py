@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from pyrobnn.core import random_state
-from pyrobnn.core.batch_form import Form, common_form, different_form, form_of
+from pyrobnn.core.batch_form import Form, check_form, common_form, form_of
 from pyrobnn.core.batches import Batch, Reader
 from pyrobnn.core.handlers import validation_enabled
 from pyrobnn.guides.base import Guide
@@ -89,16 +89,16 @@ class Run:
         previous: The last batch that a step was taken on.
         reader: How to read what loaders yield.
         players: Further objectives with optimizers of their own.
-        rates: The learning-rate schedule, if there is one.
+        rates: The learning-rate schedule.
     """
 
     model: nn.Module
     guide: Guide
     elbo: Objective
     optimizer: Optimizer | PyroOptim
+    rates: LearningRates
     loader: Iterable[Any]
     validation: Iterable[Any] | None = None
-    rates: LearningRates | None = None
     clip_norm: float | None = None
     device: torch.device | str | None = None
     history: History = field(default_factory=History)
@@ -120,7 +120,7 @@ class Run:
     @property
     def scheduler(self) -> LRScheduler | None:
         """torch's schedule, if there is one."""
-        return None if self.rates is None else self.rates.scheduler
+        return self.rates.scheduler
 
     @property
     def is_finished(self) -> bool:
@@ -142,7 +142,7 @@ class Run:
                 initialize_likelihood(self.model, batch.targets)
                 self.form = common_form(self.form, form_of(batch))
             elif index == 0:
-                self._check_form(form_of(batch))
+                check_form("loader", self.form, form_of(batch))
             parts = self._step(batch, index, good)
             rows += batch.rows
             for name, value in (parts.per_datum() | self._play(batch, index, good)).items():
@@ -165,13 +165,8 @@ class Run:
             entries["learning_rate"] = float(self.optimizer.param_groups[0]["lr"])
         if self.validation is not None:
             entries["validation"] = self._validate(self.validation)
-        if self.rates is not None:
-            self.rates.after_epoch(entries.get("validation", entries["elbo"]))
+        self.rates.after_epoch(entries.get("validation", entries["elbo"]))
         self.history.append(entries | {"seconds": time.perf_counter() - started})
-
-    def _check_form(self, form: Form) -> None:
-        if self.form and (difference := different_form(self.form, form)) is not None:
-            raise ValueError(f"loader: {difference}; a run is resumed with the data that it began with.")
 
     def _step(self, batch: Batch, index: int, good: Tensors) -> Parts:
         try:
@@ -185,8 +180,7 @@ class Run:
                 raise
             self._fail(hidden, index, good, cause=error)
         self.history.steps += 1
-        if self.rates is not None:
-            self.rates.after_step()
+        self.rates.after_step()
         self.previous = batch
         return parts
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pyrobnn.core import random_state
-from pyrobnn.core.batch_form import Form, common_form, different_form, form_of
+from pyrobnn.core.batch_form import Form, check_form, common_form, form_of
 from pyrobnn.core.batches import Batch, Reader
 from pyrobnn.core.finite import check_inputs
 from pyrobnn.core.handlers import validation_enabled
@@ -133,9 +133,7 @@ class Batches:
         Raises:
             ValueError: If they were of another form.
         """
-        was, now, is_seen = position["form"], self.form, self._is_one or position["epoch"] > 0
-        if was and now and (difference := different_form(was, now, sizes=is_seen)) is not None:
-            raise ValueError(f"data: {difference}; a run is resumed with the data that it began with.")
+        check_form("data", position["form"], self.form, sizes=self._is_one or position["epoch"] > 0)
 
     def write(self, position: dict[str, Any]) -> None:
         """Restores a position of :meth:`read` by iterating the loader up to it; changes the random state."""

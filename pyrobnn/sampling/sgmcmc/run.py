@@ -14,10 +14,9 @@ from tqdm.auto import tqdm
 from pyrobnn.core import random_state, schema
 from pyrobnn.core.batch_form import FORM
 from pyrobnn.core.batches import Reader
-from pyrobnn.core.files import CheckpointError
 from pyrobnn.core.handlers import validation_enabled
 from pyrobnn.core.module_state import fill_tensors
-from pyrobnn.core.storage import restoring
+from pyrobnn.core.storage import described, restoring
 from pyrobnn.model.declarations import declared_num_data, example_if_needed
 from pyrobnn.model.layout import Layout
 from pyrobnn.objectives.parts import NonFiniteLossError
@@ -195,10 +194,8 @@ class Run:
             CheckpointError: If the state is damaged.
             ValueError: If it is that of a run with other settings.
         """
-        try:
+        with described("directory", store.directory, "sampling"):
             _STATE(state, "state.run")
-        except schema.Mismatch as error:
-            raise CheckpointError(f"directory: {store.directory} holds no state of a sampling run: {error}.") from error
         settings = self.settings()
         if differing := [name for name, value in settings.items() if state["settings"].get(name) != value]:
             name = differing[0]

@@ -14,7 +14,7 @@ from torch import Tensor
 from pyrobnn.core import schema
 from pyrobnn.core.files import CheckpointError, check_directory
 from pyrobnn.core.locks import locked
-from pyrobnn.core.storage import STATE, load_state, write_state
+from pyrobnn.core.storage import STATE, described, load_state, write_state
 from pyrobnn.guides.chains import Chains
 from pyrobnn.sampling.sgmcmc.shards import RECORD, Shard, read_shard
 
@@ -123,13 +123,11 @@ class DiskStore:
             CheckpointError: If it is damaged or of another kind.
         """
         state = load_state(self.directory, "directory")
-        try:
+        with described("directory", self.directory, "sampling"):
             _STATE(state, "state")
             rows = [record["rows"] for record in state["shards"]]
             if not sum(rows[:-1]) <= state["kept"] <= sum(rows):
                 raise schema.Mismatch("state.kept", f"at most {sum(rows)} draws in shards of {rows}", state["kept"])
-        except schema.Mismatch as error:
-            raise CheckpointError(f"directory: {self.directory} holds no state of a sampling run: {error}.") from error
         self.kept, self._records, self._shard = state["kept"], state["shards"], None
         return state["run"]
 
