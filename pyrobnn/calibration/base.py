@@ -139,17 +139,7 @@ class ClassCalibrator(Fitted):
 def _of_draws(prediction: ClassPrediction, log_probs: Tensor) -> ClassPrediction:
     reduction = ClassReduction(prediction.likelihood, len(log_probs), keep=True, max_bytes=1)  # type: ignore[arg-type]
     reduction.add({"log_probs": log_probs})
-    found = reduction.finish(prediction.targets)
-    return replace(
-        prediction,
-        mean=found.mean,
-        total=found.total,
-        aleatoric=found.aleatoric,
-        epistemic=found.epistemic,
-        variation_ratio=found.variation_ratio,
-        parameters=found.parameters,
-        log_mean=found.log_mean,
-    )
+    return reduction.finish(prediction.targets)
 
 
 def _of_mean(prediction: ClassPrediction, log_mean: Tensor) -> ClassPrediction:

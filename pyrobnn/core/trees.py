@@ -55,6 +55,11 @@ def leaves(tree: Any) -> Iterator[Any]:
         yield tree
 
 
+def is_empty(tree: Any) -> bool:
+    """Whether the tree holds nothing but tensors without rows."""
+    return all(isinstance(leaf, Tensor) and leaf.dim() and not len(leaf) for leaf in leaves(tree))
+
+
 def refuse_arrays(tree: Any, what: str) -> None:
     """Refuses NumPy arrays, of which only the caller knows the dtype that the network takes.
 

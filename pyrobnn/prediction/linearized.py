@@ -30,12 +30,12 @@ import torch
 from torch import Tensor, nn
 
 from pyrobnn.core.gradient_modes import gradients_enabled, ordinary
-from pyrobnn.core.trees import leaves, map_leaves
+from pyrobnn.core.trees import is_empty, map_leaves
 from pyrobnn.curvature import Derivatives
 from pyrobnn.guides.base import Guide
 from pyrobnn.model.agreement import check_given
 from pyrobnn.model.bayesianize import evaluating, frozen_buffers
-from pyrobnn.model.likelihoods import ClassLikelihood, Likelihood
+from pyrobnn.model.likelihoods import ClassLikelihood
 from pyrobnn.model.likelihoods.predictions import ClassPrediction, Prediction
 from pyrobnn.model.substitution import SubstituteMessenger
 from pyrobnn.model.supervised import SupervisedModel
@@ -133,7 +133,7 @@ class LinearizedPredictor:
         Raises:
             ValueError: If there are no inputs.
         """
-        if all(isinstance(leaf, Tensor) and leaf.dim() and not len(leaf) for leaf in leaves(x)):
+        if is_empty(x):
             raise ValueError("x: it holds no inputs.")
         x = map_leaves(_ordinary, inputs_on(x, next(iter(self.values.values())).device))
         with gradients_enabled(), torch.no_grad(), evaluating(self.model), frozen_buffers(self.model):
@@ -147,9 +147,8 @@ class LinearizedPredictor:
     @property
     def _is_sampled(self) -> bool:
         """Whether predictions are made of draws alone, whatever the outputs."""
-        no_closed_form = type(self.likelihood).closed_form is Likelihood.closed_form
         is_probit = self.options.link == "probit" and isinstance(self.likelihood, ClassLikelihood)
-        return (no_closed_form or self.options.return_draws) and not is_probit
+        return (not self.likelihood.has_closed_form or self.options.return_draws) and not is_probit
 
     def _without_jacobians(self, x: Any, outputs: Tensor) -> Prediction:
         """The prediction where the Jacobian of one input is too large: a product with it for each draw."""

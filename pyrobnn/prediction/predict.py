@@ -8,6 +8,7 @@ by draw.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sized
 from typing import Any, get_args
 
@@ -16,11 +17,11 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 from tqdm.auto import tqdm
 
-from pyrobnn.core.arguments import check_positive_int
+from pyrobnn.core.arguments import check_int, check_positive_int
 from pyrobnn.core.batches import Batch, Reader, inputs_of
 from pyrobnn.core.explanations import explained
 from pyrobnn.core.finite import check_inputs
-from pyrobnn.core.trees import leaves, refuse_arrays
+from pyrobnn.core.trees import is_empty, refuse_arrays
 from pyrobnn.guides.base import Guide
 from pyrobnn.model.likelihoods import Likelihood
 from pyrobnn.model.likelihoods.predictions import Prediction
@@ -156,8 +157,8 @@ def predict_batches(
     """
     check_posterior(model, guide)
     check_positive_int("max_bytes", max_bytes)
-    if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
-        raise ValueError(f"seed: expected an int, got {seed!r}.")
+    if seed is not None:
+        check_int("seed", seed, -math.inf)
     for name, given, known in (("link", link, get_args(Link)), ("method", method, get_args(Method))):
         if given not in known:
             raise ValueError(f"{name}: expected {' or '.join(map(repr, known))}, got {given!r}.")
@@ -183,7 +184,7 @@ def predict_batches(
         prediction = predicted(x, y)
         if y is not None:
             check_rows(y, prediction.mean)
-            check_second_entry(model, x, y, prediction.predicted.shape, prediction.likelihood)
+            check_second_entry(model, x, y, prediction.target_shape, prediction.likelihood)
         yield prediction, y
 
 
@@ -201,8 +202,7 @@ def _factory(predictor: str | PredictorFactory | None, guide: Any) -> PredictorF
 def _blocks(data: Any, reader: Reader | None) -> tuple[Iterable[tuple[Any, Any]], int | None]:
     """The inputs batch by batch, ``(x, y or None)``, and how many batches there are if known."""
     if isinstance(data, Tensor | tuple | Mapping | PackedSequence):
-        empty = all(isinstance(leaf, Tensor) and leaf.dim() and not len(leaf) for leaf in leaves(data))
-        return ([], 0) if empty else ([(data, None)], 1)
+        return ([], 0) if is_empty(data) else ([(data, None)], 1)
     if isinstance(data, Batch):
         return [(data.inputs, data.targets)], 1
     if isinstance(data, np.ndarray):

@@ -46,10 +46,11 @@ def check_second_entry(
     Raises:
         ValueError: If it is such a one, so that what is meant is not known.
     """
-    if not isinstance(y, Tensor) or not _takes_more(model, x):
+    if not isinstance(y, Tensor):
         return
     is_class = isinstance(likelihood, ClassLikelihood)
-    if y.shape == shape and y.dtype != torch.bool and not (is_class and y.is_floating_point()):
+    are_targets = y.shape == shape and y.dtype != torch.bool and not (is_class and y.is_floating_point())
+    if are_targets or not _takes_more(model, x):
         return
     raise ValueError(
         f"{argument}: a batch of two entries is read as (x, y), but the second, of shape {list(y.shape)} and "

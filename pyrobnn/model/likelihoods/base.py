@@ -142,6 +142,11 @@ class Likelihood(StochasticModule, metaclass=AbstractModuleMeta):  # type: ignor
         """
         return MomentReduction(self, num_samples, keep=keep, max_bytes=max_bytes)
 
+    @property
+    def has_closed_form(self) -> bool:
+        """Whether :meth:`closed_form` gives a prediction."""
+        return type(self).closed_form is not Likelihood.closed_form
+
     def closed_form(self, outputs: Tensor, covariance: Tensor, num_samples: int) -> Prediction | None:
         """The predictive under Gaussian network outputs, or None if it has no closed form.
 
@@ -161,10 +166,10 @@ class Likelihood(StochasticModule, metaclass=AbstractModuleMeta):  # type: ignor
         return sampled_information(self, outputs)
 
     def rescaled(self, parameters: Mapping[str, Tensor], loc: Tensor, scale: Tensor) -> dict[str, Tensor]:
-        """The parameters of the distribution of ``loc + scale · y``; by default of families with ``loc`` and ``scale``.
+        """The parameters of the distribution of ``loc + scale · y``; by default with ``loc`` and ``scale``.
 
         Raises:
-            ValueError: If the family is no other.
+            ValueError: If the parameters are not ``loc`` and ``scale``.
         """
         if set(parameters) != {"loc", "scale"}:
             raise ValueError(

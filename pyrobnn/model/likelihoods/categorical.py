@@ -16,7 +16,7 @@ from pyrobnn.distributions.softmax import Softmax
 from pyrobnn.model.likelihoods.classes import ClassLikelihood
 from pyrobnn.model.likelihoods.information import FisherInformation
 from pyrobnn.model.likelihoods.reductions import widened
-from pyrobnn.model.likelihoods.supports import check_labels
+from pyrobnn.model.likelihoods.supports import check_ignore_index, check_labels
 
 __all__ = ["Categorical"]
 
@@ -44,8 +44,7 @@ class Categorical(ClassLikelihood):
         self, class_dim: int = -1, *, ignore_index: int | None = None, class_weight: Tensor | list[float] | None = None
     ) -> None:
         super().__init__()
-        if ignore_index is not None and (isinstance(ignore_index, bool) or not isinstance(ignore_index, int)):
-            raise TypeError(f"ignore_index: expected the label to ignore, an int, or None, got {ignore_index!r}.")
+        check_ignore_index(ignore_index)
         check_int("class_dim", class_dim, -math.inf)
         self.class_dim, self.ignore_index = class_dim, ignore_index
         self.register_buffer("class_weight", None if class_weight is None else _checked(class_weight))

@@ -135,9 +135,14 @@ class Normal(Likelihood):
             return super().fisher_information(outputs)
         return FisherInformation.of_independent(self._scale_of(outputs).square().reciprocal())
 
+    @property
+    def has_closed_form(self) -> bool:
+        """Not of a subclass, which may have another density."""
+        return type(self) is Normal
+
     def closed_form(self, outputs: Tensor, covariance: Tensor, num_samples: int) -> Prediction | None:
         """Gaussian: the outputs' covariance and the noise add up."""
-        if type(self) is not Normal:  # a subclass may have another density
+        if not self.has_closed_form:
             return None
         aleatoric = self._scale_of(outputs).square()
         epistemic = covariance.diagonal(dim1=-2, dim2=-1).reshape(outputs.shape)

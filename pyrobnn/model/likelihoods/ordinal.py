@@ -15,7 +15,7 @@ from pyrobnn.core.explanations import explained
 from pyrobnn.distributions.softmax import Softmax
 from pyrobnn.model.likelihoods.classes import ClassLikelihood
 from pyrobnn.model.likelihoods.information import FisherInformation
-from pyrobnn.model.likelihoods.supports import check_labels
+from pyrobnn.model.likelihoods.supports import check_ignore_index, check_labels
 
 __all__ = ["Ordinal"]
 
@@ -50,8 +50,7 @@ class Ordinal(ClassLikelihood):
         super().__init__()
         if (num_classes is None) == (thresholds is None):
             raise ValueError("num_classes: give the number of classes, or their fixed thresholds, and not both.")
-        if ignore_index is not None and (isinstance(ignore_index, bool) or not isinstance(ignore_index, int)):
-            raise TypeError(f"ignore_index: expected the label to ignore, an int, or None, got {ignore_index!r}.")
+        check_ignore_index(ignore_index)
         if num_classes is not None:
             check_int("num_classes", num_classes, 2)
         self.ignore_index = ignore_index

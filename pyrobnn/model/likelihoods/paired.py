@@ -67,7 +67,7 @@ class PairedOutputs(Likelihood):
         return F.softplus(raw) + self.floor
 
     def joined(self, first: Tensor, second: Tensor) -> FisherInformation:
-        """The information in the outputs, given that of the first half and of the second *parameter*, one by one."""
+        """The information in the outputs, given that in the first half and in the second (raw) half, elementwise."""
         return FisherInformation.of_independent(torch.cat([first, second], self.dim))
 
     def in_pairs(self, outputs: Tensor, scores: Tensor) -> FisherInformation:

@@ -63,6 +63,11 @@ class Prediction:
         return self.mean
 
     @property
+    def target_shape(self) -> torch.Size:
+        """The shape of targets at these inputs, ``[N, …]``."""
+        return self.mean.shape
+
+    @property
     def std(self) -> Tensor:
         """Predictive standard deviation (real-valued targets)."""
         raise ValueError("std: it is defined for real-valued targets; classes have mean and entropies.")
@@ -88,7 +93,7 @@ class Prediction:
         raise NotImplementedError
 
     def sample(self, num_samples: int | None = None) -> Tensor:
-        """``n`` targets from the predictive mixture, ``[n, N, …]``, those of one number n from one posterior draw.
+        """``n`` targets of each input from the predictive mixture, ``[n, N, …]``; each ``[N, …]`` is of one draw.
 
         Args:
             num_samples: Number n; None for one of each of the K draws, in their order. Otherwise every draw is used
@@ -207,6 +212,11 @@ class ClassPrediction(Prediction):
     def predicted(self) -> Tensor:
         """The most probable class ``[N, …]``."""
         return self.mean.argmax(-1)
+
+    @property
+    def target_shape(self) -> torch.Size:
+        """One label for each input, ``[N, …]``."""
+        return self.mean.shape[:-1]
 
     @property
     def least_confidence(self) -> Tensor:

@@ -11,7 +11,17 @@ from torch import Tensor
 if TYPE_CHECKING:
     from pyrobnn.model.likelihoods.base import Likelihood
 
-__all__ = ["check_counts", "check_labels", "check_positive_targets"]
+__all__ = ["check_counts", "check_ignore_index", "check_labels", "check_positive_targets"]
+
+
+def check_ignore_index(ignore_index: object) -> None:
+    """Refuses what is neither a label nor None.
+
+    Raises:
+        TypeError: If it is something else.
+    """
+    if ignore_index is not None and (isinstance(ignore_index, bool) or not isinstance(ignore_index, int)):
+        raise TypeError(f"ignore_index: expected the label to ignore, an int, or None, got {ignore_index!r}.")
 
 
 def check_positive_targets(likelihood: Likelihood, y: Tensor) -> None:
