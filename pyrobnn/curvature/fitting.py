@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Any
@@ -24,7 +23,7 @@ from pyrobnn.curvature.last_layer import find_last_layer
 from pyrobnn.curvature.layout import Group, Structure, lay_out
 from pyrobnn.distributions.fixed_row import FixedRow, without_row
 from pyrobnn.distributions.independent import base_distribution
-from pyrobnn.model.last_layer import LayerCalls, recorded_calls
+from pyrobnn.model.last_layer import recorded_calls
 from pyrobnn.model.substitution import SubstituteMessenger
 from pyrobnn.model.supervised import SupervisedModel
 
@@ -176,6 +175,7 @@ class _Curvature:
         self.factors = {g.name: KroneckerFactors(g.layer, len(g.sites) == 2) for g in groups if g.layer is not None}
         self.is_diagonal = isinstance(groups[0].block, DiagonalBlock)
         self.last_layer = last_layer if last_layer is not None and last_layer.is_output else None
+        self.watched = {} if self.last_layer is None else {self.last_layer.name: self.last_layer.module}
         self.sums = LastLayerSums("diagonal" if self.is_diagonal else "dense", max_bytes)
         head = [] if self.last_layer is None else [g for g in groups if g.name == self.last_layer.name]
         self.rest = GaussNewtonSums(model, values, [g for g in groups if g not in head], max_bytes, self.is_diagonal)
@@ -185,7 +185,7 @@ class _Curvature:
         """Adds a batch, and returns its log likelihood."""
         x, y, weight, likelihood = batch.inputs, batch.targets, batch.weight, self.model.likelihood
         with torch.no_grad(), SubstituteMessenger(self.values):
-            with self._recorded() as calls:
+            with recorded_calls(self.watched) as calls:
                 outputs = self.model.predictive(x)
             likelihood.check_targets(outputs, y)
             log_prob = likelihood(outputs).log_prob(y).double()
@@ -201,12 +201,6 @@ class _Curvature:
         for part in (self.rest,) if is_done else (self.head, self.rest):
             part.add(x, outputs, weight)
         return log_likelihood
-
-    @contextmanager
-    def _recorded(self) -> Iterator[LayerCalls]:
-        watched = {} if self.last_layer is None else {self.last_layer.name: self.last_layer.module}
-        with recorded_calls(watched) as calls:
-            yield calls
 
     def write(self, index: int, precision: Tensor) -> None:
         """Sets the block of one group."""

@@ -44,9 +44,7 @@ class FunctionMoments:
             self._moments.append(RunningMoments(torch.float64))
             self._noise.append(torch.zeros_like(mean[:rows], dtype=torch.float64))
         moments, noise = self._moments[index], self._noise[index]
-        rows = len(mean) if not moments.count else len(moments.mean)
-        if not moments.count and noise is not None:
-            rows = len(noise)
+        rows = len(moments.mean) if noise is None else len(noise)
         mean = mean[:rows]
         moments.add(mean.unsqueeze(0))
         if noise is not None:

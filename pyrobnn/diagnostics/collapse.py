@@ -200,11 +200,10 @@ def _one_hidden_layer(
     random = {f"{layer}.{local}" for layer in layers for local in ("weight", "bias")}
     if slopes is None or not random.issuperset(priors):
         return None
-    bias_known = layers[first].bias is None or names[1] in priors
     scales = [_scale(priors.get(name)) for name in names]
     if layers[first].bias is None:
         scales[1] = 0.0
-    if not bias_known or any(scale is None for scale in scales) or layers[second].bias is None:
+    if any(scale is None for scale in scales) or layers[second].bias is None:
         return None
     incoming, bias, outgoing = (float(scale) for scale in scales if scale is not None)
     return torch.cat(rows)[:_MAX_ROWS], (incoming, bias, outgoing), slopes

@@ -88,9 +88,11 @@ class Laplace(BlockPosterior):
         check_structure(structure, last_layer)
         self.structure: Structure = structure
         self.last_layer = last_layer if isinstance(last_layer, str) else None
-        self.finds_last_layer = self.last_layer is None and (structure == "last_layer" or last_layer is True)
+        finds = self.last_layer is None and (structure == "last_layer" or last_layer is True)
+        # A name, or whether to find it in each fit.
+        self._stated: str | bool = finds if self.last_layer is None else self.last_layer
         like = self.flat_loc.detach()
-        self._set_groups([] if self.finds_last_layer else lay_out(model, self.layout, structure, self.last_layer, like))
+        self._set_groups([] if finds else lay_out(model, self.layout, structure, self.last_layer, like))
         self.register_buffer("mean", torch.zeros_like(like))
         self.register_buffer("log_likelihood", like.new_zeros(()))
         for name in ("fitted", "has_normal_priors", "is_linear"):
@@ -100,7 +102,7 @@ class Laplace(BlockPosterior):
         """Constructor arguments, with the last layer that was found."""
         return {
             "structure": self.structure,
-            "last_layer": self.finds_last_layer if self.last_layer is None else self.last_layer,
+            "last_layer": self._stated if self.last_layer is None else self.last_layer,
         }
 
     def extra_repr(self) -> str:
@@ -167,9 +169,7 @@ class Laplace(BlockPosterior):
                     self.layout,
                     _read(loader, batch, self.mean.device, progress),
                     structure=self.structure,
-                    last_layer=self.finds_last_layer
-                    if self.finds_last_layer or self.last_layer is None
-                    else self.last_layer,
+                    last_layer=self._stated,
                     like=self.flat_loc.detach(),
                     max_bytes=max_bytes,
                 )

@@ -48,13 +48,14 @@ class DefaultTemperature:
 
     def __call__(self, model: Any, guide: Any) -> float:
         """The weight for a model and its guide."""
-        if not isinstance(guide, Guide) or not isinstance(model, nn.Module) or not has_default_prior(model):
+        if not isinstance(guide, Guide) or not isinstance(model, nn.Module):
             return 1.0
-        num_data = declared_num_data(model)
+        if (num_data := declared_num_data(model)) is None or not has_default_prior(model):
+            return 1.0
         if self._sized is None or self._sized[0] is not guide:
             self._sized = guide, sum(guide.layout[name].shape.numel() for name in guide.facts.density)
         size = self._sized[1]
-        return 1.0 if num_data is None or size <= num_data else num_data / size
+        return 1.0 if size <= num_data else num_data / size
 
 
 @explained

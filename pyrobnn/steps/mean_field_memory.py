@@ -47,7 +47,7 @@ class MeanFieldMemory:
         self.by_loc = self.by_log_scale = like  # until the first draw begins
         self._slots: list[Tensor] = []
         self._variance_slots: dict[str, Tensor] = {}
-        self.has_variance = self._has_noise = False
+        self.has_variance = False
         self.turn = 0
         self._quarters = self.noise.tensor_split(4)
         self._scales = layout.split(self.scale)
@@ -69,7 +69,7 @@ class MeanFieldMemory:
         if by_log_scale is not self.by_log_scale:
             self.by_log_scale, self._variance_slots = by_log_scale, self.layout.split(by_log_scale)
             self._made_for = ()
-        self.has_variance = self._has_noise = False
+        self.has_variance = False
         self._by_variance.clear()
         self._by_deviation.clear()
         self.generation += 1
@@ -124,15 +124,14 @@ class MeanFieldMemory:
         if self._made_for != (estimators, antithetic):
             for position, name in enumerate(self.layout):
                 by = estimators.get(name, _SHARED)
-                shares = antithetic if by.shares_noise and antithetic else None
-                self._memories[name] = by, self._memory_of(name, position, shares)
+                self._memories[name] = by, self._memory_of(name, position, antithetic and by.shares_noise)
             self._made_for = estimators, antithetic
         return {
             name: GaussianWeight.of(locs[name], self._scales[name], by, memory)
             for name, (by, memory) in self._memories.items()
         }
 
-    def _memory_of(self, name: str, position: int, shares: bool | None) -> WeightMemory:
+    def _memory_of(self, name: str, position: int, shares: bool) -> WeightMemory:
         return WeightMemory(
             self._deviations[name],
             self._slots[position],
@@ -140,7 +139,7 @@ class MeanFieldMemory:
             partial(self._variance_of, name),
             lambda: self.has_variance,
             partial(self._attached, name),
-            None if shares is None else partial(self._deviation_of, name, shares),
+            partial(self._deviation_of, name) if shares else None,
         )
 
     def collect_variances(self) -> None:
@@ -161,13 +160,11 @@ class MeanFieldMemory:
             for pair in pairs:  # without memory for the products
                 self._variance_slots[name].addcmul_(*pair)
 
-    def _deviation_of(self, name: str, antithetic: bool) -> Tensor:
+    def _deviation_of(self, name: str) -> Tensor:
         """A site's part of the draw's deviations in the graph; all are made when a layer first asks for one."""
         drawn = self._current_draw()
         if not drawn.deviations:
-            if not self._has_noise:
-                self.refresh_noise(antithetic)
-                self._has_noise = True
+            self.refresh_noise(antithetic=True)
             with torch.no_grad():
                 scale = self.scale.sqrt() if self.has_variance else self.scale
                 torch.mul(self.noise, scale, out=self.value)

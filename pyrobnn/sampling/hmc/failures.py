@@ -79,4 +79,4 @@ def _densities(density: Tensor, failed: Tensor, fine: Tensor) -> str:
 
 
 def _warn(message: str) -> None:
-    warnings.warn(message, stacklevel=4)
+    warnings.warn(message, stacklevel=6)  # the call of sample()
