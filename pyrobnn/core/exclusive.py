@@ -102,7 +102,7 @@ def exclusive() -> Exclusive:
 
 @contextmanager
 def in_one_thread(**modules: Any) -> Iterator[None]:
-    """Refuses what another thread is in such a block with.
+    """Refuses modules that another thread is using in such a block.
 
     Args:
         **modules: Models and guides, by the name of the argument that they are.

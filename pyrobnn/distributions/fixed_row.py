@@ -16,12 +16,18 @@ from torch.distributions.transforms import ComposeTransform, Transform
 
 from pyrobnn.distributions.independent import base_constraint
 
-__all__ = ["FixedRow", "InsertRow", "without_row"]
+__all__ = ["FixedRow", "InsertRow", "with_row", "without_row"]
 
 
 def without_row(matrix: Tensor, index: int) -> Tensor:
     """``[..., R, C]`` without row ``index``: ``[..., R - 1, C]``."""
     return torch.cat([matrix[..., :index, :], matrix[..., index + 1 :, :]], -2)
+
+
+def with_row(matrix: Tensor, index: int, row: Tensor) -> Tensor:
+    """``[..., R, C]`` with ``row`` ``[C]`` inserted at ``index``: ``[..., R + 1, C]``."""
+    inserted = row.to(matrix).expand(*matrix.shape[:-2], 1, -1)
+    return torch.cat([matrix[..., :index, :], inserted, matrix[..., index:, :]], -2)
 
 
 class _RowIsFixed(Constraint):
@@ -75,8 +81,7 @@ class InsertRow(Transform):
     __hash__ = None  # type: ignore[assignment]
 
     def _call(self, x: Tensor) -> Tensor:
-        row = self.row.to(x).expand(*x.shape[:-2], 1, -1)
-        return torch.cat([x[..., : self.index, :], row, x[..., self.index :, :]], -2)
+        return with_row(x, self.index, self.row)
 
     def _inverse(self, y: Tensor) -> Tensor:
         return without_row(y, self.index)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyrobnn.distributions.fixed_row import FixedRow, without_row
+from pyrobnn.distributions.fixed_row import FixedRow, with_row, without_row
 from pyrobnn.model.priors.base import Prior
 
 __all__ = ["PaddedPrior"]
@@ -35,8 +35,7 @@ class PaddedPrior(Prior):
         """The distribution with the row inserted; the same object while that of the other rows and the row are."""
         others = self.others.conditional(**auxiliary)
         if isinstance(others, Tensor):
-            row = self.row.expand(*others.shape[:-2], 1, -1)
-            return torch.cat([others[..., : self.index, :], row, others[..., self.index :, :]], -2)
+            return with_row(others, self.index, self.row)
         if self._built is None or self._built[0] is not others or self._built[1] is not self.row:
             self._built = others, self.row, FixedRow(others, self.index, self.row)
         return self._built[2]
@@ -45,8 +44,7 @@ class PaddedPrior(Prior):
         """Values for the other rows; a padding row of its own is not kept."""
         found = self.others.initial(without_row(value, self.index))
         if "" in found:
-            rows, row = found[""], self.row.to(value).unsqueeze(0)
-            found[""] = torch.cat([rows[: self.index], row, rows[self.index :]])
+            found[""] = with_row(found[""], self.index, self.row)
         return found
 
     def extra_repr(self) -> str:
