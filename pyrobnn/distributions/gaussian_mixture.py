@@ -61,15 +61,17 @@ class GaussianMixture(dist.TorchDistribution):
         unseen = value.isnan() if self.missing else None
         if unseen is not None:
             value = value.masked_fill(unseen, 0.0)
-        each = dist.Normal(self.loc, self.scale, validate_args=False).log_prob(value)
-        if unseen is not None:
-            each = each.masked_fill(unseen, 0.0)
-        joint = each.sum(self._d, keepdim=True) + self.logits.log_softmax(self._k)
+        joint = self._component_log_prob(value, unseen) + self.logits.log_softmax(self._k)
         found = joint.logsumexp(self._k).squeeze(self._d)
         if unseen is not None:  # exactly 0, and no gradient, where nothing was observed
             found = found.masked_fill(unseen.all(self._d).squeeze(self._d), 0.0)
         positions = len(self.event_shape) - 1
         return found.flatten(-positions).sum(-1) if positions else found
+
+    def _component_log_prob(self, value: Tensor, unseen: Tensor | None) -> Tensor:
+        """Log densities ``[..., K, 1, *positions]`` of values ``[..., 1, D, *positions]`` without NaN."""
+        each = dist.Normal(self.loc, self.scale, validate_args=False).log_prob(value)
+        return (each if unseen is None else each.masked_fill(unseen, 0.0)).sum(self._d, keepdim=True)
 
     @torch.no_grad()
     def sample(self, sample_shape: torch.Size | list[int] | tuple[int, ...] = ()) -> Tensor:
@@ -78,8 +80,12 @@ class GaussianMixture(dist.TorchDistribution):
         chances = self.shares.movedim(self._k, -1)
         chosen = torch.distributions.Categorical(probs=chances, validate_args=False).sample(shape).unsqueeze(self._k)
         index = chosen.expand(*shape, *self.batch_shape, 1, *self.event_shape)
+        return self._drawn(index, shape).squeeze(self._k)
+
+    def _drawn(self, index: Tensor, shape: torch.Size) -> Tensor:
+        """Targets ``[*shape, *batch, 1, D, *positions]`` of the components ``index``, of the same shape."""
         loc, scale = (part.expand(*shape, *part.shape).gather(self._k, index) for part in (self.loc, self.scale))
-        return (loc + scale * torch.randn_like(loc)).squeeze(self._k)
+        return loc + scale * torch.randn_like(loc)
 
     def marginal(self) -> dist.MixtureSameFamily:
         """The distribution of each target alone, batch shape ``[*batch, D, *positions]``."""
