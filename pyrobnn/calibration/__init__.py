@@ -5,6 +5,7 @@ from pyrobnn.calibration.dirichlet import DirichletScaling
 from pyrobnn.calibration.histogram import HistogramBinning
 from pyrobnn.calibration.isotonic import IsotonicCalibration
 from pyrobnn.calibration.matrix import MatrixScaling
+from pyrobnn.calibration.quantile import QuantileRecalibration, RecalibratedPrediction
 from pyrobnn.calibration.temperature import TemperatureScaling
 from pyrobnn.calibration.vector import VectorScaling
 
@@ -14,6 +15,8 @@ __all__ = [
     "HistogramBinning",
     "IsotonicCalibration",
     "MatrixScaling",
+    "QuantileRecalibration",
+    "RecalibratedPrediction",
     "TemperatureScaling",
     "VectorScaling",
 ]

@@ -220,6 +220,7 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "VectorScaling": (calibration.VectorScaling, {}),
     "MatrixScaling": (calibration.MatrixScaling, {}),
     "HistogramBinning": (calibration.HistogramBinning, {}),
+    "QuantileRecalibration": (calibration.QuantileRecalibration, {}),
     **{
         f"{kind.__name__}.fit": (method(kind(), "fit"), {"prediction": PREDICTION, "targets": LABELS})
         for kind in (calibration.TemperatureScaling, calibration.DirichletScaling, calibration.IsotonicCalibration)

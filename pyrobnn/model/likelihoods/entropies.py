@@ -21,9 +21,12 @@ from torch import Tensor
 
 from pyrobnn.model.likelihoods.quantiles import is_discrete, is_positive_only, mixture_cdf, mixture_quantile
 
-__all__ = ["NODES_PER_DRAW", "EntropySplit", "entropy_split"]
+__all__ = ["NODES_PER_DRAW", "TAIL", "EntropySplit", "entropy_split", "quadrature_nodes"]
 
-_TAIL, _COUNT_TAIL = 1e-9, 1e-11
+TAIL = 1e-9
+"""Probability that is left out on either side."""
+
+_COUNT_TAIL = 1e-11
 _NODES, _TAIL_PANELS, _EVEN_PANELS = 8, 32, 64
 _ROUNDS, _HALVINGS, _UNEVEN = 5, 14, 0.02
 _MAX_COUNTS = 100_000
@@ -56,7 +59,7 @@ def entropy_split(each: dist.TorchDistribution, inside: float) -> EntropySplit:
     Raises:
         ValueError: If counts spread over more than 100,000 numbers.
     """
-    y, log_weight = _counts(each, inside) if is_discrete(each) else _nodes(each, inside)
+    y, log_weight = _counts(each, inside) if is_discrete(each) else quadrature_nodes(each, inside)
     log_each = each.log_prob(y.unsqueeze(-len(each.batch_shape)))  # [Q, K, N, ...]
     draws = log_each.dim() - len(each.batch_shape)
     log_mixture = log_each.logsumexp(draws) - math.log(each.batch_shape[0])
@@ -80,10 +83,16 @@ def _counts(each: dist.TorchDistribution, inside: float) -> tuple[Tensor, Tensor
     return y, torch.where(y <= high, 0.0, -math.inf)
 
 
-def _nodes(each: dist.TorchDistribution, inside: float) -> tuple[Tensor, Tensor]:
+def quadrature_nodes(each: dist.TorchDistribution, inside: float) -> tuple[Tensor, Tensor]:
+    """Points ``[Q, N, ...]`` and log weights of integrals over targets, between the mixture's outermost quantiles.
+
+    Args:
+        each: Densities of K draws, batch shape ``[K, N, ...]``.
+        inside: A number in the support.
+    """
     device = _device(each)
     positive = is_positive_only(each)
-    ends = mixture_quantile(each, torch.tensor([_TAIL, 1.0 - _TAIL], dtype=torch.float64, device=device), inside)
+    ends = mixture_quantile(each, torch.tensor([TAIL, 1.0 - TAIL], dtype=torch.float64, device=device), inside)
     low, high = ends.log() if positive else ends
     edges = _edges(each, inside, low, high, positive)
     points, weights = (torch.from_numpy(part).to(device) for part in np.polynomial.legendre.leggauss(_NODES))
@@ -101,7 +110,7 @@ def _edges(each: dist.TorchDistribution, inside: float, low: Tensor, high: Tenso
         shaped = points.T.reshape(-1, *low.shape)
         return mixture_cdf(each, shaped.exp() if positive else shaped, inside).flatten(1).T.contiguous()
 
-    reach = math.log((1.0 - _TAIL) / _TAIL)
+    reach = math.log((1.0 - TAIL) / TAIL)
     tails = torch.linspace(-reach, reach, _TAIL_PANELS + 1, dtype=torch.float64).sigmoid()[1:-1]
     even = torch.linspace(0.0, 1.0, _EVEN_PANELS + 2, dtype=torch.float64)[1:-1]
     levels = torch.cat([tails, even]).sort().values.to(low.device)

@@ -125,12 +125,18 @@ class MomentPrediction(Prediction):
             ValueError: If ``q`` is not between 0 and 1, the distribution has no cdf, or the draws were not kept.
         """
         levels = check_levels(q).to(self.mean.device)
+        shape = self.mean.shape
+        at = levels.reshape(-1, *(1,) * len(shape)).expand(-1, *shape)
+        return self.quantile_at(at).reshape(*levels.shape, *shape)
+
+    def quantile_at(self, levels: Tensor) -> Tensor:
+        """Quantiles of the mixture over draws at levels ``[Q, N, …]`` of each target, of their shape."""
         parts = []
         with self._of_marginals("quantile"):
-            for _, parameters in row_parts(self._kept("quantile"), levels.numel()):
+            for rows, parameters in row_parts(self._kept("quantile"), len(levels)):
                 each = self.likelihood.marginal(parameters)
-                parts.append(mixture_quantile(each, levels.reshape(-1), self.likelihood.placeholder))
-        return torch.cat(parts, 1).reshape(*levels.shape, *self.mean.shape).to(self.mean.dtype)
+                parts.append(mixture_quantile(each, levels[:, rows], self.likelihood.placeholder))
+        return torch.cat(parts, 1).to(self.mean.dtype)
 
     def interval(self, level: float = 0.9) -> tuple[Tensor, Tensor]:
         """Central predictive interval of each target alone, ``[N, …]`` twice: quantiles ``(1 ∓ level) / 2``.

@@ -69,11 +69,12 @@ def mixture_quantile(each: dist.TorchDistribution, levels: Tensor, inside: float
 
     Args:
         each: The distributions of K draws, batch shape ``[K, N, ...]``.
-        levels: Between 0 and 1.
+        levels: Between 0 and 1; or ``[Q, N, ...]``, other ones for each target.
         inside: As for :func:`mixture_cdf`.
     """
     shape = each.batch_shape[1:]
-    levels = levels.to(torch.float64).reshape(-1, *(1,) * len(shape))
+    levels = levels.to(torch.float64)
+    levels = levels.reshape(-1, *(1,) * len(shape)) if levels.dim() == 1 else levels
 
     def reached(y: Tensor) -> Tensor:
         return mixture_cdf(each, y, inside) >= levels
