@@ -35,6 +35,7 @@ from pyrobnn import (
     schedules,
     training,
 )
+from pyrobnn.layers.sde import brownian_increments, solve_sde
 from pyrobnn.sampling import SGLD
 
 NORMAL = dist.Normal(0.0, 1.0)
@@ -285,6 +286,8 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "Edges": (pb.structure.Edges, {"names": ["a", "b"], "operations": ["x", "y"]}),
     "Gates": (pb.structure.Gates, {}),
     "PerGroup": (pb.estimators.PerGroup, {}),
+    "solve_sde": (solve_sde, {"drift": lambda t, h: -h, "diffusion": lambda t, h: 0.1 * h, "start": X, "steps": 2}),
+    "brownian_increments": (brownian_increments, {"steps": 2, "shape": (2, 3)}),
 }
 """Public calls that work as they stand; arguments that are None here have defaults of the call's own."""
 
