@@ -108,5 +108,7 @@ def _thinned(posterior: Mapping[str, Tensor], num_samples: int) -> list[dict[str
     count = next(iter(available.values()))
     if num_samples > count:
         raise ValueError(f"num_samples: {num_samples} were requested, but there are {count} draws.")
-    chosen = torch.linspace(0, count - 1, num_samples).round().long()
-    return [Draws.of(posterior).at(chosen)]
+    draws = Draws.of(posterior)
+    if num_samples == count:  # a copy of many large draws takes longer than the network's runs
+        return [draws]
+    return [draws.at(torch.linspace(0, count - 1, num_samples).round().long())]

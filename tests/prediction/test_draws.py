@@ -109,6 +109,14 @@ def test_given_draws_are_thinned_evenly(num_samples: int, chosen: list[int]) -> 
     assert torch.equal(chunk["b"], posterior["b"][chosen])
 
 
+def test_given_draws_that_are_all_taken_are_not_copied() -> None:
+    posterior = {"a": torch.arange(5.0), "b": torch.randn(5, 2)}
+    (chunk,) = PinnedDraws(posterior, 5, 1)
+    assert {name: value.data_ptr() for name, value in chunk.items()} == {
+        name: value.data_ptr() for name, value in posterior.items()
+    }
+
+
 @pytest.mark.parametrize("num_samples", [0, -3, 1.0, False, "4"])
 def test_num_samples_must_be_a_positive_int(num_samples: object) -> None:
     with pytest.raises(ValueError, match=r"^num_samples: expected a positive int"):

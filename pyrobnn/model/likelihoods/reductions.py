@@ -129,8 +129,8 @@ class ClassReduction:
         self.peak = peak
         probs = scaled.mul_(peak.exp())
         self.entropy -= probs.mul_(log_probs).sum((0, -1))
-        for vote in given.argmax(-1, keepdim=True):
-            self.votes.scatter_add_(-1, vote, self.one.expand_as(vote))
+        chosen = given.argmax(-1).movedim(0, -1)  # [N, …, k]: one call adds the votes of all k draws
+        self.votes.scatter_add_(-1, chosen, self.one.expand_as(chosen))
 
     def _start(self, like: Tensor) -> None:
         self.peak = torch.full_like(like, torch.finfo(like.dtype).min)
