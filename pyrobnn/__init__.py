@@ -18,6 +18,7 @@ from pyrobnn._version import __version__
 from pyrobnn.checkpoint import load, save
 from pyrobnn.core import schedules
 from pyrobnn.core.batches import Batch
+from pyrobnn.core.processes import independent_processes
 from pyrobnn.diagnostics import check, sbc, to_arviz
 from pyrobnn.distillation import distill
 from pyrobnn.model import likelihoods, priors
@@ -54,6 +55,7 @@ __all__ = [
     "finetune",
     "fit",
     "guides",
+    "independent_processes",
     "likelihoods",
     "load",
     "metrics",

@@ -26,6 +26,7 @@ from pyrobnn.core import random_state
 from pyrobnn.core.arguments import check_positive_int
 from pyrobnn.core.explanations import explained
 from pyrobnn.core.gradient_modes import gradients_enabled
+from pyrobnn.core.processes import refuse_process_group
 from pyrobnn.distillation.flat_draws import FlatDraws, random_rows
 from pyrobnn.distillation.standardization import Standards, principal_axes
 from pyrobnn.distillation.wgan import WGAN, WGANSettings
@@ -98,7 +99,9 @@ def distill(
         TypeError: If ``guide`` is no guide.
         ValueError: If an argument is out of range, there are fewer draws than in a batch, all draws are alike, one is
             not finite (the message names the site), or members have running statistics of their own.
+        RuntimeError: In a process group of several processes (:func:`~pyrobnn.independent_processes`).
     """
+    refuse_process_group("distill")
     if not isinstance(guide, Guide):
         raise TypeError(
             f"guide: expected one of pyrobnn.guides that has draws, such as Chains, got {type(guide).__name__}; turn "

@@ -19,6 +19,7 @@ from pyrobnn.core.batches import Reader
 from pyrobnn.core.exclusive import in_one_thread
 from pyrobnn.core.explanations import explained
 from pyrobnn.core.gradient_modes import gradients_enabled, refuse_inference_tensors
+from pyrobnn.core.processes import refuse_process_group, refuse_wrapped
 from pyrobnn.distillation.flat_draws import random_rows
 from pyrobnn.distillation.standardization import Standards
 from pyrobnn.distillation.wgan import WGAN, WGANSettings
@@ -93,7 +94,10 @@ def online_distill(
         NonFiniteLossError: If the sampler diverged before the buffer was full.
         TypeError: If the kernel is no stochastic gradient one, or an option is unknown.
         ValueError: If an argument is out of range, or the draws do not fill the buffer.
+        RuntimeError: In a process group of several processes (:func:`~pyrobnn.independent_processes`).
     """
+    refuse_process_group("online_distill")
+    refuse_wrapped(model=model)
     settings = WGANSettings(steps, **options)
     counts = {"num_samples": num_samples, "num_chains": num_chains, "refresh": refresh, "buffer_size": buffer_size}
     for name, count in counts.items():

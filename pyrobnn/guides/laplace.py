@@ -25,6 +25,7 @@ from tqdm.auto import tqdm
 from pyrobnn.core.batches import Batch, Reader
 from pyrobnn.core.explanations import explained
 from pyrobnn.core.gradient_modes import gradients_enabled, refuse_inference_tensors
+from pyrobnn.core.processes import refuse_process_group
 from pyrobnn.curvature import Structure, check_structure, fit_curvature, lay_out, tune_multipliers
 from pyrobnn.guides.base import check_guide
 from pyrobnn.guides.components.block_posterior import BlockPosterior
@@ -145,7 +146,9 @@ class Laplace(BlockPosterior):
             ValueError: If the loader has not each of ``num_data`` rows once, a target is out of range, a site lacks a
                 value, a prior is not log-concave at the mode (or not Normal, if it is to be tuned), the likelihood
                 learns a scale that was not trained, or there is no last layer (tied, frozen, several).
+            RuntimeError: In a process group of several processes (:func:`~pyrobnn.independent_processes`).
         """
+        refuse_process_group("Laplace.fit")
         if prior_precision not in ("model", "evidence"):
             raise ValueError(f"prior_precision: expected 'model' or 'evidence', got {prior_precision!r}.")
         if not isinstance(model, SupervisedModel):

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from pyrobnn.core.processes import refuse_wrapped
 from pyrobnn.core.trees import leaves
 
 __all__ = ["check_network", "check_sites", "copied"]
@@ -37,6 +38,7 @@ def check_network(net: nn.Module) -> None:
             itself, or functions that hold on to its modules, which a copy's would not.
     """
     _check_cycles(net, "", set())
+    refuse_wrapped(net=net)
     held = {id(value) for module in net.modules() for value in (module, *module.parameters(recurse=False))}
     for name, module in net.named_modules():
         where = f"the module {name!r}" if name else "it"
@@ -45,8 +47,6 @@ def check_network(net: nn.Module) -> None:
                 f"net: {where} is compiled by torch.jit, so its weights cannot be replaced by draws; pass the module "
                 "it was made from."
             )
-        if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
-            raise TypeError(f"net: {where} is a {type(module).__name__}; pass the network inside it (its .module).")
         for local, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
             full = f"{name}.{local}" if name else local
             kind = "parameter" if isinstance(tensor, nn.Parameter) else "buffer"

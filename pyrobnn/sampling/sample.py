@@ -22,6 +22,7 @@ from pyrobnn.core.explanations import explained
 from pyrobnn.core.files import check_directory
 from pyrobnn.core.gradient_modes import gradients_enabled, refuse_inference_tensors
 from pyrobnn.core.precision import refuse_float16
+from pyrobnn.core.processes import refuse_process_group, refuse_wrapped
 from pyrobnn.guides.chains import Chains
 from pyrobnn.model.declarations import example_if_needed
 from pyrobnn.model.layout import Layout
@@ -103,9 +104,12 @@ def sample(
         ValueError: If an argument is out of its range, data and model do not fit, the draws would not fit into
             ``max_bytes``, the likelihood learns a scale that was not trained, or ``directory`` holds another run.
         CheckpointError: If what ``directory`` holds is damaged, which digests of all that is read tell; a ValueError.
+        RuntimeError: In a process group of several processes (:func:`~pyrobnn.independent_processes`).
         DirectoryInUseError: If another process or thread samples to ``directory``.
         OSError: If the disk is full; the draws recorded before stay readable, and can be resumed from.
     """
+    refuse_process_group("sample")
+    refuse_wrapped(model=model)
     check_device("device", device)
     _check(kernel, num_samples, warmup_steps, thinning, num_chains, vmap, max_bytes, directory, resume)
     if device is not None and isinstance(model, nn.Module):

@@ -27,6 +27,7 @@ from pyrobnn.core.batches import Batch
 from pyrobnn.core.explanations import explained
 from pyrobnn.core.gradient_modes import gradients_enabled, refuse_inference_tensors
 from pyrobnn.core.module_state import modes_restored
+from pyrobnn.core.processes import refuse_process_group, refuse_wrapped
 from pyrobnn.estimators import EstimatorSpec, PerGroup
 from pyrobnn.guides import DeltaMixture, Guide, LowRankEnsemble, MeanField
 from pyrobnn.guides.base import check_guide
@@ -101,8 +102,7 @@ def finetune(
             (:class:`~pyrobnn.SupervisedModel`).
         prior: Prior of the weights. If None, ``Normal(0, 1 / sqrt(2e-4 N))``, weight decay 2e-4 in the
             mean loss. ``priors.centered(scale)`` centers it on the pretrained weights.
-        num_data: Number N of training data; that of the loader's data set or of the
-            sampler of a subset if None.
+        num_data: Number N of training data; that of the loader's data set or of the sampler of a subset if None.
         num_members: Members of the two mixtures.
         epochs: Passes over the data.
         lr: Learning rate of the means (of members), at its highest: rates fall along a cosine from epoch to epoch
@@ -137,7 +137,10 @@ def finetune(
     Raises:
         TypeError: If ``num_data`` is needed and the loader has no known length, or an argument is of another kind.
         ValueError: If an argument is out of its range, or no single layer is the last (tied weights, several heads).
+        RuntimeError: In a process group of several processes (:func:`~pyrobnn.independent_processes`).
     """
+    refuse_process_group("finetune")
+    refuse_wrapped(net=net)
     if batch_norm not in ("freeze", "train"):
         raise ValueError(f"batch_norm: expected 'freeze' or 'train', got {batch_norm!r}.")
     refuse_inference_tensors(net=net)

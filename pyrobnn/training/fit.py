@@ -27,6 +27,7 @@ from pyrobnn.core.explanations import explained
 from pyrobnn.core.files import check_directory
 from pyrobnn.core.gradient_modes import gradients_enabled
 from pyrobnn.core.handlers import validation_enabled
+from pyrobnn.core.processes import refuse_process_group, refuse_wrapped
 from pyrobnn.guides.base import Guide
 from pyrobnn.objectives import ELBO, Objective
 from pyrobnn.training.checks import check_arguments, check_optimizer, check_options
@@ -125,9 +126,12 @@ def fit(
         ValueError: If the loader does not fit the model, is empty, or a batch holds what the model cannot
             take; or if ``checkpoint`` is that of another run, or empty.
         CheckpointError: If what ``checkpoint`` holds is damaged; a ValueError.
+        RuntimeError: In a process group of several processes (:func:`~pyrobnn.independent_processes`).
         DirectoryInUseError: If another process or thread writes to ``checkpoint``.
         OSError: If the disk is full; the last state that was saved stays there.
     """
+    refuse_process_group("fit")
+    refuse_wrapped(model=model, guide=guide)
     check_options(elbo, scheduler, players, callbacks, checkpoint, device)
     check_arguments(
         model, guide, loader, epochs, patience, clip_norm, validation, early_stopping, checkpoint, resume, batch

@@ -26,6 +26,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 from pyrobnn.core.arguments import check_positive, check_positive_int
 from pyrobnn.core.batches import Reader
 from pyrobnn.core.explanations import explained
+from pyrobnn.core.processes import refuse_process_group
 from pyrobnn.distributions.independent import base_distribution
 from pyrobnn.guides import MAP, Laplace
 from pyrobnn.model.priors import FixedPrior
@@ -109,7 +110,9 @@ def tune_prior(
         TypeError: If the model is no :class:`~pyrobnn.SupervisedModel`.
         ValueError: If there is one datum only, a prior is no Normal of fixed scale, or there is no Laplace
             approximation (:class:`~pyrobnn.guides.Laplace`).
+        RuntimeError: In a process group of several processes (:func:`~pyrobnn.independent_processes`).
     """
+    refuse_process_group("tune_prior")
     if not isinstance(model, SupervisedModel):
         raise TypeError(f"model: expected a SupervisedModel, got {type(model).__name__}; tune its priors by hand.")
     for name, count in (("rounds", rounds), ("epochs", 1 if epochs is None else epochs)):

@@ -18,6 +18,7 @@ from pyrobnn.core.arguments import check_positive_int
 from pyrobnn.core.batches import Reader, inputs_of
 from pyrobnn.core.explanations import explained
 from pyrobnn.core.finite import check_inputs
+from pyrobnn.core.processes import refuse_process_group
 from pyrobnn.guides.base import Guide, check_guide
 from pyrobnn.model.draws import Draws
 from pyrobnn.model.supervised import SupervisedModel
@@ -50,7 +51,9 @@ def recalibrate_batch_norm(
         TypeError: If the guide is not of this library.
         ValueError: If the guide is another model's, the model has no BatchNorm layer with running statistics, the
             loader is empty, or an input is NaN or infinite. After any error the statistics are restored.
+        RuntimeError: In a process group of several processes (:func:`~pyrobnn.independent_processes`).
     """
+    refuse_process_group("recalibrate_batch_norm")
     check_guide(model, guide)
     layers: list[Any] = [m for m in model.modules() if isinstance(m, BATCH_NORMS) and m.track_running_stats]
     if not layers:
