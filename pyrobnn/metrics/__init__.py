@@ -8,7 +8,16 @@ from pyrobnn.metrics.calibration import (
     expected_calibration_error,
     reliability_curve,
 )
+from pyrobnn.metrics.crps import (
+    crps,
+    gaussian_crps,
+    gaussian_mixture_crps,
+    laplace_mixture_crps,
+    log_normal_mixture_crps,
+)
 from pyrobnn.metrics.detection import aupr, auroc, detection_report, fpr_at_tpr
+from pyrobnn.metrics.energy import energy_score
+from pyrobnn.metrics.intervals import cwce, epiw, interval_coverage, interval_score, interval_width, r_cwce
 from pyrobnn.metrics.measures import (
     VarianceDecomposition,
     entropy,
@@ -20,17 +29,9 @@ from pyrobnn.metrics.measures import (
     variance_decomposition,
     variation_ratio,
 )
-from pyrobnn.metrics.scores import (
-    accuracy,
-    brier,
-    crps,
-    gaussian_crps,
-    interval_coverage,
-    interval_width,
-    nll,
-    pinball,
-    rmse,
-)
+from pyrobnn.metrics.pit import PitHistogram, QuantileCalibration, pit_histogram, quantile_calibration
+from pyrobnn.metrics.regression import pinball, r2, rmse
+from pyrobnn.metrics.scores import accuracy, brier, nll
 from pyrobnn.metrics.selective import RiskCoverage, aurc, risk_coverage
 
 if TYPE_CHECKING:
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
 __all__ = [
     "AdaptiveCalibrationError",
     "ExpectedCalibrationError",
+    "PitHistogram",
+    "QuantileCalibration",
     "ReliabilityCurve",
     "RiskCoverage",
     "VarianceDecomposition",
@@ -49,20 +52,31 @@ __all__ = [
     "auroc",
     "brier",
     "crps",
+    "cwce",
     "detection_report",
+    "energy_score",
     "entropy",
+    "epiw",
     "expected_calibration_error",
     "expected_entropy",
     "fpr_at_tpr",
     "gaussian_crps",
+    "gaussian_mixture_crps",
     "interval_coverage",
+    "interval_score",
     "interval_width",
+    "laplace_mixture_crps",
     "least_confidence",
+    "log_normal_mixture_crps",
     "mutual_information",
     "nll",
     "pinball",
+    "pit_histogram",
     "predictive_entropy",
     "probability_variance",
+    "quantile_calibration",
+    "r2",
+    "r_cwce",
     "reliability_curve",
     "risk_coverage",
     "rmse",

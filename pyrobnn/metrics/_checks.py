@@ -8,8 +8,14 @@ matter.
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
+
+from pyrobnn.core.finite import check_weight
+
+Reduction = Literal["mean", "none"]
 
 SUM_TOLERANCE = 1e-3
 """Largest accepted ``|sum of probabilities - 1|``; two machine epsilons of the given dtype if more."""
@@ -138,6 +144,67 @@ def check_same_shape(x: Tensor, name: str, shape: torch.Size, other: str) -> Non
             f"{name}: expected shape {list(shape)} as implied by {other}, got {list(x.shape)}. "
             "Shapes are not broadcast; use squeeze, reshape or expand_as."
         )
+
+
+def check_regression(**arguments: Tensor) -> tuple[Tensor, ...]:
+    """Check finite floating-point tensors of one shape, by name; the first one sets it.
+
+    Raises:
+        TypeError: One is not a floating-point tensor.
+        ValueError: Shapes differ, or values are not finite.
+    """
+    checked = {name: check_float(x, name, finite=True) for name, x in arguments.items()}
+    first = next(iter(checked))
+    for name, x in checked.items():
+        check_same_shape(x, name, checked[first].shape, first)
+    return tuple(checked.values())
+
+
+def check_row_weights(weight: Tensor, rows: int) -> Tensor:
+    """Check a weight for each example, in 64 bits.
+
+    Args:
+        weight: Weights ``[rows]``.
+        rows: Number of examples.
+
+    Raises:
+        TypeError: ``weight`` is not a floating-point tensor.
+        ValueError: Wrong shape, a weight that is negative or not finite, or all of them zero.
+    """
+    if not isinstance(weight, Tensor) or not weight.is_floating_point():
+        raise TypeError(f"weight: expected a floating-point tensor, got {_kind(weight)}.")
+    if weight.shape != (rows,):
+        raise ValueError(f"weight: expected one weight for each example, shape [{rows}], got {list(weight.shape)}.")
+    check_weight(weight)
+    if not bool((weight > 0).any()):
+        raise ValueError("weight: expected one above 0 at least, got only zeros.")
+    return weight.double()
+
+
+def reduced(values: Tensor, reduction: Reduction, weight: Tensor | None = None) -> Tensor:
+    """The mean of scores, or the scores themselves.
+
+    Args:
+        values: Scores ``[N, ...]``.
+        reduction: ``"mean"`` or ``"none"``.
+        weight: Weights of the examples ``[N]`` in the mean; None weighs all alike.
+
+    Raises:
+        TypeError: ``weight`` is not a floating-point tensor.
+        ValueError: ``reduction`` is unknown, or the weights are wrong or not used.
+    """
+    if reduction not in ("mean", "none"):
+        raise ValueError(f"reduction: expected 'mean' or 'none', got {reduction!r}.")
+    if weight is None:
+        return values.mean() if reduction == "mean" else values
+    if reduction == "none":
+        raise ValueError("weight: it weighs the mean of the scores, which reduction='none' does not take.")
+    if not values.dim():
+        raise ValueError("weight: expected scores of several examples, got one of a scalar.")
+    weight = check_row_weights(weight, len(values)).to(values.device)
+    by_row = values.double().reshape(len(values), -1).mean(1)
+    positive = weight > 0  # 0 times an infinite score would be NaN
+    return ((weight * by_row)[positive].sum() / weight.sum()).to(values.dtype)
 
 
 def _kind(x: object) -> str:

@@ -274,6 +274,24 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "gaussian_crps": (metrics.gaussian_crps, {"mean": SCORES, "std": OTHERS + 0.1, "y": SCORES}),
     "interval_coverage": (metrics.interval_coverage, {"lower": SCORES, "upper": SCORES + 1.0, "y": SCORES}),
     "interval_width": (metrics.interval_width, {"lower": SCORES, "upper": SCORES + 1.0}),
+    "interval_score": (
+        metrics.interval_score,
+        {"lower": SCORES, "upper": SCORES + 1.0, "y": SCORES, "level": 0.9, "weight": OTHERS},
+    ),
+    "cwce": (metrics.cwce, {"lower": MEANS, "upper": MEANS + 1.0, "y": SCORES, "levels": [0.2, 0.4, 0.6, 0.8]}),
+    "epiw": (metrics.epiw, {"lower": MEANS, "upper": MEANS + 1.0}),
+    "r_cwce": (
+        metrics.r_cwce,
+        {"mean": OTHERS, "lower": MEANS, "upper": MEANS + 1.0, "y": SCORES, "levels": [0.2, 0.4, 0.6, 0.8]},
+    ),
+    **{
+        name: (getattr(metrics, name), {"loc": MEANS, "scale": MEANS.exp(), "y": SCORES})
+        for name in ("gaussian_mixture_crps", "laplace_mixture_crps", "log_normal_mixture_crps")
+    },
+    "energy_score": (metrics.energy_score, {"draws": MEANS, "y": SCORES}),
+    "pit_histogram": (metrics.pit_histogram, {"pit": SCORES}),
+    "quantile_calibration": (metrics.quantile_calibration, {"pit": SCORES}),
+    "r2": (metrics.r2, {"mean": SCORES, "y": OTHERS}),
     "pinball": (metrics.pinball, {"prediction": SCORES, "y": OTHERS, "level": 0.5}),
     "rmse": (metrics.rmse, {"mean": SCORES, "y": OTHERS}),
     "variance_decomposition": (metrics.variance_decomposition, {"means": MEANS, "variances": MEANS.square()}),
