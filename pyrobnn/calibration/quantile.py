@@ -16,8 +16,7 @@ is an isotonic regression.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Self
 
 import torch
@@ -26,16 +25,19 @@ from torch import Tensor
 from pyrobnn.core.arguments import check_positive_int
 from pyrobnn.core.explanations import explained
 from pyrobnn.core.fitted import Fitted
-from pyrobnn.model.likelihoods.entropies import NODES_PER_DRAW, TAIL, EntropySplit, quadrature_nodes
-from pyrobnn.model.likelihoods.moment_prediction import MomentPrediction, check_levels
+from pyrobnn.model.likelihoods.entropies import TAIL, EntropySplit, quadrature_nodes
+from pyrobnn.model.likelihoods.moment_prediction import MomentPrediction, check_level
 from pyrobnn.model.likelihoods.predictions import Prediction
-from pyrobnn.model.likelihoods.quantiles import is_discrete, mixture_cdf, mixture_quantile, row_parts
+from pyrobnn.model.likelihoods.quantiles import is_discrete
 from pyrobnn.prediction.held_out import check_real, held_out_real
 
 __all__ = ["LevelCurve", "QuantileRecalibration", "RecalibratedPrediction"]
 
 _CLOSEST = 1e-9
 """The least distance of levels; equal ones would be a jump of probability."""
+
+_ROWS = 256
+"""Inputs whose moments are computed at once; each takes some thousand points."""
 
 
 @dataclass(frozen=True)
@@ -85,9 +87,14 @@ class RecalibratedPrediction(MomentPrediction):
     ``log_prob``, ``cdf``, ``quantile``, ``interval`` and ``sample`` are those of the recalibrated distribution, and so
     are ``mean`` and ``total``. It is no mixture over draws: ``draws`` and ``noise`` are None, and ``epistemic`` keeps
     its share of ``total``.
+
+    Attributes:
+        base: The prediction before recalibration.
+        curve: The curve R.
     """
 
-    curve: LevelCurve = field(default=None, repr=False)  # type: ignore[assignment]
+    base: MomentPrediction = field(kw_only=True, repr=False)
+    curve: LevelCurve = field(kw_only=True, repr=False)
 
     @property
     def draws(self) -> None:
@@ -101,30 +108,33 @@ class RecalibratedPrediction(MomentPrediction):
 
     def log_prob(self, y: Tensor) -> Tensor:
         """Log density of each input's targets ``[N, …]``, ``[N]``, in nats."""
-        before = super().log_prob(y)
+        before = self.base.log_prob(y)
         observed = self.likelihood.observed_mask(y)
-        at = y if observed is None else torch.where(observed, y, self.mean)
-        by_target = self.curve.slope(super().cdf(at).double()).log()
+        at = y if observed is None else torch.where(observed, y, self.base.mean)
+        by_target = self.curve.slope(self.base.cdf(at).double()).log()
         if observed is not None:
             by_target = by_target.masked_fill(~observed, 0.0)
         return before + by_target.reshape(len(y), -1).sum(-1).to(before.dtype)
 
     def sample(self, num_samples: int | None = None) -> Tensor:
         """``n`` targets of each input ``[n, N, …]``: those of the draws, each moved to its recalibrated quantile."""
-        given = super().sample(num_samples)
-        levels = self.curve.inverse(super().cdf(given).double())
-        return self.quantile_at(levels.clamp(1e-12, 1.0 - 1e-12))
+        given = self.base.sample(num_samples)
+        levels = self.curve.inverse(self.base.cdf(given).double())
+        return self.base.quantile_at(levels.clamp(1e-12, 1.0 - 1e-12))
 
     def cdf(self, y: Tensor) -> Tensor:
         """Probability of at most ``y``, of each target alone, of the shape of ``y``."""
-        return self.curve.forward(super().cdf(y).double()).to(self.mean.dtype)
+        return self.curve.forward(self.base.cdf(y).double()).to(self.mean.dtype)
 
-    def quantile(self, q: float | Sequence[float] | Tensor) -> Tensor:
-        """The ``y`` with ``cdf(y) = q``, of each target alone, ``[N, …]`` or ``[Q, N, …]``."""
-        levels = check_levels(q).to(self.mean.device)
-        shape = self.mean.shape
-        at = self.curve.inverse(levels.reshape(-1, *(1,) * len(shape))).expand(-1, *shape)
-        return self.quantile_at(at).reshape(*levels.shape, *shape)
+    def quantile_at(self, levels: Tensor) -> Tensor:
+        """Quantiles of the recalibrated distribution at levels ``[Q, N, …]`` of each target, of their shape."""
+        return self.base.quantile_at(self.curve.inverse(levels))
+
+    def interval(self, level: float = 0.9) -> tuple[Tensor, Tensor]:
+        """Central interval of each target alone, ``[N, …]`` twice."""
+        check_level(level)
+        low, high = self.quantile(((1 - level) / 2, (1 + level) / 2))
+        return low, high
 
     def entropy_split(self) -> EntropySplit:
         """Refused: the recalibrated distribution is no mixture over draws.
@@ -136,6 +146,23 @@ class RecalibratedPrediction(MomentPrediction):
             "entropy_split: a recalibrated prediction is no mixture over draws; split the entropy of the prediction "
             "before recalibration."
         )
+
+    def rescaled(self, loc: Tensor, scale: Tensor) -> RecalibratedPrediction:
+        """The prediction of ``loc + scale · y``, everything in the new units."""
+        moments = super().rescaled(loc, scale)
+        assert isinstance(moments, RecalibratedPrediction)
+        return replace(moments, base=self.base.rescaled(loc, scale))
+
+    @property
+    def kept_bytes(self) -> int:
+        """Size of what was kept of each draw."""
+        return self.base.kept_bytes
+
+    def without_draws(self) -> RecalibratedPrediction:
+        """The same without what was kept of each draw."""
+        base = self.base.without_draws()
+        assert isinstance(base, MomentPrediction)
+        return replace(self, base=base)
 
 
 @explained
@@ -185,7 +212,7 @@ class QuantileRecalibration(Fitted):
         observed = found.likelihood.observed_mask(y)
         observed = torch.ones_like(y, dtype=torch.bool) if observed is None else observed
         u = found.cdf(torch.where(observed, y, found.mean)).double()
-        if is_discrete(found.likelihood.marginal(found.parameters or {})):
+        if found.parameters is not None and is_discrete(found.likelihood.marginal(found.parameters)):
             raise ValueError(
                 "prediction: counts have jumps of probability, which no curve makes even; use conformal intervals."
             )
@@ -220,12 +247,14 @@ class QuantileRecalibration(Fitted):
                 f"got {tuple(found.mean.shape[1:])}."
             )
         curve = LevelCurve(self.levels.to(found.mean.device))
-        mean, total = (value.to(found.mean.dtype) for value in _moments(found, curve))
+        starts = range(0, len(found), _ROWS)
+        parts = [_moments(found.rows(slice(start, start + _ROWS)), curve) for start in starts]
+        mean, total = (torch.cat(part).to(found.mean.dtype) for part in zip(*parts, strict=True))
         share = torch.where(found.total > 0, found.epistemic / found.total, 0.0).clamp(0.0, 1.0)
-        given = {name: getattr(found, name) for name in ("num_samples", "likelihood", "parameters", "targets")}
         return RecalibratedPrediction(
-            mean=mean, total=total, aleatoric=(1.0 - share) * total, epistemic=share * total, curve=curve, **given
-        )
+            mean=mean, total=total, aleatoric=(1.0 - share) * total, epistemic=share * total,
+            num_samples=found.num_samples, likelihood=found.likelihood, targets=found.targets, base=found, curve=curve,
+        )  # fmt: skip
 
     def extra_repr(self) -> str:
         """The pieces, and the number of held-out data."""
@@ -249,14 +278,14 @@ def _moments(prediction: MomentPrediction, curve: LevelCurve) -> tuple[Tensor, T
     With a far below, :math:`E Y = a + \int_a (1 - G)` and :math:`E (Y - a)^2 = 2 \int_a (y - a)(1 - G)`.
     The integrals are of continuous functions, which the density of G is not.
     """
-    means, variances = [], []
-    inside = prediction.likelihood.placeholder
-    for _, parameters in row_parts(prediction.parameters or {}, NODES_PER_DRAW):
-        each = prediction.likelihood.marginal(parameters)
-        y, log_weight = quadrature_nodes(each, inside)
-        first = mixture_quantile(each, y.new_tensor([TAIL]), inside)[0]
-        weight = log_weight.exp() * (1.0 - curve.forward(mixture_cdf(each, y, inside)))
-        above = weight.sum(0)
-        means.append(first + above)
-        variances.append((2.0 * weight * (y - first)).sum(0) - above.square())
-    return torch.cat(means), torch.cat(variances)
+    low, high = _quantiles(prediction, (TAIL, 1.0 - TAIL))
+    y, log_weight = quadrature_nodes(lambda t: prediction.cdf(t).double(), low, high, positive=bool((low > 0).all()))
+    weight = log_weight.exp() * (1.0 - curve.forward(prediction.cdf(y).double()))
+    above = weight.sum(0)
+    return low + above, (2.0 * weight * (y - low)).sum(0) - above.square()
+
+
+def _quantiles(prediction: MomentPrediction, levels: tuple[float, float]) -> Tensor:
+    at = torch.tensor(levels, dtype=torch.float64, device=prediction.mean.device)
+    shape = prediction.mean.shape
+    return prediction.quantile_at(at.reshape(-1, *(1,) * len(shape)).expand(-1, *shape)).double()

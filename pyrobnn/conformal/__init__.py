@@ -1,9 +1,12 @@
 """Conformal prediction: sets and intervals with finite-sample coverage, from any prediction and a held-out set."""
 
+from pyrobnn.conformal.adaptive import AdaptiveConformalRegressor
 from pyrobnn.conformal.class_scores import APS, LAC, RAPS, SAPS, ClassScore
 from pyrobnn.conformal.classes import ConformalClassifier
+from pyrobnn.conformal.cross import CrossConformalClassifier, CrossConformalRegressor
 from pyrobnn.conformal.real import ConformalRegressor
 from pyrobnn.conformal.real_scores import AbsoluteResidual, NormalizedResidual, QuantileResidual, RealScore
+from pyrobnn.conformal.risk import RiskControl, missed_labels
 
 __all__ = [
     "APS",
@@ -11,10 +14,15 @@ __all__ = [
     "RAPS",
     "SAPS",
     "AbsoluteResidual",
+    "AdaptiveConformalRegressor",
     "ClassScore",
     "ConformalClassifier",
     "ConformalRegressor",
+    "CrossConformalClassifier",
+    "CrossConformalRegressor",
     "NormalizedResidual",
     "QuantileResidual",
     "RealScore",
+    "RiskControl",
+    "missed_labels",
 ]

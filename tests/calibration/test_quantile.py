@@ -13,6 +13,7 @@ from torch import Tensor
 from pyrobnn import likelihoods
 from pyrobnn.calibration import QuantileRecalibration, RecalibratedPrediction
 from pyrobnn.model.likelihoods import Likelihood
+from pyrobnn.model.likelihoods.gaussian_prediction import GaussianPrediction
 from pyrobnn.model.likelihoods.moment_prediction import MomentPrediction
 from pyrobnn.model.likelihoods.predictions import Prediction
 from tests.conformance.predictions import class_prediction, normal_prediction
@@ -40,12 +41,7 @@ def uneven(seed: int = 0) -> QuantileRecalibration:
     held_out = mixture(2000)
     y = held_out.sample(1)[0]
     kept = torch.rand(2000) < held_out.cdf(y)
-    parts = replace(
-        held_out,
-        **{n: getattr(held_out, n)[kept] for n in ("mean", "total", "aleatoric", "epistemic")},
-        parameters={n: v[:, kept] for n, v in held_out.parameters.items()},  # type: ignore[union-attr]
-    )
-    return QuantileRecalibration(8).fit(parts, y[kept])
+    return QuantileRecalibration(8).fit(held_out.rows(kept), y[kept])
 
 
 def test_a_wrong_location_and_scale_are_mended() -> None:
@@ -205,6 +201,24 @@ def test_targets_beyond_all_predictions_have_finite_density_elsewhere() -> None:
     found = QuantileRecalibration(5).fit(prediction, torch.full((40,), 100.0).double())(prediction)
     assert bool(found.log_prob(torch.zeros(40).double()).isfinite().all())
     assert bool(found.mean.isfinite().all()) and float(found.mean[0]) > 1
+
+
+def test_a_gaussian_predictive_needs_no_draws() -> None:
+    """The closed form of a linearized posterior gives what the mixture of one draw gives."""
+    prediction, y = shifted(6, 300)
+    gaussian = GaussianPrediction(
+        mean=prediction.mean, total=prediction.total, aleatoric=0.5 * prediction.total,
+        epistemic=0.5 * prediction.total, num_samples=7, likelihood=prediction.likelihood,
+        covariance=torch.ones(300, 1, 1).double(),
+    )  # fmt: skip
+    expected = QuantileRecalibration(8).fit(prediction, y)(prediction)
+    found = QuantileRecalibration(8).fit(gaussian, y)(gaussian)
+    for name in ("mean", "total"):
+        torch.testing.assert_close(getattr(found, name), getattr(expected, name))
+    torch.testing.assert_close(found.quantile(0.3), expected.quantile(0.3))
+    torch.testing.assert_close(found.log_prob(y), expected.log_prob(y))
+    torch.testing.assert_close(found.epistemic, 0.5 * found.total)
+    assert found.sample(3).shape == (3, 300)
 
 
 def test_bad_input_is_refused() -> None:

@@ -54,12 +54,7 @@ class CalibratorConformance:
         whole = calibrator(held_out)
         assert torch.equal(held_out.mean, before.mean) and torch.equal(held_out.total, before.total)
         part, _ = overconfident(0)
-        rows = replace(
-            part,
-            **{n: getattr(part, n)[:10] for n in ("mean", "total", "aleatoric", "epistemic", "variation_ratio")},
-            log_mean=part.log_mean[:10],  # type: ignore[index]
-            parameters={n: v[:, :10] for n, v in part.parameters.items()},  # type: ignore[union-attr]
-        )
+        rows = part.rows(slice(10))
         joined = Prediction.join([calibrator(rows), calibrator(rows)])
         torch.testing.assert_close(joined.mean, torch.cat([whole.mean[:10]] * 2))
 

@@ -233,10 +233,14 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
             "SAPS",
             "ConformalClassifier",
             "ConformalRegressor",
+            "AdaptiveConformalRegressor",
+            "CrossConformalClassifier",
+            "CrossConformalRegressor",
             "NormalizedResidual",
             "QuantileResidual",
         )
     },
+    "RiskControl": (conformal.RiskControl, {"loss": conformal.missed_labels}),
     "conformalize": (
         method(conformal.ConformalClassifier(), "conformalize"),
         {"prediction": PREDICTION, "targets": LABELS, "groups": None, "weights": None},

@@ -12,6 +12,7 @@ logarithm; counts are summed.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -59,7 +60,7 @@ def entropy_split(each: dist.TorchDistribution, inside: float) -> EntropySplit:
     Raises:
         ValueError: If counts spread over more than 100,000 numbers.
     """
-    y, log_weight = _counts(each, inside) if is_discrete(each) else quadrature_nodes(each, inside)
+    y, log_weight = _counts(each, inside) if is_discrete(each) else _nodes(each, inside)
     log_each = each.log_prob(y.unsqueeze(-len(each.batch_shape)))  # [Q, K, N, ...]
     draws = log_each.dim() - len(each.batch_shape)
     log_mixture = log_each.logsumexp(draws) - math.log(each.batch_shape[0])
@@ -83,19 +84,21 @@ def _counts(each: dist.TorchDistribution, inside: float) -> tuple[Tensor, Tensor
     return y, torch.where(y <= high, 0.0, -math.inf)
 
 
-def quadrature_nodes(each: dist.TorchDistribution, inside: float) -> tuple[Tensor, Tensor]:
-    """Points ``[Q, N, ...]`` and log weights of integrals over targets, between the mixture's outermost quantiles.
+def quadrature_nodes(
+    cdf: Callable[[Tensor], Tensor], low: Tensor, high: Tensor, positive: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Points ``[Q, N, ...]`` and log weights of integrals over targets from ``low`` to ``high``.
 
     Args:
-        each: Densities of K draws, batch shape ``[K, N, ...]``.
-        inside: A number in the support.
+        cdf: Cumulative probabilities of several targets of each input ``[Q, N, ...]``, of their shape.
+        low: The lower ends ``[N, ...]``.
+        high: The upper ends.
+        positive: Whether to integrate over the logarithm of targets.
     """
-    device = _device(each)
-    positive = is_positive_only(each)
-    ends = mixture_quantile(each, torch.tensor([TAIL, 1.0 - TAIL], dtype=torch.float64, device=device), inside)
-    low, high = ends.log() if positive else ends
-    edges = _edges(each, inside, low, high, positive)
-    points, weights = (torch.from_numpy(part).to(device) for part in np.polynomial.legendre.leggauss(_NODES))
+    if positive:
+        low, high = low.log(), high.log()
+    edges = _edges((lambda t: cdf(t.exp())) if positive else cdf, low, high)
+    points, weights = (torch.from_numpy(part).to(low.device) for part in np.polynomial.legendre.leggauss(_NODES))
     shape = (_NODES, *(1,) * edges.dim())
     half, center = edges.diff(dim=0) / 2, (edges[1:] + edges[:-1]) / 2
     t = (center + half * points.reshape(shape)).flatten(0, 1)
@@ -103,12 +106,17 @@ def quadrature_nodes(each: dist.TorchDistribution, inside: float) -> tuple[Tenso
     return (t.exp(), log_weight + t) if positive else (t, log_weight)
 
 
-def _edges(each: dist.TorchDistribution, inside: float, low: Tensor, high: Tensor, positive: bool) -> Tensor:
-    """Edges ``[P + 1, N, ...]`` of panels in which the mixture's probability is small or evenly spread."""
+def _nodes(each: dist.TorchDistribution, inside: float) -> tuple[Tensor, Tensor]:
+    levels = torch.tensor([TAIL, 1.0 - TAIL], dtype=torch.float64, device=_device(each))
+    low, high = mixture_quantile(each, levels, inside)
+    return quadrature_nodes(lambda y: mixture_cdf(each, y, inside), low, high, is_positive_only(each))
+
+
+def _edges(cdf_at: Callable[[Tensor], Tensor], low: Tensor, high: Tensor) -> Tensor:
+    """Edges ``[P + 1, N, ...]`` of panels in which the probability is small or evenly spread."""
 
     def cdf(points: Tensor) -> Tensor:
-        shaped = points.T.reshape(-1, *low.shape)
-        return mixture_cdf(each, shaped.exp() if positive else shaped, inside).flatten(1).T.contiguous()
+        return cdf_at(points.T.reshape(-1, *low.shape)).flatten(1).T.contiguous()
 
     reach = math.log((1.0 - TAIL) / TAIL)
     tails = torch.linspace(-reach, reach, _TAIL_PANELS + 1, dtype=torch.float64).sigmoid()[1:-1]

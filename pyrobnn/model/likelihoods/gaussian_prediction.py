@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from pyrobnn.core.arguments import check_positive_int
 from pyrobnn.model.likelihoods.entropies import EntropySplit
-from pyrobnn.model.likelihoods.moment_prediction import MomentPrediction, check_level, check_levels
+from pyrobnn.model.likelihoods.moment_prediction import MomentPrediction, check_level
 
 __all__ = ["GaussianPrediction"]
 
@@ -26,10 +25,15 @@ class GaussianPrediction(MomentPrediction):
 
     covariance: Tensor = field(default_factory=lambda: torch.empty(0), repr=False)
 
+    @property
+    def _flat_mean(self) -> Tensor:
+        """Targets of an input as a vector, one number if they have no dimensions, ``[N, D]``."""
+        return self.mean.reshape(len(self.mean), -1)
+
     def log_prob(self, y: Tensor) -> Tensor:
         """Joint log density of each input's targets ``[N]``, in nats; of those that are not missing."""
         self._check(y, self.mean.shape)
-        y, covariance, mean = y.to(self.mean).flatten(1), self.covariance, self.mean.flatten(1)
+        y, covariance, mean = y.to(self.mean).reshape(len(y), -1), self.covariance, self._flat_mean
         observed = self.likelihood.observed_mask(y)
         if observed is None:
             return torch.distributions.MultivariateNormal(mean, covariance).log_prob(y)
@@ -47,18 +51,16 @@ class GaussianPrediction(MomentPrediction):
         """
         count = self.num_samples if num_samples is None else num_samples
         check_positive_int("num_samples", count)
-        joint = torch.distributions.MultivariateNormal(self.mean.flatten(1), self.covariance)
+        joint = torch.distributions.MultivariateNormal(self._flat_mean, self.covariance)
         return joint.sample((count,)).reshape(-1, *self.mean.shape)
 
     def cdf(self, y: Tensor) -> Tensor:
         """Probability of at most ``y [N, …]`` or ``[Q, N, …]``, of each target alone."""
         return torch.special.ndtr((self._points(y).double() - self.mean) / self.std).to(self.mean.dtype)
 
-    def quantile(self, q: float | Sequence[float] | Tensor) -> Tensor:
-        """Quantiles of each target alone, ``[N, …]``, or ``[Q, N, …]`` for several probabilities."""
-        levels = check_levels(q).to(self.mean.device)
-        reach = torch.special.ndtri(levels).reshape(*levels.shape, *(1,) * self.mean.dim())
-        return (self.mean + reach * self.std).to(self.mean.dtype)
+    def quantile_at(self, levels: Tensor) -> Tensor:
+        """Quantiles at levels ``[Q, N, …]`` of each target, of their shape."""
+        return (self.mean + torch.special.ndtri(levels) * self.std).to(self.mean.dtype)
 
     def entropy_split(self) -> EntropySplit:
         """Entropies of Gaussians of variance ``total`` and ``aleatoric``, and their difference, in nats."""

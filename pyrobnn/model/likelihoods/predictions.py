@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor
@@ -153,6 +153,15 @@ class Prediction:
         }
         return replace(first, **changes)
 
+    def rows(self, index: slice | Tensor) -> Self:
+        """The prediction of some of the inputs.
+
+        Args:
+            index: A slice of the N inputs, their numbers, or a mask ``[N]``.
+        """
+        changes = {i.name: _selected(getattr(self, i.name), index, i.metadata.get("rows", 0)) for i in fields(self)}
+        return replace(self, **changes)
+
     def _check(self, y: Tensor, expected: torch.Size) -> None:
         if y.shape != expected:
             raise ValueError(f"y: expected targets of shape {tuple(expected)}, got {tuple(y.shape)}.")
@@ -169,9 +178,19 @@ class Prediction:
 def _joined(values: list[Any], dim: int) -> Any:
     if any(value is None for value in values):
         return None
+    if isinstance(values[0], Prediction):
+        return Prediction.join(values)
     if isinstance(values[0], dict):
         return {name: _joined([value[name] for value in values], dim) for name in values[0]}
     return torch.cat(values, dim) if isinstance(values[0], Tensor) else values[0]
+
+
+def _selected(value: Any, index: slice | Tensor, dim: int) -> Any:
+    if isinstance(value, Prediction):
+        return value.rows(index)
+    if isinstance(value, dict):
+        return {name: _selected(entry, index, dim) for name, entry in value.items()}
+    return value[(slice(None),) * dim + (index,)] if isinstance(value, Tensor) else value
 
 
 def draw_indices(num_samples: int | None, draws: int, device: torch.device) -> Tensor | None:
