@@ -3,6 +3,7 @@
 from pyrobnn.conformal.adaptive import AdaptiveConformalRegressor
 from pyrobnn.conformal.class_scores import APS, LAC, RAPS, SAPS, ClassScore
 from pyrobnn.conformal.classes import ConformalClassifier
+from pyrobnn.conformal.coverage import CoverageReport, CoverageRow, coverage_of_intervals, coverage_of_sets
 from pyrobnn.conformal.cross import CrossConformalClassifier, CrossConformalRegressor
 from pyrobnn.conformal.real import ConformalRegressor
 from pyrobnn.conformal.real_scores import AbsoluteResidual, NormalizedResidual, QuantileResidual, RealScore
@@ -18,11 +19,15 @@ __all__ = [
     "ClassScore",
     "ConformalClassifier",
     "ConformalRegressor",
+    "CoverageReport",
+    "CoverageRow",
     "CrossConformalClassifier",
     "CrossConformalRegressor",
     "NormalizedResidual",
     "QuantileResidual",
     "RealScore",
     "RiskControl",
+    "coverage_of_intervals",
+    "coverage_of_sets",
     "missed_labels",
 ]

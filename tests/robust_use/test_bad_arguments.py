@@ -240,6 +240,14 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
             "QuantileResidual",
         )
     },
+    "coverage_of_sets": (
+        conformal.coverage_of_sets,
+        {"sets": torch.ones(4, 2, dtype=torch.bool), "labels": LABELS[:4] * 0},
+    ),
+    "coverage_of_intervals": (
+        conformal.coverage_of_intervals,
+        {"lower": torch.zeros(3), "upper": torch.ones(3), "targets": torch.zeros(3)},
+    ),
     "RiskControl": (conformal.RiskControl, {"loss": conformal.missed_labels}),
     "conformalize": (
         method(conformal.ConformalClassifier(), "conformalize"),
