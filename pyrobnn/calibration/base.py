@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from dataclasses import replace
 from typing import Literal, Self
 
 import torch
@@ -143,16 +142,5 @@ def _of_draws(prediction: ClassPrediction, log_probs: Tensor) -> ClassPrediction
 
 
 def _of_mean(prediction: ClassPrediction, log_mean: Tensor) -> ClassPrediction:
-    mean = log_mean.exp()
-    total = torch.special.entr(mean).sum(-1)
     share = torch.where(prediction.total > 0, prediction.epistemic / prediction.total, 0.0).clamp(0.0, 1.0)
-    epistemic = share * total
-    return replace(
-        prediction,
-        mean=mean,
-        total=total,
-        aleatoric=total - epistemic,
-        epistemic=epistemic,
-        parameters=None,  # the draws do not mix to this mean
-        log_mean=log_mean,
-    )
+    return prediction.of_mean(log_mean, share)

@@ -16,6 +16,7 @@ from pyrobnn.metrics.crps import (
     log_normal_mixture_crps,
 )
 from pyrobnn.metrics.detection import aupr, auroc, detection_report, fpr_at_tpr
+from pyrobnn.metrics.dirichlet import DirichletMeasures, dirichlet_measures
 from pyrobnn.metrics.energy import energy_score
 from pyrobnn.metrics.intervals import cwce, epiw, interval_coverage, interval_score, interval_width, r_cwce
 from pyrobnn.metrics.measures import (
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AdaptiveCalibrationError",
+    "DirichletMeasures",
     "ExpectedCalibrationError",
     "PitHistogram",
     "QuantileCalibration",
@@ -54,6 +56,7 @@ __all__ = [
     "crps",
     "cwce",
     "detection_report",
+    "dirichlet_measures",
     "energy_score",
     "entropy",
     "epiw",

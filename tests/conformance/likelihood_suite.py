@@ -55,6 +55,11 @@ class LikelihoodConformance:
         """Log density of targets, summed by datum ``[B]``, in double precision."""
         raise NotImplementedError
 
+    def expected_entropy(self, likelihood: ClassLikelihood, outputs: Tensor) -> Tensor:
+        """The aleatoric part of classes under each draw ``[K, B, ...]``, given outputs ``[K, B, num_outputs]``."""
+        probs = torch.stack([likelihood.probabilities(output) for output in outputs])
+        return torch.special.entr(probs).sum(-1)
+
     def refused(self, y: Tensor) -> list[tuple[type[Exception], Tensor]]:
         """Targets that must be refused, made from right ones."""
         return [(TypeError, y.to(torch.complex64)), (ValueError, y[:-1]), (ValueError, y.unsqueeze(-1))]
@@ -196,7 +201,7 @@ class LikelihoodConformance:
             probs = torch.stack([likelihood.probabilities(output) for output in outputs])
             torch.testing.assert_close(found.mean, probs.mean(0))
             torch.testing.assert_close(found.total, torch.special.entr(probs.mean(0)).sum(-1))
-            torch.testing.assert_close(found.aleatoric, torch.special.entr(probs).sum(-1).mean(0))
+            torch.testing.assert_close(found.aleatoric, self.expected_entropy(likelihood, outputs).mean(0))
             torch.testing.assert_close(found.mean.sum(-1), torch.ones_like(found.total))
             if y.dim() > 1:  # log_prob is by label
                 by_draw = probs.gather(-1, y.long().expand(9, *y.shape).unsqueeze(-1)).squeeze(-1).log()

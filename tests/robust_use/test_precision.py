@@ -13,7 +13,15 @@ from torch import Tensor, nn
 
 import pyrobnn as pb
 from pyrobnn.guides import MAP, DeltaMixture, LowRankEnsemble, LowRankNormal, MCDropout, MeanField
-from pyrobnn.model.likelihoods import Bernoulli, Categorical, HeteroscedasticNormal, Likelihood, Normal, Poisson
+from pyrobnn.model.likelihoods import (
+    Bernoulli,
+    Categorical,
+    Dirichlet,
+    HeteroscedasticNormal,
+    Likelihood,
+    Normal,
+    Poisson,
+)
 from pyrobnn.objectives import ELBO
 from pyrobnn.sampling import HMC, SGLD
 
@@ -94,6 +102,7 @@ def test_the_default_dtype_changes_nothing_of_a_float32_model(posterior: str) ->
 
 LIKELIHOODS: list[tuple[Likelihood, int, Any]] = [
     (Categorical(), 5, lambda rows: torch.arange(rows) % 5),
+    (Dirichlet("softplus"), 5, lambda rows: torch.arange(rows) % 5),
     (Bernoulli(), 1, lambda rows: (torch.arange(rows) % 2).float()[:, None]),
     (Normal(0.1), 1, lambda rows: torch.linspace(-1, 1, rows)[:, None]),
     (HeteroscedasticNormal(), 2, lambda rows: torch.linspace(-1, 1, rows)[:, None]),

@@ -52,23 +52,27 @@ class Categorical(ClassLikelihood):
     class_weight: Tensor | None
 
     def parameters_of(self, outputs: Tensor) -> dict[str, Tensor]:
-        """The outputs as unnormalized ``logits``, classes last."""
+        """The unnormalized ``logits``, classes last."""
         self.target_shape(outputs)  # refuses outputs without a class dimension
-        return {"logits": self._classes_last(outputs)}
+        return {"logits": self.logits(outputs)}
+
+    def logits(self, outputs: Tensor) -> Tensor:
+        """Unnormalized log probabilities ``[B, ..., C]``, classes last: the outputs themselves."""
+        return self._classes_last(outputs)
 
     def distribution(self, parameters: Mapping[str, Tensor]) -> Softmax:
         """Categorical with these ``logits``."""
         return Softmax(parameters["logits"], ignore_index=self.ignore_index)
 
     def forward(self, outputs: Tensor) -> dist.TorchDistribution:
-        """Categorical with these outputs, under which classes count by their weights."""
+        """Categorical with the logits, under which classes count by their weights."""
         logits = self.parameters_of(widened(outputs))["logits"]
         found = Softmax(logits, ignore_index=self.ignore_index, class_weight=self.class_weight)
         return found.to_event(logits.dim() - 2)
 
     def log_probabilities(self, outputs: Tensor) -> Tensor:
-        """Log softmax, classes last."""
-        return self._classes_last(outputs).log_softmax(-1)
+        """Log softmax of the logits, classes last."""
+        return self.logits(outputs).log_softmax(-1)
 
     @torch.no_grad()
     def fisher_information(self, outputs: Tensor) -> FisherInformation:
@@ -77,9 +81,13 @@ class Categorical(ClassLikelihood):
             return super().fisher_information(outputs)
         probs = self._classes_last(outputs).softmax(-1)
         probs = probs.reshape(len(outputs), -1, probs.shape[-1])
+        return FisherInformation(self._positions(outputs), probs, lowered=probs)
+
+    def _positions(self, outputs: Tensor) -> Tensor:
+        """Which of a datum's flattened outputs are the classes of which label, ``[T, C]``."""
         positions = torch.arange(outputs[0].numel(), device=outputs.device).reshape(1, *outputs.shape[1:])
-        index = self._classes_last(positions).reshape(probs.shape[1:])
-        return FisherInformation(index, probs, lowered=probs)
+        index = self._classes_last(positions)
+        return index.reshape(-1, index.shape[-1])
 
     def _classes_last(self, outputs: Tensor) -> Tensor:
         return outputs if self.class_dim == -1 else outputs.movedim(self.class_dim, -1)
@@ -120,7 +128,8 @@ class Categorical(ClassLikelihood):
         """The output's shape without the classes."""
         if outputs.dim() < 2:
             raise ValueError(
-                f"net: Categorical expects outputs [B, C] with a class dimension, got shape {tuple(outputs.shape)}."
+                f"net: {type(self).__name__} expects outputs [B, C] with a class dimension, got shape "
+                f"{tuple(outputs.shape)}."
             )
         shape = self._classes_last(outputs).shape
         if self.class_weight is not None and len(self.class_weight) != shape[-1]:

@@ -222,6 +222,20 @@ class ClassPrediction(Prediction):
 
     log_mean: Tensor | None = field(default=None, repr=False)
 
+    def of_mean(self, log_mean: Tensor, share: Tensor) -> ClassPrediction:
+        """A prediction of other mean probabilities, which are no mixture of known draws.
+
+        Args:
+            log_mean: Log probabilities ``[N, …, C]``.
+            share: The epistemic share of their entropy ``[N, …]``.
+        """
+        mean = log_mean.exp()
+        total = torch.special.entr(mean).sum(-1)
+        epistemic = share * total
+        kept = {item.name: getattr(self, item.name) for item in fields(ClassPrediction)}
+        changed = {"mean": mean, "total": total, "aleatoric": total - epistemic, "epistemic": epistemic}
+        return ClassPrediction(**{**kept, **changed, "parameters": None, "log_mean": log_mean})
+
     @property
     def draws(self) -> Tensor | None:
         """Probabilities under each draw ``[K, N, …, C]``, or None if they were not kept."""
