@@ -3,6 +3,7 @@
 from pyrobnn import (
     calibration,
     conformal,
+    detection,
     diagnostics,
     distillation,
     estimators,
@@ -48,6 +49,7 @@ __all__ = [
     "check",
     "conformal",
     "describe",
+    "detection",
     "diagnostics",
     "distill",
     "distillation",

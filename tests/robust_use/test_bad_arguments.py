@@ -24,6 +24,7 @@ import pyrobnn as pb
 from pyrobnn import (
     calibration,
     conformal,
+    detection,
     diagnostics,
     guides,
     metrics,
@@ -249,6 +250,11 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "coverage_of_intervals": (
         conformal.coverage_of_intervals,
         {"lower": torch.zeros(3), "upper": torch.ones(3), "targets": torch.zeros(3)},
+    ),
+    "Abstention": (detection.Abstention, {}),
+    "Abstention.fit": (
+        method(detection.Abstention(0.99, 0.01, num_coverages=1), "fit"),
+        {"prediction": PREDICTION, "targets": LABELS},
     ),
     "RiskControl": (conformal.RiskControl, {"loss": conformal.missed_labels}),
     "conformalize": (
