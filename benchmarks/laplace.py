@@ -1,11 +1,12 @@
 """Laplace over the last layer, as a multiple of one forward pass over the data.
 
-Baseline: the plain network over all batches, in evaluation mode without gradients. A fit is curvature and one draw, for
-which the covariance is factored; ``tuned`` means that the prior precision is optimized by the evidence in between.
-laplace-torch is measured if it is installed (with the packages that its ``asdl`` and ``curvlinops`` backends import).
+Baseline: the plain network over all batches, in evaluation mode without gradients. Contenders are the constructor, the
+fit (the curvature; of Kronecker factors with their decomposition), and the fit with one draw, for which a full matrix
+is factored; ``tuned`` means that the prior precision is optimized by the evidence before the draw. laplace-torch is
+measured if it is installed (with the packages that its ``asdl`` and ``curvlinops`` backends import).
 
     python -m benchmarks.laplace --size 64 --rounds 3
-    python -m benchmarks.laplace --size 224 --rounds 3 --structures full diagonal
+    python -m benchmarks.laplace --size 224 --images 24 --batch-size 8 --rounds 3
 """
 
 from __future__ import annotations
@@ -43,36 +44,66 @@ def forward(net: nn.Module, loader: DataLoader[Any]) -> Callable[[], None]:
     return run
 
 
-def ours(net: nn.Module, loader: DataLoader[Any], structure: str, tuned: bool, everywhere: bool) -> Callable[[], None]:
-    """Curvature, the factorization, a draw."""
-    model = SupervisedModel(net, Categorical(), dist.Normal(0.0, 1.0), num_data=len(loader.dataset))  # type: ignore[arg-type]
+class Ours:
+    """A guide of this library."""
 
-    def run() -> None:
-        guide = Laplace(model, structure=STRUCTURES[structure], last_layer=None if everywhere else True)  # type: ignore[arg-type]
-        guide.fit(model, loader)
+    name = "pyrobnn"
+
+    def __init__(self, net: nn.Module, loader: DataLoader[Any], structure: str, everywhere: bool) -> None:
+        prior, rows = dist.Normal(0.0, 1.0), len(loader.dataset)  # type: ignore[arg-type]
+        self.model, self.loader = SupervisedModel(net, Categorical(), prior, num_data=rows), loader
+        self.structure, self.last_layer = STRUCTURES[structure], None if everywhere else True
+        self.make()
+
+    def make(self) -> None:
+        """A guide."""
+        self.guide = Laplace(self.model, structure=self.structure, last_layer=self.last_layer)  # type: ignore[arg-type]
+
+    def fit(self) -> None:
+        """Its curvature."""
+        self.guide.fit(self.model, self.loader)
+
+    def tune(self) -> None:
+        """Its prior precision."""
+        self.guide.optimize_prior_precision()
+
+
+class Peer:
+    """One of laplace-torch, with its default backend."""
+
+    name = "laplace-torch"
+
+    def __init__(self, net: nn.Module, loader: DataLoader[Any], structure: str, everywhere: bool) -> None:
+        self.net, self.loader = net, loader
+        subset = "all" if everywhere else "last_layer"
+        self.options = {"subset_of_weights": subset, "hessian_structure": PEER_NAMES[structure]}
+        self.make()
+
+    def make(self) -> None:
+        """A posterior."""
+        import laplace
+
+        self.guide = laplace.Laplace(self.net, "classification", **self.options)
+
+    def fit(self) -> None:
+        """Its curvature."""
+        self.guide.fit(self.loader)
+
+    def tune(self) -> None:
+        """Its prior precision."""
+        self.guide.optimize_prior_precision(method="marglik")
+
+
+def stages(contender: Ours | Peer, tuned: bool) -> dict[str, Callable[[], None]]:
+    """What is timed of a contender, by name."""
+
+    def whole() -> None:
+        contender.fit()
         if tuned:
-            guide.optimize_prior_precision()
-        guide.sample(1)
+            contender.tune()
+        contender.guide.sample(1)
 
-    return run
-
-
-def laplace_torch(
-    net: nn.Module, loader: DataLoader[Any], structure: str, tuned: bool, everywhere: bool
-) -> Callable[[], None]:
-    """The same of laplace-torch, with its default backend."""
-    from laplace import Laplace as Peer
-
-    subset = "all" if everywhere else "last_layer"
-
-    def run() -> None:
-        guide = Peer(net, "classification", subset_of_weights=subset, hessian_structure=PEER_NAMES[structure])
-        guide.fit(loader)
-        if tuned:
-            guide.optimize_prior_precision(method="marglik")
-        guide.sample(1)
-
-    return run
+    return {"constructor": contender.make, "fit": contender.fit, f"fit{', tuned' if tuned else ''}, draw": whole}
 
 
 def main() -> None:
@@ -101,19 +132,18 @@ def main() -> None:
     loader = DataLoader(data, batch_size=options.batch_size)
     timings = []
     for structure in options.structures:
-        for name, contender in (("pyrobnn", ours), ("laplace-torch", laplace_torch)):
-            if contender is laplace_torch and not options.peer:
-                continue
+        for kind in (Ours, Peer) if options.peer else (Ours,):
             try:
-                run = contender(net, loader, structure, options.tuned, options.everywhere)
+                contender = kind(net, loader, structure, options.everywhere)
             except ImportError as error:
-                print(f"{name}: {error}", file=sys.stderr)
+                print(f"{kind.name}: {error}", file=sys.stderr)
                 continue
-            turns = Alternating(forward(net, loader), options.rounds, 0.0, options.clock)
-            for _ in turns:
-                run()
-            timings.append(turns.result(f"{name}, {structure}{', tuned' if options.tuned else ''}"))
-            print(timings[-1], file=sys.stderr, flush=True)
+            for stage, run in stages(contender, options.tuned).items():
+                turns = Alternating(forward(net, loader), options.rounds, 0.0, options.clock)
+                for _ in turns:
+                    run()
+                timings.append(turns.result(f"{contender.name}, {structure}: {stage}"))
+                print(timings[-1], file=sys.stderr, flush=True)
     where = "all layers" if options.everywhere else "last layer"
     title = (
         f"{where} of resnet18, {options.images} images of 3x{options.size}x{options.size}, {options.classes} classes"

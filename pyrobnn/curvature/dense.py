@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from pyrobnn.core.gradient_modes import gradients_enabled
 from pyrobnn.curvature.blocks import Block
 
-__all__ = ["DenseBlock"]
+__all__ = ["DenseBlock", "add_products"]
 
 
 @dataclass
@@ -60,7 +60,10 @@ class DenseBlock(Block):
         self.register_load_state_dict_post_hook(_forget)
 
     def set(self, curvature: Tensor, prior_precision: Tensor) -> None:
-        """Takes ``H [n, n]``, of which the lower triangle counts, and the diagonal ``[n]`` of P."""
+        """Takes ``H [n, n]``, of which the lower triangle counts, and the diagonal ``[n]`` of P.
+
+        The matrix may be :attr:`curvature` itself, where sums over batches were collected.
+        """
         scale = prior_precision.double().rsqrt()
         self.curvature.copy_(curvature).mul_(scale).mul_(scale.unsqueeze(-1))
         self.prior_scale.copy_(scale)
@@ -112,6 +115,15 @@ class DenseBlock(Block):
             precise = torch.promote_types(self.prior_scale.dtype, torch.float32)  # no solver in half precision
             self._factor = _Factor(self.curvature, self.prior_scale, multiplier, lower.to(precise), log_det)
         return self._factor
+
+
+def add_products(total: Tensor, rows: Tensor, sign: float = 1.0) -> None:
+    """Adds ``± rowsᵀ rows`` to a matrix, of which the lower triangle counts, in strips that end at the diagonal."""
+    size = len(total)
+    width = max(64, -(-size // 16))
+    for start in range(0, size, width):
+        end = min(start + width, size)
+        total[start:end, :end].addmm_(rows[:, start:end].T, rows[:, :end], alpha=sign)
 
 
 def _cholesky(curvature: Tensor, multiplier: float) -> Tensor:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from pyrobnn.curvature.dense import add_products
 from pyrobnn.curvature.kronecker import KroneckerFactors, input_rows, is_supported
 from pyrobnn.model.last_layer import LayerCalls
 from pyrobnn.model.likelihoods.information import FisherInformation
@@ -97,17 +98,21 @@ def features_of(layer: LastLayer, calls: LayerCalls, outputs: Tensor) -> Feature
 
 
 class LastLayerSums:
-    """Running sums of a last layer's curvature over batches, in double precision, weights ``[C, a]`` (bias last).
+    """Running sums of a last layer's curvature over batches, in double precision, weights ``[C, a]`` before biases.
 
     Args:
-        kind: ``"dense"`` or ``"diagonal"``; Kronecker factors are added where they are passed.
+        dense: The matrix to add to, of which the lower triangle counts; None to sum the diagonal. Kronecker factors are
+            added where they are passed.
+        has_bias: Whether the last column of the features belongs to the bias.
         max_bytes: Budget for intermediate products.
+
+    Attributes:
+        diagonal: The sum of the diagonal, ``[n]``; 0.0 if nothing was added.
     """
 
-    def __init__(self, kind: str, max_bytes: int) -> None:
-        self.kind, self.max_bytes = kind, max_bytes
-        self.shape = (0, 0)
-        self.matrix: Tensor | float = 0.0
+    def __init__(self, dense: Tensor | None, has_bias: bool, max_bytes: int) -> None:
+        self.dense, self.has_bias, self.max_bytes = dense, has_bias, max_bytes
+        self.diagonal: Tensor | float = 0.0
 
     def add(
         self,
@@ -128,27 +133,31 @@ class LastLayerSums:
         if arranged is None:
             return False
         rows = features.rows.flatten(0, 1).double()
-        self.shape = (features.order.shape[1], rows.shape[1])
         arranged = arranged.weighted(None, torch.float64)
         if factors is not None:
             scale = None if weight is None else weight.repeat_interleave(features.rows.shape[1])
             factors.add_rows(rows, scale)
             factors.of_outputs = factors.of_outputs + _summed(arranged)
-        elif self.kind == "diagonal":
-            self.matrix = self.matrix + arranged.on_diagonal().flatten(0, 1).T @ rows.square()
+        elif self.dense is None:
+            by_weight = arranged.on_diagonal().flatten(0, 1).T @ rows.square()
+            parts = (by_weight[:, :-1].flatten(), by_weight[:, -1]) if self.has_bias else (by_weight.flatten(),)
+            self.diagonal = self.diagonal + torch.cat(parts)
         else:
-            self.matrix = self._dense(arranged, rows)
+            self._add_dense(self.dense, arranged, rows)
         return True
 
-    def _dense(self, information: FisherInformation, rows: Tensor) -> Tensor:
-        classes, size = information.index.shape[1], rows.shape[1]
-        total = self.matrix if isinstance(self.matrix, Tensor) else rows.new_zeros(classes * size, classes * size)
+    def _add_dense(self, total: Tensor, information: FisherInformation, rows: Tensor) -> None:
+        classes, inputs = information.index.shape[1], rows.shape[1] - self.has_bias
+        biases = classes * inputs  # where they begin
+        weights, ones = rows[:, :inputs], rows[:, inputs:]
         if information.diagonal is not None:
-            diagonal = information.diagonal.flatten(0, 1)
-            for c in range(classes):
-                window = slice(c * size, (c + 1) * size)
-                total[window, window] += (rows * diagonal[:, c : c + 1]).T @ rows
-        step = max(1, self.max_bytes // (8 * classes * size))
+            for c, scale in enumerate(information.diagonal.flatten(0, 1).unsqueeze(-1).unbind(1)):
+                own, scaled = slice(c * inputs, (c + 1) * inputs), rows * scale
+                total[own, own].addmm_(scaled[:, :inputs].T, weights)
+                if self.has_bias:
+                    total[biases + c, own] += scaled[:, inputs] @ weights
+                    total[biases + c, biases + c] += scaled[:, inputs].sum()
+        step = max(1, self.max_bytes // (8 * len(total)))
         for sign, columns in ((-1.0, information.lowered), (1.0, information.scores)):
             if columns is None:
                 continue
@@ -156,36 +165,11 @@ class LastLayerSums:
             for column in (flat.unsqueeze(-1) if flat.dim() == 2 else flat).unbind(-1):
                 for start in range(0, len(rows), step):
                     chosen = slice(start, start + step)
-                    outer = (column[chosen].unsqueeze(-1) * rows[chosen].unsqueeze(1)).flatten(1)
-                    _add_lower(total, outer, sign)
-        return total
-
-    def in_order_of_sites(self, has_bias: bool) -> Tensor:
-        """The sums in the order of the joined sites, weights before biases; of a matrix its lower triangle."""
-        assert isinstance(self.matrix, Tensor)
-        (classes, size), matrix = self.shape, self.matrix
-        if self.kind == "diagonal":
-            return torch.cat([matrix[:, :-1].flatten(), matrix[:, -1]]) if has_bias else matrix.flatten()
-        if not has_bias:
-            return matrix
-        blocks, count = matrix.view(classes, size, classes, size), classes * (size - 1)
-        ordered = matrix.new_empty(matrix.shape)
-        ordered[:count, :count].view(classes, size - 1, classes, size - 1).copy_(blocks[:, :-1, :, :-1])
-        ordered[count:, count:] = blocks[:, -1, :, -1]
-        # Of a bias and a weight of a later class the sum is stored the other way round.
-        is_stored = torch.ones(classes, classes, dtype=torch.bool, device=matrix.device).tril().unsqueeze(-1)
-        transposed = blocks[:, :-1, :, -1].permute(2, 0, 1)
-        ordered[count:, :count] = blocks[:, -1, :, :-1].where(is_stored, transposed).flatten(1)
-        return ordered
-
-
-def _add_lower(total: Tensor, rows: Tensor, sign: float) -> None:
-    """Adds ``± rowsᵀ rows`` to a matrix, of which the lower triangle counts, in strips that end at the diagonal."""
-    size = len(total)
-    width = max(64, -(-size // 16))
-    for start in range(0, size, width):
-        end = min(start + width, size)
-        total[start:end, :end].addmm_(rows[:, start:end].T, rows[:, :end], alpha=sign)
+                    part = column[chosen].unsqueeze(-1)
+                    outer = (part * weights[chosen].unsqueeze(1)).flatten(1)
+                    if self.has_bias:
+                        outer = torch.cat([outer, column[chosen] * ones[chosen]], 1)
+                    add_products(total, outer, sign)
 
 
 def _summed(information: FisherInformation) -> Tensor:

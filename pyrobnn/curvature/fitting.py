@@ -19,7 +19,7 @@ from pyrobnn.curvature.features import LastLayer, LastLayerSums, features_of
 from pyrobnn.curvature.fisher import information_of
 from pyrobnn.curvature.gauss_newton import GaussNewtonSums
 from pyrobnn.curvature.kronecker import KroneckerFactors, add_batch
-from pyrobnn.curvature.last_layer import find_last_layer
+from pyrobnn.curvature.last_layer import Run, find_last_layer
 from pyrobnn.curvature.layout import Group, Structure, lay_out
 from pyrobnn.distributions.fixed_row import FixedRow, without_row
 from pyrobnn.distributions.independent import base_distribution
@@ -77,20 +77,22 @@ def fit_curvature(
         TypeError: If targets are of a wrong dtype.
         ValueError: As :func:`fill` and :func:`~pyrobnn.curvature.find_last_layer` say.
     """
-    found = None
+    found = run = None
     if last_layer is not False or structure == "diagonal":
         if (first := next(batches, None)) is None:
             raise ValueError(_wrong_rows(0, model))
         batches = chain([first], batches)
         name = last_layer if isinstance(last_layer, str) else None
         try:
-            found = find_last_layer(model, values, sites, first.inputs, name)
+            found, run = find_last_layer(model, values, sites, first.inputs, name)
         except ValueError:
             if last_layer is not False:  # else it is only faster, with thousands of outputs
                 raise
     only = None if found is None or last_layer is False else found.name
     groups = lay_out(model, sites, structure, only, like)
-    log_likelihood, is_normal = fill(model, values, groups, batches, max_bytes=max_bytes, last_layer=found)
+    log_likelihood, is_normal = fill(
+        model, values, groups, batches, max_bytes=max_bytes, last_layer=found, first_run=run
+    )
     return Curvature(groups, None if last_layer is False else found, log_likelihood, is_normal)
 
 
@@ -102,6 +104,7 @@ def fill(
     *,
     max_bytes: int,
     last_layer: LastLayer | None = None,
+    first_run: Run | None = None,
 ) -> tuple[float, bool]:
     """Sets every group's block from the data and the model's priors.
 
@@ -112,6 +115,7 @@ def fill(
         batches: The whole data set.
         max_bytes: Budget for Jacobians.
         last_layer: The last layer, if its curvature is to be had from its inputs; required if it alone is covered.
+        first_run: The run of the first batch, if it was run already.
 
     Returns:
         The log likelihood of all data at the mode, and whether all the groups' priors are Normal.
@@ -127,7 +131,7 @@ def fill(
     log_likelihood, rows = 0.0, 0
     for index, batch in enumerate(batches):
         batch.check(index)
-        log_likelihood += curvature.add(batch)
+        log_likelihood += curvature.add(batch, first_run if index == 0 else None)
         rows += batch.rows
     if rows != model.num_data:
         raise ValueError(_wrong_rows(rows, model))
@@ -173,27 +177,31 @@ class _Curvature:
         self.model, self.values, self.groups = model, values, groups
         self.names = [site.name for group in groups for site in group.sites]
         self.factors = {g.name: KroneckerFactors(g.layer, len(g.sites) == 2) for g in groups if g.layer is not None}
-        self.is_diagonal = isinstance(groups[0].block, DiagonalBlock)
         self.last_layer = last_layer if last_layer is not None and last_layer.is_output else None
         self.watched = {} if self.last_layer is None else {self.last_layer.name: self.last_layer.module}
-        self.sums = LastLayerSums("diagonal" if self.is_diagonal else "dense", max_bytes)
+        # Sums of a dense matrix are collected where they stay: the matrix may be hundreds of megabytes.
+        block = groups[0].block
+        dense = block.curvature.zero_() if isinstance(block, DenseBlock) else None
+        self.sums = LastLayerSums(dense, self.last_layer is not None and self.last_layer.has_bias, max_bytes)
         head = [] if self.last_layer is None else [g for g in groups if g.name == self.last_layer.name]
-        self.rest = GaussNewtonSums(model, values, [g for g in groups if g not in head], max_bytes, self.is_diagonal)
-        self.head = GaussNewtonSums(model, values, head, max_bytes, self.is_diagonal)
+        self.rest = GaussNewtonSums(model, values, [g for g in groups if g not in head], max_bytes, dense)
+        self.head = GaussNewtonSums(model, values, head, max_bytes, dense)
 
-    def add(self, batch: Batch) -> float:
-        """Adds a batch, and returns its log likelihood."""
+    def add(self, batch: Batch, run: Run | None = None) -> float:
+        """Adds a batch, and returns its log likelihood; ``run`` is that of its inputs, if there is one."""
         x, y, weight, likelihood = batch.inputs, batch.targets, batch.weight, self.model.likelihood
         with torch.no_grad(), SubstituteMessenger(self.values):
-            with recorded_calls(self.watched) as calls:
-                outputs = self.model.predictive(x)
+            if run is None:
+                with recorded_calls(self.watched) as calls:
+                    run = Run(self.model.predictive(x), calls)
+            outputs = run.outputs
             likelihood.check_targets(outputs, y)
             log_prob = likelihood(outputs).log_prob(y).double()
             log_likelihood = float((log_prob if weight is None else weighted(log_prob, weight)).sum())
-            is_done = False
-            if self.last_layer is not None and (features := features_of(self.last_layer, calls, outputs)) is not None:
+            is_done, layer = False, self.last_layer
+            if layer is not None and (features := features_of(layer, run.calls, outputs)) is not None:
                 information = information_of(likelihood, outputs, weight)
-                is_done = self.sums.add(features, information, weight, self.factors.get(self.last_layer.name))
+                is_done = self.sums.add(features, information, weight, self.factors.get(layer.name))
         if self.factors:
             if not is_done:
                 add_batch(self.model, self.values, self.names, self.factors, x, weight)
@@ -210,15 +218,12 @@ class _Curvature:
             rows = sums.rows or 1.0  # all weights are 0: nothing is known
             block.set(torch.as_tensor(sums.of_outputs) / rows, torch.as_tensor(sums.of_inputs), precision)
             return
-        part = self.head if group in self.head.groups else self.rest
-        matrix = part.of(group)
-        if part is self.head and isinstance(self.sums.matrix, Tensor):
-            has_bias = self.last_layer is not None and self.last_layer.has_bias
-            ordered = self.sums.in_order_of_sites(has_bias)
-            matrix = matrix + ordered if isinstance(matrix, Tensor) else ordered
-        assert isinstance(matrix, Tensor)
-        if isinstance(block, DenseBlock | DiagonalBlock):
-            block.set(matrix, precision)
+        if isinstance(block, DenseBlock):
+            block.set(block.curvature, precision)
+        elif isinstance(block, DiagonalBlock):
+            is_head = group in self.head.groups
+            part = (self.head if is_head else self.rest).diagonal_of(group)
+            block.set(torch.as_tensor(part + self.sums.diagonal if is_head else part), precision)
 
 
 def weighted(log_prob: Tensor, weight: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyrobnn.curvature.dense import add_products
 from pyrobnn.curvature.fisher import SAMPLED_COLUMNS, fisher_roots, information_of
 from pyrobnn.curvature.jacobians import Derivatives
 from pyrobnn.curvature.layout import Group
@@ -82,7 +83,15 @@ def weight_rows(derivatives: Derivatives, x: Any, outputs: Tensor, weight: Tenso
 
 
 class GaussNewtonSums:
-    """The matrix of some groups of sites, or its diagonal, summed over batches."""
+    """The matrix of some groups of sites, or its diagonal, summed over batches.
+
+    Args:
+        model: The model, in evaluation mode.
+        values: Values of all its sites.
+        groups: The groups.
+        max_bytes: Budget for Jacobians.
+        dense: The matrix to add to, of which the lower triangle counts; None to sum the diagonal.
+    """
 
     def __init__(
         self,
@@ -90,25 +99,29 @@ class GaussNewtonSums:
         values: Mapping[str, Tensor],
         groups: Sequence[Group],
         max_bytes: int,
-        is_diagonal: bool,
+        dense: Tensor | None,
     ) -> None:
-        self.groups, self.is_diagonal = groups, is_diagonal
+        self.groups, self.dense = groups, dense
         names = [site.name for group in groups for site in group.sites]
         self.derivatives = Derivatives(model, values, names, max_bytes) if names else None
-        self.matrix: Tensor | float = 0.0
+        self.diagonal: Tensor | float = 0.0
 
     def add(self, x: Any, outputs: Tensor, weight: Tensor | None) -> None:
         """Adds a batch of inputs with its outputs, and weights of its data."""
-        if self.derivatives is not None:
-            for rows in weight_rows(self.derivatives, x, outputs, weight):
-                self.matrix = self.matrix + (rows.square().sum(0) if self.is_diagonal else rows.T @ rows)
+        if self.derivatives is None:
+            return
+        for rows in weight_rows(self.derivatives, x, outputs, weight):
+            if self.dense is None:
+                self.diagonal = self.diagonal + rows.square().sum(0)
+            else:
+                add_products(self.dense, rows)
 
-    def of(self, group: Group) -> Tensor | float:
+    def diagonal_of(self, group: Group) -> Tensor | float:
         """The part of one group; zero if nothing was added."""
-        if not isinstance(self.matrix, Tensor) or not self.is_diagonal:
-            return self.matrix
+        if not isinstance(self.diagonal, Tensor):
+            return self.diagonal
         start = sum(other.block.size for other in self.groups[: self.groups.index(group)])
-        return self.matrix[start : start + group.block.size]
+        return self.diagonal[start : start + group.block.size]
 
 
 def outputs_and_jacobians(

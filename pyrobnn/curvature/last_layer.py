@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -27,12 +28,25 @@ from pyrobnn.model.supervised import SupervisedModel
 if TYPE_CHECKING:
     from pyrobnn.model.layout import Site
 
-__all__ = ["find_last_layer"]
+__all__ = ["Run", "find_last_layer"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run of the network at the mode.
+
+    Attributes:
+        outputs: What it returned.
+        calls: The call of the layer that ran last.
+    """
+
+    outputs: Tensor
+    calls: LayerCalls
 
 
 def find_last_layer(
     model: SupervisedModel, values: Mapping[str, Tensor], sites: Mapping[str, Site], x: Any, name: str | None
-) -> LastLayer:
+) -> tuple[LastLayer, Run]:
     """The layer that ran last and makes the outputs, or the one that is named, by runs on a batch.
 
     Args:
@@ -41,6 +55,9 @@ def find_last_layer(
         sites: The guide's sites.
         x: A batch of inputs.
         name: The layer's name, None to find it.
+
+    Returns:
+        The layer, and the run of the batch, so that it need not be run again.
 
     Raises:
         ValueError: If there is no last layer: its weights are frozen, tied or without a site of the guide, or there
@@ -70,7 +87,7 @@ def find_last_layer(
     is_plain = plain[0] in named and named <= set(plain) and is_supported(module)
     has_bias = any(site.name == plain[1] for site in own)
     if found is not None and is_plain and _reproduces(module, values, plain, calls):
-        return LastLayer(name, module, True, True, has_bias)
+        return LastLayer(name, module, True, True, has_bias), Run(outputs, calls)
 
     def run(weights: Mapping[str, Tensor]) -> Tensor:
         with SubstituteMessenger({**values, **weights}), attention_as_trained():
@@ -81,9 +98,8 @@ def find_last_layer(
         others = {n: v for n, v in others.items() if v.dim() > 1}
         if others and (besides := weights_besides(module, others, lambda: run(others))):
             refuse_several(name, [n.removeprefix(full_name(net, "")) for n in besides])
-    return LastLayer(
-        name, module, _is_linear(run, {site.name: values[site.name] for site in own}, name), False, has_bias
-    )
+    is_linear = _is_linear(run, {site.name: values[site.name] for site in own}, name)
+    return LastLayer(name, module, is_linear, False, has_bias), Run(outputs, calls)
 
 
 def _layer_of(net: BayesianModule, site: str) -> str | None:
