@@ -3,6 +3,7 @@
 from pyrobnn import (
     calibration,
     conformal,
+    decisions,
     detection,
     diagnostics,
     distillation,
@@ -48,6 +49,7 @@ __all__ = [
     "calibration",
     "check",
     "conformal",
+    "decisions",
     "describe",
     "detection",
     "diagnostics",

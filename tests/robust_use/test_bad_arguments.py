@@ -24,6 +24,7 @@ import pyrobnn as pb
 from pyrobnn import (
     calibration,
     conformal,
+    decisions,
     detection,
     diagnostics,
     guides,
@@ -251,6 +252,10 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
         conformal.coverage_of_intervals,
         {"lower": torch.zeros(3), "upper": torch.ones(3), "targets": torch.zeros(3)},
     ),
+    "wheel": (decisions.wheel, {"num_rounds": 5}),
+    "LinearRewards": (decisions.LinearRewards, {"num_inputs": 1, "num_arms": 2}),
+    "UCB": (decisions.UCB, {"rewards": decisions.LinearRewards(1, 2)}),
+    "EpsilonGreedy": (decisions.EpsilonGreedy, {"rewards": decisions.LinearRewards(1, 2)}),
     "Abstention": (detection.Abstention, {}),
     "Abstention.fit": (
         method(detection.Abstention(0.99, 0.01, num_coverages=1), "fit"),
