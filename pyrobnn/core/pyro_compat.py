@@ -6,11 +6,13 @@ import copy
 import functools
 import weakref
 from abc import ABCMeta
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pyro.poutine.runtime as runtime
 import torch
+import torch.nn.modules.module as all_modules
 import torch.utils.checkpoint as checkpoint
 from pyro.distributions import constraints
 from pyro.nn import PyroModule
@@ -23,10 +25,12 @@ __all__ = [
     "announce_parameter",
     "before_loading",
     "full_name",
+    "has_forward_hooks",
     "intercept_checkpoints",
     "is_handler_active",
     "is_in_transform",
     "sole_handler",
+    "strictly_vectorized",
     "unvalidated",
     "version",
 ]
@@ -129,3 +133,22 @@ def is_in_transform(tensor: Tensor) -> bool:
 def version(tensor: Tensor) -> int:
     """How often the tensor has been changed in place; -1 for inference tensors, which torch does not let be changed."""
     return -1 if tensor.is_inference() else tensor._version
+
+
+@contextmanager
+def strictly_vectorized(is_strict: bool = True) -> Iterator[None]:
+    """Has :func:`torch.func.vmap` raise where it would loop, with a warning, over an operation without a rule."""
+    functions: Any = torch._C._functorch
+    before = functions._is_vmap_fallback_enabled()
+    functions._set_vmap_fallback_enabled(before and not is_strict)
+    try:
+        yield
+    finally:
+        functions._set_vmap_fallback_enabled(before)
+
+
+def has_forward_hooks(module: nn.Module) -> bool:
+    """Whether functions are called before or after the forward of the module, or of one in it."""
+    if all_modules._global_forward_hooks or all_modules._global_forward_pre_hooks:
+        return True
+    return any(part._forward_hooks or part._forward_pre_hooks for part in module.modules())

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,19 @@ from torch import Tensor
 from pyrobnn.core.arguments import check_int
 from pyrobnn.core.exclusive import exclusive
 
-__all__ = ["State", "fresh_seed", "local", "preserved", "read", "read_all", "seed", "seeded", "write", "write_all"]
+__all__ = [
+    "State",
+    "fresh_seed",
+    "local",
+    "preserved",
+    "read",
+    "read_all",
+    "seed",
+    "seeded",
+    "watched",
+    "write",
+    "write_all",
+]
 
 State = tuple[Tensor, Tensor | None]
 
@@ -32,6 +44,32 @@ def preserved(device: torch.device) -> Iterator[None]:
     """
     with exclusive(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         yield
+
+
+@contextlib.contextmanager
+def watched(device: torch.device) -> Iterator[Callable[[], bool]]:
+    """Like :func:`preserved`, and for Python's and NumPy's generators, too.
+
+    Yields:
+        A function that says whether any of these was used in the block so far.
+    """
+    with preserved(device):
+        before, python, numpy = read(device), random.getstate(), np.random.get_state()  # noqa: NPY002
+
+        def is_used() -> bool:
+            now = np.random.get_state()  # noqa: NPY002
+            pairs = zip(before, read(device), strict=True)
+            return (
+                any(a is not None and b is not None and not torch.equal(a, b) for a, b in pairs)
+                or random.getstate() != python
+                or any(not np.array_equal(a, b) for a, b in zip(numpy, now, strict=True))
+            )
+
+        try:
+            yield is_used
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)  # noqa: NPY002
 
 
 @contextlib.contextmanager

@@ -28,8 +28,8 @@ from pyrobnn.model.likelihoods.predictions import Prediction
 from pyrobnn.prediction.draws import check_posterior
 from pyrobnn.prediction.linearized import LinearizedPredictor
 from pyrobnn.prediction.predictor import Link, PredictorFactory, PredictorOptions, WeightsPredictor
-from pyrobnn.prediction.runners import Method
 from pyrobnn.prediction.second_entries import check_rows, check_second_entry
+from pyrobnn.prediction.vectorization import Method
 
 __all__ = ["predict", "predict_batches"]
 
@@ -79,9 +79,9 @@ def predict(
         likelihood: The likelihood; the model's if None.
         link: How the linearized network's outputs become class probabilities: ``"samples"`` or ``"probit"``.
         return_draws: Keep the parameters of each draw, ``[K, N, …]``.
-        method: ``"loop"`` writes one draw at a time into the network, ``"vmap"`` runs several at once,
-            ``"auto"`` takes the loop on a CPU and vmap on a GPU, where each is faster (recurrent networks need
-            the loop).
+        method: ``"loop"`` writes one draw at a time into the network, ``"vmap"`` runs several at once, ``"auto"`` takes
+            what is faster: vmap on a GPU, and on a CPU for small activations (:mod:`pyrobnn.prediction.vectorization`);
+            the loop for recurrent networks and whatever else torch cannot vmap.
         max_bytes: Budget for draws, activations and kept results.
         seed: Fixes the draws, and leaves torch's random state alone; None takes a seed from it.
         progress: Show a progress bar.
@@ -155,7 +155,8 @@ def predict_batches(
     Memory stays that of one batch, however long the data: feed streaming metrics from it. Between batches the
     modes of the model are as before the call. Errors are those of :func:`predict`, raised at the first batch.
     """
-    check_posterior(model, guide)
+    if (make := _factory(predictor, guide)) is not WeightsPredictor:  # which checks it itself
+        check_posterior(model, guide)
     check_positive_int("max_bytes", max_bytes)
     if seed is not None:
         check_int("seed", seed, -math.inf)
@@ -178,7 +179,7 @@ def predict_batches(
         link=link,
         batch_size=batch_size,
     )
-    predicted = _factory(predictor, guide)(model, guide, options)
+    predicted = make(model, guide, options)
     for index, (x, y) in enumerate(tqdm(blocks, total=count, disable=not progress, unit="batch")):
         check_inputs(x, index)
         prediction = predicted(x, y)

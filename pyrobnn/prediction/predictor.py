@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from pyrobnn.core.denormals import denormals_as_zero
 from pyrobnn.model.likelihoods import Likelihood
 from pyrobnn.model.likelihoods.predictions import Prediction
-from pyrobnn.prediction.draws import PinnedDraws
-from pyrobnn.prediction.runners import Method, Runner
+from pyrobnn.prediction.draws import PinnedDraws, check_posterior
+from pyrobnn.prediction.runners import Runner
+from pyrobnn.prediction.vectorization import Method
 
 __all__ = ["Link", "Predictor", "PredictorFactory", "PredictorOptions", "WeightsPredictor"]
 
@@ -73,9 +74,14 @@ class WeightsPredictor:
         model: The model.
         guide: A guide, or draws ``{site: [K, …]}``.
         options: How to predict.
+
+    Raises:
+        TypeError: If the posterior is of another kind or precision, or there is no likelihood.
+        ValueError: If the posterior is another model's, or has fewer draws.
     """
 
     def __init__(self, model: nn.Module, guide: Any, options: PredictorOptions) -> None:
+        check_posterior(model, guide)
         self.options = options
         self.runner = Runner(model, options.likelihood, options.method, options.max_bytes, options.batch_size)
         self.draws = PinnedDraws(

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from pyrobnn.core import random_state
 from pyrobnn.core.trees import leaves, map_leaves, num_rows, take_rows
 
-__all__ = ["Part", "RowCutter", "check_outputs", "has_one_row", "join_outputs", "refuse_squeezed"]
+__all__ = ["Part", "RowCutter", "Run", "check_outputs", "has_one_row", "join_outputs", "measured", "refuse_squeezed"]
 
 _PART_ROWS = 256  # longer parts only add page faults on a CPU
 _FEWEST_ROWS = 4  # no part of one row arises, of which squeeze() would drop the dimension
@@ -65,7 +65,6 @@ class RowCutter:
             raise ValueError(f"batch_size: expected a positive int, got {batch_size}.")
         self.model, self.batch_size, self.max_bytes = model, batch_size, max_bytes
         self._row_bytes: dict[Any, int | None] = {}  # by shape of a row; None where rows interact
-        self._element_bytes: float | None = None
 
     def parts(self, x: Any, run: Run) -> list[Part]:
         """The parts of inputs.
@@ -93,14 +92,6 @@ class RowCutter:
             return [Part(x, None)]
         return _cut(x, len(only), max(_FEWEST_ROWS, min(_PART_ROWS, self.max_bytes // row_bytes)))
 
-    def nbytes(self, part: Part, run: Run) -> int:
-        """Memory for the activations of one draw on a part, estimated from one run of the first part that is asked."""
-        size = max(1, sum(leaf.numel() for leaf in leaves(part.inputs) if isinstance(leaf, Tensor)))
-        if self._element_bytes is None:
-            _, nbytes = self._measured(part.inputs, run)
-            self._element_bytes = nbytes / size
-        return max(1, int(self._element_bytes * size))
-
     def _probe(self, x: Any, only: Tensor, run: Run) -> int | None:
         """Bytes for the activations of a row; None if rows interact, or the network cannot run on some of them."""
         if len(only) < 2 * _PROBED_ROWS:
@@ -115,7 +106,7 @@ class RowCutter:
             elif bool((probe == probe[:1]).all()):
                 return None
             try:
-                together, nbytes = self._measured(_with_rows(x, probe), run)
+                together, nbytes = measured(self.model, _with_rows(x, probe), run)
                 for start in (0, 1):
                     alone = run(_with_rows(x, probe[start::2]))
                     if not _same_rows(alone, together[start::2], _PROBED_ROWS // 2):
@@ -124,21 +115,28 @@ class RowCutter:
                 return None
         return max(1, nbytes // _PROBED_ROWS)
 
-    def _measured(self, inputs: Any, run: Run) -> tuple[Tensor, int]:
-        """The outputs, and twice the bytes of the largest layer's input and output."""
-        largest = [1]
 
-        def record_size(_: nn.Module, args: Any, output: Any) -> None:
-            tensors = [t for t in (*args, output) if isinstance(t, Tensor)]
-            largest[0] = max(largest[0], sum(t.numel() * t.element_size() for t in tensors))
+def measured(model: nn.Module, inputs: Any, run: Run) -> tuple[Tensor, int]:
+    """The outputs, and twice the bytes of the input and output of the largest layer.
 
-        layers = [module for module in self.model.modules() if not list(module.children())]
-        hooks = [layer.register_forward_hook(record_size) for layer in layers]
-        try:
-            return run(inputs), 2 * largest[0]
-        finally:
-            for hook in hooks:
-                hook.remove()
+    Args:
+        model: The model, whose layers they are.
+        inputs: Inputs of one call of the network.
+        run: The network under one draw.
+    """
+    largest = [1]
+
+    def record_size(_: nn.Module, args: Any, output: Any) -> None:
+        tensors = [t for t in (*args, output) if isinstance(t, Tensor)]
+        largest[0] = max(largest[0], sum(t.numel() * t.element_size() for t in tensors))
+
+    layers = [module for module in model.modules() if not list(module.children())]
+    hooks = [layer.register_forward_hook(record_size) for layer in layers]
+    try:
+        return run(inputs), 2 * largest[0]
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def join_outputs(outputs: Sequence[Tensor], parts: Sequence[Part]) -> Tensor:

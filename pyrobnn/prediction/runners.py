@@ -4,34 +4,33 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import warnings
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Literal
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pyrobnn.core import random_state
 from pyrobnn.core.attention import attention_under_vmap
+from pyrobnn.core.pyro_compat import strictly_vectorized
 from pyrobnn.core.trees import leaves, refuse_arrays, to_device
 from pyrobnn.model.bayesianize import BayesianModule, evaluating, frozen_buffers
-from pyrobnn.model.declarations import declared_likelihood, latent_sampler
+from pyrobnn.model.declarations import declared_likelihood
 from pyrobnn.model.draws import Draws, installed_buffers
 from pyrobnn.model.likelihoods import Likelihood
 from pyrobnn.model.substitution import SubstituteMessenger
 from pyrobnn.model.supervised import SupervisedModel, run_network
 from pyrobnn.prediction.rows import Part, RowCutter, check_outputs, has_one_row, join_outputs, refuse_squeezed
+from pyrobnn.prediction.vectorization import Method, Vectorization
 
-__all__ = ["Method", "Runner", "inputs_on", "model_outputs"]
+__all__ = ["Runner", "inputs_on", "model_outputs"]
 
-Method = Literal["auto", "loop", "vmap"]
 Summarize = Callable[[Tensor], dict[str, Tensor]]
 
 _STACKED_BYTES = 2**20  # small predictions are reduced several draws at a time, which saves calls
 
 
 class Runner:
-    """Pushes inputs through a model under given draws.
+    """Pushes inputs through a model under draws of its sites.
 
     Args:
         model: A Pyro model that returns the network's outputs when called with inputs only.
@@ -59,50 +58,21 @@ class Runner:
                 f"likelihood: {type(model).__name__} has no likelihood, which predictions "
                 "need; pass likelihood=pyrobnn.likelihoods.Categorical(), say."
             )
-        if method not in ("auto", "loop", "vmap"):
-            raise ValueError(f"method: expected 'auto', 'loop' or 'vmap', got {method!r}.")
         if max_bytes < 1:
             raise ValueError(f"max_bytes: expected a positive number of bytes, got {max_bytes}.")
         self.model, self.likelihood = model, own
-        first = next(model.parameters(), torch.empty(0))
-        self.device = first.device
-        recurrent = [type(m).__name__ for m in model.modules() if isinstance(m, nn.RNNBase)]
-        if method == "vmap" and recurrent:
-            raise ValueError(f"method: torch cannot vmap {recurrent[0]} layers; use 'loop', or 'auto'.")
-        fastest = "vmap" if self.device.type == "cuda" and not recurrent else "loop"
-        self.method = fastest if method == "auto" else method
-        self.can_fall_back = method == "auto"
+        self.device = next(model.parameters(), torch.empty(0)).device
+        self.vectorization = Vectorization(model, method, self.device)
         self.draws_bytes = max_bytes // 2
         self.activation_bytes = max_bytes // 4
         self.cutter = RowCutter(model, batch_size, self.activation_bytes)
-        self._checked_sites = self._checked_shape = self._checked_one_row = False
+        self._checked_shape = self._checked_one_row = False
 
     @contextlib.contextmanager
     def ready(self) -> Iterator[None]:
         """Evaluation mode and untouched buffers while the block lasts."""
         with evaluating(self.model), frozen_buffers(self.model):
             yield
-
-    def check_sites(self, draws: Mapping[str, Tensor]) -> None:
-        """Refuses draws that lack a site, which would silently be drawn from the prior.
-
-        Raises:
-            ValueError: If they do (only for models whose sites are known without data).
-        """
-        sample_latents = latent_sampler(self.model)
-        if sample_latents is None:
-            return
-        with (
-            random_state.preserved(self.device),
-            SubstituteMessenger({name: value[0] for name, value in draws.items()}) as run,
-        ):
-            sample_latents()
-        missing = [message["name"] for message in run.latent if message["name"] not in draws]
-        if missing:
-            raise ValueError(
-                f"guide: it has no draws of the model's site {missing[0]!r} ({len(missing)} missing in all); it has "
-                f"{', '.join(list(draws)[:8])}. Pass the guide (or draws) of this model."
-            )
 
     def summaries(self, draws: dict[str, Tensor], x: Any, summarize: Summarize) -> Iterator[dict[str, Tensor]]:
         """``summarize(outputs)`` under each of the draws ``{site: [k, …]}``, in chunks ``{name: [k', N, …]}`` of draws.
@@ -111,23 +81,21 @@ class Runner:
         """
         x, own = inputs_on(x, self.device), Draws.of(draws).buffers
         draws = Draws(to_device(dict(draws), self.device), to_device(own, self.device))
-        if not self._checked_sites:
-            self.check_sites(draws)
-            self._checked_sites = True
-        run = functools.partial(self.outputs, draws.at(0))
+        first, count, done = draws.at(0), len(next(iter(draws.values()))), 0
+        run = functools.partial(self.outputs, first)
         parts = self.cutter.parts(x, run)
-        if self.method == "vmap":
+        if self.vectorization.serves(draws, parts[0].inputs, run):
             try:
-                yield from self._vmapped(draws, parts, run, summarize)
+                for summary in self._vmapped(draws, parts, run, summarize):
+                    yield summary
+                    done += len(next(iter(summary.values())))
                 return
-            except NotVectorizedError as error:
-                if not self.can_fall_back:
+            except NotVectorizedError:
+                if self.vectorization.is_requested:
                     raise
-                warnings.warn(f"{error} Draws are run one by one, as with method='loop'.", stacklevel=2)
-                self.method = "loop"
-        count = len(next(iter(draws.values())))
+                self.vectorization.fail(parts[0].inputs)
         pending: list[dict[str, Tensor]] = []
-        for index in range(count):
+        for index in range(done, count):
             pending.append(self._looped(draws.at(index), parts, summarize))
             nbytes = sum(tensor.nbytes for tensor in pending[0].values())
             if index + 1 == count or len(pending) * nbytes > _STACKED_BYTES:
@@ -143,7 +111,7 @@ class Runner:
         with contextlib.ExitStack() as stack:
             stack.enter_context(installed_buffers(self.model, draw.buffers))
             if isinstance(self.model, SupervisedModel) and isinstance(net := self.model.net, BayesianModule):
-                with SubstituteMessenger(draw):
+                with SubstituteMessenger(draw, direct=True):
                     weights = net.sample_weights()
                 plain = stack.enter_context(net.written(weights))
                 outputs = [self.model.select(run_network(plain, part.inputs)) for part in parts]
@@ -151,43 +119,51 @@ class Runner:
                 stack.enter_context(SubstituteMessenger(draw))
                 outputs = [model_outputs(self.model, part.inputs) for part in parts]
         joined = join_outputs(outputs, parts)
-        if not self._checked_one_row and has_one_row(parts):
-            refuse_squeezed(parts[0].inputs, joined, functools.partial(self.outputs, draw))
-            self._checked_one_row = True
+        self._check(draw, parts, joined)
         with SubstituteMessenger(draw):
-            if not self._checked_shape:
-                self.likelihood.target_shape(joined)  # refuses outputs that are not what it takes
-                self._checked_shape = True
             return summarize(joined)
 
+    def _check(self, draw: Draws, parts: list[Part], outputs: Tensor) -> None:
+        """Refuses, at first, outputs under a draw that lost the only row, or are not what the likelihood takes."""
+        if not self._checked_one_row and has_one_row(parts):
+            refuse_squeezed(parts[0].inputs, outputs, functools.partial(self.outputs, draw))
+            self._checked_one_row = True
+        if not self._checked_shape:
+            with SubstituteMessenger(draw):
+                self.likelihood.target_shape(outputs)
+            self._checked_shape = True
+
     def _vmapped(
-        self, draws: Draws, parts: list[Part], outputs_of: Callable[[Any], Tensor], summarize: Summarize
+        self, draws: Draws, parts: list[Part], run: Callable[[Any], Tensor], summarize: Summarize
     ) -> Iterator[dict[str, Tensor]]:
-        def one(draw: dict[str, Tensor], buffers: dict[str, Tensor], part: Part) -> dict[str, Tensor]:
-            with installed_buffers(self.model, buffers), SubstituteMessenger(draw):
+        def one(draw: dict[str, Tensor], buffers: dict[str, Tensor], part: Part) -> tuple[Tensor, dict[str, Tensor]]:
+            with installed_buffers(self.model, buffers), SubstituteMessenger(draw, direct=True):
                 outputs = model_outputs(self.model, part.inputs)
                 check_outputs(outputs, part.rows)
-                return summarize(outputs)
+                return outputs, summarize(outputs)
 
-        if not self._checked_one_row and has_one_row(parts):
-            refuse_squeezed(parts[0].inputs, outputs_of(parts[0].inputs), outputs_of)
-            self._checked_one_row = True
+        # What the caller did not ask for must not be slow, and has no errors of its own.
+        requested = self.vectorization.is_requested
+        refused: type[Exception] = RuntimeError if requested else Exception
+        strict = not requested and self.device.type == "cpu"
         count = len(next(iter(draws.values())))
-        size = max(1, min(count, self.activation_bytes // self.cutter.nbytes(parts[0], outputs_of)))
+        size = max(1, min(count, self.activation_bytes // self.vectorization.nbytes(parts[0].inputs, run)))
         for start in range(0, count, size):
-            chunk = draws.at(slice(start, start + size))
+            chunk = draws.at(slice(start, start + size)) if size < count else draws
             # The inputs are not mapped; a function of the draws alone takes them whatever they are.
             runs = [torch.func.vmap(functools.partial(one, part=part), randomness="different") for part in parts]
             try:
-                with attention_under_vmap(self.device):
-                    pieces = [run(dict(chunk), chunk.buffers) for run in runs]
-            except RuntimeError as error:
-                if start or isinstance(error, torch.OutOfMemoryError):
+                with attention_under_vmap(self.device), strictly_vectorized(strict):
+                    pieces = [vectorized(dict(chunk), chunk.buffers) for vectorized in runs]
+            except refused as error:
+                if isinstance(error, torch.OutOfMemoryError):
                     raise
                 raise NotVectorizedError(
-                    f"method: torch cannot vmap this network ({str(error).splitlines()[0]}); use method='loop'."
+                    f"method: torch cannot vmap this network ({(str(error).splitlines() or [''])[0]}); use "
+                    "method='loop'."
                 ) from error
-            yield {name: torch.cat([piece[name] for piece in pieces], 1) for name in pieces[0]}
+            self._check(draws.at(0), parts, pieces[0][0][0])
+            yield {name: torch.cat([summary[name] for _, summary in pieces], 1) for name in pieces[0][1]}
 
 
 class NotVectorizedError(ValueError):

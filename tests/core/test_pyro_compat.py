@@ -21,10 +21,12 @@ from torch import Tensor, nn
 from pyrobnn.core.pyro_compat import (
     announce_parameter,
     full_name,
+    has_forward_hooks,
     intercept_checkpoints,
     is_handler_active,
     is_in_transform,
     sole_handler,
+    strictly_vectorized,
     unvalidated,
 )
 
@@ -220,3 +222,28 @@ def test_tensors_of_a_transform_are_known() -> None:
     torch.func.grad(lambda x: seen.append(is_in_transform(x)) or x.sum())(torch.ones(2))
     assert seen == [True, True]
     assert not is_in_transform(torch.ones(2))
+
+
+def test_forward_hooks_are_found_wherever_they_are() -> None:
+    net = nn.Sequential(nn.Linear(2, 2), nn.Sequential(nn.Linear(2, 2)))
+    assert not has_forward_hooks(net)
+    for register in (
+        net[1][0].register_forward_hook,  # type: ignore[index]
+        net[0].register_forward_pre_hook,
+        nn.modules.module.register_module_forward_hook,
+        nn.modules.module.register_module_forward_pre_hook,
+    ):
+        handle: Any = register(lambda *_: None)  # type: ignore[operator]
+        assert has_forward_hooks(net)
+        handle.remove()
+        assert not has_forward_hooks(net)
+
+
+def test_vmap_loops_over_an_operation_without_a_rule_where_it_is_not_strict() -> None:
+    x = torch.randn(2, 3, 4)
+    run = torch.func.vmap(lambda rows: rows.renorm(2, 0, 1.0))
+    with strictly_vectorized(), pytest.raises(RuntimeError, match="vmap fallback"):
+        run(x)
+    with strictly_vectorized(False), pytest.warns(UserWarning, match="performance drop"):
+        found = run(x)
+    torch.testing.assert_close(found, torch.stack([rows.renorm(2, 0, 1.0) for rows in x]))

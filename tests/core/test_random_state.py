@@ -139,3 +139,22 @@ def test_seeds_come_from_the_cpu_whatever_the_default_device_is() -> None:
         found, again = predict(model, guide, x, 5).mean, random_state.fresh_seed()
     assert torch.equal(found, expected)
     assert again == seed
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [lambda: torch.rand(3), lambda: np.random.rand(3), random.random, lambda: random.gauss(0, 1)],  # noqa: NPY002
+    ids=["torch", "numpy", "python", "python's normal"],
+)
+def test_a_watched_block_says_whether_anything_was_drawn_and_leaves_no_trace(draw: Callable[[], object]) -> None:
+    def drawn() -> list[float]:
+        return [float(torch.rand(())), float(np.random.rand()), random.random()]  # noqa: NPY002
+
+    states = random_state.read_all()
+    wanted = drawn()
+    random_state.write_all(states)
+    with random_state.watched(torch.device("cpu")) as is_used:
+        assert not is_used()
+        draw()
+        assert is_used()
+    assert drawn() == wanted

@@ -19,6 +19,7 @@ from pyrobnn.prediction import (
     GaussianPrediction,
     Prediction,
     PredictorOptions,
+    WeightsPredictor,
     predict,
     predict_batches,
     predict_linearized,
@@ -55,6 +56,15 @@ def test_laplace_over_hidden_layers_is_linearized_by_default(structure: str) -> 
     plain = predict(model, laplace, x, 50, seed=1, predictor="weights")
     assert_equal(plain, predict(model, _pinned(laplace, 50, 1), x, 50))
     assert float((plain.mean - found.mean).abs().max()) > 0.01, "the two differ, so the default matters"
+
+
+def test_draws_that_lack_a_site_are_refused_wherever_they_are_given() -> None:
+    """They would be drawn from the prior."""
+    model, laplace, x = fitted()
+    draws = {name: value for name, value in laplace.sample(3).items() if name != "net.2.bias"}
+    for make in (predict, WeightsPredictor):
+        with pytest.raises(ValueError, match=r"^guide: it lacks the model's site 'net.2.bias'"):
+            make(model, draws, x if make is predict else PredictorOptions(3))  # type: ignore[operator]
 
 
 def test_the_last_layer_is_drawn_and_the_two_agree() -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pyrobnn.prediction.rows import Part, RowCutter, join_outputs, refuse_squeezed
+from pyrobnn.prediction.rows import Part, RowCutter, join_outputs, measured, refuse_squeezed
 
 ROOMY = 2**26
 
@@ -188,6 +188,5 @@ def test_a_squeezed_row_is_told_from_time_that_comes_first() -> None:
 def test_memory_of_a_part_is_that_of_its_largest_layer() -> None:
     """Twice the 3 + 5 numbers of 4 bytes, of each row."""
     net = nn.Sequential(nn.Linear(3, 5), nn.Linear(5, 1))
-    cutter = RowCutter(net, None, ROOMY)
-    assert cutter.nbytes(Part(torch.ones(10, 3), 10), net) == 10 * 64
-    assert cutter.nbytes(Part(torch.ones(20, 3), 20), net) == 20 * 64
+    assert measured(net, torch.ones(10, 3), net)[1] == 10 * 64
+    assert measured(net, torch.ones(20, 3), net)[1] == 20 * 64
