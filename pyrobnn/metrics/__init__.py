@@ -32,11 +32,13 @@ from pyrobnn.metrics.measures import (
 )
 from pyrobnn.metrics.pit import PitHistogram, QuantileCalibration, pit_histogram, quantile_calibration
 from pyrobnn.metrics.regression import pinball, r2, rmse
+from pyrobnn.metrics.regression_report import RegressionReport
 from pyrobnn.metrics.scores import accuracy, brier, nll
 from pyrobnn.metrics.selective import RiskCoverage, aurc, risk_coverage
 
 if TYPE_CHECKING:
     from pyrobnn.metrics.streaming import AdaptiveCalibrationError, ExpectedCalibrationError
+    from pyrobnn.metrics.streaming_regression import RegressionScores
 
 __all__ = [
     "AdaptiveCalibrationError",
@@ -44,6 +46,8 @@ __all__ = [
     "ExpectedCalibrationError",
     "PitHistogram",
     "QuantileCalibration",
+    "RegressionReport",
+    "RegressionScores",
     "ReliabilityCurve",
     "RiskCoverage",
     "VarianceDecomposition",
@@ -94,4 +98,8 @@ def __getattr__(name: str) -> Any:
         from pyrobnn.metrics import streaming
 
         return getattr(streaming, name)
+    if name == "RegressionScores":
+        from pyrobnn.metrics.streaming_regression import RegressionScores
+
+        return RegressionScores
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

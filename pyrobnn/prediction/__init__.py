@@ -9,6 +9,7 @@ from pyrobnn.prediction.linearized import LinearizedPredictor, predict_linearize
 from pyrobnn.prediction.predict import predict, predict_batches
 from pyrobnn.prediction.predictive import Predictive
 from pyrobnn.prediction.predictor import Predictor, PredictorOptions, WeightsPredictor
+from pyrobnn.prediction.regression_report import regression_report, regression_scores
 
 __all__ = [
     "ClassPrediction",
@@ -27,4 +28,6 @@ __all__ = [
     "predict",
     "predict_batches",
     "predict_linearized",
+    "regression_report",
+    "regression_scores",
 ]

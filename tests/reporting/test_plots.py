@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+import scipy.stats
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,7 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from pyrobnn import plots
+from pyrobnn import metrics, plots
 from pyrobnn.model.likelihoods import Categorical
 from pyrobnn.prediction import ClassPrediction, Prediction
 
@@ -437,3 +438,26 @@ def test_uncertainty_maps_are_of_pixels() -> None:
     rows = dataclasses.replace(prediction, mean=prediction.mean[:, 0, 0])
     with pytest.raises(ValueError, match=r"prediction: expected class probabilities of pixels.*\[2, 3\]"):
         plots.uncertainty_maps(images, truth, rows)
+
+
+def test_pit_histogram_is_flat_at_one_within_its_band():
+    histogram = metrics.pit_histogram(torch.arange(0.5, 200) / 200, 10)
+    ax = plots.pit_histogram(histogram)
+    assert [bar.get_height() for bar in ax.patches[:10]] == pytest.approx([1.0] * 10)
+    low, high = scipy.stats.binom.ppf([0.025, 0.975], 200, 0.1) / 20
+    assert sorted(ax.patches[10].get_bbox().intervaly) == pytest.approx([low, high])
+
+
+def test_quantile_calibration_shows_shares_and_binomial_band():
+    pit = torch.arange(0.5, 100) / 100
+    ax = plots.quantile_calibration(metrics.quantile_calibration(pit.square(), [0.25, 0.81]), level=0.9)
+    assert ax.lines[1].get_ydata().tolist() == pytest.approx([0.5, 0.9])
+    assert "0.170" in ax.get_title()
+    ends = ax.collections[0].get_datalim(ax.transData).intervaly
+    assert ends.tolist() == pytest.approx([scipy.stats.binom.ppf(0.05, 100, 0.25) / 100, 0.87], abs=0.011)
+
+
+@pytest.mark.parametrize("draw", [plots.pit_histogram, plots.quantile_calibration])
+def test_calibration_figures_refuse_raw_values(draw):
+    with pytest.raises(TypeError, match="expected what metrics"):
+        draw(torch.rand(5))

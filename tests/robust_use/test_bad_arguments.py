@@ -316,6 +316,22 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "energy_score": (metrics.energy_score, {"draws": MEANS, "y": SCORES}),
     "pit_histogram": (metrics.pit_histogram, {"pit": SCORES}),
     "quantile_calibration": (metrics.quantile_calibration, {"pit": SCORES}),
+    "plots.pit_histogram": (plots.pit_histogram, {"histogram": metrics.pit_histogram(SCORES)}),
+    "plots.quantile_calibration": (
+        plots.quantile_calibration,
+        {"calibration": metrics.quantile_calibration(SCORES)},
+    ),
+    "RegressionScores": (metrics.RegressionScores, {}),
+    "regression_scores": (
+        pb.prediction.regression_scores,
+        {"prediction": REAL, "targets": Y, "weight": OTHERS, "levels": [0.5], "num_targets": 2},
+    ),
+    "regression_report": (
+        pb.regression_report,
+        {"model": REAL_MODEL, "guide": guides.MAP(REAL_MODEL), "data": [(X, Y)], "num_samples": 2, "levels": [0.5]},
+    ),
+    "prediction.crps": (REAL.crps, {"y": Y}),
+    "prediction.pit": (REAL.pit, {"y": Y}),
     "r2": (metrics.r2, {"mean": SCORES, "y": OTHERS}),
     "pinball": (metrics.pinball, {"prediction": SCORES, "y": OTHERS, "level": 0.5}),
     "rmse": (metrics.rmse, {"mean": SCORES, "y": OTHERS}),

@@ -31,6 +31,7 @@ _COUNT_TAIL = 1e-11
 _NODES, _TAIL_PANELS, _EVEN_PANELS = 8, 32, 64
 _ROUNDS, _HALVINGS, _UNEVEN = 5, 14, 0.02
 _MAX_COUNTS = 100_000
+_SMALLEST = 1e-300
 
 NODES_PER_DRAW = 2 * _NODES * (_TAIL_PANELS + _EVEN_PANELS)
 """About how many points each density is evaluated at."""
@@ -85,7 +86,7 @@ def _counts(each: dist.TorchDistribution, inside: float) -> tuple[Tensor, Tensor
 
 
 def quadrature_nodes(
-    cdf: Callable[[Tensor], Tensor], low: Tensor, high: Tensor, positive: bool = False
+    cdf: Callable[[Tensor], Tensor], low: Tensor, high: Tensor, positive: bool = False, at: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Points ``[Q, N, ...]`` and log weights of integrals over targets from ``low`` to ``high``.
 
@@ -94,10 +95,17 @@ def quadrature_nodes(
         low: The lower ends ``[N, ...]``.
         high: The upper ends.
         positive: Whether to integrate over the logarithm of targets.
+        at: Where an integrand is not smooth, ``[N, ...]`` between the ends; a panel ends there.
     """
     if positive:
-        low, high = low.log(), high.log()
+        low, high, at = (
+            low.clamp_min(_SMALLEST).log(),
+            high.log(),
+            None if at is None else at.clamp_min(_SMALLEST).log(),
+        )
     edges = _edges((lambda t: cdf(t.exp())) if positive else cdf, low, high)
+    if at is not None:
+        edges = torch.cat([edges, at.unsqueeze(0)]).sort(0).values
     points, weights = (torch.from_numpy(part).to(low.device) for part in np.polynomial.legendre.leggauss(_NODES))
     shape = (_NODES, *(1,) * edges.dim())
     half, center = edges.diff(dim=0) / 2, (edges[1:] + edges[:-1]) / 2

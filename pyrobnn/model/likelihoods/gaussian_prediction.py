@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pyrobnn.core.arguments import check_positive_int
+from pyrobnn.metrics.crps import gaussian_distance
 from pyrobnn.model.likelihoods.entropies import EntropySplit
 from pyrobnn.model.likelihoods.moment_prediction import MomentPrediction, check_level
 
@@ -61,6 +62,23 @@ class GaussianPrediction(MomentPrediction):
     def quantile_at(self, levels: Tensor) -> Tensor:
         """Quantiles at levels ``[Q, N, …]`` of each target, of their shape."""
         return (self.mean + torch.special.ndtri(levels) * self.std).to(self.mean.dtype)
+
+    def pit(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Probability of at most ``y [N, …]``, twice."""
+        self._check(y, self.mean.shape)
+        at = self.cdf(y)
+        return at, at
+
+    def crps(self, y: Tensor) -> Tensor:
+        """Continuous ranked probability score of each target alone ``[N, …]``, 0 where it was not observed."""
+        self._check(y, self.mean.shape)
+        y = y.to(self.mean)
+        observed = self.likelihood.observed_mask(y)
+        at = y if observed is None else torch.where(observed, y, self.mean)
+        std = self.std.double()
+        found = gaussian_distance(at.double() - self.mean, std) - std / math.sqrt(math.pi)
+        found = found.to(self.mean.dtype)
+        return found if observed is None else found.masked_fill(~observed, 0.0)
 
     def entropy_split(self) -> EntropySplit:
         """Entropies of Gaussians of variance ``total`` and ``aleatoric``, and their difference, in nats."""

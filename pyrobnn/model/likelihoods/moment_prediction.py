@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from pyrobnn.core.arguments import check_probability
+from pyrobnn.model.likelihoods.crps import mixture_crps, points_per_draw
 from pyrobnn.model.likelihoods.entropies import NODES_PER_DRAW, EntropySplit, entropy_split
 from pyrobnn.model.likelihoods.predictions import Prediction, draw_indices
-from pyrobnn.model.likelihoods.quantiles import mixture_cdf, mixture_quantile, row_parts
+from pyrobnn.model.likelihoods.quantiles import is_discrete, mixture_cdf, mixture_quantile, row_parts
 
-__all__ = ["MomentPrediction", "check_level", "check_levels"]
+__all__ = ["MomentPrediction", "NoCdfError", "check_level", "check_levels"]
 
 
 def check_level(level: float) -> None:
@@ -151,10 +152,46 @@ class MomentPrediction(Prediction):
         self._kept("interval")
         try:
             low, high = self.quantile(levels)
-        except _NoCdfError:
+        except NoCdfError:
             targets = self.sample()
             low, high = targets.quantile(levels[0], 0), targets.quantile(levels[1], 0)
         return low, high
+
+    def pit(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Probabilities of less than ``y`` and of at most ``y [N, …]``, equal but for counts.
+
+        They are what :func:`~pyrobnn.metrics.pit_histogram` and :func:`~pyrobnn.metrics.quantile_calibration` take.
+
+        Raises:
+            ValueError: If the shape does not fit, the distribution has no cdf, or the draws were not kept.
+        """
+        self._check(y, self.mean.shape)
+        at = self.cdf(y)
+        with self._of_marginals("pit"):
+            counts = self.parameters is not None and is_discrete(self.likelihood.marginal(self.parameters))
+        return (self.cdf(y - 1.0) if counts else at), at
+
+    def crps(self, y: Tensor) -> Tensor:
+        """Continuous ranked probability score of each target alone ``[N, …]``, in its units.
+
+        In closed form or by quadrature (:mod:`pyrobnn.model.likelihoods.crps`). Targets that were not observed have 0,
+        as in :meth:`log_prob`.
+
+        Raises:
+            ValueError: If the shape does not fit, the distribution has no cdf, or the draws were not kept.
+        """
+        self._check(y, self.mean.shape)
+        y = y.to(self.mean.device)
+        observed = self.likelihood.observed_mask(y)
+        at = (y if observed is None else torch.where(observed, y, self.mean)).double()
+        kept, parts = self._kept("crps"), []
+        with self._of_marginals("crps"):
+            one = self.likelihood.marginal({name: value[:, :1] for name, value in kept.items()})
+            for rows, parameters in row_parts(kept, points_per_draw(one)):
+                each = self.likelihood.marginal(parameters)
+                parts.append(mixture_crps(each, at[rows], self.likelihood.placeholder))
+        found = torch.cat(parts).to(self.mean.dtype)
+        return found if observed is None else found.masked_fill(~observed, 0.0)
 
     def entropy_split(self) -> EntropySplit:
         """Entropies of each target alone ``[N, …]``, in nats: total, aleatoric (expected) and mutual information.
@@ -197,11 +234,11 @@ class MomentPrediction(Prediction):
         try:
             yield
         except NotImplementedError as error:
-            raise _NoCdfError(
+            raise NoCdfError(
                 f"{name}: the distribution of {type(self.likelihood).__name__} has no cdf; draw targets with sample(n) "
                 "instead, or give the likelihood a method marginal() whose distribution has one."
             ) from error
 
 
-class _NoCdfError(ValueError):
+class NoCdfError(ValueError):
     """The likelihood's distribution has no cumulative distribution function."""

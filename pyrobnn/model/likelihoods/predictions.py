@@ -112,6 +112,10 @@ class Prediction:
         """Quantiles of each target alone (real-valued targets) under the mixture over draws."""
         raise ValueError("quantile: it is defined for real-valued targets; classes have mean and entropies.")
 
+    def crps(self, y: Tensor) -> Tensor:
+        """Continuous ranked probability score of each target alone (real-valued targets)."""
+        raise ValueError("crps: it is defined for real-valued targets; score classes by log_prob.")
+
     def interval(self, level: float = 0.9) -> tuple[Tensor, Tensor]:
         """Central predictive interval of each target alone (real-valued targets).
 
@@ -163,6 +167,8 @@ class Prediction:
         return replace(self, **changes)
 
     def _check(self, y: Tensor, expected: torch.Size) -> None:
+        if not isinstance(y, Tensor):
+            raise TypeError(f"y: expected a tensor of targets of shape {tuple(expected)}, got {type(y).__name__}.")
         if y.shape != expected:
             raise ValueError(f"y: expected targets of shape {tuple(expected)}, got {tuple(y.shape)}.")
 

@@ -5,6 +5,7 @@ Every function that draws one panel takes ``ax`` (``None``: a new figure), draws
 """
 
 from pyrobnn.reporting.figures import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILLION
+from pyrobnn.reporting.plots.calibration import pit_histogram, quantile_calibration
 from pyrobnn.reporting.plots.classification import confidence_histogram, reliability, uncertainty_histogram
 from pyrobnn.reporting.plots.images import image_grid, uncertainty_maps
 from pyrobnn.reporting.plots.ranks import rank_ecdf, rank_histogram
@@ -23,6 +24,8 @@ __all__ = [
     "confidence_histogram",
     "elbo",
     "image_grid",
+    "pit_histogram",
+    "quantile_calibration",
     "rank_ecdf",
     "rank_histogram",
     "regression_band",
