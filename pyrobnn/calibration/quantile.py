@@ -137,19 +137,13 @@ class RecalibratedPrediction(MomentPrediction):
         low, high = self.quantile(((1 - level) / 2, (1 + level) / 2))
         return low, high
 
-    def crps(self, y: Tensor) -> Tensor:
-        """Continuous ranked probability score of each target alone ``[N, …]``, by quadrature; 0 if not observed."""
-        self._check(y, self.mean.shape)
-        y = y.to(self.mean.device)
-        observed = self.likelihood.observed_mask(y)
-        at = (y if observed is None else torch.where(observed, y, self.mean)).double()
+    def _crps(self, y: Tensor) -> Tensor:
         parts = []
         for start in range(0, len(self), _ROWS):
             part = self.rows(slice(start, start + _ROWS))
             low, high = _quantiles(part, (TAIL, 1.0 - TAIL))
-            parts.append(quadrature_crps(part.cdf, at[start : start + _ROWS], low, high))
-        found = torch.cat(parts).to(self.mean.dtype)
-        return found if observed is None else found.masked_fill(~observed, 0.0)
+            parts.append(quadrature_crps(part.cdf, y[start : start + _ROWS], low, high))
+        return torch.cat(parts)
 
     def entropy_split(self) -> EntropySplit:
         """Refused: the recalibrated distribution is no mixture over draws.

@@ -98,11 +98,8 @@ def quadrature_nodes(
         at: Where an integrand is not smooth, ``[N, ...]`` between the ends; a panel ends there.
     """
     if positive:
-        low, high, at = (
-            low.clamp_min(_SMALLEST).log(),
-            high.log(),
-            None if at is None else at.clamp_min(_SMALLEST).log(),
-        )
+        low, high = low.clamp_min(_SMALLEST).log(), high.log()
+        at = None if at is None else at.clamp_min(_SMALLEST).log()
     edges = _edges((lambda t: cdf(t.exp())) if positive else cdf, low, high)
     if at is not None:
         edges = torch.cat([edges, at.unsqueeze(0)]).sort(0).values

@@ -69,16 +69,9 @@ class GaussianPrediction(MomentPrediction):
         at = self.cdf(y)
         return at, at
 
-    def crps(self, y: Tensor) -> Tensor:
-        """Continuous ranked probability score of each target alone ``[N, …]``, 0 where it was not observed."""
-        self._check(y, self.mean.shape)
-        y = y.to(self.mean)
-        observed = self.likelihood.observed_mask(y)
-        at = y if observed is None else torch.where(observed, y, self.mean)
+    def _crps(self, y: Tensor) -> Tensor:
         std = self.std.double()
-        found = gaussian_distance(at.double() - self.mean, std) - std / math.sqrt(math.pi)
-        found = found.to(self.mean.dtype)
-        return found if observed is None else found.masked_fill(~observed, 0.0)
+        return gaussian_distance(y - self.mean, std) - std / math.sqrt(math.pi)
 
     def entropy_split(self) -> EntropySplit:
         """Entropies of Gaussians of variance ``total`` and ``aleatoric``, and their difference, in nats."""

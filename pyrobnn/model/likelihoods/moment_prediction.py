@@ -183,15 +183,20 @@ class MomentPrediction(Prediction):
         self._check(y, self.mean.shape)
         y = y.to(self.mean.device)
         observed = self.likelihood.observed_mask(y)
-        at = (y if observed is None else torch.where(observed, y, self.mean)).double()
+        if observed is None:
+            return self._crps(y.double()).to(self.mean.dtype)
+        found = self._crps(torch.where(observed, y, self.mean).double())
+        return found.to(self.mean.dtype).masked_fill(~observed, 0.0)
+
+    def _crps(self, y: Tensor) -> Tensor:
+        """The score of targets in double precision that were all observed."""
         kept, parts = self._kept("crps"), []
         with self._of_marginals("crps"):
             one = self.likelihood.marginal({name: value[:, :1] for name, value in kept.items()})
             for rows, parameters in row_parts(kept, points_per_draw(one)):
                 each = self.likelihood.marginal(parameters)
-                parts.append(mixture_crps(each, at[rows], self.likelihood.placeholder))
-        found = torch.cat(parts).to(self.mean.dtype)
-        return found if observed is None else found.masked_fill(~observed, 0.0)
+                parts.append(mixture_crps(each, y[rows], self.likelihood.placeholder))
+        return torch.cat(parts)
 
     def entropy_split(self) -> EntropySplit:
         """Entropies of each target alone ``[N, …]``, in nats: total, aleatoric (expected) and mutual information.

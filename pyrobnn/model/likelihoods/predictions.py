@@ -117,11 +117,7 @@ class Prediction:
         raise ValueError("crps: it is defined for real-valued targets; score classes by log_prob.")
 
     def interval(self, level: float = 0.9) -> tuple[Tensor, Tensor]:
-        """Central predictive interval of each target alone (real-valued targets).
-
-        Raises:
-            ValueError: If ``level`` is not between 0 and 1.
-        """
+        """Central predictive interval of each target alone (real-valued targets)."""
         raise ValueError("interval: it is defined for real-valued targets; classes have mean and entropies.")
 
     def rescaled(self, loc: Tensor, scale: Tensor) -> Prediction:
@@ -167,10 +163,9 @@ class Prediction:
         return replace(self, **changes)
 
     def _check(self, y: Tensor, expected: torch.Size) -> None:
-        if not isinstance(y, Tensor):
-            raise TypeError(f"y: expected a tensor of targets of shape {tuple(expected)}, got {type(y).__name__}.")
-        if y.shape != expected:
-            raise ValueError(f"y: expected targets of shape {tuple(expected)}, got {tuple(y.shape)}.")
+        if not isinstance(y, Tensor) or y.shape != expected:
+            given = tuple(y.shape) if isinstance(y, Tensor) else y
+            raise ValueError(f"y: expected targets of shape {tuple(expected)}, got {given}.")
 
     def _kept(self, name: str) -> dict[str, Tensor]:
         if self.parameters is None:
