@@ -1,5 +1,19 @@
-"""Decisions under uncertainty: contextual bandits on any posterior."""
+"""Decisions under uncertainty: active learning and contextual bandits, on any posterior."""
 
+from pyrobnn.decisions.acquisition import (
+    BADGE,
+    BALD,
+    EPIG,
+    Acquisition,
+    BatchBALD,
+    CoreSet,
+    Entropy,
+    MeanStd,
+    Pool,
+    Random,
+    VariationRatio,
+)
+from pyrobnn.decisions.active_learning import ActiveLearning, ActiveLearningRound
 from pyrobnn.decisions.bandits import (
     UCB,
     BanditRun,
@@ -14,16 +28,29 @@ from pyrobnn.decisions.bandits import (
 from pyrobnn.decisions.rewards import LinearRewards, NeuralRewards, RewardModel
 
 __all__ = [
+    "BADGE",
+    "BALD",
+    "EPIG",
     "UCB",
+    "Acquisition",
+    "ActiveLearning",
+    "ActiveLearningRound",
     "BanditRun",
+    "BatchBALD",
     "ContextualBandit",
+    "CoreSet",
+    "Entropy",
     "EpsilonGreedy",
     "LinearRewards",
+    "MeanStd",
     "NeuralRewards",
     "Policy",
+    "Pool",
+    "Random",
     "RewardModel",
     "ThompsonSampling",
     "UniformPolicy",
+    "VariationRatio",
     "play",
     "wheel",
 ]

@@ -252,6 +252,7 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
         conformal.coverage_of_intervals,
         {"lower": torch.zeros(3), "upper": torch.ones(3), "targets": torch.zeros(3)},
     ),
+    "BatchBALD": (decisions.BatchBALD, {}),
     "wheel": (decisions.wheel, {"num_rounds": 5}),
     "LinearRewards": (decisions.LinearRewards, {"num_inputs": 1, "num_arms": 2}),
     "UCB": (decisions.UCB, {"rewards": decisions.LinearRewards(1, 2)}),
