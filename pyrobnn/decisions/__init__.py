@@ -1,12 +1,10 @@
 """Decisions under uncertainty: active learning and contextual bandits, on any posterior."""
 
 from pyrobnn.decisions.acquisition import (
-    BADGE,
     BALD,
     EPIG,
     Acquisition,
     BatchBALD,
-    CoreSet,
     Entropy,
     MeanStd,
     Pool,
@@ -25,6 +23,7 @@ from pyrobnn.decisions.bandits import (
     play,
     wheel,
 )
+from pyrobnn.decisions.feature_acquisition import BADGE, CoreSet
 from pyrobnn.decisions.rewards import LinearRewards, NeuralRewards, RewardModel
 
 __all__ = [
