@@ -1,4 +1,4 @@
-"""Decisions under uncertainty: active learning and contextual bandits, on any posterior."""
+"""Decisions under uncertainty: active learning, contextual bandits and Bayesian optimization, on any posterior."""
 
 from pyrobnn.decisions.acquisition import (
     BALD,
@@ -23,6 +23,7 @@ from pyrobnn.decisions.bandits import (
     play,
     wheel,
 )
+from pyrobnn.decisions.bayesian_optimization import BayesianOptimization, expected_improvement
 from pyrobnn.decisions.feature_acquisition import BADGE, CoreSet
 from pyrobnn.decisions.rewards import LinearRewards, NeuralRewards, RewardModel
 
@@ -36,6 +37,7 @@ __all__ = [
     "ActiveLearningRound",
     "BanditRun",
     "BatchBALD",
+    "BayesianOptimization",
     "ContextualBandit",
     "CoreSet",
     "Entropy",
@@ -50,6 +52,7 @@ __all__ = [
     "ThompsonSampling",
     "UniformPolicy",
     "VariationRatio",
+    "expected_improvement",
     "play",
     "wheel",
 ]

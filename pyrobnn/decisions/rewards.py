@@ -164,7 +164,7 @@ class NeuralRewards:
 
     def sample(self, context: Tensor) -> Tensor:
         """Rewards ``[A]`` under one draw of the weights."""
-        return predict(self.model, self.guide, context.unsqueeze(0), 1).mean[0]
+        return predict(self.model, self.guide, context.unsqueeze(0), 1, predictor="weights").mean[0]
 
     def moments(self, context: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and epistemic standard deviation of the expected rewards, ``[A]`` each."""

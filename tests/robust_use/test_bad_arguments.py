@@ -252,6 +252,10 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
         conformal.coverage_of_intervals,
         {"lower": torch.zeros(3), "upper": torch.ones(3), "targets": torch.zeros(3)},
     ),
+    "expected_improvement": (
+        decisions.expected_improvement,
+        {"mean": torch.zeros(3), "std": torch.ones(3), "best": 0.0},
+    ),
     "BatchBALD": (decisions.BatchBALD, {}),
     "wheel": (decisions.wheel, {"num_rounds": 5}),
     "LinearRewards": (decisions.LinearRewards, {"num_inputs": 1, "num_arms": 2}),
