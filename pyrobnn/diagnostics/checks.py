@@ -28,12 +28,13 @@ from pyrobnn.diagnostics._arviz import pareto_k
 from pyrobnn.diagnostics._draws import undisturbed
 from pyrobnn.diagnostics._evaluation import Evaluation, Rows, evaluate, same_random_state
 from pyrobnn.diagnostics.check_report import Check, CheckReport
-from pyrobnn.diagnostics.collapse import ADVICE, check_constant, check_functions, check_predictor, check_zero
+from pyrobnn.diagnostics.collapse import check_constant, check_functions, check_predictor, check_zero
 from pyrobnn.diagnostics.importance import default_sites, k_hat_threshold, log_ratios
 from pyrobnn.diagnostics.weights import WeightStatistics, weight_statistics
 from pyrobnn.guides.base import Guide, check_guide
 from pyrobnn.metrics.calibration import expected_calibration_error
 from pyrobnn.model.declarations import declared_num_data
+from pyrobnn.training.collapse import ADVICE
 
 __all__ = ["Check", "CheckReport", "check"]
 

@@ -35,20 +35,12 @@ from pyrobnn.guides.base import Guide
 from pyrobnn.model.last_layer import layers_with_matrices
 from pyrobnn.model.priors import FixedPrior
 from pyrobnn.model.supervised import SupervisedModel
+from pyrobnn.training.collapse import ADVICE, NO_GAIN
 
-__all__ = ["ADVICE", "check_constant", "check_functions", "check_predictor", "check_zero", "largest_pull"]
-
-ADVICE = (
-    "what helps is a prior with a wider scale (the default, Normal(0, 1), say) where zero weights are the mode, inputs "
-    "of unit scale (pyrobnn.Standardizer), more epochs or a larger lr, a smaller weight of the divergence "
-    "(ELBO(temperature=...))"
-)
-"""What helps against a posterior that ignores its inputs or its data."""
+__all__ = ["check_constant", "check_functions", "check_predictor", "check_zero", "largest_pull"]
 
 GAIN = 0.1
 """Nats per datum that real-valued predictions must gain on a constant; of discrete ones the share of its entropy."""
-NO_GAIN = 0.01
-"""As much, or less, is no gain."""
 VARYING = 0.02
 """Smallest share of the predictive variance that inputs should have."""
 CONSTANT = 0.001

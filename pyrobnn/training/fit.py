@@ -117,6 +117,10 @@ def fit(
     Returns:
         The history. Ctrl-C ends the training early and returns what was learned.
 
+    Warns:
+        UserWarning: If inputs are far from unit scale, or if after a third of the run (5 epochs and 300 steps at least)
+            the likelihood is no better than that of a constant predictor.
+
     Raises:
         NonFiniteLossError: If the objective becomes NaN or infinite: the message names the epoch, the step
             and the non-finite part; model and guide hold the last good state, ``error.history`` what happened

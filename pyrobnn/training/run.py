@@ -25,7 +25,9 @@ from pyrobnn.model.likelihoods.learned import initialize_likelihood
 from pyrobnn.model.num_data import check_counted_rows
 from pyrobnn.objectives import NonFiniteLossError, Objective, Parts
 from pyrobnn.training.checks import check_targets
+from pyrobnn.training.collapse import CollapseWatch
 from pyrobnn.training.history import History
+from pyrobnn.training.input_scale import InputScale
 from pyrobnn.training.length import num_batches
 from pyrobnn.training.optimizers import trainable_parameters
 from pyrobnn.training.players import Player
@@ -90,6 +92,8 @@ class Run:
         reader: How to read what loaders yield.
         players: Further objectives with optimizers of their own.
         rates: The learning-rate schedule.
+        scale: What the first epoch shows of the inputs' scale.
+        watch: Comparison with a constant predictor.
     """
 
     model: nn.Module
@@ -110,6 +114,8 @@ class Run:
     reader: Reader | None = None
     players: Sequence[Player] = ()
     form: Form | None = None
+    scale: InputScale = field(default_factory=InputScale)
+    watch: CollapseWatch = field(default_factory=CollapseWatch)
 
     @property
     def torch_optimizer(self) -> Optimizer:
@@ -143,6 +149,8 @@ class Run:
                 self.form = common_form(self.form, form_of(batch))
             elif index == 0:
                 check_form("loader", self.form, form_of(batch))
+            self.scale.add(batch)
+            self.watch.add(self.model, batch)
             parts = self._step(batch, index, good)
             rows += batch.rows
             for name, value in (parts.per_datum() | self._play(batch, index, good)).items():
@@ -167,6 +175,9 @@ class Run:
             entries["validation"] = self._validate(self.validation)
         self.rates.after_epoch(entries.get("validation", entries["elbo"]))
         self.history.append(entries | {"seconds": time.perf_counter() - started})
+        self.scale.after_epoch(self.model, batch)
+        value, steps = entries["log_likelihood"], self.history.steps
+        self.watch.after_epoch(self.model, batch, value, self.history.epochs, self.epochs, steps)
 
     def _step(self, batch: Batch, index: int, good: Tensors) -> Parts:
         try:

@@ -41,6 +41,7 @@ def pull(model: SupervisedModel, x: Tensor, y: Tensor) -> float:
     return found
 
 
+@pytest.mark.filterwarnings("ignore:after 300 of 300 epochs the fit is no better than a constant")
 @pytest.mark.parametrize("family", [MAP, MeanField])
 @pytest.mark.parametrize("num_data", [50, 100])
 def test_digits_collapse_under_a_narrow_prior_and_the_report_says_so(
