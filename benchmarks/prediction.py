@@ -6,16 +6,20 @@ included in every contender; so are, for this library, the entropies and votes i
 
     python -m benchmarks.prediction --networks mlp lenet --draws 32 --inputs 1000 --rounds 9
     python -m benchmarks.prediction --memory 1000 10000 100000
+    python -m benchmarks.prediction --latency --draws 100
+
+Latency: one input under kept draws, as a multiple of the stacked product (one ``baddbmm`` a layer for all draws).
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pyro
 import torch
@@ -28,7 +32,10 @@ from benchmarks.networks import WORKLOADS, Workload
 from benchmarks.timing import Alternating, Timing, environment, markdown_table, write_json
 from benchmarks.training_step import arguments, bayesian
 from pyrobnn.guides import MeanField
+from pyrobnn.model.likelihoods import Categorical
+from pyrobnn.model.supervised import SupervisedModel
 from pyrobnn.prediction import Predictive, predict
+from pyrobnn.prediction.vectorization import Method
 
 CHUNK_ROWS = 256
 """What :func:`pyrobnn.predict` pushes through a network at a time on a CPU."""
@@ -122,6 +129,37 @@ def measure(workload: Workload, inputs: int, draws: int, rounds: int, clock: str
     return timings
 
 
+# --------------------------------------------------------------------------------------------------------- latency
+
+LATENCY_SIZES = ((64, 64, 10), (784, 400, 400, 10))
+"""Sizes of the perceptrons' layers."""
+
+
+def measure_latency(sizes: tuple[int, ...], draws: int, rounds: int, clock: str) -> list[Timing]:
+    """:func:`pyrobnn.predict` of one input by each method, beside the product of the stacked weights."""
+    torch.manual_seed(0)
+    layers = [layer for pair in itertools.pairwise(sizes) for layer in (nn.Linear(*pair), nn.ReLU())][:-1]
+    model = SupervisedModel(nn.Sequential(*layers), Categorical(), num_data=1000)
+    kept, x = MeanField(model).sample(draws), torch.randn(1, sizes[0])
+    weights = [(kept[f"net.{2 * i}.weight"].mT, kept[f"net.{2 * i}.bias"].unsqueeze(1)) for i in range(len(sizes) - 1)]
+
+    def stacked() -> Tensor:
+        h = x.expand(draws, 1, -1)
+        for index, (weight, bias) in enumerate(weights):
+            h = torch.baddbmm(bias, h if index == 0 else h.relu(), weight)
+        return h.softmax(-1).mean(0)
+
+    timings = []
+    with torch.no_grad():
+        torch.testing.assert_close(predict(model, kept, x, draws).mean, stacked())
+        for method in get_args(Method):
+            turns = Alternating(stacked, rounds, 0.05, clock)
+            for _ in turns:
+                predict(model, kept, x, draws, method=method)
+            timings.append(turns.result(f"predict, method={method!r}"))
+    return timings
+
+
 # ---------------------------------------------------------------------------------------------------------- memory
 
 
@@ -185,6 +223,7 @@ def main() -> None:
     parser.add_argument(
         "--memory", type=int, nargs="*", metavar="N", help="peak memory at these numbers of inputs instead"
     )
+    parser.add_argument("--latency", action="store_true", help="time for one input under kept draws instead")
     parser.add_argument("--peak", nargs=2, metavar=("NETWORK", "N"), help="peak memory of this very process, as JSON")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -194,7 +233,12 @@ def main() -> None:
     header = environment(options.threads, options.clock)
     print("\n".join(f"- {key}: {value}" for key, value in header.items()), flush=True)
     tables, peaks = {}, []
-    if options.memory is not None:
+    if options.latency:
+        for sizes in LATENCY_SIZES:
+            title = f"One input, {options.draws} kept draws, perceptron {'-'.join(map(str, sizes))}"
+            tables[title] = measure_latency(sizes, options.draws, options.rounds, options.clock)
+            print(f"\n{markdown_table(title, tables[title])}", flush=True)
+    elif options.memory is not None:
         for name in options.networks:
             for inputs in options.memory:
                 peak = peak_memory(name, inputs, options.draws, options.threads)
