@@ -21,7 +21,7 @@ def trained(net: nn.Module) -> tuple[list[float], list[Tensor]]:
     guide = MeanField(model, init_scale=0.1)
     loader = DataLoader(TensorDataset(x, torch.arange(12) % 3), 6)
     history = pb.fit(model, guide, loader, epochs=2, seed=1, progress=False)
-    found = [pb.predict(model, guide, x, 8, seed=2, method=method).mean for method in ("auto", "loop", "vmap")]  # type: ignore[arg-type]
+    found = [pb.predict(model, guide, x, 8, seed=2, method=method).mean for method in ("auto", "loop", "vmap")]
     return list(history.elbo), found
 
 
