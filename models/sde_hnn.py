@@ -74,6 +74,8 @@ class SDENetwork(nn.Module):
         max_diffusion: Bound of the diffusion's; 0 leaves the noise out.
         sees_variation: Whether the scale sees the noise that its path has taken up.
         noise_warmup: Number of first calls in training in which the noise rises from 0 to its size.
+        encoder: A module from inputs to the first state ``[B, hidden]``, which is copied with the network; a perceptron
+            of one hidden layer if None.
         fixed_noise: Whether evaluation uses one fixed set of paths for all inputs; otherwise they are drawn anew for
             each row and call, and predictions are not repeated by a seed alone.
 
@@ -100,6 +102,7 @@ class SDENetwork(nn.Module):
         max_diffusion: float = 1.0,
         sees_variation: bool = True,
         noise_warmup: int = 0,
+        encoder: nn.Module | None = None,
         fixed_noise: bool = True,
     ) -> None:
         super().__init__()
@@ -118,7 +121,9 @@ class SDENetwork(nn.Module):
         self.max_drift, self.max_diffusion = float(max_drift), float(max_diffusion)
         self.noise_warmup, self.fixed_noise = noise_warmup, fixed_noise
 
-        self.encoder = nn.Sequential(nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, hidden))
+        if encoder is None:
+            encoder = nn.Sequential(nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, hidden))
+        self.encoder = encoder
         self.drift = _Field(hidden)
         self.diffusion = _Field(hidden)
         nn.init.constant_(self.diffusion.end.bias, -2.0)  # little noise at first, so that means are found
@@ -133,6 +138,9 @@ class SDENetwork(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Outputs ``[B, R · 2 D]``: for each path D means, then D raw scales; of inputs ``[B, inputs]``."""
         encoded = self.encoder(x)
+        if encoded.shape != (len(x), self.hidden):
+            shape = (len(x), self.hidden)
+            raise ValueError(f"encoder: expected it to return states of shape {shape}, got {tuple(encoded.shape)}.")
         paths = self.paths if self.training else self.prediction_paths
         start = encoded.expand(paths, *encoded.shape)
         fixed = self.increments.expand(-1, -1, len(x), -1) if self.fixed_noise and not self.training else None

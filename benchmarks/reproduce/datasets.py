@@ -20,11 +20,13 @@ __all__ = [
     "cifar10",
     "fashion",
     "kmnist",
+    "metro_traffic",
     "mnist",
     "not_mnist",
     "omniglot",
     "read_idx",
     "root",
+    "uber_pickups",
     "uci",
 ]
 
@@ -140,3 +142,62 @@ def uci(name: str, split: int) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Ten
         x, y = table[np.ix_(rows, features)], table[rows, target]
         pairs.append((torch.tensor(x, dtype=torch.float32), torch.tensor(y, dtype=torch.float32).unsqueeze(-1)))
     return pairs[0], pairs[1]
+
+
+def metro_traffic() -> tuple[Tensor, Tensor]:
+    """Vehicles per hour on a motorway ``[48204, 1]``, in the order of time, and inputs ``[48204, 49]``.
+
+    Inputs are the hour, the day of the week and the kind of weather one-hot, the day of the year as an angle, whether
+    the day is a holiday, temperature, rain, snow and clouds. Two entries that are faults of the sensors (0 K,
+    9831 mm of rain) are cut to the range of the others.
+    """
+    table = _table("metro_traffic/Metro_Interstate_Traffic_Volume.csv")
+    when = table["date_time"].astype("datetime64[s]")
+    days = when.astype("datetime64[D]")
+    holidays = np.isin(days, days[table["holiday"] != "None"])  # which only the row of midnight says
+    weather = [
+        table["temp"].clip(240.0, 320.0),
+        np.log1p(table["rain_1h"].clip(0.0, 60.0)),
+        table["snow_1h"],
+        table["clouds_all"],
+        holidays,
+    ]
+    kinds = table["weather_main"][:, None] == np.unique(table["weather_main"])
+    angle = 2 * np.pi * (days - when.astype("datetime64[Y]").astype("datetime64[D]")).astype(float) / 365.25
+    season = np.stack([np.sin(angle), np.cos(angle)], 1)
+    return _by_time(when, [_calendar(when), season, np.stack(weather, 1), kinds], table["traffic_volume"])
+
+
+def uber_pickups() -> tuple[Tensor, Tensor]:
+    """Pickups per hour and borough of New York ``[21715, 1]``, in the order of time, and inputs ``[21715, 46]``.
+
+    Inputs are the hour, the day of the week and the borough one-hot, whether the day is a holiday, and the weather.
+    The five boroughs only: Newark's airport and unknown places have hardly a pickup.
+    """
+    table = _table("uber_nyc/uber_nyc_enriched.csv")
+    table = table[~np.isin(table["borough"], ["EWR", "NA"])]
+    when = table["pickup_dt"].astype("datetime64[s]")
+    names = ("spd", "vsb", "temp", "dewp", "slp", "pcp01", "pcp06", "pcp24", "sd")
+    weather = np.stack([table[name] for name in names] + [table["hday"] == "Y"], 1)
+    boroughs = table["borough"][:, None] == np.unique(table["borough"])
+    return _by_time(when, [_calendar(when), weather, boroughs], table["pickups"])
+
+
+def _table(name: str) -> np.ndarray:
+    path = root() / name
+    if not path.exists():
+        raise MissingDataError(f"PYROBNN_DATA: there is no {path}.")
+    return np.genfromtxt(path, delimiter=",", names=True, dtype=None, encoding="utf8")
+
+
+def _calendar(when: np.ndarray) -> np.ndarray:
+    """Hour and day of the week, one-hot ``[N, 31]``."""
+    hours = (when.astype("datetime64[h]").astype(int) % 24)[:, None] == np.arange(24)
+    days = ((when.astype("datetime64[D]").astype(int) + 3) % 7)[:, None] == np.arange(7)
+    return np.concatenate([hours, days], 1)
+
+
+def _by_time(when: np.ndarray, inputs: list[np.ndarray], targets: np.ndarray) -> tuple[Tensor, Tensor]:
+    order = np.argsort(when, kind="stable")
+    x = np.concatenate(inputs, 1)[order].astype(np.float32)
+    return torch.from_numpy(x), torch.from_numpy(targets[order].astype(np.float32)).unsqueeze(-1)

@@ -30,8 +30,8 @@ from pyrobnn import guides
 
 NOISE, NOISE_AT_EDGES = 0.05, 0.6
 METHODS: dict[str, tuple[Callable[[pb.SupervisedModel], guides.Guide], int]] = {
-    "MC dropout": (functools.partial(guides.MCDropout, p=0.1), 20),
-    "ensemble of 4": (functools.partial(guides.DeltaMixture, num_members=4), 4),
+    "MC dropout": (functools.partial(guides.MCDropout, p=0.05), 20),
+    "ensemble of 3": (functools.partial(guides.DeltaMixture, num_members=3), 3),
 }
 """Guide and number of draws."""
 
@@ -95,7 +95,7 @@ def run(seed: int, options: argparse.Namespace) -> dict[str, Row]:
         model = depth(count, channels=1, width=options.width, levels=2, beta=0.5)
         guide = make(model)
         batches = Batches(
-            (train.images - image_mean) / image_std, (train.measured - depth_mean) / depth_std, batch_size=16
+            (train.images - image_mean) / image_std, (train.measured - depth_mean) / depth_std, batch_size=8
         )
         epochs = 1 if options.quick else options.epochs
         cosine = functools.partial(torch.optim.lr_scheduler.CosineAnnealingLR, T_max=epochs)
@@ -143,7 +143,7 @@ def draw(path: str, shown: Scenes, prediction: pb.Prediction, count: int = 3) ->
 def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
-    parser.add_argument("--images", type=int, default=192, help="training images (default %(default)s)")
+    parser.add_argument("--images", type=int, default=128, help="training images (default %(default)s)")
     parser.add_argument("--width", type=int, default=8, help="channels at full resolution (default %(default)s)")
     parser.add_argument("--epochs", type=int, default=30, help="default %(default)s")
     parser.add_argument("--lr", type=float, default=5e-3, help="learning rate (default %(default)s)")

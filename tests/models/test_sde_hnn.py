@@ -9,7 +9,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from scipy import stats
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import pyrobnn as pb
@@ -93,6 +93,16 @@ def test_noise_is_fixed_in_evaluation_and_drawn_in_training() -> None:
     assert net(x).shape == (5, 20 * 2)
     free = SDENetwork(**SMALL | {"fixed_noise": False}).eval()
     assert not torch.equal(free(x), free(x))
+
+
+def test_an_encoder_of_ones_own_makes_the_first_state() -> None:
+    encoder = nn.Sequential(nn.Linear(3, 8), nn.Tanh())
+    net, x = SDENetwork(**SMALL | {"inputs": 3}, encoder=encoder, max_diffusion=0.0).eval(), torch.randn(5, 3)
+    plain = SDENetwork(**SMALL | {"inputs": 8}, encoder=nn.Identity(), max_diffusion=0.0).eval()
+    plain.load_state_dict({name: value for name, value in net.state_dict().items() if "encoder" not in name})
+    torch.testing.assert_close(net(x), plain(encoder(x)))
+    with pytest.raises(ValueError, match=r"^encoder: expected it to return states of shape \(5, 8\), got \(5, 3\)"):
+        SDENetwork(**SMALL, encoder=nn.Identity())(x)
 
 
 def test_paths_are_antithetic_or_not() -> None:
