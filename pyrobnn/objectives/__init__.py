@@ -1,8 +1,11 @@
 """Objectives: sums of named terms over draws of a guide."""
 
 from pyrobnn.objectives.adversarial import AdversarialELBO, AdversarialTerm
+from pyrobnn.objectives.auxiliary import AuxiliaryTerm, OutlierTerm
+from pyrobnn.objectives.dirichlet import DirichletELBO, DirichletOutliers, DirichletTerm, MisleadingEvidence
 from pyrobnn.objectives.elbo import ELBO
 from pyrobnn.objectives.objective import Objective
+from pyrobnn.objectives.outliers import OutlierExposure
 from pyrobnn.objectives.parts import NonFiniteLossError, Parts
 from pyrobnn.objectives.regularized import DisagreementTerm, RegularizedELBO, perturbed
 from pyrobnn.objectives.tempering import Tempered
@@ -12,12 +15,19 @@ __all__ = [
     "ELBO",
     "AdversarialELBO",
     "AdversarialTerm",
+    "AuxiliaryTerm",
+    "DirichletELBO",
+    "DirichletOutliers",
+    "DirichletTerm",
     "DisagreementTerm",
     "DivergenceTerm",
     "Evaluation",
     "LogLikelihoodTerm",
+    "MisleadingEvidence",
     "NonFiniteLossError",
     "Objective",
+    "OutlierExposure",
+    "OutlierTerm",
     "Parts",
     "RegularizedELBO",
     "Run",

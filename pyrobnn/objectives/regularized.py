@@ -17,28 +17,25 @@ each example (``estimator="per_example"``), as in the paper. Members of an ensem
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from pyrobnn.core import schedules
 from pyrobnn.core.arguments import check_non_negative, check_positive
-from pyrobnn.core.batches import inputs_of
 from pyrobnn.core.explanations import explained
-from pyrobnn.core.trees import leaves, to_device
 from pyrobnn.estimators import EstimatorSpec
 from pyrobnn.model.bayesianize import evaluating
 from pyrobnn.model.draws import Draws
 from pyrobnn.model.likelihoods import ClassLikelihood
 from pyrobnn.model.supervised import SupervisedModel
+from pyrobnn.objectives.auxiliary import Auxiliary, AuxiliaryTerm
 from pyrobnn.objectives.elbo import ELBO
-from pyrobnn.objectives.terms import Evaluation, Run, Term
+from pyrobnn.objectives.terms import Evaluation, Run
 
 __all__ = ["DisagreementTerm", "RegularizedELBO", "perturbed"]
-
-Auxiliary = Callable[[Any], Any] | Iterable[Any]
 
 
 @explained
@@ -63,7 +60,7 @@ def perturbed(epsilon: float) -> Callable[[Tensor], Tensor]:
 
 
 @explained
-class DisagreementTerm(Term):
+class DisagreementTerm(AuxiliaryTerm):
     """N times the mean hinge ``max(0, γ - MI₂)`` of two draws on auxiliary inputs.
 
     Args:
@@ -76,13 +73,11 @@ class DisagreementTerm(Term):
     """
 
     name: ClassVar[str] = "regularizer"
-    when: ClassVar[Literal["draw", "after", "across"]] = "after"
 
     def __init__(self, auxiliary: Auxiliary, threshold: float, weight: float) -> None:
-        super().__init__(weight)
-        self.auxiliary, self.threshold = auxiliary, threshold
+        super().__init__(auxiliary, weight)
+        self.threshold = threshold
         self.disagreement: Tensor | None = None
-        self._batches: Iterator[Any] | None = None
 
     def __call__(self, runs: Sequence[Run], evaluation: Evaluation) -> Tensor:
         """The value, whose gradient is twice that through the first of the two draws."""
@@ -92,7 +87,7 @@ class DisagreementTerm(Term):
                 "model: the uncertainty regularizer compares class probabilities; it needs a SupervisedModel with a "
                 "likelihood of classes."
             )
-        x = self._inputs(evaluation.args, evaluation.kwargs)
+        x = self.inputs(evaluation)
         with evaluating(model):
             with torch.no_grad():
                 draws = step.draw(None)
@@ -104,19 +99,6 @@ class DisagreementTerm(Term):
         self.disagreement = information.detach().mean()
         hinge = (self.threshold - information).clamp_min(0.0).mean()
         return model.num_data * (2.0 * hinge - hinge.detach())
-
-    def _inputs(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        if callable(self.auxiliary):
-            return self.auxiliary(args[0] if args else kwargs["x"])
-        for _ in range(2):
-            if self._batches is None:
-                self._batches = iter(self.auxiliary)
-            for batch in self._batches:
-                x = inputs_of(batch, "auxiliary")[0]
-                like = next((leaf for leaf in leaves((args, kwargs)) if torch.is_tensor(leaf)), None)
-                return x if like is None else to_device(x, like.device)
-            self._batches = None
-        raise ValueError("auxiliary: it yields no batch of inputs.")
 
 
 @explained
@@ -147,11 +129,6 @@ class RegularizedELBO(ELBO):
         temperature: schedules.Schedule | None = None,
         estimator: EstimatorSpec = None,
     ) -> None:
-        if isinstance(auxiliary, type | Tensor | str) or not (callable(auxiliary) or isinstance(auxiliary, Iterable)):
-            raise TypeError(
-                "auxiliary: expected a function of the inputs or an iterable of inputs, got "
-                f"{type(auxiliary).__name__}."
-            )
         check_positive("threshold", threshold)
         if threshold > math.log(2.0):
             raise ValueError(

@@ -1,0 +1,135 @@
+"""Terms of an objective on inputs that are not data: where the inputs come from, and how the network is run on them.
+
+Such inputs have no targets and are never in the data plate. The network runs on them in evaluation mode, as predictions
+will, under a further draw made as the objective's draws are (of an ensemble, one member with its own statistics);
+running statistics are not touched.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, ClassVar, Literal
+
+from torch import Tensor
+
+from pyrobnn.core import schedules
+from pyrobnn.core.batches import inputs_of
+from pyrobnn.core.trees import leaves, to_device
+from pyrobnn.model.bayesianize import evaluating
+from pyrobnn.model.likelihoods import Likelihood
+from pyrobnn.model.supervised import SupervisedModel
+from pyrobnn.objectives.parts import explaining_non_finite_draws
+from pyrobnn.objectives.terms import Evaluation, Run, Term
+
+__all__ = ["Auxiliary", "AuxiliaryTerm", "OutlierTerm"]
+
+Auxiliary = Callable[[Any], Any] | Iterable[Any]
+"""A function of a batch's inputs, or an iterable of input batches (pairs ``(x, y)`` lose their ``y``)."""
+
+
+class AuxiliaryTerm(Term):
+    """Base class of terms on inputs that are not data.
+
+    Args:
+        auxiliary: A function of the batch's inputs, or an iterable of input batches, begun again when it ends.
+        weight: Factor in the loss, or its schedule.
+
+    Raises:
+        TypeError: If ``auxiliary`` is neither.
+    """
+
+    when: ClassVar[Literal["draw", "after", "across"]] = "after"
+    argument: ClassVar[str] = "auxiliary"
+    """What errors call the inputs."""
+
+    def __init__(self, auxiliary: Auxiliary, weight: schedules.Schedule = 1.0) -> None:
+        super().__init__(weight)
+        if isinstance(auxiliary, type | Tensor | str | bytes) or not (
+            callable(auxiliary) or isinstance(auxiliary, Iterable)
+        ):
+            raise TypeError(
+                f"{self.argument}: expected a function of the inputs or an iterable of inputs, got "
+                f"{type(auxiliary).__name__}."
+            )
+        self.auxiliary = auxiliary
+        self._batches: Iterator[Any] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The state without the position in the loader; copies begin it anew."""
+        return self.__dict__ | {"_batches": None}
+
+    def inputs(self, evaluation: Evaluation) -> Any:
+        """The next inputs, on the device of the batch.
+
+        Raises:
+            ValueError: If there are none.
+        """
+        args, kwargs = evaluation.args, evaluation.kwargs
+        if callable(self.auxiliary):
+            return self.auxiliary(args[0] if args else kwargs["x"])
+        for _ in range(2):
+            if self._batches is None:
+                self._batches = iter(self.auxiliary)
+            for batch in self._batches:
+                x = inputs_of(batch, self.argument)[0]
+                like = next((leaf for leaf in leaves((args, kwargs)) if isinstance(leaf, Tensor)), None)
+                return x if like is None else to_device(x, like.device)
+            self._batches = None
+        raise ValueError(f"{self.argument}: it yields no batch of inputs.")
+
+
+class OutlierTerm(AuxiliaryTerm):
+    """Base class of terms on outliers: N times the mean over their rows of :meth:`penalty`, under one draw a step.
+
+    Subclasses implement :meth:`penalty`, and :meth:`check` if not every likelihood will do.
+    """
+
+    argument = "outliers"
+
+    @abstractmethod
+    def penalty(self, likelihood: Likelihood, outputs: Tensor) -> Tensor:
+        """What is minimized, in nats, ``[B, ...]``; positions of a row add up.
+
+        Args:
+            likelihood: The model's likelihood.
+            outputs: The network's outputs at outliers ``[B, ...]``.
+        """
+
+    def check(self, likelihood: Likelihood) -> None:
+        """Refuses a likelihood for which there is no penalty.
+
+        Raises:
+            TypeError: If there is none.
+        """
+
+    def __call__(self, runs: Sequence[Run], evaluation: Evaluation) -> Tensor:
+        """The value.
+
+        Raises:
+            TypeError: If the model is no ``SupervisedModel``, or its likelihood will not do.
+            ValueError: If there are no outliers, or the network cannot take them.
+        """
+        model = evaluation.model
+        if not isinstance(model, SupervisedModel):
+            raise TypeError(f"model: {type(self).__name__} needs a SupervisedModel, got {type(model).__name__}.")
+        self.check(model.likelihood)
+        x = self.inputs(evaluation)
+        with evaluating(model):
+            draws = evaluation.step.draw(None)
+            with explaining_non_finite_draws(draws, self.name), draws.running(model, update=False):
+                outputs = self._outputs(model, x, evaluation)
+                penalty = self.penalty(model.likelihood, outputs)
+        return model.num_data * penalty.reshape(len(outputs), -1).sum(1).mean()
+
+    def _outputs(self, model: SupervisedModel, x: Any, evaluation: Evaluation) -> Tensor:
+        try:
+            return model.predictive(x)
+        except RuntimeError as error:
+            data = next(leaves((evaluation.args, evaluation.kwargs)), None)
+            if not isinstance(x, Tensor) or not isinstance(data, Tensor) or x.shape[1:] == data.shape[1:]:
+                raise
+            raise ValueError(
+                f"outliers: the network does not take inputs of shape {tuple(x.shape)}; the data have shape "
+                f"{tuple(data.shape)}."
+            ) from error
