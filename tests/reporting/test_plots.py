@@ -40,6 +40,7 @@ PANELS: dict[str, Callable[..., Axes]] = {
     "confidence_histogram": lambda ax=None: plots.confidence_histogram(PROBS, LABELS, ax=ax),
     "uncertainty_histogram": lambda ax=None: plots.uncertainty_histogram({"known": X}, ax=ax),
     "regression_band": lambda ax=None: plots.regression_band(X, MEAN, ALEATORIC, EPISTEMIC, ax=ax),
+    "simplex": lambda ax=None: plots.simplex(torch.tensor([[2.0, 3.0, 4.0], [1.0, 1.0, 8.0]]), ax=ax),
     "elbo": lambda ax=None: plots.elbo(HISTORY, ax=ax),
     "rank_histogram": lambda ax=None: plots.rank_histogram(RANKS, 4, num_bins=5, ax=ax),
     "rank_ecdf": lambda ax=None: plots.rank_ecdf(RANKS, 4, ax=ax),
@@ -87,7 +88,7 @@ def test_panel_draws_into_the_given_axes_and_only_there(name: str, ax: Axes) -> 
     assert ax.has_data()
     assert plt.get_fignums() == []
     assert ax.get_xlabel()
-    assert ax.get_ylabel()
+    assert ax.get_ylabel() or name == "simplex"  # a triangle has one label
 
 
 @pytest.mark.parametrize("name", PANELS)
@@ -461,3 +462,57 @@ def test_quantile_calibration_shows_shares_and_binomial_band():
 def test_calibration_figures_refuse_raw_values(draw):
     with pytest.raises(TypeError, match="expected what metrics"):
         draw(torch.rand(5))
+
+
+# ------------------------------------------------------------------------------------------------------- simplex
+
+
+def test_simplex_marks_the_means_and_colors_the_density(ax: Axes) -> None:
+    """Dir(2, 3, 4) has mean (2, 3, 4) / 9; its mode (1, 2, 3) / 6 is in the darkest region, corners in the lightest."""
+    plots.simplex(torch.tensor([2.0, 3.0, 4.0]), names=["a", "b", "c"], ax=ax)
+    corners = np.array([[0.0, 0.0], [1.0, 0.0], [0.5, 0.75**0.5]])
+    at = np.ravel([*line(ax, "mean")])
+    np.testing.assert_allclose(at, np.array([2.0, 3.0, 4.0]) / 9 @ corners)
+    assert [text.get_text() for text in ax.texts] == ["a", "b", "c"]
+    assert ax.get_title() == r"$\alpha_0$ = 9"
+    (contours,) = [artist for artist in ax.collections if hasattr(artist, "levels")]
+    assert contours.levels[0] == -6.0 and contours.levels[-1] == pytest.approx(0.0, abs=1e-5)
+    mode = np.array([1.0, 2.0, 3.0]) / 6 @ corners
+    lightest, darkest = contours.get_paths()[0], contours.get_paths()[-1]
+    assert darkest.contains_point(mode)
+    for corner in corners:
+        near = 0.98 * corner + 0.02 * mode
+        assert lightest.contains_point(near) and not darkest.contains_point(near)
+
+
+def test_simplex_of_draws_is_their_mixture(ax: Axes) -> None:
+    """Three draws at the corners: their means as rings, the mean of means in the middle, where the density is low."""
+    plots.simplex(20.0 * torch.eye(3) + 2.0, ax=ax)
+    rings = np.array(line(ax, "mean of a draw"))
+    assert rings.shape == (2, 3)
+    (cross,) = [artist for artist in ax.lines if artist.get_label() == "mean"]
+    np.testing.assert_allclose(np.ravel(cross.get_data()), [0.5, 0.75**0.5 / 3])
+    (contours,) = [artist for artist in ax.collections if hasattr(artist, "levels")]
+    assert not any(path.contains_point((0.5, 0.75**0.5 / 3)) for path in contours.get_paths()[12:])
+
+
+def test_simplex_of_the_uniform_distribution_is_even(ax: Axes) -> None:
+    plots.simplex(torch.ones(3), ax=ax)
+    (contours,) = [artist for artist in ax.collections if hasattr(artist, "levels")]
+    filled = [path for path in contours.get_paths() if len(path.vertices)]
+    assert len(filled) == 1 and filled[0].contains_point((0.5, 0.2)) and filled[0].contains_point((0.05, 0.02))
+
+
+@pytest.mark.parametrize(
+    ("concentrations", "options", "message"),
+    [
+        (torch.ones(4), {}, r"^concentrations: expected shape \[3\] or \[K, 3\], got \[4\]"),
+        (torch.ones(2, 2, 3), {}, r"^concentrations: expected shape"),
+        (torch.tensor([1.0, 0.0, 1.0]), {}, r"^concentrations: expected positive values, got 0"),
+        (torch.ones(3), {"names": "abc"}, r"^names: expected the names of three classes"),
+        (torch.ones(3), {"resolution": 2}, r"^resolution: expected an int of at least 10"),
+    ],
+)
+def test_simplex_refuses_what_it_cannot_draw(concentrations: Tensor, options: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        plots.simplex(concentrations, **options)  # type: ignore[arg-type]

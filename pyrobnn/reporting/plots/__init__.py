@@ -10,6 +10,7 @@ from pyrobnn.reporting.plots.classification import confidence_histogram, reliabi
 from pyrobnn.reporting.plots.images import image_grid, uncertainty_maps
 from pyrobnn.reporting.plots.ranks import rank_ecdf, rank_histogram
 from pyrobnn.reporting.plots.regression import regression_band
+from pyrobnn.reporting.plots.simplex import simplex
 from pyrobnn.reporting.plots.training import ElboHistory, elbo
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "rank_histogram",
     "regression_band",
     "reliability",
+    "simplex",
     "uncertainty_histogram",
     "uncertainty_maps",
 ]
