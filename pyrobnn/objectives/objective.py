@@ -17,7 +17,15 @@ from pyrobnn.estimators import EstimatorSpec, active_estimators, resolve
 from pyrobnn.estimators.per_group import split_batch
 from pyrobnn.guides.base import Guide
 from pyrobnn.model.bayesianize import frozen_buffers
-from pyrobnn.objectives.parts import Parts, check_finite, explaining_non_finite_draws, gradients_restored, mean_parts
+from pyrobnn.objectives.module import ObjectiveModule
+from pyrobnn.objectives.parts import (
+    Parts,
+    check_finite,
+    explaining_non_finite_draws,
+    failure_of_backward,
+    gradients_restored,
+    mean_parts,
+)
 from pyrobnn.objectives.tempering import Tempered
 from pyrobnn.objectives.terms import Evaluation, Run, Term, num_data, run_model
 from pyrobnn.objectives.training_draws import make_step
@@ -57,6 +65,10 @@ class Objective(TraceMeanField_ELBO):
         self.num_steps = 0
         self.parts: Parts | None = None
         self._steps: tuple[Any, ...] | None = None
+
+    def __call__(self, model: nn.Module, guide: nn.Module) -> ObjectiveModule:
+        """A module that returns the loss when it is called with the model's arguments."""
+        return ObjectiveModule(model, guide, self)
 
     def __getstate__(self) -> dict[str, Any]:
         """The state without the step, which holds memory; copies make a new one."""
@@ -146,7 +158,7 @@ class Objective(TraceMeanField_ELBO):
                 factor = (1.0 / parts.num_data if scale is None else scale) * parts.share
                 loss = parts.loss if factor == 1.0 else parts.loss * factor
                 if untried and step.vectorized and not found:
-                    if failure := _failure_of_backward(loss, model, guide):
+                    if failure := failure_of_backward(loss, model, guide):
                         fall_back(step, failure)
                         del loss, parts
                         return self.backward(model, guide, args, kwargs, scale)
@@ -276,17 +288,6 @@ class Objective(TraceMeanField_ELBO):
                 "group, or either of them 1."
             )
         return parts
-
-
-def _failure_of_backward(loss: Tensor, *modules: Any) -> Exception | None:
-    """Differentiates; returns the error if torch cannot, and then leaves the gradients as they were."""
-    try:
-        with gradients_restored(*modules):
-            if loss.requires_grad:
-                loss.backward()
-    except Exception as error:  # torch raises all kinds
-        return error
-    return None
 
 
 @contextlib.contextmanager

@@ -18,6 +18,7 @@ __all__ = [
     "Parts",
     "check_finite",
     "explaining_non_finite_draws",
+    "failure_of_backward",
     "gradients_restored",
     "mean_parts",
 ]
@@ -184,3 +185,14 @@ def _of_draws(sites: list[str]) -> str:
     """Names the draws of a few sites and counts the rest."""
     named = ", ".join(f"the draw of the site {name!r}" for name in sites[:_NAMED])
     return named if len(sites) <= _NAMED else f"{named} and of {len(sites) - _NAMED} more"
+
+
+def failure_of_backward(loss: Tensor, *modules: Any) -> Exception | None:
+    """Differentiates; returns the error if torch cannot, and then leaves the gradients as they were."""
+    try:
+        with gradients_restored(*modules):
+            if loss.requires_grad:
+                loss.backward()
+    except Exception as error:  # torch raises all kinds
+        return error
+    return None
