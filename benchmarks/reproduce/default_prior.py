@@ -44,6 +44,13 @@ FAMILIES: dict[str, Callable[[Any], guides.Guide]] = {
     "Laplace": guides.Laplace,
 }
 
+PRECISIONS: dict[str, Any] = {
+    "Laplace": "model",
+    "Laplace, evidence": "evidence",
+    "Laplace, held out": "held_out",
+}
+"""How the prior precision of Laplace families is found."""
+
 PRIORS: dict[str, Callable[[], Any]] = {
     "default": lambda: None,
     "Normal(0, 0.3)": lambda: dist.Normal(0.0, 0.3),
@@ -68,6 +75,7 @@ class Problem:
         steps: Training steps.
         families, priors: What to compare.
         scale: Units of a standardized target; None for classes.
+        further: 100 rows that are neither trained on nor scored, to tune a prior precision on; None if there are none.
     """
 
     name: str
@@ -79,6 +87,7 @@ class Problem:
     families: list[str]
     priors: list[str]
     scale: float | None = None
+    further: Data | None = None
 
 
 def problems(seed: int, options: argparse.Namespace) -> Iterator[Problem]:
@@ -88,11 +97,13 @@ def problems(seed: int, options: argparse.Namespace) -> Iterator[Problem]:
         order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
         images, labels = torch.as_tensor(x, dtype=torch.float32)[order] / 16, torch.as_tensor(y)[order]
         for size in options.sizes:
-            train = subset((images[500:], labels[500:]), size, seed)
+            pool = images[500:], labels[500:]
+            train, further = subset(pool, size, seed), subset(pool, size + 100, seed)
+            rest = None if len(further[0]) < size + 100 else (further[0][size:], further[1][size:])
             priors = options.priors or ["default"]
             yield Problem(
                 f"digits, N = {size}", train, (images[:500], labels[:500]), perceptron, pb.likelihoods.Categorical,
-                options.steps, options.families or list(FAMILIES), priors,
+                options.steps, options.families or list(FAMILIES), priors, further=rest,
             )  # fmt: skip
     if "fashion" in options.problems:
         images, labels = datasets.fashion("train")
@@ -168,11 +179,14 @@ def fitted(
     """The guide after training; a Laplace approximation around the posterior mode."""
     loader = Batches(*problem.train, batch_size=min(128, len(problem.train[0])))
     epochs = 1 if options.quick else math.ceil(problem.steps / len(loader))
-    guide = (guides.MAP if family == "Laplace" else FAMILIES[family])(model)
+    guide = (guides.MAP if family in PRECISIONS else FAMILIES[family])(model)
     pb.fit(model, guide, loader, epochs=epochs, lr=options.lr, seed=seed, progress=False)
-    if family != "Laplace":
+    if family not in PRECISIONS:
         return guide
-    return guides.Laplace(model, init=dict(guide.sample(1).at(0))).fit(model, [problem.train])
+    word = PRECISIONS[family]
+    held_out = [problem.further] if word == "held_out" and problem.further is not None else None
+    point = dict(guide.sample(1).at(0))
+    return guides.Laplace(model, init=point).fit(model, [problem.train], prior_precision=word, held_out=held_out)
 
 
 def plain(problem: Problem, options: argparse.Namespace) -> Tensor:
@@ -219,7 +233,9 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=10_000, help="of Fashion-MNIST (default %(default)s)")
     parser.add_argument("--sets", nargs="+", default=["bostonHousing", "concrete", "energy", "yacht"], help="of uci")
     parser.add_argument("--priors", nargs="+", choices=PRIORS, help="default: chosen by problem")
-    parser.add_argument("--families", nargs="+", choices=FAMILIES, help="default: chosen by problem")
+    parser.add_argument(
+        "--families", nargs="+", choices=[*FAMILIES, *list(PRECISIONS)[1:]], help="default: chosen by problem"
+    )
     parser.add_argument("--steps", type=int, default=2000, help="of digits and uci (default %(default)s)")
     parser.add_argument("--lr", type=float, default=1e-3)
     Experiment("The default prior", run, lambda name: name.split(":")[0]).main(parser)

@@ -8,6 +8,7 @@ from pyrobnn.curvature.fisher import fisher_roots
 from pyrobnn.curvature.fitting import Curvature, fill, fit_curvature
 from pyrobnn.curvature.gauss_newton import gauss_newton, outputs_and_jacobians
 from pyrobnn.curvature.gaussian import BlockGaussian
+from pyrobnn.curvature.held_out import held_out_log_likelihoods, tune_on_held_out
 from pyrobnn.curvature.jacobians import Derivatives
 from pyrobnn.curvature.kronecker import KroneckerFactors, add_batch, kronecker_layers
 from pyrobnn.curvature.last_layer import find_last_layer
@@ -33,8 +34,10 @@ __all__ = [
     "fisher_roots",
     "fit_curvature",
     "gauss_newton",
+    "held_out_log_likelihoods",
     "kronecker_layers",
     "lay_out",
     "outputs_and_jacobians",
     "tune_multipliers",
+    "tune_on_held_out",
 ]

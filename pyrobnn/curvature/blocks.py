@@ -14,11 +14,26 @@ exactly and for every multiplier ``m`` of the prior precision, without another d
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Block", "DecomposedBlock", "DiagonalBlock", "KroneckerBlock"]
+__all__ = ["Basis", "Block", "DecomposedBlock", "DiagonalBlock", "KroneckerBlock"]
+
+
+@dataclass(frozen=True)
+class Basis:
+    """Where the curvature is diagonal.
+
+    Attributes:
+        spectrum: λ, ``[n]``, in double precision.
+        project: ``Bᵀ v`` for vectors ``[..., n]`` in double precision.
+    """
+
+    spectrum: Tensor
+    project: Callable[[Tensor], Tensor]
 
 
 class Block(nn.Module):
@@ -53,6 +68,10 @@ class Block(nn.Module):
 
     def spectrum(self) -> Tensor:
         """The eigenvalues λ of ``P^-½ H P^-½``, ``[n]``, none negative."""
+        raise NotImplementedError
+
+    def basis(self) -> Basis:
+        """The basis in which the curvature is diagonal; of a dense block a decomposition that is made for the call."""
         raise NotImplementedError
 
     def log_det(self) -> Tensor:
@@ -138,6 +157,10 @@ class DecomposedBlock(Block):
     def spectrum(self) -> Tensor:
         """The eigenvalues."""
         return self.eigenvalues
+
+    def basis(self) -> Basis:
+        """The one that the block knows, in its precision."""
+        return Basis(self.eigenvalues.double(), lambda rows: self.project(rows.to(self.eigenvalues)).double())
 
     def log_det(self) -> Tensor:
         """``log det(H + m P)``, in double precision."""

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from pyrobnn.core.gradient_modes import gradients_enabled
-from pyrobnn.curvature.blocks import Block
+from pyrobnn.curvature.blocks import Basis, Block
 
 __all__ = ["DenseBlock", "add_products"]
 
@@ -73,6 +73,12 @@ class DenseBlock(Block):
     def spectrum(self) -> Tensor:
         """The eigenvalues of A."""
         return _without_rounding_errors(torch.linalg.eigvalsh(self.curvature))
+
+    def basis(self) -> Basis:
+        """From a decomposition of A, of ten times the cost of a factorization."""
+        eigenvalues, vectors = torch.linalg.eigh(self.curvature)
+        scale = self.prior_scale.double()
+        return Basis(_without_rounding_errors(eigenvalues), lambda rows: (rows * scale) @ vectors)
 
     def log_det(self) -> Tensor:
         """``log det(H + m P)``, in double precision."""

@@ -59,7 +59,12 @@ class BlockGaussian(dist.TorchDistribution):
 
     def image_covariance(self, rows: Tensor, columns: Tensor) -> Tensor:
         """``J Σ Jᵀ [..., O, O]`` for ``J [..., O, n]``, whose columns belong to the elements ``columns [n]``."""
+        parts = self.by_block(rows, columns)
+        halves = [block.half_covariance(part) for block, part in zip(self.blocks, parts, strict=True)]
+        return torch.stack([half @ half.mT for half in halves]).sum(0)
+
+    def by_block(self, rows: Tensor, columns: Tensor) -> list[Tensor]:
+        """The columns of ``rows [..., n]`` that each block is about, in its order; arguments as above."""
         column_of = torch.zeros(len(self.loc), dtype=torch.long, device=rows.device)
         column_of[columns] = torch.arange(rows.shape[-1], device=rows.device)
-        halves = [block.half_covariance(rows[..., column_of[block.index]]) for block in self.blocks]
-        return torch.stack([half @ half.mT for half in halves]).sum(0)
+        return [rows[..., column_of[block.index]] for block in self.blocks]

@@ -197,7 +197,7 @@ def _error_by_chance(probs: Tensor, repetitions: int = 100) -> float:
 def _check_importance(model: Any, guide: Guide, data: Rows, num_samples: int) -> Check:
     name = "k-hat"
     num_data = declared_num_data(model)
-    chosen = default_sites(model, guide)
+    chosen = default_sites(model, guide, data.batches[0])
     if not guide.facts.can_marginalize(chosen):
         lacking = next((site for site in chosen if site not in guide.facts.density), chosen[0])
         reason = f"{type(guide.part(lacking)).__name__} has no density of {lacking!r}, so no importance ratios"

@@ -27,12 +27,14 @@ from torch import Tensor
 from pyrobnn.core.arguments import check_int
 from pyrobnn.core.explanations import explained
 from pyrobnn.core.pyro_compat import full_name
+from pyrobnn.core.random_state import preserved
 from pyrobnn.diagnostics._arviz import pareto_k
 from pyrobnn.diagnostics._batches import Piece, batches
 from pyrobnn.diagnostics._draws import DrawsByChain, log_prob_sum, undisturbed
 from pyrobnn.diagnostics._layout import matching
 from pyrobnn.guides.base import Guide, check_guide
 from pyrobnn.model.bayesianize import bayesian_modules
+from pyrobnn.model.last_layer import layers_with_matrices, recorded_calls
 from pyrobnn.model.substitution import SubstituteMessenger
 
 __all__ = ["default_sites", "importance_k_hat", "k_hat_threshold", "last_layer_sites", "log_ratios"]
@@ -75,8 +77,8 @@ def importance_k_hat(
         raise ValueError(f"guide: {type(guide).__name__} has no density, so it has no importance ratios.")
     if num_samples < 25:
         raise ValueError(f"num_samples: the tail of the ratios needs at least 25 draws, got {num_samples}.")
-    chosen = _choose_sites(model, guide, sites)
     pieces = batches(model, args, kwargs, batch_size)
+    chosen = _choose_sites(model, guide, sites, pieces[0])
     with undisturbed(model):
         rows = pieces[-1].rows
         if isinstance(rows, slice) and rows.stop != model.num_data:
@@ -92,20 +94,49 @@ def k_hat_threshold(num_samples: int) -> float:
 
 
 @explained
-def last_layer_sites(model: Any, guide: Guide) -> list[str]:
-    """The sites of the layer with the last parameter of the model's last network, else the last site."""
+def last_layer_sites(model: Any, guide: Guide, *args: Any, **kwargs: Any) -> list[str]:
+    """The sites of the layer with a weight matrix that runs last, as in :class:`~pyrobnn.guides.Laplace`.
+
+    Args:
+        model: The Pyro model.
+        guide: A guide of this library; layers of which it has no site are passed over.
+        *args: Arguments of one run of the model, which tells which layer is last. Without them it is the one with the
+            last parameter of the last network by order of definition.
+        **kwargs: Keyword arguments of that run.
+
+    Returns:
+        Names of sites; the last site alone if the model has no network.
+    """
     converted = bayesian_modules(model) if isinstance(model, torch.nn.Module) else []
     names = list(guide.layout)
+    layers = {}
+    for network in converted:
+        for name, module in layers_with_matrices(network.network).items():
+            if own := _sites_of(names, full_name(network, name) if name else full_name(network, "")):
+                layers[own[0]] = (own, module)
+    if layers and (args or kwargs):
+        watched = {first: module for first, (_, module) in layers.items()}
+        device = next(converted[-1].parameters()).device
+        with undisturbed(model), preserved(device):
+            values = guide.sample(1).at(0)
+            with SubstituteMessenger(values), recorded_calls(watched) as calls:
+                model(*args, **kwargs)
+        if calls.last is not None:
+            return layers[calls.last][0]
     if not converted or not converted[-1].parameter_names:
         return names[-1:]
     last = full_name(converted[-1], list(converted[-1].parameter_names)[-1])
-    layer = last.rpartition(".")[0]
+    return _sites_of(names, last.rpartition(".")[0])
+
+
+def _sites_of(names: list[str], layer: str) -> list[str]:
+    layer = layer.rstrip(".")
     return [name for name in names if name.startswith(f"{layer}.")] if layer else names
 
 
-def default_sites(model: Any, guide: Guide) -> list[str]:
-    """The last layer, with the sites of the guide that it is correlated with."""
-    chosen = set(last_layer_sites(model, guide))
+def default_sites(model: Any, guide: Guide, piece: Piece) -> list[str]:
+    """The last layer in a run on a piece of the data, with the sites of the guide that it is correlated with."""
+    chosen = set(last_layer_sites(model, guide, *piece.args, **piece.kwargs))
     for group in guide.facts.independent:
         if group & chosen:
             chosen |= group
@@ -144,8 +175,8 @@ def _log_density(guide: Guide, values: dict[str, Tensor], chosen: list[str]) -> 
     return guide.log_prob({name: values[name][None] for name in chosen}).double().item()
 
 
-def _choose_sites(model: Any, guide: Guide, sites: Sequence[str] | None) -> list[str]:
-    chosen = default_sites(model, guide) if sites is None else matching(list(guide.layout), sites)
+def _choose_sites(model: Any, guide: Guide, sites: Sequence[str] | None, piece: Piece) -> list[str]:
+    chosen = default_sites(model, guide, piece) if sites is None else matching(list(guide.layout), sites)
     if guide.facts.can_marginalize(chosen):
         return chosen
     if lacking := [name for name in chosen if name not in guide.facts.density]:

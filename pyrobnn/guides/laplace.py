@@ -26,7 +26,7 @@ from pyrobnn.core.batches import Batch, Reader
 from pyrobnn.core.explanations import explained
 from pyrobnn.core.gradient_modes import gradients_enabled, refuse_inference_tensors
 from pyrobnn.core.processes import refuse_process_group
-from pyrobnn.curvature import Structure, check_structure, fit_curvature, lay_out, tune_multipliers
+from pyrobnn.curvature import Structure, check_structure, fit_curvature, lay_out, tune_multipliers, tune_on_held_out
 from pyrobnn.guides.base import check_guide
 from pyrobnn.guides.components.block_posterior import BlockPosterior
 from pyrobnn.model.agreement import check_given
@@ -119,7 +119,8 @@ class Laplace(BlockPosterior):
         model: nn.Module,
         loader: Iterable[Any],
         *,
-        prior_precision: Literal["model", "evidence"] = "model",
+        prior_precision: Literal["model", "evidence", "held_out"] = "model",
+        held_out: Iterable[Any] | None = None,
         batch: Reader | None = None,
         given: Mapping[str, Tensor] | None = None,
         max_bytes: int = 256 * 2**20,
@@ -130,8 +131,11 @@ class Laplace(BlockPosterior):
         Args:
             model: The model, a :class:`~pyrobnn.SupervisedModel`.
             loader: Batches ``(x, y)`` of the whole data set, or ``(x, y, weight)``: a row of weight 2 counts as two.
-            prior_precision: That of the model's prior, or ``"evidence"``: a multiple of it, by
-                :meth:`optimize_prior_precision`. A prior that was good to train under is often far too wide here.
+            prior_precision: That of the model's prior, or a multiple of it: of ``"evidence"`` by
+                :meth:`optimize_prior_precision`, of ``"held_out"`` the one (1e-6 to 1e6) under which the linearized
+                network predicts the data of ``held_out`` best. A prior that was good to train under is often far too
+                wide here.
+            held_out: Batches that are not in ``loader``, for ``prior_precision="held_out"``.
             batch: For loaders that yield something else, as for :func:`pyrobnn.fit`.
             given: Values of sites that this guide does not have (``sites``).
             max_bytes: Budget for Jacobians. Where that of one datum does not fit, or has more than 1,000 outputs,
@@ -149,8 +153,12 @@ class Laplace(BlockPosterior):
             RuntimeError: In a process group of several processes (:func:`~pyrobnn.independent_processes`).
         """
         refuse_process_group("Laplace.fit")
-        if prior_precision not in ("model", "evidence"):
-            raise ValueError(f"prior_precision: expected 'model' or 'evidence', got {prior_precision!r}.")
+        if prior_precision not in ("model", "evidence", "held_out"):
+            raise ValueError(f"prior_precision: expected 'model', 'evidence' or 'held_out', got {prior_precision!r}.")
+        if (prior_precision == "held_out") != (held_out is not None):
+            raise ValueError(
+                "held_out: it is the data that prior_precision='held_out' is tuned on, so pass both or neither."
+            )
         if not isinstance(model, SupervisedModel):
             raise TypeError(
                 f"model: curvature needs a SupervisedModel, whose network and likelihood are known, got "
@@ -185,7 +193,20 @@ class Laplace(BlockPosterior):
             self.fitted.fill_(True)
         if prior_precision == "evidence":
             self.optimize_prior_precision()
+        elif held_out is not None:
+            self._check_normal_priors()
+            with gradients_enabled(), torch.no_grad(), evaluating(model), frozen_buffers(model):
+                held = _read(held_out, batch, self.mean.device, progress)
+                covered = {name: self.layout[name] for name in self.covered}
+                tune_on_held_out(model, values, covered, self.joint(), held, max_bytes=max_bytes)
         return self
+
+    def _check_normal_priors(self) -> None:
+        if not self.has_normal_priors:
+            raise ValueError(
+                "prior_precision: some covered sites have priors that are not Normal, so there is no precision to "
+                "multiply; give them Normal priors, or keep the model's."
+            )
 
     def log_evidence(self) -> float:
         """The Laplace log evidence in nats, given the sites that are points.
@@ -211,11 +232,7 @@ class Laplace(BlockPosterior):
             ValueError: If a prior is not Normal, so that it has no precision to multiply, or layers are correlated.
         """
         self.joint()  # refuses before the fit
-        if not self.has_normal_priors:
-            raise ValueError(
-                "prior_precision: some covered sites have priors that are not Normal, so there is no precision to "
-                "multiply; give them Normal priors, or keep the model's."
-            )
+        self._check_normal_priors()
         if per_layer and self.structure == "full":
             raise ValueError("per_layer: structure='full' correlates the layers; leave it False.")
         found = tune_multipliers(self.flat_blocks, separately=per_layer)

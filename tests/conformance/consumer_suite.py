@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import pyrobnn as pb
+from pyrobnn.diagnostics._batches import Piece
 from pyrobnn.diagnostics.estimator_report import NAMES
 from pyrobnn.diagnostics.importance import default_sites
 from pyrobnn.guides import MAP, Composite, Guide
@@ -177,7 +178,7 @@ class ConsumerConformance:
     def test_importance_ratios_or_the_reason_why_not(self, case: Case) -> None:
         model, guide, _, data = self.whole(case)
         model.eval()
-        chosen = default_sites(model, guide)
+        chosen = default_sites(model, guide, Piece(..., data, {}))
         if guide.facts.can_marginalize(chosen):
             value = pb.diagnostics.importance_k_hat(model, guide, *data, num_samples=100)
             assert isinstance(value, float) and not math.isnan(value)

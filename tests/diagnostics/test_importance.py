@@ -104,6 +104,28 @@ def test_last_layer() -> None:
     assert last_layer_sites(model, MeanField(model)) == ["net.2.weight", "net.2.bias"]
 
 
+def test_last_layer_is_the_one_that_runs_last() -> None:
+    class HeadFirst(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head, self.body = nn.Linear(3, 2), nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.body(x).tanh())
+
+    model = SupervisedModel(HeadFirst(), likelihoods.Categorical(), dist.Normal(0.0, 1.0), num_data=5)
+    guide, x, y = MeanField(model), torch.randn(5, 4), torch.tensor([0, 1, 0, 1, 1])
+    head = ["net.head.weight", "net.head.bias"]
+    for arguments in ((x,), (x, y)):
+        assert last_layer_sites(model, guide, *arguments) == head
+    assert last_layer_sites(model, MeanField(model, sites=["net.body.weight"]), x, y) == ["net.body.weight"]
+    torch.manual_seed(0)
+    found = importance_k_hat(model, guide, x, y, num_samples=100)
+    torch.manual_seed(0)
+    model.eval()
+    assert found == importance_k_hat(model, guide, x, y, num_samples=100, sites=head)
+
+
 def test_threshold() -> None:
     assert k_hat_threshold(100) == pytest.approx(0.5)
     assert k_hat_threshold(10**6) == 0.7

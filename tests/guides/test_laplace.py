@@ -190,8 +190,72 @@ def test_a_fit_tunes_the_prior_in_one_word(structure: str) -> None:
     evidence = guide.log_evidence()
     assert evidence == pytest.approx(known.log_evidence(), rel=1e-6)
     assert guide.fit(model, loader(x, y)).log_evidence() < evidence
-    with pytest.raises(ValueError, match=r"prior_precision: expected 'model' or 'evidence', got 'marglik'"):
+    with pytest.raises(ValueError, match=r"prior_precision: expected 'model', 'evidence' or 'held_out', got 'marglik'"):
         guide.fit(model, loader(x, y), prior_precision="marglik")
+
+
+@each_structure
+def test_held_out_data_tune_the_prior_as_a_scan_of_predictions_does(structure: Any) -> None:
+    torch.manual_seed(4)
+    x, net = torch.randn(40, 3), nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1))
+    truth = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1))
+    with torch.no_grad():
+        for own, other in zip(net.parameters(), truth.parameters(), strict=True):
+            other.copy_(own + 0.1 * torch.randn_like(own))
+        y = truth(x) + 0.5 * torch.randn(40, 1)
+    model = SupervisedModel(net, likelihoods.Normal(0.5), dist.Normal(0.0, 3.0), num_data=20)
+    guide = Laplace(model, structure=structure)
+    guide.fit(model, loader(x[:20], y[:20]), prior_precision="held_out", held_out=loader(x[20:], y[20:], batch_size=7))
+    (found,) = {float(block.multiplier) for block in guide.flat_blocks}
+    scores = []
+    grid = [found * 10.0**step for step in torch.linspace(-1.0, 1.0, 41).tolist()]
+    for multiplier in grid:
+        for block in guide.flat_blocks:
+            block.multiplier.fill_(multiplier)
+        scores.append(float(pb.predict(model, guide, x[20:], 2, predictor="linearized").log_prob(y[20:]).sum()))
+    best = max(range(len(scores)), key=scores.__getitem__)
+    assert 0 < best < len(grid) - 1
+    assert abs(best - 20) <= 1  # steps of a factor 1.12; the grid that is searched has 1.26
+    assert scores[20] == pytest.approx(max(scores), abs=1e-3)
+
+
+def test_held_out_classes_tune_the_prior_as_draws_of_the_weights_do() -> None:
+    model, x, y = mlp_problem()
+    held = torch.randn(60, 3), torch.randint(3, (60,))
+    guide = Laplace(model)
+    guide.fit(model, loader(x, y), prior_precision="held_out", held_out=loader(*held))
+    found = float(guide.flat_blocks[0].multiplier)
+    scores = {}
+    for factor in (0.05, 1.0, 20.0):
+        guide.flat_blocks[0].multiplier.fill_(found * factor)
+        torch.manual_seed(0)
+        scores[factor] = float(pb.predict(model, guide, held[0], 4000).log_prob(held[1]).mean())
+    # Standard errors of 4,000 draws are about 0.002 nats for each datum, and common to the three.
+    assert scores[1.0] >= max(scores.values()) - 0.005
+
+
+def test_rows_of_weight_zero_do_not_tune_the_prior() -> None:
+    model, x, y = mlp_problem()
+    held, labels, weight = torch.randn(20, 3), torch.randint(3, (20,)), torch.ones(20)
+    found = []
+    for batches in ([(held[:12], labels[:12])], [(held[:12], labels[:12], weight[:12])]):
+        torch.manual_seed(0)
+        guide = Laplace(model).fit(model, loader(x, y), prior_precision="held_out", held_out=batches)
+        found.append(float(guide.flat_blocks[0].multiplier))
+    assert found[0] == pytest.approx(found[1])
+    zero = [(held, labels, 0.0 * weight)]
+    with pytest.raises(ValueError, match=r"^held_out: it yielded no rows of a positive weight"):
+        Laplace(model).fit(model, loader(x, y), prior_precision="held_out", held_out=zero)
+
+
+def test_held_out_data_go_with_their_word() -> None:
+    model, x, y = mlp_problem()
+    for options in ({"prior_precision": "held_out"}, {"held_out": loader(x, y)}):
+        with pytest.raises(ValueError, match=r"^held_out: it is the data that prior_precision='held_out' is tuned on"):
+            Laplace(model).fit(model, loader(x, y), **options)  # type: ignore[arg-type]
+    wide = SupervisedModel(nn.Linear(3, 3), likelihoods.Categorical(), dist.StudentT(5.0, 0.0, 1.0), num_data=24)
+    with pytest.raises(ValueError, match=r"^prior_precision: some covered sites have priors that are not Normal"):
+        Laplace(wide, init="prior_mean").fit(wide, loader(x, y), prior_precision="held_out", held_out=loader(x, y))
 
 
 # ------------------------------------------------------------------------------------------------- behavior
