@@ -14,7 +14,7 @@ import argparse
 import copy
 import functools
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -157,10 +157,10 @@ def measure(
     return timings
 
 
-def arguments(description: str | None, rounds: int) -> argparse.ArgumentParser:
-    """Options that both benchmarks share."""
+def arguments(description: str | None, rounds: int, networks: Mapping[str, Any] = WORKLOADS) -> argparse.ArgumentParser:
+    """Options that benchmarks share."""
     parser = argparse.ArgumentParser(description=(description or "").split("\n")[0])
-    parser.add_argument("--networks", nargs="+", choices=WORKLOADS, default=list(WORKLOADS), help="default: all")
+    parser.add_argument("--networks", nargs="+", choices=networks, default=list(networks), help="default: all")
     parser.add_argument("--threads", type=int, default=1, help="torch threads (default %(default)s)")
     parser.add_argument("--rounds", type=int, default=rounds, help="pairs of blocks (default %(default)s)")
     parser.add_argument("--clock", choices=CLOCKS, default="wall", help="wall, or cpu for a busy machine")

@@ -24,7 +24,22 @@ from pyrobnn.guides import (
     MCDropout,
     MeanField,
 )
-from pyrobnn.model.likelihoods import Bernoulli, Categorical, HeteroscedasticNormal, Likelihood, Normal, Poisson
+from pyrobnn.model import likelihoods
+from pyrobnn.model.likelihoods import (
+    Bernoulli,
+    Categorical,
+    Gamma,
+    HeteroscedasticNormal,
+    Likelihood,
+    LogNormal,
+    MixtureDensity,
+    NegativeBinomial,
+    Normal,
+    Ordinal,
+    Poisson,
+    StudentT,
+    ZeroInflatedPoisson,
+)
 
 FEATURES = 3  # of an input
 ROWS = 7
@@ -160,6 +175,8 @@ NETWORKS: dict[str, tuple[Callable[[int], nn.Module], Callable[[], Any]]] = {
 
 # ---------------------------------------------------------------------------------------- likelihoods and priors
 
+THRESHOLDS = [-1.0, 0.5, 1.2]  # of ordered classes
+
 LIKELIHOODS: dict[str, tuple[Callable[[], Likelihood], int, Callable[[], Tensor]]] = {
     "Categorical": (Categorical, 3, lambda: torch.randint(0, 3, (ROWS,))),
     "Bernoulli": (Bernoulli, 1, lambda: torch.randint(0, 2, (ROWS, 1)).float()),
@@ -173,6 +190,20 @@ LIKELIHOODS: dict[str, tuple[Callable[[], Likelihood], int, Callable[[], Tensor]
         lambda: torch.randn(ROWS, 2).masked_fill(torch.rand(ROWS, 2) < 0.3, float("nan")),
     ),
     "HeteroscedasticNormal": (HeteroscedasticNormal, 4, lambda: torch.randn(ROWS, 2)),
+    "HeteroscedasticNormal, natural": (
+        lambda: HeteroscedasticNormal(parametrization="natural"),
+        2,
+        lambda: torch.randn(ROWS, 1),
+    ),
+    "StudentT": (StudentT, 4, lambda: torch.randn(ROWS, 2)),
+    "StudentT, learned df": (lambda: StudentT(learn_df=True), 2, lambda: torch.randn(ROWS, 1)),
+    "Laplace": (likelihoods.Laplace, 4, lambda: torch.randn(ROWS, 2)),
+    "LogNormal": (LogNormal, 4, lambda: torch.randn(ROWS, 2).exp()),
+    "Gamma": (Gamma, 2, lambda: torch.rand(ROWS, 1) + 0.1),
+    "NegativeBinomial": (NegativeBinomial, 2, lambda: torch.randint(0, 4, (ROWS, 1)).float()),
+    "ZeroInflatedPoisson": (ZeroInflatedPoisson, 2, lambda: torch.randint(0, 4, (ROWS, 1)).float()),
+    "Ordinal": (lambda: Ordinal(thresholds=THRESHOLDS), 1, lambda: torch.randint(0, 4, (ROWS,))),
+    "MixtureDensity": (lambda: MixtureDensity(2), 10, lambda: torch.randn(ROWS, 2)),
 }
 
 PRIORS: dict[str, Callable[[], Any]] = {

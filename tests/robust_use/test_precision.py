@@ -13,14 +13,22 @@ from torch import Tensor, nn
 
 import pyrobnn as pb
 from pyrobnn.guides import MAP, DeltaMixture, LowRankEnsemble, LowRankNormal, MCDropout, MeanField
+from pyrobnn.model import likelihoods
 from pyrobnn.model.likelihoods import (
     Bernoulli,
     Categorical,
     Dirichlet,
+    Gamma,
     HeteroscedasticNormal,
     Likelihood,
+    LogNormal,
+    MixtureDensity,
+    NegativeBinomial,
     Normal,
+    Ordinal,
     Poisson,
+    StudentT,
+    ZeroInflatedPoisson,
 )
 from pyrobnn.objectives import ELBO
 from pyrobnn.sampling import HMC, SGLD
@@ -107,6 +115,14 @@ LIKELIHOODS: list[tuple[Likelihood, int, Any]] = [
     (Normal(0.1), 1, lambda rows: torch.linspace(-1, 1, rows)[:, None]),
     (HeteroscedasticNormal(), 2, lambda rows: torch.linspace(-1, 1, rows)[:, None]),
     (Poisson(), 1, lambda rows: (torch.arange(rows) % 3).float()[:, None]),
+    (StudentT(), 2, lambda rows: torch.linspace(-1, 1, rows)[:, None]),
+    (likelihoods.Laplace(), 2, lambda rows: torch.linspace(-1, 1, rows)[:, None]),
+    (LogNormal(), 2, lambda rows: torch.linspace(0.1, 3, rows)[:, None]),
+    (Gamma(), 2, lambda rows: torch.linspace(0.1, 3, rows)[:, None]),
+    (NegativeBinomial(), 2, lambda rows: (torch.arange(rows) % 3).float()[:, None]),
+    (ZeroInflatedPoisson(), 2, lambda rows: (torch.arange(rows) % 3).float()[:, None]),
+    (Ordinal(5), 1, lambda rows: torch.arange(rows) % 5),
+    (MixtureDensity(2), 6, lambda rows: torch.linspace(-1, 1, rows)[:, None]),
 ]
 
 
@@ -124,7 +140,7 @@ def test_targets_are_scored_in_float32(likelihood: Likelihood, outputs: int, tar
     right = copy.deepcopy(likelihood).double()(seen.double()).log_prob(y.double() if y.is_floating_point() else y)
     found = parts.values["log_likelihood"]
     assert found.dtype == torch.float32
-    assert float(found) == pytest.approx(60_000 / 32 * float(right.sum()), rel=2e-6)
+    assert float(found) == pytest.approx(60_000 / 32 * float(right.sum().detach()), rel=2e-6)
 
 
 @pytest.mark.parametrize("num_samples", [300, 1000])

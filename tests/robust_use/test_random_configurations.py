@@ -26,7 +26,16 @@ import pyrobnn as pb
 from pyrobnn.guides import Guide
 from pyrobnn.model.divergence import prior_terms
 from pyrobnn.objectives import ELBO
-from tests.robust_use.configurations import ESTIMATORS, FAMILIES, LIKELIHOODS, NETWORKS, PRIORS, Configuration, Setting
+from tests.robust_use.configurations import (
+    ESTIMATORS,
+    FAMILIES,
+    LIKELIHOODS,
+    NETWORKS,
+    PRIORS,
+    THRESHOLDS,
+    Configuration,
+    Setting,
+)
 
 NUM_EXAMPLES = int(os.environ.get("PYROBNN_FUZZ", "0"))
 BUDGET = 40  # examples for each test where PYROBNN_FUZZ is not set
@@ -102,6 +111,24 @@ def tolerance(configuration: Configuration) -> dict[str, float]:
     return {"rtol": 1e-8, "atol": 1e-8} if configuration.dtype == torch.float64 else {"rtol": 2e-4, "atol": 2e-4}
 
 
+PAIRED: dict[str, Callable[[Tensor, Tensor, Tensor], Any]] = {
+    "HeteroscedasticNormal": lambda loc, raw, scale: torch.distributions.Normal(loc, scale),
+    "HeteroscedasticNormal, natural": lambda first, raw, scale: torch.distributions.Normal(
+        first / (scale - 1e-3 + 1e-6), (1.0 / (scale - 1e-3 + 1e-6) + 1e-6).sqrt()
+    ),
+    "StudentT": lambda loc, raw, scale: torch.distributions.StudentT(4.0, loc, scale),
+    "StudentT, learned df": lambda loc, raw, scale: torch.distributions.StudentT(4.0, loc, scale),
+    "Laplace": lambda loc, raw, scale: torch.distributions.Laplace(loc, scale),
+    "LogNormal": lambda loc, raw, scale: torch.distributions.LogNormal(loc, scale),
+    "Gamma": lambda log_mean, raw, shape: torch.distributions.Gamma(shape, shape / log_mean.exp()),
+    "NegativeBinomial": lambda log_mean, raw, count: torch.distributions.NegativeBinomial(
+        count, logits=log_mean - count.log()
+    ),
+    "ZeroInflatedPoisson": lambda log_rate, raw, _: dist.ZeroInflatedPoisson(log_rate.exp(), gate_logits=raw),
+}
+"""From both halves of the outputs, and the second one made positive, before anything was trained."""
+
+
 def distribution(configuration: Configuration, outputs: Tensor, draw: dict[str, Tensor]) -> Any:
     """The likelihood of targets as torch's distributions have it."""
     kind = configuration.likelihood
@@ -111,9 +138,19 @@ def distribution(configuration: Configuration, outputs: Tensor, draw: dict[str, 
         return torch.distributions.Bernoulli(logits=outputs)
     if kind == "Poisson":
         return torch.distributions.Poisson(outputs.exp())
-    if kind == "HeteroscedasticNormal":
-        loc, raw = outputs.chunk(2, -1)
-        return torch.distributions.Normal(loc, nn.functional.softplus(raw) + 1e-3)
+    if kind == "Ordinal":
+        at_most = (torch.tensor(THRESHOLDS, dtype=outputs.dtype) - outputs).sigmoid()
+        edges = torch.cat([torch.zeros_like(outputs), at_most, torch.ones_like(outputs)], -1)
+        return torch.distributions.Categorical(edges.diff(dim=-1))
+    if kind == "MixtureDensity":
+        logits, loc, raw = outputs.split([2, 4, 4], -1)
+        scale = nn.functional.softplus(raw) + 1e-3
+        parts = torch.distributions.Normal(loc.unflatten(-1, (2, 2)), scale.unflatten(-1, (2, 2)))
+        shares = torch.distributions.Categorical(logits=logits)
+        return torch.distributions.MixtureSameFamily(shares, torch.distributions.Independent(parts, 1))
+    if kind in PAIRED:
+        first, raw = outputs.chunk(2, -1)
+        return PAIRED[kind](first, raw, nn.functional.softplus(raw) + 1e-3)
     scale = draw.get("likelihood.scale", torch.tensor(0.5, dtype=outputs.dtype))
     return torch.distributions.Normal(outputs, scale.expand_as(outputs))
 
@@ -122,7 +159,7 @@ def log_likelihood(configuration: Configuration, outputs: Tensor, draw: dict[str
     """Of all targets that were observed, in nats."""
     seen = ~y.isnan() if y.is_floating_point() else torch.ones_like(y, dtype=torch.bool)
     scores = distribution(configuration, outputs, draw).log_prob(torch.where(seen, y, torch.zeros_like(y)))
-    return scores[seen].sum()
+    return scores[seen if scores.shape == seen.shape else seen.all(-1)].sum()
 
 
 def snapshot(setting: Setting) -> dict[str, Tensor]:
@@ -214,7 +251,7 @@ def test_predictions_are_those_of_the_network(configuration: Configuration) -> N
         for index in range(4):
             draw = draws.at(index)
             one = distribution(configuration, setting.run(draw, mode=False), draw)
-            means.append(one.probs if configuration.likelihood == "Categorical" else one.mean)
+            means.append(one.probs if configuration.likelihood in ("Categorical", "Ordinal") else one.mean)
         expected = torch.stack(means).mean(0)
         if found.mean.shape != expected.shape:  # probabilities of both classes
             expected = torch.stack([1.0 - expected, expected], -1)

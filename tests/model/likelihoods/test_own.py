@@ -1,6 +1,6 @@
-"""Likelihoods of a user's own, each whole in one place: mixture densities, zero-inflated counts, ordered classes.
+"""A likelihood of a user's own, whole in one place, with a reduction and a prediction of its own.
 
-None of them is known to the library: what they need is written here.
+The library has mixture densities too; this one knows nothing of them.
 """
 
 from __future__ import annotations
@@ -13,12 +13,11 @@ from typing import Any
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro.distributions import constraints
 from scipy import stats
 from torch import Tensor, nn
 
 from pyrobnn.guides import Laplace, MeanField
-from pyrobnn.model.likelihoods import ClassLikelihood, Likelihood
+from pyrobnn.model.likelihoods import Likelihood
 from pyrobnn.model.likelihoods.moment_prediction import MomentPrediction
 from pyrobnn.model.likelihoods.reductions import MomentReduction, Reduction
 from pyrobnn.model.supervised import SupervisedModel
@@ -94,87 +93,6 @@ class TestMixtureDensityConformance(LikelihoodConformance):
         assert bool(found.log_prob(y).isfinite().all())
 
 
-# ------------------------------------------------------------------------------------------------ zero-inflated counts
-
-
-class ZeroInflatedPoisson(Likelihood):
-    """Counts of rate ``exp(o_1)`` that are zero besides with probability ``sigmoid(o_2)``; outputs ``[B, 2]``."""
-
-    def parameters_of(self, outputs: Tensor) -> dict[str, Tensor]:
-        rate, gate = outputs.chunk(2, -1)
-        return {"rate": rate.exp(), "gate_logits": gate}
-
-    def distribution(self, parameters: Mapping[str, Tensor]) -> dist.TorchDistribution:
-        return dist.ZeroInflatedPoisson(parameters["rate"], gate_logits=parameters["gate_logits"])
-
-    def check_targets(self, outputs: Tensor, y: Tensor) -> None:
-        super().check_targets(outputs, y)
-        if not bool(constraints.nonnegative_integer.check(self.observed_values(y)).all()):
-            self.refuse_targets(y, "floating-point counts", floating=True)
-
-
-class TestZeroInflatedPoissonConformance(LikelihoodConformance):
-    num_outputs = 2
-    has_cdf = False  # Pyro's has none
-    is_known_to_checkpoints = False
-
-    def make(self, **options: Any) -> Likelihood:
-        return ZeroInflatedPoisson(**options)
-
-    def log_density(self, outputs: Tensor, y: Tensor) -> Tensor:
-        rate, gate = outputs[:, :1].exp().numpy(), outputs[:, 1:].sigmoid()
-        counts = torch.as_tensor(stats.poisson(rate).pmf(y.numpy()))
-        return ((1 - gate) * counts + gate * (y == 0)).log().sum(-1)
-
-    def test_intervals_are_those_of_targets_and_what_needs_a_cdf_is_refused(self) -> None:
-        model, guide, x, y = self.problem()
-        found = predict(model, guide, x, 200, return_draws=True)
-        low, high = found.interval(0.8)
-        assert low.shape == high.shape == y.shape
-        assert bool((low <= high).all())
-        for name, ask in (
-            ("cdf", lambda: found.cdf(y)),
-            ("quantile", lambda: found.quantile(0.5)),
-            ("entropy_split", lambda: found.entropy_split()),  # type: ignore[attr-defined]
-        ):
-            with pytest.raises(ValueError, match=rf"^{name}: the distribution of ZeroInflatedPoisson has no cdf"):
-                ask()
-
-    def refused(self, y: Tensor) -> list[tuple[type[Exception], Tensor]]:
-        return [*super().refused(y), (ValueError, y + 0.5), (ValueError, y - 100), (TypeError, y.long())]
-
-
-# ----------------------------------------------------------------------------------------------------- ordered classes
-
-
-class Ordinal(ClassLikelihood):
-    """Four ordered classes by cutpoints at -1, 0 and 1 of a logistic variable at the output ``[B, 1]``."""
-
-    def log_probabilities(self, outputs: Tensor) -> Tensor:
-        above = (outputs - torch.arange(-1.0, 2.0).to(outputs)).sigmoid()
-        ends = torch.cat([torch.ones_like(outputs), above, torch.zeros_like(outputs)], -1)
-        return (ends[..., :-1] - ends[..., 1:]).log()
-
-    def check_targets(self, outputs: Tensor, y: Tensor) -> None:
-        self.check_shape(outputs, y)
-        if y.is_floating_point() or y.is_complex() or bool(((y < 0) | (y > 3)).any()):
-            self.refuse_targets(y, "integer labels from 0 to 3", floating=False)
-
-
-class TestOrdinalConformance(LikelihoodConformance):
-    num_outputs = 1
-    is_known_to_checkpoints = False
-    takes_missing = False
-
-    def make(self, **options: Any) -> Likelihood:
-        return Ordinal(**options)
-
-    def log_density(self, outputs: Tensor, y: Tensor) -> Tensor:
-        cutpoints = torch.tensor([-math.inf, -1.0, 0.0, 1.0, math.inf]).double()
-        cdf = torch.as_tensor(stats.logistic(outputs.numpy()).cdf(cutpoints.numpy()))
-        return cdf.diff(dim=-1).gather(-1, y.unsqueeze(-1)).squeeze(-1).log()
-
-
 # ---------------------------------------------------------------------------------------------------------- by hand
 
 
@@ -197,15 +115,39 @@ def test_a_mixture_over_draws_by_hand() -> None:
     assert bool((low <= high).all())
 
 
-def test_streaming_of_zero_inflated_counts_by_hand() -> None:
-    """``P(0) = g + (1 - g) e^{-r}``, averaged over draws, batch by batch."""
-    model = SupervisedModel(nn.Linear(1, 2), ZeroInflatedPoisson(), dist.Normal(0.0, 1.0), num_data=4)
-    guide = MeanField(model, init_scale=0.5)
-    draws = guide.sample(6)
-    x = torch.randn(4, 1)
+class WithoutCdf(MixtureDensity):
+    """The same density, of which no distribution function is declared."""
+
+    def marginal(self, parameters: Mapping[str, Tensor]) -> dist.TorchDistribution:
+        raise NotImplementedError
+
+
+def test_without_a_cdf_intervals_are_those_of_targets_and_the_rest_is_refused() -> None:
+    model = SupervisedModel(nn.Linear(2, 6), WithoutCdf(), dist.Normal(0.0, 1.0), num_data=5)
+    found = predict(model, MeanField(model), torch.randn(5, 2), 200, return_draws=True)
+    y = torch.randn(5, 1)
+    low, high = found.interval(0.8)
+    assert low.shape == high.shape == y.shape
+    assert bool((low <= high).all())
+    for name, ask in (
+        ("cdf", lambda: found.cdf(y)),
+        ("quantile", lambda: found.quantile(0.5)),
+        ("crps", lambda: found.crps(y)),
+        ("entropy_split", lambda: found.entropy_split()),  # type: ignore[attr-defined]
+    ):
+        with pytest.raises(ValueError, match=rf"^{name}: the distribution of WithoutCdf has no cdf"):
+            ask()
+
+
+def test_batches_of_an_own_likelihood_are_scored_by_the_same_draws() -> None:
+    """The mixture over draws of the densities under each, batch by batch."""
+    model = SupervisedModel(nn.Linear(1, 6), MixtureDensity(), dist.Normal(0.0, 1.0), num_data=4)
+    draws = MeanField(model, init_scale=0.5).sample(6)
+    x, y = torch.randn(4, 1), torch.randn(4, 1)
     outputs = torch.einsum("koi,ni->kno", draws["net.weight"], x) + draws["net.bias"].unsqueeze(1)
-    rate, gate = outputs[..., 0].exp(), outputs[..., 1].sigmoid()
-    expected = (gate + (1 - gate) * (-rate).exp()).mean(0).log()
-    batches = [(part, torch.zeros(2, 1)) for part in x.split(2)]
+    logits, loc, raw = outputs.chunk(3, -1)
+    density = stats.norm(loc.numpy(), nn.functional.softplus(raw).numpy() + 0.1).pdf(y.numpy())
+    expected = (logits.softmax(-1) * torch.as_tensor(density)).sum(-1).mean(0).log().float()
+    batches = list(zip(x.split(2), y.split(2), strict=True))
     found = [prediction.log_prob(y) for prediction, y in predict_batches(model, draws, batches, 6) if y is not None]
     torch.testing.assert_close(torch.cat(found), expected)
