@@ -32,6 +32,7 @@ __all__ = [
     "sole_handler",
     "strictly_vectorized",
     "unvalidated",
+    "validation_kept",
     "version",
 ]
 
@@ -96,6 +97,16 @@ def unvalidated(distribution: Distribution) -> Distribution:
             setattr(bare, name, unvalidated(part))
     bare._validate_args = False  # last, as Pyro's Independent passes it on to its base
     return bare
+
+
+@contextmanager
+def validation_kept() -> Iterator[None]:
+    """After this, torch's distributions are validated, or not, as they were before."""
+    enabled = Distribution._validate_args
+    try:
+        yield
+    finally:
+        Distribution.set_default_validate_args(enabled)
 
 
 def intercept_checkpoints(again: Callable[[Callable[..., Any]], Callable[..., Any] | None]) -> None:

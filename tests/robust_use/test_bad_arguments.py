@@ -5,6 +5,7 @@ Each public call is made as it should be, but for one argument, which has each o
 
 from __future__ import annotations
 
+import importlib.util
 import inspect
 import math
 import re
@@ -167,6 +168,11 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "MixtureDensity": (pb.likelihoods.MixtureDensity, {"num_components": 2}),
     "Dirichlet": (pb.likelihoods.Dirichlet, {}),
     "dirichlet_measures": (metrics.dirichlet_measures, {"concentrations": PROBS}),
+    **(
+        {"ConditionalFlow": (pb.likelihoods.ConditionalFlow, {"num_targets": 2, "context": 3})}
+        if importlib.util.find_spec("zuko")  # the extra flows
+        else {}
+    ),
     "Prediction.cdf": (REAL.cdf, {"y": Y}),
     "Prediction.quantile": (REAL.quantile, {"q": 0.5}),
     "Prediction.interval": (REAL.interval, {}),

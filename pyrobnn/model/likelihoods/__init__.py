@@ -21,6 +21,7 @@ from pyrobnn.model.likelihoods.base import Likelihood
 from pyrobnn.model.likelihoods.bernoulli import Bernoulli
 from pyrobnn.model.likelihoods.categorical import Categorical
 from pyrobnn.model.likelihoods.classes import ClassLikelihood
+from pyrobnn.model.likelihoods.conditional_flow import ConditionalFlow
 from pyrobnn.model.likelihoods.dirichlet import Dirichlet
 from pyrobnn.model.likelihoods.gamma import Gamma
 from pyrobnn.model.likelihoods.heteroscedastic_normal import HeteroscedasticNormal
@@ -38,6 +39,7 @@ __all__ = [
     "Bernoulli",
     "Categorical",
     "ClassLikelihood",
+    "ConditionalFlow",
     "Dirichlet",
     "Gamma",
     "HeteroscedasticNormal",

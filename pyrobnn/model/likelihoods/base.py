@@ -33,12 +33,16 @@ class Likelihood(StochasticModule, metaclass=AbstractModuleMeta):  # type: ignor
     Attributes:
         missing: The same.
         placeholder: A number in the support; ``log_prob`` is computed there in place of NaN, and then masked.
+        learned: What is to be learned while :attr:`untrained`, for messages.
+        or_else: What else can be done then but to train it, for messages.
 
     Raises:
         TypeError: If ``missing`` is no bool.
     """
 
     placeholder: ClassVar[float] = 0.0
+    learned: ClassVar[str] = "parameters"
+    or_else: ClassVar[str] = ""
 
     def __init__(self, *, missing: bool = False) -> None:
         super().__init__()

@@ -33,11 +33,9 @@ def refuse_untrained(model: Any, held: str) -> None:
     """
     for likelihood in _likelihoods(model):
         if likelihood.untrained:
-            kind = type(likelihood).__name__
             raise ValueError(
-                f"likelihood: the scale of {kind} is to be learned, but {held} holds it fixed, and it has not been "
-                f"trained. Train it first (fit), state it, as in {kind}(0.5), or give it a prior, as in "
-                f"{kind}(dist.LogNormal(0.0, 1.0))."
+                f"likelihood: the {likelihood.learned} of {type(likelihood).__name__} is to be learned, but {held} "
+                f"holds it fixed, and it has not been trained. Train it first (fit){likelihood.or_else}."
             )
 
 

@@ -45,6 +45,9 @@ class Normal(Likelihood):
             learned; or ``shape`` holds no positive ints, or a stated scale has one of its own.
     """
 
+    learned = "scale"
+    or_else = ", state it, as in Normal(0.5), or give it a prior, as in Normal(dist.LogNormal(0.0, 1.0))"
+
     def __init__(
         self,
         scale: float | Tensor | list[Any] | dist.Distribution | None = None,
