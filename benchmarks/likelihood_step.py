@@ -29,15 +29,16 @@ from pyrobnn.core.handlers import validation_enabled
 from pyrobnn.guides import MeanField
 from pyrobnn.model import likelihoods
 from pyrobnn.model.supervised import SupervisedModel
-from pyrobnn.objectives import ELBO
+from pyrobnn.objectives import ELBO, DirichletELBO
 from pyrobnn.training import make_optimizer, train_step
 
-CONTENDERS: dict[str, tuple[Callable[[], likelihoods.Likelihood], Callable[[Workload], Tensor], type[ELBO]]] = {
+CONTENDERS: dict[str, tuple[Callable[[], likelihoods.Likelihood], Callable[[Workload], Tensor], Callable[[], ELBO]]] = {
     "Categorical": (likelihoods.Categorical, lambda workload: workload.y, ELBO),
     "Normal(0.1)": (lambda: likelihoods.Normal(0.1), lambda workload: _real(workload, 10), ELBO),
     "HeteroscedasticNormal": (likelihoods.HeteroscedasticNormal, lambda workload: _real(workload, 5), ELBO),
     "MixtureDensity(2)": (lambda: likelihoods.MixtureDensity(2), lambda workload: _real(workload, 2), ELBO),
     "Dirichlet": (likelihoods.Dirichlet, lambda workload: workload.y, ELBO),
+    "Dirichlet, DirichletELBO": (likelihoods.Dirichlet, lambda workload: workload.y, DirichletELBO),
 }
 
 
