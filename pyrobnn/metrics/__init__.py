@@ -1,4 +1,4 @@
-"""Scores, uncertainty, calibration, out-of-distribution detection, selective prediction: tensors in, tensors out."""
+"""Scores, uncertainty, calibration, out-of-distribution detection, failure prediction: tensors in, tensors out."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ from pyrobnn.metrics.crps import (
 from pyrobnn.metrics.detection import aupr, auroc, detection_report, fpr_at_tpr
 from pyrobnn.metrics.dirichlet import DirichletMeasures, dirichlet_measures
 from pyrobnn.metrics.energy import energy_score
+from pyrobnn.metrics.failure import failure_report
 from pyrobnn.metrics.intervals import cwce, epiw, interval_coverage, interval_score, interval_width, r_cwce
 from pyrobnn.metrics.measures import (
     VarianceDecomposition,
@@ -34,7 +35,7 @@ from pyrobnn.metrics.pit import PitHistogram, QuantileCalibration, pit_histogram
 from pyrobnn.metrics.regression import pinball, r2, rmse
 from pyrobnn.metrics.regression_report import RegressionReport
 from pyrobnn.metrics.scores import accuracy, brier, nll
-from pyrobnn.metrics.selective import RiskCoverage, aurc, risk_coverage
+from pyrobnn.metrics.selective import RiskCoverage, augrc, aurc, risk_coverage
 
 if TYPE_CHECKING:
     from pyrobnn.metrics.streaming import AdaptiveCalibrationError, ExpectedCalibrationError
@@ -53,6 +54,7 @@ __all__ = [
     "VarianceDecomposition",
     "accuracy",
     "adaptive_calibration_error",
+    "augrc",
     "aupr",
     "aurc",
     "auroc",
@@ -66,6 +68,7 @@ __all__ = [
     "epiw",
     "expected_calibration_error",
     "expected_entropy",
+    "failure_report",
     "fpr_at_tpr",
     "gaussian_crps",
     "gaussian_mixture_crps",

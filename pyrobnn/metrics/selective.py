@@ -6,9 +6,14 @@ Sort ``N`` examples by uncertainty and answer the ``k`` most certain. Then
 
     AURC   = mean_k risk_k                      (area under the risk-coverage curve)
     E-AURC = AURC - AURC of the best ordering   (what a perfect uncertainty would save; >= 0)
+    AUGRC  = area under coverage_k * risk_k     (by trapezoids from coverage 0, where it is 0)
 
 The best ordering sorts by the error itself, so E-AURC judges the uncertainty and not the predictor. It is
 computed exactly, not by the large-``N`` approximation ``r + (1 - r) log(1 - r)`` of error rate ``r``.
+
+``coverage_k * risk_k`` is the generalized risk: the share of all examples that are answered and wrong. AUGRC is the
+mean of it over all coverages. Unlike AURC it does not weigh errors at high confidence beyond all others; for zero-one
+errors of rate ``r`` it is ``r (1 - r) (1 - AUROC) + r^2 / 2``, AUROC being that of errors against right answers.
 
 **Ties.** Examples of equal uncertainty are answered in random order, and the curve is the expectation over
 that order: within a tie each answer costs the tie's mean error. A constant uncertainty therefore gives a flat
@@ -16,7 +21,8 @@ curve at the mean error, and the result does not depend on the order of the data
 
 Sources: El-Yaniv and Wiener, "On the foundations of noise-free selective classification", JMLR 2010; Geifman,
 Uziel and El-Yaniv, "Bias-reduced uncertainty estimation for deep neural classifiers", ICLR 2019,
-arXiv:1805.08206.
+arXiv:1805.08206; Traub et al., "Overcoming common flaws in the evaluation of selective classification systems",
+NeurIPS 2024, arXiv:2407.01032 (AUGRC).
 """
 
 from __future__ import annotations
@@ -53,6 +59,16 @@ class RiskCoverage:
     def excess_aurc(self) -> Tensor:
         """E-AURC: the area above that of the best ordering, 0-d, zero for a perfect uncertainty."""
         return (self.risk - self.optimal_risk).mean()
+
+    @property
+    def generalized_risk(self) -> Tensor:
+        """Mean over all examples of the error where it is answered, ``[N]``, in the error's units."""
+        return self.coverage * self.risk
+
+    @property
+    def augrc(self) -> Tensor:
+        """Area under the generalized risk against coverage, 0-d, in the error's units."""
+        return self.generalized_risk.mean() - self.risk[-1] / (2 * len(self.risk))
 
 
 @explained
@@ -102,3 +118,21 @@ def aurc(uncertainty: Tensor, error: Tensor) -> Tensor:
         ValueError: Wrong shapes or values, see :func:`risk_coverage`.
     """
     return risk_coverage(uncertainty, error).aurc
+
+
+@explained
+def augrc(uncertainty: Tensor, error: Tensor) -> Tensor:
+    """Area under the generalized risk-coverage curve; lower is better.
+
+    Args:
+        uncertainty: Uncertainty of each example ``[N]``, higher is answered later.
+        error: Error of each example ``[N]``, zero-one or any finite loss.
+
+    Returns:
+        0-d, in the error's units.
+
+    Raises:
+        TypeError: Wrong dtypes, see :func:`risk_coverage`.
+        ValueError: Wrong shapes or values, see :func:`risk_coverage`.
+    """
+    return risk_coverage(uncertainty, error).augrc

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pyrobnn.metrics import aurc, risk_coverage
+from pyrobnn.metrics import augrc, aurc, auroc, risk_coverage
 
 
 def test_hand_computed():
@@ -15,6 +15,25 @@ def test_hand_computed():
     assert curve.optimal_risk.tolist() == pytest.approx([0, 0, 1 / 3, 1 / 2])
     assert curve.aurc.item() == pytest.approx(5 / 12)
     assert curve.excess_aurc.item() == pytest.approx(5 / 12 - 5 / 24)
+
+
+def test_generalized_risk_by_trapezoids():
+    uncertainty, error = torch.tensor([0.3, 0.1, 0.4, 0.2]), torch.tensor([1.0, 0.0, 2.0, 1.0])
+    curve = risk_coverage(uncertainty, error)  # errors in order: 0, 1, 1, 2
+    assert curve.generalized_risk.tolist() == pytest.approx([0, 1 / 4, 2 / 4, 4 / 4])
+    from_zero = torch.cat([torch.zeros(1), curve.generalized_risk]).double()
+    assert augrc(uncertainty, error).item() == pytest.approx(torch.trapezoid(from_zero, dx=1 / 4).item())
+
+
+@settings(max_examples=40, deadline=None)
+@given(data=st.lists(st.tuples(st.sampled_from([0.1, 0.2, 0.4, 0.9]), st.booleans()), min_size=2, max_size=12))
+def test_area_of_generalized_risk_by_auroc(data):
+    uncertainty = torch.tensor([u for u, _ in data], dtype=torch.float64)
+    error = torch.tensor([e for _, e in data])
+    rate = error.double().mean().item()
+    pairs = auroc(uncertainty[~error], uncertainty[error]) if 0 < rate < 1 else 0.5
+    expected = rate * (1 - rate) * (1 - pairs) + rate**2 / 2
+    assert augrc(uncertainty, error).item() == pytest.approx(expected, abs=1e-12)
 
 
 def test_perfect_uncertainty_has_no_excess():

@@ -314,7 +314,10 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
         name: (getattr(metrics, name), {"in_distribution": SCORES, "out_of_distribution": OTHERS})
         for name in ("auroc", "aupr", "fpr_at_tpr", "detection_report")
     },
-    **{name: (getattr(metrics, name), {"uncertainty": SCORES, "error": ERRORS}) for name in ("aurc", "risk_coverage")},
+    **{
+        name: (getattr(metrics, name), {"uncertainty": SCORES, "error": ERRORS})
+        for name in ("aurc", "augrc", "risk_coverage", "failure_report")
+    },
     "crps": (metrics.crps, {"draws": MEANS, "y": SCORES}),
     "gaussian_crps": (metrics.gaussian_crps, {"mean": SCORES, "std": OTHERS + 0.1, "y": SCORES}),
     "interval_coverage": (metrics.interval_coverage, {"lower": SCORES, "upper": SCORES + 1.0, "y": SCORES}),
