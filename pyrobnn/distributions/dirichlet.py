@@ -7,6 +7,8 @@ r"""The Kullback–Leibler divergence of two Dirichlet distributions, for traini
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -28,5 +30,8 @@ def dirichlet_kl(alpha: Tensor, beta: Tensor) -> Tensor:
 
 
 def dirichlet_kl_to_uniform(alpha: Tensor) -> Tensor:
-    """The divergence of Dir(α) from Dir(1), the uniform distribution on the simplex."""
-    return dirichlet_kl(alpha, torch.ones((), device=alpha.device))
+    """The divergence of Dir(α) from Dir(1), the uniform distribution on the simplex, whose log gammas are known."""
+    alpha = alpha.double()
+    alpha0 = alpha.sum(-1)
+    normalizers = torch.lgamma(alpha0) - torch.lgamma(alpha).sum(-1) - math.lgamma(alpha.shape[-1])
+    return normalizers + ((alpha - 1.0) * (torch.digamma(alpha) - torch.digamma(alpha0).unsqueeze(-1))).sum(-1)
