@@ -29,7 +29,7 @@ from pyrobnn.objectives.parts import (
 from pyrobnn.objectives.tempering import Tempered
 from pyrobnn.objectives.terms import Evaluation, Run, Term, num_data, run_model
 from pyrobnn.objectives.training_draws import make_step
-from pyrobnn.objectives.vectorized import evaluate_members, fall_back
+from pyrobnn.objectives.vectorized import evaluate_members, fall_back, looped
 from pyrobnn.steps import Step
 
 __all__ = ["Objective"]
@@ -40,7 +40,8 @@ Arguments = tuple[tuple[Any, ...], Mapping[str, Any]]
 class Objective(TraceMeanField_ELBO):
     """A weighted sum of terms; use it with :func:`pyrobnn.fit`, Pyro's ``SVI``, or as a module.
 
-    For guides that are not of this library it behaves as Pyro's ``TraceMeanField_ELBO``, with a weighted KL.
+    For guides that are not of this library it behaves as Pyro's ``TraceMeanField_ELBO``, with a weighted KL; further
+    terms are refused there.
 
     Args:
         terms: The terms, the log likelihood and the divergence among them.
@@ -115,6 +116,12 @@ class Objective(TraceMeanField_ELBO):
         return float(parts.loss)
 
     def _tempered(self, model: Any, guide: Any) -> tuple[Any, Any]:
+        """Model and guide for Pyro's own ELBO, which knows no terms but its two."""
+        if further := [term.name for term in self.terms if not term.vectorizes]:
+            raise TypeError(
+                f"guide: the terms {', '.join(further)} of the objective need a guide of pyrobnn, got "
+                f"{type(guide).__name__}."
+            )
         temperature = self.weights(model, guide)["divergence"]
         if temperature == 1.0:
             return model, guide
@@ -214,7 +221,7 @@ class Objective(TraceMeanField_ELBO):
                 yield parts
                 yield from self._after(evaluation, weights, parts.num_data)
                 return
-        with _looped(step) if step.vectorized else contextlib.nullcontext():
+        with looped(step) if step.vectorized else contextlib.nullcontext():
             if groups > 1 and any(isinstance(leaf, Tensor) and leaf.dim() for leaf in leaves(kwargs)):
                 raise ValueError(
                     "estimator: per_group cuts the model's positional arguments, but this batch has keyword arguments; "
@@ -288,13 +295,3 @@ class Objective(TraceMeanField_ELBO):
                 "group, or either of them 1."
             )
         return parts
-
-
-@contextlib.contextmanager
-def _looped(step: Step) -> Iterator[None]:
-    """Members run one after another for the block."""
-    step.vectorized = False
-    try:
-        yield
-    finally:
-        step.vectorized = True

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from pyrobnn.objectives.terms import num_data, observed_score
 from pyrobnn.steps import Step
 from pyrobnn.steps.normal_prior import is_fixed_normal
 
-__all__ = ["evaluate_members", "fall_back"]
+__all__ = ["evaluate_members", "fall_back", "looped"]
 
 
 def evaluate_members(
@@ -75,3 +76,13 @@ def fall_back(step: Step, error: Exception) -> None:
         f"which gives the same but is slower; vmap=False says so ({reason}).",
         stacklevel=3,
     )
+
+
+@contextlib.contextmanager
+def looped(step: Step) -> Iterator[None]:
+    """Members run one after another for the block."""
+    step.vectorized = False
+    try:
+        yield
+    finally:
+        step.vectorized = True

@@ -10,6 +10,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro.infer import SVI
+from pyro.infer.autoguide import AutoNormal
 from torch import Tensor, nn
 
 import pyrobnn as pb
@@ -289,3 +290,15 @@ class TestTermAcrossDrawsConformance(ObjectiveConformance):
 
     def make(self) -> ELBO:
         return ELBO(terms=[OutputVariance(0.5)], num_particles=2)
+
+
+def test_further_terms_are_refused_for_guides_of_pyro() -> None:
+    """Pyro's own ELBO would leave them out without a word."""
+    model, batch = problem()
+    guide = AutoNormal(model)
+    for objective in (ELBO(terms=[OutputPenalty()]), AdversarialELBO()):
+        for call in (objective.loss, objective.loss_and_grads, objective.differentiable_loss):
+            with pytest.raises(
+                TypeError, match=r"^guide: the terms \w+ of the objective need a guide of pyrobnn, got Auto"
+            ):
+                call(model, guide, *batch)
