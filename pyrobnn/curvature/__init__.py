@@ -9,6 +9,7 @@ from pyrobnn.curvature.fitting import Curvature, fill, fit_curvature
 from pyrobnn.curvature.gauss_newton import gauss_newton, outputs_and_jacobians
 from pyrobnn.curvature.gaussian import BlockGaussian
 from pyrobnn.curvature.held_out import held_out_log_likelihoods, tune_on_held_out
+from pyrobnn.curvature.hessian import fill_by_hessian
 from pyrobnn.curvature.jacobians import Derivatives
 from pyrobnn.curvature.kronecker import KroneckerFactors, add_batch, kronecker_layers
 from pyrobnn.curvature.last_layer import find_last_layer
@@ -30,6 +31,7 @@ __all__ = [
     "best_multiplier",
     "check_structure",
     "fill",
+    "fill_by_hessian",
     "find_last_layer",
     "fisher_roots",
     "fit_curvature",

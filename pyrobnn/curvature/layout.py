@@ -14,6 +14,7 @@ from pyrobnn.curvature.blocks import Block, DiagonalBlock, KroneckerBlock
 from pyrobnn.curvature.dense import DenseBlock
 from pyrobnn.curvature.kronecker import kronecker_layers
 from pyrobnn.model.bayesianize import BayesianModule, bayesian_modules
+from pyrobnn.model.supervised import SupervisedModel
 
 if TYPE_CHECKING:
     from pyrobnn.model.layout import Site
@@ -63,7 +64,7 @@ def check_structure(structure: Any, last_layer: Any) -> None:
 def lay_out(
     model: Any, sites: Mapping[str, Site], structure: Structure, last_layer: str | None, like: Tensor
 ) -> list[Group]:
-    """The groups of a structure.
+    """The groups of a structure: weights of networks; of a Pyro model of one's own all real-valued sites.
 
     Args:
         model: The Pyro model, which holds converted networks.
@@ -79,7 +80,10 @@ def lay_out(
     check_structure(structure, last_layer)
     assert last_layer is not None or structure != "last_layer"
     networks = bayesian_modules(model) if isinstance(model, nn.Module) else []
-    weights = list(_weights(networks, sites))
+    if isinstance(model, SupervisedModel) or structure in ("last_layer", "kronecker") or last_layer is not None:
+        weights = list(_weights(networks, sites))
+    else:  # by the Hessian, of whatever is real
+        weights = [(name, site) for name, site in sites.items() if site.is_real]
     factored: list[Group] = []
     if last_layer is not None:
         weights = _of_layer(weights, last_layer)

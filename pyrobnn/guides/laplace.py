@@ -26,7 +26,15 @@ from pyrobnn.core.batches import Batch, Reader
 from pyrobnn.core.explanations import explained
 from pyrobnn.core.gradient_modes import gradients_enabled, refuse_inference_tensors
 from pyrobnn.core.processes import refuse_process_group
-from pyrobnn.curvature import Structure, check_structure, fit_curvature, lay_out, tune_multipliers, tune_on_held_out
+from pyrobnn.curvature import (
+    Structure,
+    check_structure,
+    fill_by_hessian,
+    fit_curvature,
+    lay_out,
+    tune_multipliers,
+    tune_on_held_out,
+)
 from pyrobnn.guides.base import check_guide
 from pyrobnn.guides.components.block_posterior import BlockPosterior
 from pyrobnn.model.agreement import check_given
@@ -129,7 +137,9 @@ class Laplace(BlockPosterior):
         """Computes the curvature at the mode, in one pass over all data.
 
         Args:
-            model: The model, a :class:`~pyrobnn.SupervisedModel`.
+            model: The model. For one that is no :class:`~pyrobnn.SupervisedModel`, curvature is the Hessian of its log
+                joint density over all real-valued sites (at most 2,000 numbers), and the structure ``"full"`` or
+                ``"diagonal"``.
             loader: Batches ``(x, y)`` of the whole data set, or ``(x, y, weight)``: a row of weight 2 counts as two.
             prior_precision: That of the model's prior, or a multiple of it: of ``"evidence"`` by
                 :meth:`optimize_prior_precision`, of ``"held_out"`` the one (1e-6 to 1e6) under which the linearized
@@ -146,10 +156,11 @@ class Laplace(BlockPosterior):
             The guide itself.
 
         Raises:
-            TypeError: If the model is another or a batch is of no known form.
+            TypeError: If the model is of a kind that the structure cannot take, or a batch of no known form.
             ValueError: If the loader has not each of ``num_data`` rows once, a target is out of range, a site lacks a
-                value, a prior is not log-concave at the mode (or not Normal, if it is to be tuned), the likelihood
-                learns a scale that was not trained, or there is no last layer (tied, frozen, several).
+                value, a Hessian is not positive definite, a prior is not log-concave at the mode (or not Normal, if it
+                is to be tuned), the likelihood learns a scale that was not trained, or there is no last layer (tied,
+                frozen, several).
             RuntimeError: In a process group of several processes (:func:`~pyrobnn.independent_processes`).
         """
         refuse_process_group("Laplace.fit")
@@ -159,12 +170,11 @@ class Laplace(BlockPosterior):
             raise ValueError(
                 "held_out: it is the data that prior_precision='held_out' is tuned on, so pass both or neither."
             )
-        if not isinstance(model, SupervisedModel):
-            raise TypeError(
-                f"model: curvature needs a SupervisedModel, whose network and likelihood are known, got "
-                f"{type(model).__name__}; make one of them, or take a posterior without curvature (LowRankNormal, say)."
-            )
         check_guide(model, self, argument="model", partial=True)
+        if not isinstance(model, SupervisedModel):
+            if prior_precision != "model":
+                raise ValueError("prior_precision: it is tuned for a SupervisedModel only; leave 'model' for your own.")
+            return self._fit_by_hessian(model, loader, batch, {} if given is None else given, progress)
         check_given(model, {} if given is None else given)
         refuse_untrained(model, "Laplace.fit")
         refuse_inference_tensors(model=model, guide=self)
@@ -199,6 +209,33 @@ class Laplace(BlockPosterior):
                 held = _read(held_out, batch, self.mean.device, progress)
                 covered = {name: self.layout[name] for name in self.covered}
                 tune_on_held_out(model, values, covered, self.joint(), held, max_bytes=max_bytes)
+        return self
+
+    def _fit_by_hessian(
+        self, model: Any, loader: Iterable[Any], reader: Reader | None, given: Mapping[str, Tensor], progress: bool
+    ) -> Laplace:
+        """Takes the curvature of a Pyro model of one's own, whose network and likelihood are not known apart."""
+        if self.structure not in ("full", "diagonal") or self._stated is not False:
+            raise TypeError(
+                f"model: structure={self.structure!r} needs a SupervisedModel, whose network and likelihood are known, "
+                f"got {type(model).__name__}; make one of them, or pass structure='full' or 'diagonal', which take the "
+                "Hessian of the model's log density."
+            )
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"model: expected a module, such as a PyroModule, got {type(model).__name__}.")
+        refuse_inference_tensors(model=model, guide=self)
+        check_whole_pass(loader, "curvature")
+        with gradients_enabled(), torch.no_grad(), evaluating(model), frozen_buffers(model):
+            self.fitted.fill_(False)
+            values = self.layout.constrain(self.layout.split(self.flat_loc.detach().clone())) | dict(given)
+            groups = lay_out(model, self.layout, self.structure, None, self.flat_loc.detach())
+            log_likelihood = fill_by_hessian(model, values, groups, _read(loader, reader, self.mean.device, progress))
+            self._set_groups(groups)
+            self.is_linear.fill_(True)  # draws of a Hessian's Gaussian are what the posterior is near the mode
+            self.mean.copy_(self.flat_loc)
+            self.log_likelihood.fill_(log_likelihood)
+            self.has_normal_priors.fill_(False)
+            self.fitted.fill_(True)
         return self
 
     def _check_normal_priors(self) -> None:
