@@ -395,7 +395,7 @@ def test_untied_weights_are_refused(tmp_path: Path) -> None:
         (lambda s: s.pop("tensors"), "path: .*damaged.*spec.json: tensors: expected an entry"),
         (lambda s: s.pop("guide"), "path: .*damaged.*spec.json: guide: expected an entry"),
         (lambda s: s["model"].pop("priors"), r"path: .*damaged.*spec.json: model\.priors: expected an entry"),
-        (lambda s: s["model"]["likelihood"].update({"class": "Dirichlet"}), "likelihood: 'Dirichlet'"),
+        (lambda s: s["model"]["likelihood"].update({"class": "Zipf"}), "likelihood: 'Zipf'"),
         (lambda s: s["model"]["likelihood"].update({"class": "torch"}), "likelihood: 'torch'"),
         (
             lambda s: s["model"]["priors"]["0.weight"].update(prior="Spike"),

@@ -170,6 +170,8 @@ class Laplace(BlockPosterior):
             raise ValueError(
                 "held_out: it is the data that prior_precision='held_out' is tuned on, so pass both or neither."
             )
+        if not isinstance(model, SupervisedModel):
+            self._check_structure_for(model)
         check_guide(model, self, argument="model", partial=True)
         if not isinstance(model, SupervisedModel):
             if prior_precision != "model":
@@ -211,10 +213,8 @@ class Laplace(BlockPosterior):
                 tune_on_held_out(model, values, covered, self.joint(), held, max_bytes=max_bytes)
         return self
 
-    def _fit_by_hessian(
-        self, model: Any, loader: Iterable[Any], reader: Reader | None, given: Mapping[str, Tensor], progress: bool
-    ) -> Laplace:
-        """Takes the curvature of a Pyro model of one's own, whose network and likelihood are not known apart."""
+    def _check_structure_for(self, model: Any) -> None:
+        """Refuses structures that a Pyro model of one's own has no curvature for."""
         if self.structure not in ("full", "diagonal") or self._stated is not False:
             raise TypeError(
                 f"model: structure={self.structure!r} needs a SupervisedModel, whose network and likelihood are known, "
@@ -223,6 +223,11 @@ class Laplace(BlockPosterior):
             )
         if not isinstance(model, nn.Module):
             raise TypeError(f"model: expected a module, such as a PyroModule, got {type(model).__name__}.")
+
+    def _fit_by_hessian(
+        self, model: Any, loader: Iterable[Any], reader: Reader | None, given: Mapping[str, Tensor], progress: bool
+    ) -> Laplace:
+        """Takes the curvature of a Pyro model of one's own, whose network and likelihood are not known apart."""
         refuse_inference_tensors(model=model, guide=self)
         check_whole_pass(loader, "curvature")
         with gradients_enabled(), torch.no_grad(), evaluating(model), frozen_buffers(model):

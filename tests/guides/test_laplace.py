@@ -380,7 +380,9 @@ def test_refusals() -> None:
         guide.fit(model, [(x[:12], y[:12]), (x[12:] * math.nan, y[12:])])
     with pytest.raises(ValueError, match="loader: it yielded 0 rows"):
         guide.fit(model, [])
-    with pytest.raises(TypeError, match=r"model: curvature needs a SupervisedModel, .* got Linear; make one of them"):
+    with pytest.raises(
+        TypeError, match=r"model: structure='last_layer' needs a SupervisedModel, .* got Linear; make one"
+    ):
         guide.fit(nn.Linear(3, 3), loader(x, y))
     with pytest.raises(ValueError, match="per_layer: structure='full' correlates the layers"):
         Laplace(model, structure="full").fit(model, loader(x, y)).optimize_prior_precision(per_layer=True)
