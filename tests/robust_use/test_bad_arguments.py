@@ -89,6 +89,8 @@ def elbo_loss(**options: Any) -> Any:
 
 
 PREDICTION = pb.predict(MODEL, GUIDE, X, 3, return_draws=True)
+FAILED = torch.cat([PREDICTION.predicted[:3], (PREDICTION.predicted[3:] + 1) % 3])
+"""Labels of which the prediction has three right."""
 PREDICT = (pb.predict, {"model": MODEL, "guide": GUIDE, "data": X, "num_samples": 2})
 CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "SupervisedModel": (
@@ -281,6 +283,13 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
         method(detection.Abstention(0.99, 0.01, num_coverages=1), "fit"),
         {"prediction": PREDICTION, "targets": LABELS},
     ),
+    "failure_table": (
+        detection.failure_table,
+        {"prediction": PREDICTION, "targets": FAILED, "scores": {"mine": PREDICTION.total}},
+    ),
+    "true_class_uncertainty": (detection.true_class_uncertainty, {"prediction": PREDICTION, "targets": LABELS}),
+    "MaxLogitPNorm": (detection.MaxLogitPNorm, {}),
+    "MaxLogitPNorm.fit": (method(detection.MaxLogitPNorm(), "fit"), {"prediction": PREDICTION, "targets": FAILED}),
     "RiskControl": (conformal.RiskControl, {"loss": conformal.missed_labels}),
     "conformalize": (
         method(conformal.ConformalClassifier(), "conformalize"),
