@@ -46,7 +46,8 @@ class MeanField(Guide):
     Args:
         model: The Pyro model.
         init: Where the means start: None (the weights the network was converted with), another network, another guide
-            (its mean or point; the first member of an ensemble; the last draw of the first chain), ``"prior"``,
+            (its mean or point; the first member of an ensemble; the last draw of the first chain), ``"he"`` (fresh
+            weights of He's scale, for deep networks of ReLUs that were not trained yet), ``"prior"``,
             ``"prior_mean"``, a dict of site values, draws (the first), or a function ``(name, prior) -> value``.
         init_scale: Starting standard deviation in unconstrained space; small, because a deep network fed with
             large weight noise does not train.

@@ -26,6 +26,7 @@ __all__ = [
     "Init",
     "StartingPoint",
     "check_start_sites",
+    "he_values",
     "initial_values",
     "known_sites",
     "network_of",
@@ -37,6 +38,8 @@ __all__ = [
 
 Init: TypeAlias = nn.Module | Mapping[str, Tensor] | Callable[[str, dist.Distribution], Tensor] | str | None
 """Where to start; guides are modules."""
+
+_HE_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 _WRAPPERS = ("module.", "_orig_mod.")  # of DataParallel and of torch.compile
 
@@ -60,10 +63,10 @@ def initial_values(model: Any, sites: Mapping[str, Site], init: Init) -> dict[st
         model: The model.
         sites: Its latent sites.
         init: Where to start: None (the weights the network was converted with), another network of the same
-            architecture or its state dict, a guide (:meth:`StartingPoint.starting_point`), ``"prior"`` (a draw),
-            ``"prior_mean"``, a dict of site values or of draws (the first of them), or a function ``(site name, prior)
-            -> value``. Sites that a dict of site values does not name start as with None, at the center of their prior
-            where that says nothing.
+            architecture or its state dict, a guide (:meth:`StartingPoint.starting_point`), ``"he"`` (fresh weights of
+            linear and convolutional layers, :func:`he_values`), ``"prior"`` (a draw), ``"prior_mean"``, a dict of site
+            values or of draws (the first of them), or a function ``(site name, prior) -> value``. Sites that a dict of
+            site values does not name start as with None, at the center of their prior where that says nothing.
 
     Raises:
         TypeError: If ``init`` is of another kind.
@@ -98,6 +101,41 @@ def network_values(module: BayesianModule, network: nn.Module) -> dict[str, Tens
     for name, prior in module.site_priors.items():
         for suffix, value in prior.initial(weights[name].detach()).items():
             values[full_name(module, f"{name}.{suffix}" if suffix else name)] = value
+    return values
+
+
+def he_values(model: Any) -> dict[str, Tensor]:
+    r"""Fresh weights of linear and convolutional layers, :math:`N(0, 2 / \text{fan-in})`, and biases of 0.
+
+    The signal keeps its size through layers of ReLUs, where torch's own starting weights shrink it by
+    :math:`\sqrt 6` in each, so that deep networks start flat. Values of a trained network are not used. He et al.,
+    "Delving deep into rectifiers", ICCV 2015.
+
+    Args:
+        model: The model.
+
+    Returns:
+        Values of sites by name in the model; those of other layers are not among them.
+
+    Raises:
+        ValueError: If the model has no such layer.
+    """
+    values: dict[str, Tensor] = {}
+    for module in bayesian_modules(model) if isinstance(model, nn.Module) else []:
+        network, names = copied(module.network), set()
+        for path, layer in network.named_modules():
+            own = dict(layer.named_parameters(recurse=False))
+            if not isinstance(layer, _HE_LAYERS) or "weight" not in own:
+                continue
+            nn.init.kaiming_normal_(own["weight"], nonlinearity="relu")
+            if "bias" in own:
+                nn.init.zeros_(own["bias"])
+            names |= {f"{path}.{local}" if path else local for local in own}
+        chosen = {full_name(module, name) for name in names}
+        fresh = network_values(module, network)
+        values |= {site: v for site, v in fresh.items() if any(site == n or site.startswith(f"{n}.") for n in chosen)}
+    if not values:
+        raise ValueError("init: 'he' is for linear and convolutional layers, and the model has none with a prior.")
     return values
 
 
@@ -201,6 +239,8 @@ def _given_values(model: Any, sites: Mapping[str, Site], stored: dict[str, Tenso
         return {site.name: site.prior.sample() for site in sites.values()}
     if isinstance(init, str) and init == "prior_mean":
         return {}
+    if isinstance(init, str) and init == "he":
+        return stored | he_values(model)
     if isinstance(init, StartingPoint):
         point = init.starting_point()
         check_start_sites(model, sites, point, init)
@@ -221,7 +261,8 @@ def _given_values(model: Any, sites: Mapping[str, Site], stored: dict[str, Tenso
         if not isinstance(init, type) and callable(init):
             return {site.name: init(site.name, site.prior) for site in sites.values()}
         raise TypeError(
-            f"init: expected a network, a guide, 'prior', 'prior_mean', a dict of values or a function, got {init!r}."
+            "init: expected a network, a guide, 'he', 'prior', 'prior_mean', a dict of values or a function, got "
+            f"{init!r}."
         )
     if len(converted) != 1:
         raise ValueError(

@@ -27,7 +27,7 @@ __all__ = ["ADVICE", "NO_GAIN", "CollapseWatch"]
 ADVICE = (
     "what helps is a prior with a wider scale (the default, Normal(0, 1), say) where zero weights are the mode, inputs "
     "of unit scale (pyrobnn.Standardizer), more epochs or a larger lr, a smaller weight of the divergence "
-    "(ELBO(temperature=...)), for deep networks starting weights of He's scale (torch.nn.init.kaiming_normal_)"
+    "(ELBO(temperature=...)), for deep networks of ReLUs starting weights of He's scale (init='he')"
 )
 """What helps against a posterior that ignores its inputs or its data."""
 

@@ -16,6 +16,8 @@ from pyrobnn.model.bayesianize import bayesianize
 from pyrobnn.model.initialization import initial_values
 from pyrobnn.model.layout import Layout
 from pyrobnn.model.supervised import SupervisedModel
+from pyrobnn.prediction import predict
+from pyrobnn.training import fit
 from tests.guides.test_base import Sites
 
 
@@ -195,3 +197,46 @@ def test_a_network_that_differs_where_the_model_keeps_its_own_values_is_refused(
         nets[1][1].weight.add_(1.0)
     with pytest.raises(ValueError, match=r"^init: the network differs from the model's network in '1.weight'"):
         DeltaMixture(model, 1, init=[nets[1]])
+
+
+def test_start_at_he_s_scale() -> None:
+    """Standard deviations of sqrt(2 / fan-in) within five standard errors, biases of 0; other layers as they were."""
+    net = nn.Sequential(nn.Conv2d(8, 64, 3), nn.BatchNorm2d(64), nn.ReLU(), nn.Flatten(), nn.Linear(64 * 16, 50))
+    rules = [(nn.BatchNorm2d, dist.Normal(1.0, 0.1)), ("*", dist.Normal(0.0, 1.0))]
+    model = SupervisedModel(net, likelihoods.Categorical(), rules, num_data=8)
+    torch.manual_seed(0)
+    values = start(model, "he")
+    for name, fan in (("net.0.weight", 72), ("net.4.weight", 1024)):
+        ratio = float(values[name].std()) / (2 / fan) ** 0.5
+        assert abs(ratio - 1) < 5 / (2 * values[name].numel()) ** 0.5
+        assert bool((values[name.replace("weight", "bias")] == 0).all())
+    assert torch.equal(values["net.1.weight"], torch.ones(64))
+    assert not torch.equal(start(model, "he")["net.0.weight"], values["net.0.weight"])  # fresh each time
+    assert torch.equal(net[0].weight, start(model, None)["net.0.weight"])  # the network is as it was
+
+
+def test_he_s_scale_needs_a_layer_that_it_is_for() -> None:
+    with pytest.raises(ValueError, match="init: 'he' is for linear and convolutional layers"):
+        start(SupervisedModel(nn.Embedding(5, 2), likelihoods.Categorical(), dist.Normal(0.0, 1.0), num_data=8), "he")
+
+
+def test_members_start_at_he_s_scale_each_for_itself() -> None:
+    model = supervised(prior=dist.Normal(0.0, 1.0))
+    members = DeltaMixture(model, 3, init="he").sample(3)["net.weight"]
+    assert len({float(member.sum()) for member in members}) == 3
+
+
+def test_a_deep_narrow_network_is_trained_from_there() -> None:
+    """Eight layers of 32: the default start leaves the posterior mode at a constant, He's scale does not."""
+    x = torch.randn(300, 8, generator=torch.Generator().manual_seed(0))
+    y = (x[:, 0] * x[:, 1] > 0).long()
+    accuracies = []
+    for init in (None, "he"):
+        torch.manual_seed(0)
+        layers = [module for _ in range(7) for module in (nn.Linear(32, 32), nn.ReLU())]
+        net = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), *layers, nn.Linear(32, 2))
+        model = SupervisedModel(net, likelihoods.Categorical(), num_data=300)
+        guide = MAP(model, init=init)
+        fit(model, guide, [(x, y)], epochs=250, seed=0, progress=False)
+        accuracies.append(float((predict(model, guide, x, 1).predicted == y).float().mean()))
+    assert accuracies[0] < 0.65 and accuracies[1] > 0.95

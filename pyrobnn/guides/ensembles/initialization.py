@@ -43,11 +43,11 @@ def member_initialization(
         layout: The sites, and their order in the flat vector.
         model: The model.
         init: None (the first member is the network as it was converted, the others are copies of it whose weights were
-            drawn anew, by ``reset_parameters()`` of their modules or as torch's constructors do), ``"prior"`` (a draw
-            for each member), a function ``(site name, prior) -> value`` (called for each member), a guide (a draw for
-            each member, of an ensemble M of its members), M draws or more (the first M), a sequence of M networks,
-            network state dicts or dicts of site values, or one of those or of guides that are points (all members start
-            there, with noise of ``spread`` times the root mean square of each site).
+            drawn anew, by ``reset_parameters()`` of their modules or as torch's constructors do), ``"prior"`` or
+            ``"he"`` (a draw for each member), a function ``(site name, prior) -> value`` (called for each member), a
+            guide (a draw for each member, of an ensemble M of its members), M draws or more (the first M), a sequence
+            of M networks, network state dicts or dicts of site values, or one of those or of guides that are points
+            (all members start there, with noise of ``spread`` times the root mean square of each site).
         num_members: Number M of members.
         spread: Relative size of that noise.
 
@@ -121,7 +121,7 @@ def _listed(layout: Layout, model: Any, init: MemberInit, num_members: int) -> t
     if init is None:
         first: _Start = (None, {})
         return [first, *(_reinitialized(layout, model) for _ in range(num_members - 1))], False
-    if init == "prior" or (callable(init) and not isinstance(init, nn.Module)):
+    if init in ("prior", "he") or (callable(init) and not isinstance(init, nn.Module)):
         return [(init, {})] * num_members, False
     if isinstance(init, nn.Module | Mapping):
         return [_sites_and_buffers(model, init, layout)] * num_members, True
