@@ -179,7 +179,8 @@ def fitted(
     """The guide after training; a Laplace approximation around the posterior mode."""
     loader = Batches(*problem.train, batch_size=min(128, len(problem.train[0])))
     epochs = 1 if options.quick else math.ceil(problem.steps / len(loader))
-    guide = (guides.MAP if family in PRECISIONS else FAMILIES[family])(model)
+    make: Callable[..., guides.Guide] = guides.MAP if family in PRECISIONS else FAMILIES[family]
+    guide = make(model, init=options.init)
     pb.fit(model, guide, loader, epochs=epochs, lr=options.lr, seed=seed, progress=False)
     if family not in PRECISIONS:
         return guide
@@ -237,6 +238,7 @@ def main() -> None:
         "--families", nargs="+", choices=[*FAMILIES, *list(PRECISIONS)[1:]], help="default: chosen by problem"
     )
     parser.add_argument("--steps", type=int, default=2000, help="of digits and uci (default %(default)s)")
+    parser.add_argument("--init", choices=["he"], help="where guides start; default: at the network's weights")
     parser.add_argument("--lr", type=float, default=1e-3)
     Experiment("The default prior", run, lambda name: name.split(":")[0]).main(parser)
 
