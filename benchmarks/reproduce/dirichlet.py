@@ -9,6 +9,7 @@ Nothing is tuned: weights of terms are the papers' (λ⁻¹ = 100, outliers 1; o
 1e-3, and images of notMNIST and KMNIST are not looked at.
 
     python -m benchmarks.reproduce.dirichlet --json dirichlet.json
+    python -m benchmarks.reproduce.dirichlet --epochs 12 --methods plain "prior network"
 """
 
 from __future__ import annotations
@@ -62,6 +63,8 @@ def run(seed: int, options: argparse.Namespace) -> dict[str, Row]:
     sets = {name: subset(data, test, seed)[0] for name, data in unknown.items()}
     rows: dict[str, Row] = {}
     for name, (likelihood, family, objective) in methods(outliers, epochs * (images // BATCH)).items():
+        if options.methods and name not in options.methods:
+            continue
         torch.manual_seed(seed)
         model = pb.SupervisedModel(lenet(10, width=options.width), likelihood, num_data=images)
         guide = family(model)
@@ -89,6 +92,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=5000, help="digits, and outliers (default %(default)s)")
     parser.add_argument("--test", type=int, default=1000, help="test images of each set (default %(default)s)")
     parser.add_argument("--epochs", type=int, default=5, help="default: %(default)s")
+    parser.add_argument("--methods", nargs="+", help="the rows (default: all)")
     parser.add_argument("--draws", type=int, default=20, help="of the mean field (default %(default)s)")
     Experiment("Dirichlet networks", run).main(parser)
 
