@@ -12,6 +12,7 @@ from pyrobnn.guides.low_rank_normal import LowRankNormal
 from pyrobnn.guides.map import MAP
 from pyrobnn.guides.mc_dropout import MCDropout
 from pyrobnn.guides.mean_field import MeanField
+from pyrobnn.guides.normalizing_flow import NormalizingFlow
 from pyrobnn.guides.swag import SWAG
 from pyrobnn.model.layout import Layout, Site
 
@@ -30,5 +31,6 @@ __all__ = [
     "LowRankNormal",
     "MCDropout",
     "MeanField",
+    "NormalizingFlow",
     "Site",
 ]

@@ -171,7 +171,9 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "Dirichlet": (pb.likelihoods.Dirichlet, {}),
     "dirichlet_measures": (metrics.dirichlet_measures, {"concentrations": PROBS}),
     **(
-        {"ConditionalFlow": (pb.likelihoods.ConditionalFlow, {"num_targets": 2, "context": 3})}
+        {
+            "ConditionalFlow": (pb.likelihoods.ConditionalFlow, {"num_targets": 2, "context": 3}),
+        }
         if importlib.util.find_spec("zuko")  # the extra flows
         else {}
     ),

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from pyrobnn.core.extras import import_zuko
 
-__all__ = ["MIN_SLOPE", "Conditioned", "LearnedFlow", "Splines"]
+__all__ = ["MIN_SLOPE", "Conditioned", "LearnedFlow", "Maps", "Splines"]
 
 MIN_SLOPE = 1e-3
 """Smallest derivative of a spline, zuko's own choice."""
@@ -20,19 +20,17 @@ class LearnedFlow(nn.Module):
 
     def __init__(self, transform: nn.Module, num_targets: int) -> None:
         super().__init__()
-        self.maps = _Maps(transform)
+        self.maps = Maps(transform)
         self.loc = nn.Parameter(torch.zeros(num_targets))
         self.log_scale = nn.Parameter(torch.zeros(num_targets))
-        for layer in self.maps.last_layers():
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
+        self.maps.start_as_identity()
 
     def is_normal(self) -> bool:
         """Whether the maps are still the identity."""
         return all(not bool(layer.weight.any() or layer.bias.any()) for layer in self.maps.last_layers())
 
 
-class _Maps(nn.Module):
+class Maps(nn.Module):
     """A conditional map: that of a context, or all of what it does to ``x`` in one call."""
 
     def __init__(self, transform: nn.Module) -> None:
@@ -43,7 +41,13 @@ class _Maps(nn.Module):
         """Of each network."""
         return [list(module)[-1] for module in self.transform.modules() if isinstance(module, nn.Sequential)]
 
-    def forward(self, context: Tensor, x: Tensor | None, inverse: bool) -> Any:
+    def start_as_identity(self) -> None:
+        """Sets what decides of the maps to zero."""
+        for layer in self.last_layers():
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, context: Tensor | None, x: Tensor | None, inverse: bool) -> Any:
         """The map of the context, its value and log determinant at ``x``, or its inverse there."""
         given = self.transform(context)
         if x is None:
