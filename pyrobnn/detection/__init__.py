@@ -1,7 +1,50 @@
-"""Which answers are wrong, and when not to answer: failure prediction, and abstention with a guaranteed risk."""
+"""What is out of distribution and which answers are wrong: scores, failure prediction, abstention at a stated risk."""
 
 from pyrobnn.detection.abstention import Abstention
+from pyrobnn.detection.base import Detector
+from pyrobnn.detection.disagreement import ModelVariance, MutualInformation, VoteShare
 from pyrobnn.detection.failure import failure_table, true_class_uncertainty
+from pyrobnn.detection.gaussian_features import Mahalanobis, RelativeMahalanobis
+from pyrobnn.detection.neighbors import KNN
+from pyrobnn.detection.network_outputs import NetworkOutputs, network_outputs
+from pyrobnn.detection.output_scores import (
+    GEN,
+    Energy,
+    Entropy,
+    MaxLogit,
+    MaxSoftmax,
+    energy,
+    generalized_entropy,
+    max_logit,
+    max_softmax,
+    softmax_entropy,
+)
 from pyrobnn.detection.p_norm import MaxLogitPNorm
+from pyrobnn.detection.virtual_logit import ViM
 
-__all__ = ["Abstention", "MaxLogitPNorm", "failure_table", "true_class_uncertainty"]
+__all__ = [
+    "GEN",
+    "KNN",
+    "Abstention",
+    "Detector",
+    "Energy",
+    "Entropy",
+    "Mahalanobis",
+    "MaxLogit",
+    "MaxLogitPNorm",
+    "MaxSoftmax",
+    "ModelVariance",
+    "MutualInformation",
+    "NetworkOutputs",
+    "RelativeMahalanobis",
+    "ViM",
+    "VoteShare",
+    "energy",
+    "failure_table",
+    "generalized_entropy",
+    "max_logit",
+    "max_softmax",
+    "network_outputs",
+    "softmax_entropy",
+    "true_class_uncertainty",
+]

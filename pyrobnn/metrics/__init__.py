@@ -16,6 +16,7 @@ from pyrobnn.metrics.crps import (
     log_normal_mixture_crps,
 )
 from pyrobnn.metrics.detection import aupr, auroc, detection_report, fpr_at_tpr
+from pyrobnn.metrics.detection_intervals import detection_intervals
 from pyrobnn.metrics.dirichlet import DirichletMeasures, dirichlet_measures
 from pyrobnn.metrics.energy import energy_score
 from pyrobnn.metrics.failure import failure_report
@@ -61,6 +62,7 @@ __all__ = [
     "brier",
     "crps",
     "cwce",
+    "detection_intervals",
     "detection_report",
     "dirichlet_measures",
     "energy_score",

@@ -91,6 +91,7 @@ def elbo_loss(**options: Any) -> Any:
 PREDICTION = pb.predict(MODEL, GUIDE, X, 3, return_draws=True)
 FAILED = torch.cat([PREDICTION.predicted[:3], (PREDICTION.predicted[3:] + 1) % 3])
 """Labels of which the prediction has three right."""
+OUTPUTS = detection.NetworkOutputs(torch.randn(2, 6, 3), torch.randn(2, 6, 4), targets=LABELS)
 PREDICT = (pb.predict, {"model": MODEL, "guide": GUIDE, "data": X, "num_samples": 2})
 CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "SupervisedModel": (
@@ -281,6 +282,21 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "UCB": (decisions.UCB, {"rewards": decisions.LinearRewards(1, 2)}),
     "EpsilonGreedy": (decisions.EpsilonGreedy, {"rewards": decisions.LinearRewards(1, 2)}),
     "Abstention": (detection.Abstention, {}),
+    **{
+        name: (getattr(detection, name), {})
+        for name in ("Energy", "GEN", "Mahalanobis", "RelativeMahalanobis", "KNN", "ViM")
+    },
+    **{
+        name: (getattr(detection, name), {"logits": PROBS})
+        for name in ("energy", "generalized_entropy", "max_logit", "max_softmax", "softmax_entropy")
+    },
+    "network_outputs": (
+        lambda **o: list(detection.network_outputs(**o)),
+        {"model": MODEL, "guide": GUIDE, "data": X, "num_samples": 2},
+    ),
+    "NetworkOutputs": (detection.NetworkOutputs, {"logits": torch.zeros(2, 6, 3), "features": torch.zeros(2, 6, 4)}),
+    "Energy()": (method(detection.Energy(), "forward"), {"outputs": OUTPUTS, "form": "mean"}),
+    "KNN.fit": (method(detection.KNN(2), "fit"), {"outputs": OUTPUTS}),
     "Abstention.fit": (
         method(detection.Abstention(0.99, 0.01, num_coverages=1), "fit"),
         {"prediction": PREDICTION, "targets": LABELS},
@@ -323,7 +339,7 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     },
     **{
         name: (getattr(metrics, name), {"in_distribution": SCORES, "out_of_distribution": OTHERS})
-        for name in ("auroc", "aupr", "fpr_at_tpr", "detection_report")
+        for name in ("auroc", "aupr", "fpr_at_tpr", "detection_report", "detection_intervals")
     },
     **{
         name: (getattr(metrics, name), {"uncertainty": SCORES, "error": ERRORS})

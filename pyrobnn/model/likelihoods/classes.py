@@ -29,6 +29,10 @@ class ClassLikelihood(Likelihood):
         """Probabilities of the classes ``[B, ..., C]``, classes last, given outputs ``[B, ...]``."""
         return self.log_probabilities(outputs).exp()
 
+    def logits(self, outputs: Tensor) -> Tensor:
+        """Unnormalized log probabilities ``[B, ..., C]``; the normalized ones where the likelihood has no others."""
+        return self.log_probabilities(outputs)
+
     def parameters_of(self, outputs: Tensor) -> dict[str, Tensor]:
         """The log probabilities, as ``logits``."""
         return {"logits": self.log_probabilities(outputs)}
