@@ -84,8 +84,8 @@ class AdaptiveConformalRegressor(Fitted):
         """Scores the targets that come before the series, and starts at the level stated.
 
         Args:
-            prediction: The prediction ``[N]``, in the order of time.
-            targets: Targets ``[N]``; None takes those that came with the prediction's loader. None may be missing.
+            prediction: The prediction ``[N]`` or ``[N, 1]``, in the order of time.
+            targets: Targets of its shape; None takes those that came with the prediction's loader. None may be missing.
 
         Returns:
             The predictor.
@@ -95,13 +95,13 @@ class AdaptiveConformalRegressor(Fitted):
             ValueError: If something does not fit, an input has several targets, or a target is missing.
         """
         found, y = _one_target(*held_out_real(prediction, targets))
-        self._keep(self.score.score(found, y).double(), 1.0 - self.confidence_level)
+        self._keep(self.score.score(found, y).double().flatten(), 1.0 - self.confidence_level)
         return self
 
     @explained
     @torch.no_grad()
     def predict_interval(self, prediction: Prediction) -> tuple[Tensor, Tensor]:
-        """Lower and upper ends, each ``[N]``, of targets to come, all at the level reached.
+        """Lower and upper ends, each of the mean's shape, of targets to come, all at the level reached.
 
         Raises:
             RuntimeError: If the predictor was not conformalized.
@@ -111,7 +111,7 @@ class AdaptiveConformalRegressor(Fitted):
         found, _ = _one_target(check_real(prediction), None)
         self.check_fitted("conformalize")
         limit = _limit(self.scores.sort().values, float(self.level))
-        return self.score.interval(found, found.mean.new_full((len(found),), limit))
+        return self.score.interval(found, torch.full_like(found.mean, limit))
 
     @explained
     @torch.no_grad()
@@ -119,11 +119,11 @@ class AdaptiveConformalRegressor(Fitted):
         """Goes through targets in the order of time: an interval is made, then its target is seen and the level moves.
 
         Args:
-            prediction: The prediction ``[N]``, in the order of time.
-            targets: Targets ``[N]``; None takes those that came with the prediction's loader. None may be missing.
+            prediction: The prediction ``[N]`` or ``[N, 1]``, in the order of time.
+            targets: Targets of its shape; None takes those that came with the prediction's loader. None may be missing.
 
         Returns:
-            Lower and upper ends, each ``[N]``.
+            Lower and upper ends, each of the mean's shape.
 
         Raises:
             RuntimeError: If the predictor was not conformalized.
@@ -132,14 +132,14 @@ class AdaptiveConformalRegressor(Fitted):
         """
         found, y = _one_target(*held_out_real(prediction, targets))
         self.check_fitted("conformalize")
-        new = self.score.score(found, y).double().to(self.scores.device)
+        new = self.score.score(found, y).double().flatten().to(self.scores.device)
         alpha, kept, limits = float(self.level), self.scores, []
         for index, value in enumerate(new.tolist()):
             limits.append(_limit(kept.sort().values, alpha))
             alpha += self.step * (1.0 - self.confidence_level - float(value > limits[-1]))
             kept = self._latest(torch.cat([kept, new[index : index + 1]]))
         self._keep(kept, alpha)
-        return self.score.interval(found, found.mean.new_tensor(limits))
+        return self.score.interval(found, found.mean.new_tensor(limits).reshape(found.mean.shape))
 
     def extra_repr(self) -> str:
         """The level, the step, and the number of data."""
@@ -165,10 +165,10 @@ def _limit(ordered: Tensor, alpha: float) -> float:
 
 def _one_target(prediction: MomentPrediction, y: Tensor | None) -> tuple[MomentPrediction, Tensor]:
     """Refuses several targets of an input, which would have one level between them, and missing ones."""
-    if prediction.mean.dim() != 1:
+    if math.prod(prediction.mean.shape[1:]) != 1:
         raise ValueError(
-            f"prediction: expected one target for each time, a mean [N], got {tuple(prediction.mean.shape)}; follow "
-            "each series by a predictor of its own."
+            "prediction: expected one target for each time, a mean [N] or [N, 1], got "
+            f"{tuple(prediction.mean.shape)}; follow each series by a predictor of its own."
         )
     if y is not None and bool(y.isnan().any()):
         raise ValueError("targets: a target is missing; leave such times out.")

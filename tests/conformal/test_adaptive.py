@@ -54,6 +54,23 @@ def test_the_share_of_misses_is_within_its_bound_for_any_series(growth: float, s
         assert missed(fixed.predict_interval(prediction), y) > 0.4
 
 
+def test_a_target_in_a_column_of_its_own_is_followed_like_one_without() -> None:
+    """What a network of one output predicts, [N, 1], has the same intervals, of its shape."""
+    (held, y_held), (prediction, y) = series(80, seed=1), series(100, 3.0)
+
+    def column(given: MomentPrediction) -> MomentPrediction:
+        return normal_prediction(given.mean[None, :, None], torch.ones(1, len(given), 1).double())
+
+    plain = AdaptiveConformalRegressor(window=60).conformalize(held, y_held)
+    columns = AdaptiveConformalRegressor(window=60).conformalize(column(held), y_held[:, None])
+    pairs = [(plain.follow(prediction, y), columns.follow(column(prediction), y[:, None]))]
+    pairs.append((plain.predict_interval(prediction), columns.predict_interval(column(prediction))))
+    for expected, found in pairs:
+        for one, other in zip(expected, found, strict=True):
+            assert other.shape == (100, 1) and torch.equal(one, other[:, 0])
+    assert torch.equal(plain.scores, columns.scores) and torch.equal(plain.level, columns.level)
+
+
 def test_following_in_parts_is_following_at_once() -> None:
     prediction, y = series(300, 3.0)
     whole, parts = (AdaptiveConformalRegressor(window=50).conformalize(*series(80, seed=1)) for _ in range(2))
