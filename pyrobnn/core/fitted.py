@@ -39,8 +39,12 @@ class Fitted(nn.Module):
             setattr(self, name, tensor.detach().clone())
         self.num_data = torch.tensor(num_data, device=next(iter(tensors.values())).device)
 
-    def check_fitted(self, method: str) -> None:
+    def check_fitted(self, method: str, arguments: str = "prediction, targets") -> None:
         """Refuses the use of a module that was not fitted.
+
+        Args:
+            method: The method that fits it, for the message.
+            arguments: What it takes.
 
         Raises:
             RuntimeError: If it was not.
@@ -48,8 +52,7 @@ class Fitted(nn.Module):
         if not int(self.num_data):
             kind = type(self).__name__
             raise RuntimeError(
-                f"{kind}: it is not fitted yet; call {method}(prediction, targets) on held-out data, or load a state "
-                "dict."
+                f"{kind}: it is not fitted yet; call {method}({arguments}) on held-out data, or load a state dict."
             )
 
 

@@ -2,6 +2,7 @@
 
 from pyrobnn.detection.abstention import Abstention
 from pyrobnn.detection.base import Detector
+from pyrobnn.detection.confidnet import ConfidNet
 from pyrobnn.detection.disagreement import ModelVariance, MutualInformation, VoteShare
 from pyrobnn.detection.failure import failure_table, true_class_uncertainty
 from pyrobnn.detection.gaussian_features import Mahalanobis, RelativeMahalanobis
@@ -26,6 +27,7 @@ __all__ = [
     "GEN",
     "KNN",
     "Abstention",
+    "ConfidNet",
     "Detector",
     "Energy",
     "Entropy",

@@ -17,7 +17,7 @@ from pyrobnn.prediction.draws import PinnedDraws, check_posterior
 from pyrobnn.prediction.predictor import PredictorOptions
 from pyrobnn.prediction.runners import Runner, inputs_on
 
-__all__ = ["FeaturePredictor"]
+__all__ = ["FeaturePredictor", "features_by_row"]
 
 
 class FeaturePredictor:
@@ -85,7 +85,7 @@ class FeaturePredictor:
             raise ValueError(
                 f"layer: {calls.last!r} ran last, but {calls.count} times or not with one tensor; name another layer."
             )
-        rows = _by_row(calls.last, calls.inputs, self.layers[calls.last], len(outputs))
+        rows = features_by_row(calls.last, calls.inputs, self.layers[calls.last], len(outputs))
         summary["features"] = rows
         weight, bias = weights.get("weight"), weights.get("bias")
         if weight is not None and weight.shape == (summary["logits"].shape[-1], rows.shape[-1]):
@@ -98,11 +98,22 @@ class FeaturePredictor:
         return summary
 
 
-def _by_row(name: str, inputs: Tensor, layer: nn.Module, rows: int) -> Tensor:
-    """Features ``[N, F]``; those at several positions are averaged."""
+def features_by_row(name: str, inputs: Tensor, layer: nn.Module, rows: int, argument: str = "layer") -> Tensor:
+    """Features ``[N, F]`` in the inputs of a layer; those at several positions are averaged.
+
+    Args:
+        name: The layer's name.
+        inputs: What it is given.
+        layer: The layer.
+        rows: Number N of rows of the outputs.
+        argument: What errors name.
+
+    Raises:
+        ValueError: If it is not given one row for each.
+    """
     if not inputs.dim() or len(inputs) != rows or inputs.dim() < 2:
         raise ValueError(
-            f"layer: {name!r} is given inputs of shape {tuple(inputs.shape)} for {rows} rows of outputs; features must "
+            f"{argument}: {name!r} is given inputs of shape {tuple(inputs.shape)} for {rows} rows of outputs; features must "
             "have one row for each; name another layer."
         )
     if inputs.dim() == 2:

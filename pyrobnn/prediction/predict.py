@@ -31,7 +31,7 @@ from pyrobnn.prediction.predictor import Link, PredictorFactory, PredictorOption
 from pyrobnn.prediction.second_entries import check_rows, check_second_entry
 from pyrobnn.prediction.vectorization import Method
 
-__all__ = ["predict", "predict_batches"]
+__all__ = ["input_blocks", "predict", "predict_batches"]
 
 _PREDICTORS: dict[str, PredictorFactory] = {"weights": WeightsPredictor, "linearized": LinearizedPredictor}
 
@@ -167,7 +167,7 @@ def predict_batches(
         raise TypeError(f"batch: expected a function from a batch to (inputs, targets), got {batch!r}.")
     if batch_size is not None:
         check_positive_int("batch_size", batch_size)
-    blocks, count = _blocks(data, batch)
+    blocks, count = input_blocks(data, batch)
     options = PredictorOptions(
         num_samples=num_samples,
         likelihood=likelihood,
@@ -200,7 +200,7 @@ def _factory(predictor: str | PredictorFactory | None, guide: Any) -> PredictorF
     return _PREDICTORS[predictor]
 
 
-def _blocks(data: Any, reader: Reader | None) -> tuple[Iterable[tuple[Any, Any]], int | None]:
+def input_blocks(data: Any, reader: Reader | None) -> tuple[Iterable[tuple[Any, Any]], int | None]:
     """The inputs batch by batch, ``(x, y or None)``, and how many batches there are if known."""
     if isinstance(data, Tensor | tuple | Mapping | PackedSequence):
         return ([], 0) if is_empty(data) else ([(data, None)], 1)

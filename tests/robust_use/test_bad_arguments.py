@@ -92,6 +92,16 @@ PREDICTION = pb.predict(MODEL, GUIDE, X, 3, return_draws=True)
 FAILED = torch.cat([PREDICTION.predicted[:3], (PREDICTION.predicted[3:] + 1) % 3])
 """Labels of which the prediction has three right."""
 OUTPUTS = detection.NetworkOutputs(torch.randn(2, 6, 3), torch.randn(2, 6, 4), targets=LABELS)
+CONFIDENT = detection.ConfidNet(MODEL, GUIDE, hidden=(4,), num_samples=2)
+WRONG = [(X.repeat(10, 1), (PREDICTION.predicted.repeat(10) + torch.arange(60) % 3) % 3)]
+"""Data of which two thirds are predicted wrongly."""
+CONFIDENT.fit(WRONG, epochs=1)
+
+
+def confidnet_fit(loader: Any = WRONG, **options: Any) -> Any:
+    return detection.ConfidNet(MODEL, GUIDE, hidden=(4,), num_samples=2).fit(loader, **options)
+
+
 PREDICT = (pb.predict, {"model": MODEL, "guide": GUIDE, "data": X, "num_samples": 2})
 CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "SupervisedModel": (
@@ -308,6 +318,12 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "true_class_uncertainty": (detection.true_class_uncertainty, {"prediction": PREDICTION, "targets": LABELS}),
     "MaxLogitPNorm": (detection.MaxLogitPNorm, {}),
     "MaxLogitPNorm.fit": (method(detection.MaxLogitPNorm(), "fit"), {"prediction": PREDICTION, "targets": FAILED}),
+    "ConfidNet": (detection.ConfidNet, {"model": MODEL, "guide": GUIDE, "last_layer": None}),
+    "ConfidNet.fit": (confidnet_fit, {"loader": WRONG, "epochs": 1, "batch": None, "seed": None}),
+    "ConfidNet.confidence": (
+        method(CONFIDENT, "confidence"),
+        {"data": X, "batch": None},
+    ),
     "RiskControl": (conformal.RiskControl, {"loss": conformal.missed_labels}),
     "conformalize": (
         method(conformal.ConformalClassifier(), "conformalize"),
@@ -434,7 +450,12 @@ def is_the_callers(name: str, value: Any) -> bool:
 
 def arguments(function: Callable[..., Any], given: dict[str, Any]) -> Iterator[str]:
     names = dict.fromkeys(given)
-    wrapped = {"fit": pb.fit, "fitted": pb.fit, "laplace_fit": guides.Laplace.fit}.get(function.__name__, function)
+    wrapped = {
+        "fit": pb.fit,
+        "fitted": pb.fit,
+        "laplace_fit": guides.Laplace.fit,
+        "confidnet_fit": detection.ConfidNet.fit,
+    }.get(function.__name__, function)
     kinds = inspect.signature(wrapped).parameters.values()
     names |= dict.fromkeys(p.name for p in kinds if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY))
     return (name for name in names if name not in LEFT_OUT | {"self"})
