@@ -113,8 +113,8 @@ def features_by_row(name: str, inputs: Tensor, layer: nn.Module, rows: int, argu
     """
     if not inputs.dim() or len(inputs) != rows or inputs.dim() < 2:
         raise ValueError(
-            f"{argument}: {name!r} is given inputs of shape {tuple(inputs.shape)} for {rows} rows of outputs; features must "
-            "have one row for each; name another layer."
+            f"{argument}: {name!r} is given inputs of shape {tuple(inputs.shape)} for {rows} rows of outputs; features "
+            "must have one row for each; name another layer."
         )
     if inputs.dim() == 2:
         return inputs
