@@ -186,7 +186,11 @@ def _read(found: Iterable[tuple[Any, Tensor | None]], seed: int) -> Iterator[Net
         labels = None if targets is None else targets.to(kept["logits"].device)
         yield NetworkOutputs(kept["logits"], kept.get("features"), kept.get("weight"), kept.get("bias"), labels, seed)
     if not count:
-        raise ValueError("data: it holds no inputs.")
+        raise NoInputsError("data: it holds no inputs.")
+
+
+class NoInputsError(ValueError):
+    """Data without inputs."""
 
 
 class RawOutputs(ClassLikelihood):

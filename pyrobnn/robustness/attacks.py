@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -26,12 +25,12 @@ from pyrobnn.core import random_state
 from pyrobnn.core.arguments import check_positive, check_positive_int
 from pyrobnn.core.explanations import explained
 from pyrobnn.core.gradient_modes import gradients_enabled, ordinary, refuse_inference_tensors
-from pyrobnn.model.draws import Draws, installed_buffers
+from pyrobnn.model.draws import Draws
 from pyrobnn.model.likelihoods import Likelihood
 from pyrobnn.model.likelihoods.reductions import widened
-from pyrobnn.model.substitution import SubstituteMessenger
 from pyrobnn.prediction.draws import PinnedDraws, check_posterior
-from pyrobnn.prediction.runners import Runner, model_outputs
+from pyrobnn.prediction.input_gradients import mixture_gradient
+from pyrobnn.prediction.runners import Runner
 
 __all__ = ["fgsm", "pgd"]
 
@@ -212,31 +211,12 @@ class _Attack:
         return moved if self.clip is None else moved.clamp(*self.clip)
 
     def gradient(self, x: Tensor, y: Tensor) -> Tensor:
-        """The gradient of each input's loss, up to a positive factor; the graph of one draw exists at a time."""
-        total = torch.zeros_like(x)
-        largest = x.new_full((len(x),), -math.inf)
-        for chunk in self.draws:
-            draws = Draws.of(chunk)
-            for index in range(len(next(iter(draws.values())))):
-                log_prob, slope = self._slope(draws.at(index), x, y)
-                peak = torch.maximum(largest, log_prob)
-                old, new = ((weight - peak).exp().nan_to_num() for weight in (largest, log_prob))
-                shape = (-1, *[1] * (x.dim() - 1))
-                total = total * old.reshape(shape) + slope * new.reshape(shape)
-                largest = peak
-        if not bool(total.isfinite().all()):
-            raise ValueError("x: the gradient of the loss with respect to the inputs is not finite.")
-        return -total
+        """The gradient of each input's loss; the graph of one draw exists at a time."""
+        likelihood = self.runner.likelihood
 
-    def _slope(self, draw: Mapping[str, Tensor], x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """``log p(y | x, w)`` of each input ``[N]``, and its gradient with respect to the input."""
-        leaf = x.detach().clone().requires_grad_()
-        own = Draws.of(draw).buffers
-        with torch.enable_grad(), installed_buffers(self.model, own), SubstituteMessenger(draw):
-            outputs = model_outputs(self.model, leaf)
-            self.runner.likelihood.check_shape(outputs, y)
-            likelihood = self.runner.likelihood
+        def log_prob(outputs: Tensor) -> Tensor:
+            likelihood.check_shape(outputs, y)
             scores = likelihood.observation(likelihood.parameters_of(widened(outputs))).log_prob(y)
-            log_prob = scores.reshape(len(x), -1).sum(-1)
-            (slope,) = torch.autograd.grad(log_prob.sum(), leaf)
-        return log_prob.detach(), slope
+            return scores.reshape(len(y), -1).sum(-1)
+
+        return -mixture_gradient(self.model, self.draws, x, log_prob)

@@ -306,6 +306,16 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     ),
     "NetworkOutputs": (detection.NetworkOutputs, {"logits": torch.zeros(2, 6, 3), "features": torch.zeros(2, 6, 4)}),
     "Energy()": (method(detection.Energy(), "forward"), {"outputs": OUTPUTS, "form": "mean"}),
+    "ODIN": (detection.ODIN, {"model": MODEL, "guide": GUIDE, "num_samples": 2}),
+    "ODIN.tune": (
+        method(detection.ODIN(MODEL, GUIDE, num_samples=2), "tune"),
+        {"in_": X, "out": {"a": X + 1.0}, "temperatures": [1.0], "epsilons": [0.0]},
+    ),
+    "evaluate": (
+        detection.evaluate,
+        {"model": MODEL, "guide": GUIDE, "in_": X, "out": {"a": X + 1.0}, "num_samples": 2, "num_resamples": 2},
+    ),
+    "plots.detection": (plots.detection, {"by_set": {"a": {"msp": (0.6, 0.5, 0.7)}}}),
     "KNN.fit": (method(detection.KNN(2), "fit"), {"outputs": OUTPUTS}),
     "Abstention.fit": (
         method(detection.Abstention(0.99, 0.01, num_coverages=1), "fit"),

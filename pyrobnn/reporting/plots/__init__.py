@@ -7,6 +7,7 @@ Every function that draws one panel takes ``ax`` (``None``: a new figure), draws
 from pyrobnn.reporting.figures import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILLION
 from pyrobnn.reporting.plots.calibration import pit_histogram, quantile_calibration
 from pyrobnn.reporting.plots.classification import confidence_histogram, reliability, uncertainty_histogram
+from pyrobnn.reporting.plots.detection import detection
 from pyrobnn.reporting.plots.images import image_grid, uncertainty_maps
 from pyrobnn.reporting.plots.ranks import rank_ecdf, rank_histogram
 from pyrobnn.reporting.plots.regression import regression_band
@@ -23,6 +24,7 @@ __all__ = [
     "VERMILLION",
     "ElboHistory",
     "confidence_histogram",
+    "detection",
     "elbo",
     "image_grid",
     "pit_histogram",
