@@ -5,12 +5,11 @@ the temperature of the KL in the objectives, the step sizes of stochastic gradie
 noise of :class:`~pyrobnn.guides.ConcreteStructure`. Its value is checked at each step. The schedules here are frozen
 dataclasses: they can be printed, compared, saved and loaded.
 
-:class:`Exponential`, :class:`PolynomialDecay` and :class:`CosineCycles` have no end. :class:`Linear` ends after its
-last value, and longer training is refused, unless ``hold`` is set: half a schedule, or
-one that is over long before the training, is more often a mistake than meant. With ``every`` = n a value is kept for n
-steps, those of an epoch, say. KL annealing over the first n steps is ``Linear(0.0, 1.0, n + 1, hold=True)``. The paper
-of :class:`~pyrobnn.guides.ConcreteStructure` lowers the temperature by ``Exponential(3.0, 1.5e-5, floor=1.0)`` and the
-scale of the noise by ``Linear(1.01, 0.5, 52, every=steps_per_epoch, hold=True)``.
+:class:`Linear` ends after its last value, and longer training is refused, unless ``hold`` is set: half a schedule, or
+one that is over long before the training, is more often a mistake than meant. The others have no end. With ``every`` =
+n a value is kept for n steps, those of an epoch, say. KL annealing over the first n steps is ``Linear(0.0, 1.0, n + 1,
+hold=True)``. The paper of :class:`~pyrobnn.guides.ConcreteStructure` lowers the temperature by ``Exponential(3.0,
+1.5e-5, floor=1.0)`` and the scale of the noise by ``Linear(1.01, 0.5, 52, every=steps_per_epoch, hold=True)``.
 """
 
 from __future__ import annotations
@@ -26,6 +25,7 @@ from pyrobnn.core.explanations import explained
 __all__ = [
     "CosineCycles",
     "Exponential",
+    "GaussianRampUp",
     "Linear",
     "PolynomialDecay",
     "Schedule",
@@ -105,8 +105,7 @@ class Linear:
         index = step // self.every
         if index >= self.num_values and not self.hold:
             raise ValueError(
-                f"schedule: it ends after {self.num_values * self.every} steps, but training continues; make it "
-                f"longer, "
+                f"schedule: it ends after {self.num_values * self.every} steps, but training goes on; make it longer, "
                 "or pass hold=True to stay at its last value."
             )
         fraction = min(1.0, index / (self.num_values - 1)) if self.num_values > 1 else 1.0
@@ -166,11 +165,42 @@ class CosineCycles:
         return 0.5 * self.initial * (1.0 + math.cos(math.pi * (step % self.cycle_length) / self.cycle_length))
 
 
-_KINDS: dict[str, type[Exponential | Linear | PolynomialDecay | CosineCycles]] = {
+@explained
+@dataclass(frozen=True)
+class GaussianRampUp:
+    r""":math:`e\, \exp(-5 (1 - t / T)^2)`: rises to e, where it stays from step T on (Laine & Aila 2017).
+
+    Args:
+        end: e, the value that is reached.
+        num_steps: T, the steps of the rise (times ``every``).
+        every: Steps that share a value.
+
+    Raises:
+        ValueError: If one is not positive, or a count is no int.
+    """
+
+    end: float
+    num_steps: int
+    every: int = 1
+
+    def __post_init__(self) -> None:
+        check_positive("end", self.end)
+        check_positive_int("num_steps", self.num_steps)
+        check_positive_int("every", self.every)
+
+    def __call__(self, step: int) -> float:
+        """The value at a step."""
+        left = 1.0 - min(1.0, step // self.every / self.num_steps)
+        return self.end * math.exp(-5.0 * left * left)
+
+
+_Known = Exponential | Linear | PolynomialDecay | CosineCycles | GaussianRampUp
+_KINDS: dict[str, type[_Known]] = {
     "exponential": Exponential,
     "linear": Linear,
     "polynomial_decay": PolynomialDecay,
     "cosine_cycles": CosineCycles,
+    "gaussian_ramp_up": GaussianRampUp,
 }
 _NAMES = {kind: name for name, kind in _KINDS.items()}
 
@@ -203,7 +233,7 @@ def check_length(name: str, schedule: Schedule, num_steps: int) -> None:
 
 def spec(schedule: Schedule, step: int = 0) -> float | dict[str, Any]:
     """A JSON-able description; of a function of your own only its value at ``step`` can be kept."""
-    if isinstance(schedule, Exponential | Linear | PolynomialDecay | CosineCycles):
+    if isinstance(schedule, _Known):
         return {"schedule": _NAMES[type(schedule)], **asdict(schedule)}
     return float(schedule(step)) if callable(schedule) else float(schedule)
 
@@ -225,7 +255,7 @@ def from_spec(description: Mapping[str, Any]) -> Schedule:
 
 
 def resolve(name: str, given: Any, *, allow_zero: bool = False) -> Schedule:
-    """A number, schedule or description, given as the argument ``name``.
+    """A number, schedule or description ``given`` as the argument ``name``.
 
     Args:
         name: The argument, with which messages begin.
@@ -237,10 +267,10 @@ def resolve(name: str, given: Any, *, allow_zero: bool = False) -> Schedule:
     """
     schedule = from_spec(given) if isinstance(given, Mapping) else given
     if not callable(schedule):
-        if not isinstance(schedule, int | float):
-            raise ValueError(f"{name}: expected a positive number or a schedule, got {schedule!r}.")
-        check_positive(name, schedule)
-        return schedule
+        if isinstance(schedule, int | float):
+            check_positive(name, schedule)
+            return schedule
+        raise ValueError(f"{name}: expected a positive number or a schedule, got {schedule!r}.")
     value_at(name, schedule, 0, allow_zero=allow_zero)
     if isinstance(schedule, Linear):
         value_at(name, schedule, (schedule.num_values - 1) * schedule.every, allow_zero=allow_zero)
@@ -248,13 +278,7 @@ def resolve(name: str, given: Any, *, allow_zero: bool = False) -> Schedule:
 
 
 def value_at(name: str, schedule: Schedule, step: int, *, allow_zero: bool = False) -> float:
-    """The value of a schedule at a step.
-
-    Args:
-        name: The argument whose schedule it is, with which messages begin.
-        schedule: What :func:`resolve` returned.
-        step: Index of the step, from 0.
-        allow_zero: Whether 0 is a value.
+    """The value of a schedule that :func:`resolve` returned at a step, counted from 0; ``allow_zero``: it may be 0.
 
     Raises:
         ValueError: If the schedule has ended, or the value is no finite number or out of range.

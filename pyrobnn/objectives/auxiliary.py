@@ -22,7 +22,7 @@ from pyrobnn.model.supervised import SupervisedModel
 from pyrobnn.objectives.parts import explaining_non_finite_draws
 from pyrobnn.objectives.terms import Evaluation, Run, Term
 
-__all__ = ["Auxiliary", "AuxiliaryTerm", "OutlierTerm"]
+__all__ = ["Auxiliary", "AuxiliaryTerm", "OutlierTerm", "beside"]
 
 Auxiliary = Callable[[Any], Any] | Iterable[Any]
 """A function of a batch's inputs, or an iterable of input batches (pairs ``(x, y)`` lose their ``y``)."""
@@ -72,11 +72,16 @@ class AuxiliaryTerm(Term):
             if self._batches is None:
                 self._batches = iter(self.auxiliary)
             for batch in self._batches:
-                x = inputs_of(batch, self.argument)[0]
-                like = next((leaf for leaf in leaves((args, kwargs)) if isinstance(leaf, Tensor)), None)
-                return x if like is None else to_device(x, like.device)
+                return beside(inputs_of(batch, self.argument)[0], evaluation)
             self._batches = None
         raise ValueError(f"{self.argument}: it yields no batch of inputs.")
+
+
+def beside(x: Any, evaluation: Evaluation) -> Any:
+    """Inputs on the device of the batch."""
+    tensors = (leaf for leaf in leaves((evaluation.args, evaluation.kwargs)) if isinstance(leaf, Tensor))
+    like = next(tensors, None)
+    return x if like is None else to_device(x, like.device)
 
 
 class OutlierTerm(AuxiliaryTerm):

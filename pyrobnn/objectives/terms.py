@@ -27,7 +27,9 @@ __all__ = [
     "Term",
     "num_data",
     "observed_score",
+    "read_terms",
     "run_model",
+    "write_terms",
 ]
 
 
@@ -158,6 +160,17 @@ class Term(ABC):
             raise ValueError(f"weight: that of the term {self.name!r} is {weight} at step {step}.")
         return weight
 
+    def state(self) -> dict[str, Tensor]:
+        """What checkpoints of ``fit`` must keep of a term that remembers earlier steps, by name; nothing by default."""
+        return {}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:  # noqa: B027 (most terms remember nothing)
+        """Restores what :meth:`state` returned; empty for the state before the first step.
+
+        Raises:
+            ValueError: If it does not fit the term.
+        """
+
     @abstractmethod
     def __call__(self, runs: Sequence[Run], evaluation: Evaluation) -> Tensor | float:
         """The value.
@@ -166,6 +179,24 @@ class Term(ABC):
             runs: For ``"draw"`` the run of one draw, for ``"across"`` those of all draws, for ``"after"`` none.
             evaluation: The model, step and arguments, for further runs.
         """
+
+
+def read_terms(terms: Sequence[Term]) -> dict[str, dict[str, Tensor]]:
+    """States of the terms that have one, by name, for checkpoints."""
+    return {term.name: state for term in terms if (state := term.state())}
+
+
+def write_terms(terms: Sequence[Term], states: Mapping[str, Mapping[str, Tensor]]) -> None:
+    """Restores what :func:`read_terms` returned.
+
+    Raises:
+        ValueError: If there is no such term, or a state does not fit.
+    """
+    named = {term.name for term in terms}
+    if lost := [name for name in states if name not in named]:
+        raise ValueError(f"elbo: the run to resume had a term {lost[0]!r}, but now there are {sorted(named)}.")
+    for term in terms:
+        term.load_state(states.get(term.name, {}))
 
 
 @explained

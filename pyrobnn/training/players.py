@@ -15,6 +15,7 @@ from pyrobnn.core.batches import Batch
 from pyrobnn.core.explanations import explained
 from pyrobnn.core.module_state import fill
 from pyrobnn.objectives import Objective, Parts
+from pyrobnn.objectives.terms import read_terms, write_terms
 
 __all__ = ["Player"]
 
@@ -99,6 +100,7 @@ class Player:
             "module": {name: value.detach().clone() for name, value in self.module.state_dict().items()},
             "optimizer": self.torch_optimizer.state_dict(),
             "num_steps": self.objective.num_steps,
+            "terms": read_terms(self.objective.terms),
         }
 
     def write(self, state: dict[str, Any]) -> None:
@@ -106,3 +108,4 @@ class Player:
         fill(self.module, state["module"])
         self.torch_optimizer.load_state_dict(state["optimizer"])
         self.objective.num_steps = state["num_steps"]
+        write_terms(self.objective.terms, state["terms"])

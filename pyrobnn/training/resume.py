@@ -18,6 +18,7 @@ from pyrobnn.core.locks import locked
 from pyrobnn.core.storage import STATE, described, load_state, restoring, write_state
 from pyrobnn.model.declarations import declared_num_data
 from pyrobnn.model.num_data import stated_rows
+from pyrobnn.objectives.terms import read_terms, write_terms
 from pyrobnn.training.history import History
 from pyrobnn.training.run import Run
 from pyrobnn.training.state import different_tensor, generators, read_tensors, write_tensors
@@ -38,6 +39,7 @@ _RUN = schema.record(
         "optimizer": _PLAIN,
         "scheduler": schema.optional(_PLAIN),
         "num_steps": schema.whole(0),
+        "terms": schema.table(_STATE_DICT),
         "data": schema.record(
             {
                 "num_data": schema.optional(schema.whole(0)),
@@ -47,7 +49,13 @@ _RUN = schema.record(
         ),
         "players": schema.items(
             schema.record(
-                {"name": schema.text, "module": _STATE_DICT, "optimizer": _PLAIN, "num_steps": schema.whole(0)}
+                {
+                    "name": schema.text,
+                    "module": _STATE_DICT,
+                    "optimizer": _PLAIN,
+                    "num_steps": schema.whole(0),
+                    "terms": schema.table(_STATE_DICT),
+                }
             )
         ),
         "history": schema.record(
@@ -112,6 +120,7 @@ def read_run(run: Run) -> dict[str, Any]:
         "optimizer": run.torch_optimizer.state_dict(),
         "scheduler": None if run.scheduler is None else run.scheduler.state_dict(),
         "num_steps": run.elbo.num_steps,
+        "terms": read_terms(run.elbo.terms),
         "data": _read_data(run),
         "players": [player.read() for player in run.players],
         "history": run.history.to_dict(),
@@ -214,6 +223,7 @@ def _restore(run: Run, state: dict[str, Any]) -> None:
     run.best, run.best_value = state["best"], state["best_value"]
     run.epochs_since_best = state["epochs_since_best"]
     run.elbo.num_steps = state["num_steps"]
+    write_terms(run.elbo.terms, state["terms"])
     run.form = state["data"]["form"]
     run.history = History(**state["history"])
     if run.history.stopped == "callback":  # the callback is called again

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyrobnn import schedules
-from pyrobnn.core.schedules import CosineCycles, Exponential, Linear, PolynomialDecay
+from pyrobnn.core.schedules import CosineCycles, Exponential, GaussianRampUp, Linear, PolynomialDecay
 
 
 def test_the_papers_schedules() -> None:
@@ -38,6 +38,17 @@ def test_cosine_cycles() -> None:
     assert schedule(4) == pytest.approx(0.25)
     assert 0 < schedule(7) == schedule(15) < 0.02
     assert schedule(2) == pytest.approx(0.25 * (1.0 + 0.5**0.5))
+
+
+def test_gaussian_ramp_up() -> None:
+    schedule = GaussianRampUp(2.0, 80, every=10)
+    assert schedule(0) == schedule(9) == pytest.approx(2.0 * math.exp(-5.0))
+    assert schedule(400) == pytest.approx(2.0 * math.exp(-1.25))
+    assert schedule(800) == schedule(10**6) == 2.0
+    assert schedules.from_spec(schedules.spec(schedule)) == schedule
+    for wrong in ({"end": 0.0}, {"num_steps": 0}, {"every": 1.5}):
+        with pytest.raises(ValueError, match=rf"^{next(iter(wrong))}: "):
+            GaussianRampUp(**{"end": 1.0, "num_steps": 2} | wrong)
 
 
 def test_an_end_is_an_end_unless_held() -> None:

@@ -138,6 +138,10 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "ELBO": (elbo_loss, {}),
     "RegularizedELBO": (objectives.RegularizedELBO, {"auxiliary": objectives.perturbed(0.1)}),
     "OutlierExposure": (objectives.OutlierExposure, {"outliers": [X]}),
+    "UnlabeledLoader": (lambda **o: objectives.UnlabeledLoader(**o).next_batch(), {"inputs": X}),
+    "PiModel": (objectives.PiModel, {"unlabeled": [X]}),
+    "TemporalEnsembling": (objectives.TemporalEnsembling, {"unlabeled": objectives.UnlabeledLoader(X)}),
+    "MeanTeacher": (objectives.MeanTeacher, {"unlabeled": [X]}),
     "DirichletELBO": (objectives.DirichletELBO, {"outliers": [X]}),
     "DirichletTerm": (objectives.DirichletTerm, {}),
     "DirichletOutliers": (objectives.DirichletOutliers, {"outliers": [X]}),
@@ -211,6 +215,7 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "Exponential": (schedules.Exponential, {"start": 1.0, "rate": 0.1, "floor": 0.1}),
     "Linear": (schedules.Linear, {"start": 0.0, "end": 1.0, "num_values": 3}),
     "PolynomialDecay": (schedules.PolynomialDecay, {"initial": 1.0, "delay": 2.0}),
+    "GaussianRampUp": (schedules.GaussianRampUp, {"end": 1.0, "num_steps": 2}),
     "CosineCycles": (schedules.CosineCycles, {"initial": 1.0, "cycle_length": 2}),
     "fgsm": (
         robustness.fgsm,

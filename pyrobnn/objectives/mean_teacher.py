@@ -1,0 +1,155 @@
+"""Mean teacher: predictions of unlabeled inputs should agree with those of averaged parameters."""
+
+from __future__ import annotations
+
+import copy
+import weakref
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from pyrobnn.core import schedules
+from pyrobnn.core.arguments import check_number
+from pyrobnn.core.explanations import explained
+from pyrobnn.core.module_state import fill_tensors
+from pyrobnn.guides.base import Guide
+from pyrobnn.model.bayesianize import evaluating
+from pyrobnn.model.supervised import SupervisedModel
+from pyrobnn.objectives.auxiliary import Auxiliary
+from pyrobnn.objectives.consistency import Augmentation, ConsistencyTerm, squared_distances
+from pyrobnn.objectives.terms import Evaluation
+from pyrobnn.objectives.unlabeled import UnlabeledLoader
+
+__all__ = ["MeanTeacher"]
+
+_PREFIX = "teacher."
+
+
+@explained
+class MeanTeacher(ConsistencyTerm):
+    r"""Mean teacher: a prediction should agree with that of a teacher, whose parameters are averages of the student's.
+
+    Before each step :math:`\bar\phi \leftarrow \alpha \bar\phi + (1 - \alpha)\, \phi` for all parameters of guide and
+    model (means and scales of a posterior alike), beginning with the student's own. The teacher predicts under a draw
+    from its own posterior and another augmentation; no gradient goes to it. Its running statistics are the student's.
+    The teacher is part of the checkpoints of ``fit``.
+
+    Args:
+        unlabeled: Unlabeled inputs, as for :class:`~pyrobnn.objectives.ConsistencyTerm`.
+        weight: As there.
+        augment: As there.
+        decay: The factor α.
+
+    Raises:
+        TypeError: If an argument is of the wrong kind; at the first step, if the objective was given no guide.
+        ValueError: If ``weight`` is negative or ``decay`` is not from 0 to below 1.
+    """
+
+    name: ClassVar[str] = "mean_teacher"
+
+    def __init__(
+        self,
+        unlabeled: Auxiliary | UnlabeledLoader,
+        weight: schedules.Schedule = 1.0,
+        *,
+        augment: Augmentation = None,
+        decay: float = 0.99,
+    ) -> None:
+        super().__init__(unlabeled, weight, augment=augment)
+        check_number("decay", decay, 0.0, 1.0, below=True)
+        self.decay = decay
+        self._made: _Teacher | None = None
+        self._restored: Mapping[str, Tensor] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The state without the teacher's networks; copies make their own from its parameters."""
+        return super().__getstate__() | {"_made": None, "_restored": self._parameters()}
+
+    @property
+    def teacher(self) -> tuple[SupervisedModel, Guide] | None:
+        """Model and guide with the averaged parameters, to predict with; None before the first step."""
+        return None if self._made is None else (self._made.model, self._made.guide)
+
+    def distance(self, x: Any, index: Tensor | None, evaluation: Evaluation) -> Tensor:
+        """From the teacher's prediction."""
+        teacher = self._current(evaluation)
+        with torch.no_grad(), evaluating(teacher.model):
+            target = self.probabilities(teacher.model, teacher.step.draw(None), x)
+        found = self.probabilities(evaluation.model, evaluation.step.draw(None), x)
+        return squared_distances(found, target).mean()
+
+    def state(self) -> dict[str, Tensor]:
+        """The teacher's parameters, and the position among the rows."""
+        return super().state() | {f"{_PREFIX}{name}": value for name, value in self._parameters().items()}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Continues there."""
+        super().load_state(state)
+        kept = {name: value for name, value in state.items() if name.startswith(_PREFIX)}
+        self._made = None
+        self._restored = {name.removeprefix(_PREFIX): value.clone() for name, value in kept.items()}
+
+    def _parameters(self) -> dict[str, Tensor]:
+        """Copies of the teacher's parameters; none before the first step."""
+        named = self._restored if self._made is None else self._made.parameters
+        return {name: value.detach().clone() for name, value in named.items()}
+
+    def _current(self, evaluation: Evaluation) -> _Teacher:
+        """The teacher of this step. Where the value alone is computed, it is not updated."""
+        model, guide = evaluation.model, evaluation.guide
+        if not isinstance(guide, Guide):
+            raise TypeError(
+                "guide: the mean teacher averages the parameters of model and guide; pass the objective a guide, got "
+                f"{type(guide).__name__}."
+            )
+        made = self._made
+        if made is None or not made.is_of(model, guide):
+            made = _Teacher(model, guide, self._restored if made is None else {})
+        made.take_buffers(model, guide)
+        if torch.is_grad_enabled():
+            made.follow(model, guide, 1.0 - self.decay)
+            self._made, self._restored = made, {}
+        return made
+
+
+class _Teacher:
+    """Copies of model and guide.
+
+    Args:
+        model: The student's model.
+        guide: Its guide.
+        parameters: Parameters to begin with by name; if empty, the student's.
+    """
+
+    def __init__(self, model: SupervisedModel, guide: Guide, parameters: Mapping[str, Tensor]) -> None:
+        self._student = weakref.ref(model), weakref.ref(guide)
+        self.model, self.guide = copy.deepcopy((model, guide))
+        self.parameters = dict(_both(self.model, self.guide).named_parameters())
+        if parameters:
+            with torch.no_grad():
+                device = next(iter(self.parameters.values())).device
+                fill_tensors(self.parameters, {name: value.to(device) for name, value in parameters.items()})
+        self.step = self.guide.step(self.model)
+
+    def is_of(self, model: SupervisedModel, guide: Guide) -> bool:
+        """Whether these are the student."""
+        return self._student[0]() is model and self._student[1]() is guide
+
+    @torch.no_grad()
+    def follow(self, model: SupervisedModel, guide: Guide, rate: float) -> None:
+        """Moves the parameters toward the student's."""
+        for name, parameter in _both(model, guide).named_parameters():
+            self.parameters[name].lerp_(parameter, rate)
+
+    @torch.no_grad()
+    def take_buffers(self, model: SupervisedModel, guide: Guide) -> None:
+        """Copies running statistics, and whatever else is no parameter."""
+        pairs = zip(_both(self.model, self.guide).buffers(), _both(model, guide).buffers(), strict=True)
+        for own, buffer in pairs:
+            own.copy_(buffer)
+
+
+def _both(model: nn.Module, guide: nn.Module) -> nn.ModuleList:
+    return nn.ModuleList([model, guide])
