@@ -19,6 +19,7 @@ NAMES = [
     "04_choosing_a_posterior",
     "05_structure_uncertainty",
     "06_sampling_and_distillation",
+    "09_calibration_and_conformal",
 ]
 # Two components and no letter, slash, dot, colon or "<" before them: no fraction, URL, relative path or closing tag.
 ABSOLUTE_PATH = re.compile(r"(?<![\w/.:<])/[\w.-]+/[\w.-]+|\b[A-Z]:\\\w")
