@@ -87,9 +87,9 @@ def run(seed: int, options: argparse.Namespace) -> dict[str, Row]:
 
 
 def scores(log_likelihood: Any, mean: Tensor, low: Tensor, high: Tensor, truth: Tensor, unit: float) -> Row:
-    """In the target's units."""
-    return {
-        "log likelihood": float(log_likelihood),
+    """In the target's units; without a log likelihood where there is no density."""
+    first = {} if log_likelihood is None else {"log likelihood": float(log_likelihood)}
+    return first | {
         "RMSE": float((mean - truth).square().mean().sqrt()) * unit,
         "coverage of 90 %": float(((low <= truth) & (truth <= high)).float().mean()),
         "width": float((high - low).mean()) * unit,
@@ -111,7 +111,7 @@ def baselines(x: Tensor, y: Tensor, new: Tensor, truth: Tensor, unit: float, see
         )
         for level in levels
     ]).sort(0).values  # fmt: skip
-    boosted = scores(math.nan, quantiles.mean(0), quantiles[0], quantiles[-1], truth.double(), unit)
+    boosted = scores(None, quantiles.mean(0), quantiles[0], quantiles[-1], truth.double(), unit)
     return {
         "Gaussian process": scores(log_likelihood, mean, mean - 1.645 * std, mean + 1.645 * std, truth.double(), unit),
         "boosted quantiles": boosted,

@@ -161,6 +161,7 @@ def test_many_draws_of_a_half_precision_network(num_samples: int) -> None:
     assert float(prediction.epistemic.abs().max()) < 1e-4  # rounding over K draws
 
 
+@pytest.mark.filterwarnings("ignore:loader. inputs are far from unit scale")
 @pytest.mark.parametrize("likelihood", [Categorical(), Bernoulli()])
 @pytest.mark.parametrize("num_samples", [1, 3])
 def test_log_probability_of_a_confident_mistake(likelihood: Likelihood, num_samples: int) -> None:
