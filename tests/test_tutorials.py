@@ -19,6 +19,7 @@ NAMES = [
     "04_choosing_a_posterior",
     "05_structure_uncertainty",
     "06_sampling_and_distillation",
+    "07_data_uncertainty",
     "09_calibration_and_conformal",
 ]
 # Two components and no letter, slash, dot, colon or "<" before them: no fraction, URL, relative path or closing tag.
