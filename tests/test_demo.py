@@ -101,8 +101,8 @@ def test_all_files_are_written(output: Path, metrics: dict[str, Any]) -> None:
 def test_the_report_has_every_part_and_needs_nothing_else(output: Path, metrics: dict[str, Any]) -> None:
     page = (output / "report.html").read_text()
     for part in (
-        "Reliability diagrams",
-        "Confidence histograms",
+        "Reliability",
+        "Confidence",
         "Most certain",
         "Least certain",
         "epistemic",
@@ -112,8 +112,8 @@ def test_the_report_has_every_part_and_needs_nothing_else(output: Path, metrics:
         assert part in page
     assert "k-hat" in page
     assert all(name in page for name in NAMES)
-    # Two figures of calibration, with a panel for each method; two of images, one of uncertainties, one of training.
-    assert page.count("<img ") == 6
+    # A panel for each method of reliability and of confidence, 16 images, three uncertainties, one training.
+    assert page.count("<img ") == 2 * len(NAMES) + 16 + 3 + 1
     assert "http" not in page.replace("http-equiv", "")
 
 

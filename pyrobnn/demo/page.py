@@ -11,7 +11,6 @@ import matplotlib.pyplot as plt
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
 from torch import Tensor
 
 from pyrobnn.demo.digits import NUM_KNOWN, Digits
@@ -19,12 +18,12 @@ from pyrobnn.demo.methods import COLUMNS, Result
 from pyrobnn.diagnostics import CheckReport
 from pyrobnn.reporting import plots
 from pyrobnn.reporting.description import describe
+from pyrobnn.reporting.figures import panel
 from pyrobnn.reporting.report import Report
 
 __all__ = ["write_report"]
 
 NUM_IMAGES = 8
-NUM_COLUMNS = 4
 
 _METRICS = """NLL: negative log likelihood in nats. ECE: expected calibration error, 15 bins. AUROC: how well unknown
 digits are separated from known ones, by mutual information (MI) or predictive entropy (H); 0.5 is chance. A point
@@ -36,6 +35,8 @@ Seconds: training, what follows it, and prediction."""
 _CALIBRATION = """On the held-out images of known digits. Bars above the diagonal mean underconfidence. Mean field errs
 so when data are few for its weights: it must pay, in KL, for every weight that it pins down. So does Laplace when
 classes are easily separated: the curvature is small then, and the prior stays."""
+
+_CONFIDENCE = """Right and wrong predictions of the same images by their confidence, on a logarithmic scale."""
 
 _PARTS = """Total uncertainty is the entropy of the averaged class probabilities. Its aleatoric part is the mean entropy
 of the single draws: what remains ambiguous whichever weights are right. Its epistemic part is the mutual information
@@ -84,32 +85,20 @@ def write_report(
         formats={title: style for title, _, style in COLUMNS},
     )
 
-    report.section("Calibration", _CALIBRATION)
-    report.figure(
-        _reliability(results, labels),
-        "Reliability diagrams",
-        "One panel for each method: accuracy by bin of confidence.",
-    )
-    report.figure(
-        _side_by_side(results, plots.confidence_histogram, labels),
-        "Confidence histograms",
-        "One panel for each method: the number of right and wrong predictions by bin of confidence.",
-    )
+    report.section("Reliability", _CALIBRATION)
+    reliability = partial(plots.reliability, num_bins=15)  # as many bins as in the table
+    report.figures(_by_method(results, reliability, labels, "accuracy by bin of confidence"))
+    report.section("Confidence", _CONFIDENCE)
+    histogram = plots.confidence_histogram
+    report.figures(_by_method(results, histogram, labels, "right and wrong predictions by bin of confidence"))
 
     report.section("Most and least certain images", f"Of all held-out images, known and unknown, under {name}.")
-    for title, figure in _extremes(shown, data).items():
-        report.figure(
-            figure,
-            f"{title}: the true digit, then the three most probable classes",
-            f"{NUM_IMAGES} images of digits with their class probabilities.",
-        )
+    for title, (images, captions) in _extremes(shown, data).items():
+        report.paragraph(f"{title}, with the true digit and the three most probable classes:")
+        report.images(images, captions, "Digit")
 
     report.section("Uncertainty of known and unknown digits", _PARTS)
-    report.figure(
-        _uncertainties(shown),
-        f"{name}: total, aleatoric and epistemic uncertainty",
-        "Three histograms; in each, unknown digits have higher values than known ones.",
-    )
+    report.figures(_uncertainties(shown))
 
     report.section("Training", "The evidence lower bound and its parts, in nats per datum.")
     for result in results:
@@ -134,50 +123,24 @@ def write_report(
     report.write(path)
 
 
-def _side_by_side(results: Sequence[Result], plot: Callable[..., Axes], labels: Tensor) -> Figure:
-    """One panel for each method, all with the same axes."""
-    rows = -(-len(results) // NUM_COLUMNS)
-    apart = ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1)
-    figure = plt.figure(figsize=(3.4 * NUM_COLUMNS, 3.7 * rows), layout=apart)
-    first: Axes | None = None
-    for index, result in enumerate(results):
-        ax = figure.add_subplot(rows, NUM_COLUMNS, index + 1, sharex=first, sharey=first)
-        first = first or ax
-        plot(result.test.mean, labels, ax=ax)
-        ax.set_title("\n".join([result.method.name, *filter(None, [ax.get_title()])]))
-        ax.set_xticks([0.0, 0.25, 0.5, 0.75, 1.0])
-        is_lowest, is_leftmost = index + NUM_COLUMNS >= len(results), index % NUM_COLUMNS == 0
-        ax.set(xlabel=ax.get_xlabel() if is_lowest else "", ylabel=ax.get_ylabel() if is_leftmost else "")
-        ax.tick_params(labelbottom=is_lowest, labelleft=is_leftmost)
-        ax.legend(loc="upper left", fontsize="small")
-    return figure
+def _by_method(
+    results: Sequence[Result], plot: Callable[..., Axes], labels: Tensor, alt: str
+) -> list[tuple[Figure, str, str]]:
+    """One panel for each method."""
+    return [
+        (panel(partial(plot, result.test.mean, labels)), result.method.name, f"{result.method.name}: {alt}")
+        for result in results
+    ]
 
 
-def _reliability(results: Sequence[Result], labels: Tensor) -> Figure:
-    """Reliability diagrams, with one legend for all."""
-    figure = _side_by_side(results, partial(plots.reliability, num_bins=15), labels)  # as many bins as in the table
-    handles, names = figure.axes[0].get_legend_handles_labels()
-    for ax in figure.axes:
-        ax.get_legend().remove()  # type: ignore[union-attr]
-    figure.legend(handles, names, loc="outside lower center", ncols=len(names))
-    return figure
-
-
-def _extremes(shown: Result, data: Digits) -> dict[str, Figure]:
+def _extremes(shown: Result, data: Digits) -> dict[str, tuple[Tensor, list[str]]]:
+    """Images and their captions by what they are."""
     images = torch.cat([data.test[0], data.unknown[0]])
     labels = torch.cat([data.test[1], data.unknown[1]])
     probs = torch.cat([shown.test.mean, shown.unknown.mean])
     order = torch.cat([shown.test.total, shown.unknown.total]).argsort(stable=True)
     groups = {"Most certain": order[:NUM_IMAGES], "Least certain": order.flip(0)[:NUM_IMAGES]}
-    return {
-        title: plots.image_grid(
-            images[rows],
-            [_caption(labels[i], probs[i]) for i in rows],
-            columns=NUM_IMAGES,
-            figure=plt.figure(figsize=(1.4 * NUM_IMAGES, 2.3), layout="constrained"),
-        )
-        for title, rows in groups.items()
-    }
+    return {name: (images[rows], [_caption(labels[i], probs[i]) for i in rows]) for name, rows in groups.items()}
 
 
 def _caption(label: Tensor, probs: Tensor) -> str:
@@ -187,12 +150,13 @@ def _caption(label: Tensor, probs: Tensor) -> str:
     return "\n".join([name, *rows])
 
 
-def _uncertainties(shown: Result) -> Figure:
-    figure, axes = plt.subplots(1, 3, figsize=(12, 3.6), layout="constrained")
-    for ax, part in zip(axes, ("total", "aleatoric", "epistemic"), strict=True):
+def _uncertainties(shown: Result) -> list[tuple[Figure, str, str]]:
+    panels = []
+    for part in ("total", "aleatoric", "epistemic"):
         groups = {"known": getattr(shown.test, part), "unknown": getattr(shown.unknown, part)}
-        plots.uncertainty_histogram(groups, xlabel=f"{part} [nats]", bins=25, ax=ax)
-    return figure
+        draw = partial(plots.uncertainty_histogram, groups, xlabel=f"{part} [nats]", bins=25)
+        panels.append((panel(draw), f"{part} uncertainty", f"Histograms of the {part} uncertainty of both groups."))
+    return panels
 
 
 def _training(result: Result) -> Figure:

@@ -12,10 +12,7 @@ anything. All text is escaped. The page follows the reader's light or dark setti
 
 from __future__ import annotations
 
-import base64
-import io
 import os
-import struct
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from numbers import Real
@@ -26,43 +23,14 @@ import numpy as np
 from torch import Tensor
 
 from pyrobnn.core.files import check_path
+from pyrobnn.reporting.pixels import pixels
+from pyrobnn.reporting.png import Png, png_of_figure, png_of_image
+from pyrobnn.reporting.style import STYLE
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Format = str | Callable[..., str]
-
-_STYLE = """
-:root { color-scheme: light dark; --text: #1b1f24; --muted: #57606a; --page: #ffffff; --line: #d0d7de;
-  --soft: #f6f8fa; --link: #0b5cad }
-@media (prefers-color-scheme: dark) {
-  :root { --text: #e6edf3; --muted: #9aa4af; --page: #0f1318; --line: #30363d;
-    --soft: #181d24; --link: #6cb6ff } }
-* { box-sizing: border-box }
-body { margin: 0 auto; max-width: 58rem; padding: 1.5rem 1rem 4rem;
-  color: var(--text); background: var(--page);
-  font: 1rem/1.55 system-ui, sans-serif; overflow-wrap: break-word }
-h1, h2 { line-height: 1.25 }
-h1 { margin: 0 }
-h2 { margin: 2.5rem 0 .5rem; border-bottom: 1px solid var(--line); padding-bottom: .25rem }
-a { color: var(--link) }
-.subtitle, caption, figcaption { color: var(--muted) }
-.subtitle { margin: .25rem 0 0 }
-nav ol { columns: 16rem; padding-left: 1.25rem }
-.wide { overflow-x: auto; margin: 1rem 0 }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums }
-caption { text-align: left; padding-bottom: .35rem }
-th, td { padding: .3rem .75rem; text-align: left; vertical-align: top; border-bottom: 1px solid var(--line) }
-thead th { background: var(--soft) }
-.number { text-align: right; white-space: nowrap }
-td:not(.number) { min-width: 8rem }
-figure { margin: 1.25rem 0 }
-img { max-width: 100%; height: auto; background: #ffffff; border-radius: 4px }
-pre { overflow-x: auto; padding: .75rem; background: var(--soft); border: 1px solid var(--line);
-  border-radius: 4px; font: .875rem/1.45 ui-monospace, monospace }
-@media print {
-  .wide, pre { overflow: visible } pre { white-space: pre-wrap } tr, figure { break-inside: avoid } }
-"""
 
 
 class Report:
@@ -93,8 +61,14 @@ class Report:
             ValueError: If `title` is blank.
         """
         _require_text(title, "title")
-        paragraphs = [f"<p>{escape(part.strip())}</p>" for part in text.split("\n\n") if part.strip()]
-        self._sections.append((title, paragraphs))
+        self._sections.append((title, []))
+        self.paragraph(text)
+
+    def paragraph(self, text: str) -> None:
+        """Append plain text; a blank line begins a new paragraph."""
+        for part in text.split("\n\n"):
+            if part.strip():
+                self._append(f"<p>{escape(part.strip())}</p>")
 
     def table(
         self,
@@ -156,22 +130,43 @@ class Report:
             TypeError: If `fig` is not a figure.
             ValueError: If `alt` is blank.
         """
-        import matplotlib.pyplot as plt
-        from matplotlib.figure import Figure
+        self._append(_figure(fig, caption, alt))
 
-        if not isinstance(fig, Figure):
-            raise TypeError(f"fig: expected a matplotlib Figure, got {type(fig).__name__}. Of axes pass ax.figure.")
+    def figures(self, panels: Sequence[tuple[Figure, str, str]]) -> None:
+        """Append small figures side by side, as many in a row as the screen has room for.
+
+        Args:
+            panels: Figures with their captions and alternative texts, as for :meth:`figure`; of the size
+                :data:`~pyrobnn.reporting.figures.PANEL` they are legible on a phone.
+
+        Raises:
+            TypeError: If one is not a figure.
+            ValueError: If there is none, or an alternative text is blank.
+        """
+        if not panels:
+            raise ValueError("panels: expected at least one figure, got none.")
+        self._append("\n".join(['<div class="figures">', *(_figure(*panel) for panel in panels), "</div>"]))
+
+    def images(self, images: Tensor, captions: Sequence[str], alt: str) -> None:
+        """Append images, each above its caption, as many in a row as the screen has room for.
+
+        Args:
+            images: ``[N, H, W]`` or ``[N, 1 or 3, H, W]``, as for :func:`pyrobnn.plots.image_grid`.
+            captions: One for each; a line break begins a new line.
+            alt: What the images show; the caption of each follows it.
+
+        Raises:
+            TypeError: If the images are neither floating point nor ``uint8``.
+            ValueError: If shapes or the number of captions do not fit, or `alt` is blank.
+        """
         _require_text(alt, "alt")
-        buffer = io.BytesIO()
-        # No version stamp: the same figure gives the same bytes.
-        fig.savefig(buffer, format="png", dpi=2 * fig.dpi, bbox_inches="tight", metadata={"Software": None})
-        plt.close(fig)
-        png = buffer.getvalue()
-        width, height = (pixels // 2 for pixels in struct.unpack(">II", png[16:24]))  # from the PNG header
-        self._append(
-            f'<figure>\n<img src="data:image/png;base64,{base64.b64encode(png).decode()}" alt="{escape(alt)}"'
-            f' width="{width}" height="{height}">\n<figcaption>{escape(caption)}</figcaption>\n</figure>'
-        )
+        if len(captions) != len(images):
+            raise ValueError(f"captions: expected one for each of {len(images)} images, got {len(captions)}.")
+        figures = [
+            _element(png_of_image(image), caption, f"{alt}: {' '.join(caption.split())}")
+            for image, caption in zip(pixels(images), captions, strict=True)
+        ]
+        self._append("\n".join(['<div class="images">', *figures, "</div>"]))
 
     def preformatted(self, text: str) -> None:
         """Append text as it is, in a fixed-width font: a model description, a stack trace, a command."""
@@ -220,8 +215,20 @@ class Report:
             '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
             f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
             '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-            f"<title>{title}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n{body}\n</body>\n</html>\n"
+            f"<title>{title}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n{body}\n</body>\n</html>\n"
         )
+
+
+def _figure(fig: Figure, caption: str, alt: str) -> str:
+    _require_text(alt, "alt")
+    return _element(png_of_figure(fig), caption, alt)
+
+
+def _element(png: Png, caption: str, alt: str) -> str:
+    return (
+        f'<figure>\n<img src="{png.uri}" alt="{escape(alt)}" width="{png.width}" height="{png.height}">\n'
+        f"<figcaption>{escape(caption)}</figcaption>\n</figure>"
+    )
 
 
 def _require_text(text: str, name: str) -> None:

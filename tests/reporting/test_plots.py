@@ -33,12 +33,15 @@ LABELS = torch.tensor([0, 0, 0, 1])
 # Ranks among four draws, of twelve simulations: the bins hold 4, 1, 2, 1 and 4.
 RANKS = torch.tensor([0] * 4 + [1] + [2] * 2 + [3] + [4] * 4)
 
+RISK = metrics.risk_coverage(torch.tensor([0.1, 0.2, 0.3, 0.4]), torch.tensor([0, 1, 0, 1]))
+
 HISTORY = SimpleNamespace(elbo=[-3.0, -2.0], log_likelihood=[-2.5, -1.0], kl=[0.5, 1.0])
 
 PANELS: dict[str, Callable[..., Axes]] = {
     "reliability": lambda ax=None: plots.reliability(PROBS, LABELS, ax=ax),
     "confidence_histogram": lambda ax=None: plots.confidence_histogram(PROBS, LABELS, ax=ax),
     "uncertainty_histogram": lambda ax=None: plots.uncertainty_histogram({"known": X}, ax=ax),
+    "risk_coverage": lambda ax=None: plots.risk_coverage({"entropy": RISK}, ax=ax),
     "regression_band": lambda ax=None: plots.regression_band(X, MEAN, ALEATORIC, EPISTEMIC, ax=ax),
     "simplex": lambda ax=None: plots.simplex(torch.tensor([[2.0, 3.0, 4.0], [1.0, 1.0, 8.0]]), ax=ax),
     "elbo": lambda ax=None: plots.elbo(HISTORY, ax=ax),
@@ -116,7 +119,9 @@ def test_reliability_gap_of_an_underconfident_bin_hangs_from_the_accuracy(ax: Ax
 def test_confidence_histogram_known_bars_and_means(ax: Axes) -> None:
     plots.confidence_histogram(PROBS, LABELS, num_bins=10, ax=ax)
     assert np.allclose(bars(ax, "wrong (2)"), [(0.6, 0, 1), (0.9, 0, 1)])
-    assert np.allclose(bars(ax, "correct (2)"), [(0.9, 1, 2)])
+    assert np.allclose(bars(ax, "correct (2)"), [(0.9, 0, 2)])
+    assert ax.get_yscale() == "log"  # one bin holds most examples of a good classifier, and others would not be seen
+    assert ax.get_ylim()[0] == 0.5
     assert np.allclose(line(ax, "accuracy 0.500")[0], 0.5)
     assert np.allclose(line(ax, "mean confidence 0.875")[0], 0.875)
 
@@ -136,6 +141,21 @@ def test_confidence_histogram_counts_every_example(seed: int, size: int, classes
     correct = int((probs.argmax(-1) == y).sum())
     assert sum(height for _, _, height in bars(ax, "correct")) == correct
     assert sum(height for _, _, height in bars(ax, "wrong")) == size - correct
+
+
+def test_risk_coverage_shows_the_curves_and_the_best_order(ax: Axes) -> None:
+    plots.risk_coverage({"entropy": RISK}, ax=ax)
+    x, y = line(ax, f"entropy (area {float(RISK.aurc):.3g})")
+    np.testing.assert_allclose(x, [0.25, 0.5, 0.75, 1.0])
+    np.testing.assert_allclose(y, [0.0, 0.5, 1 / 3, 0.5])  # errors 0, 1, 0, 1 in the order of the uncertainty
+    np.testing.assert_allclose(line(ax, "best order")[1], [0.0, 0.0, 1 / 3, 0.5])
+
+
+def test_risk_coverage_refuses() -> None:
+    with pytest.raises(ValueError, match="curves: expected 1 to 7, got 0"):
+        plots.risk_coverage({})
+    with pytest.raises(TypeError, match=r"curves of 'a': expected what metrics\.risk_coverage"):
+        plots.risk_coverage({"a": X})  # type: ignore[dict-item]
 
 
 @pytest.mark.parametrize("plot", [plots.reliability, plots.confidence_histogram])

@@ -164,6 +164,49 @@ def test_figure_is_a_png_at_twice_the_size_it_is_shown_and_closed(tmp_path: Path
     assert 260 < height <= 320
 
 
+def test_figures_and_images_side_by_side(tmp_path: Path) -> None:
+    report = Report("Grid")
+    report.figures([(line_figure(), "one", "first"), (line_figure(), "two", "second")])
+    pixels = torch.tensor([[[0.0, 1.0, 0.5]], [[1.0, 1.0, 0.0]]])
+    report.images(pixels, ["a\nb", "<c>"], "row of three")
+    page = parse(report, tmp_path)
+    assert [attributes.get("class") for attributes in page.attributes("div")] == ["figures", "images"]
+    assert page.text("figcaption") == ["one", "two", "a\nb", "<c>"]
+    images = page.attributes("img")
+    assert [image["alt"] for image in images] == ["first", "second", "row of three: a b", "row of three: <c>"]
+    assert (images[2]["width"], images[2]["height"]) == ("3", "1")  # pixel by pixel
+    png = base64.b64decode((images[2]["src"] or "").split(",")[1])
+    gray = matplotlib.image.imread(io.BytesIO(png), format="png")[0, :, 0]
+    np.testing.assert_allclose(gray, [0.0, 1.0, 0.5], atol=1 / 255)
+
+
+def test_color_images_keep_their_channels(tmp_path: Path) -> None:
+    report = Report("Color")
+    report.images(torch.tensor([[[[1.0]], [[0.0]], [[0.2]]]]), ["red"], "one pixel")
+    (image,) = parse(report, tmp_path).attributes("img")
+    png = base64.b64decode((image["src"] or "").split(",")[1])
+    rgb = matplotlib.image.imread(io.BytesIO(png), format="png")[0, 0, :3]
+    np.testing.assert_allclose(rgb, [1.0, 0.0, 0.2], atol=1 / 255)
+
+
+def test_grids_refuse() -> None:
+    with pytest.raises(ValueError, match="panels: expected at least one figure"):
+        Report("Grid").figures([])
+    with pytest.raises(ValueError, match="captions: expected one for each of 2 images, got 1"):
+        Report("Grid").images(torch.rand(2, 3, 3), ["a"], "two")
+    with pytest.raises(ValueError, match="images: expected"):
+        Report("Grid").images(torch.rand(2, 3), ["a", "b"], "two")
+    with pytest.raises(ValueError, match="alt: expected text"):
+        Report("Grid").images(torch.rand(1, 3, 3), ["a"], " ")
+
+
+def test_paragraphs_between_other_blocks(tmp_path: Path) -> None:
+    report = Report("Text")
+    report.preformatted("x")
+    report.paragraph("one & two\n\nthree")
+    assert parse(report, tmp_path).text("p") == ["one & two", "three"]
+
+
 def test_same_content_gives_the_same_bytes(tmp_path: Path) -> None:
     first = full_report().write(tmp_path / "first.html").read_bytes()
     assert full_report().write(tmp_path / "second.html").read_bytes() == first

@@ -421,6 +421,7 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "AdaptiveCalibrationError": (metrics.AdaptiveCalibrationError, {}),
     "rank_histogram": (plots.rank_histogram, {"ranks": torch.arange(10), "num_samples": 9}),
     "rank_ecdf": (plots.rank_ecdf, {"ranks": torch.arange(10), "num_samples": 9}),
+    "plots.risk_coverage": (plots.risk_coverage, {"curves": {"a": metrics.risk_coverage(SCORES, ERRORS)}}),
     "simplex": (plots.simplex, {"concentrations": torch.ones(3)}),
     "reliability": (plots.reliability, {"probs": PROBS, "y": LABELS}),
     "confidence_histogram": (plots.confidence_histogram, {"probs": PROBS, "y": LABELS}),

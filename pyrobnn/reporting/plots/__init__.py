@@ -11,6 +11,7 @@ from pyrobnn.reporting.plots.detection import detection
 from pyrobnn.reporting.plots.images import image_grid, uncertainty_maps
 from pyrobnn.reporting.plots.ranks import rank_ecdf, rank_histogram
 from pyrobnn.reporting.plots.regression import regression_band
+from pyrobnn.reporting.plots.selective import risk_coverage
 from pyrobnn.reporting.plots.simplex import simplex
 from pyrobnn.reporting.plots.training import ElboHistory, elbo
 
@@ -33,6 +34,7 @@ __all__ = [
     "rank_histogram",
     "regression_band",
     "reliability",
+    "risk_coverage",
     "simplex",
     "uncertainty_histogram",
     "uncertainty_maps",

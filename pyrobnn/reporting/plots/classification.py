@@ -58,9 +58,10 @@ def reliability(probs: Tensor, y: Tensor, *, num_bins: int = 10, ax: Axes | None
 
 @explained
 def confidence_histogram(probs: Tensor, y: Tensor, *, num_bins: int = 20, ax: Axes | None = None) -> Axes:
-    """How confident the wrong and the correct predictions are: stacked bars, the wrong ones at the bottom.
+    """How confident the wrong and the correct predictions are: bars from zero, the wrong ones in front.
 
-    Two vertical lines mark accuracy and mean confidence; accuracy left of confidence means overconfidence.
+    Counts are on a logarithmic scale, since most predictions of a good classifier are in the last bin. Two vertical
+    lines mark accuracy and mean confidence; accuracy left of confidence means overconfidence.
 
     Args:
         probs: Predicted probabilities, ``[N, C]``.
@@ -80,14 +81,16 @@ def confidence_histogram(probs: Tensor, y: Tensor, *, num_bins: int = 20, ax: Ax
     wrong = count - correct
     mean_accuracy = correct.sum() / count.sum()
     mean_confidence = np.nansum(count * to_numpy(curve.confidence)) / count.sum()
-    place: dict[str, Any] = {"x": edges[:-1], "width": np.diff(edges), "align": "edge", "edgecolor": "white"}
+    place: dict[str, Any] = {"x": edges[:-1], "width": np.diff(edges), "align": "edge"}
+    hatched: dict[str, Any] = {"facecolor": (VERMILLION, 0.5), "edgecolor": VERMILLION, "hatch": "//"}
 
     ax = new_axes(ax)
-    ax.bar(**place, height=wrong, color=VERMILLION, hatch="//", label=f"wrong ({wrong.sum():.0f})")
-    ax.bar(**place, height=correct, bottom=wrong, color=SKY, label=f"correct ({correct.sum():.0f})")
+    ax.bar(**place, edgecolor="white", height=correct, color=SKY, label=f"correct ({correct.sum():.0f})")
+    ax.bar(**place, **hatched, height=wrong, label=f"wrong ({wrong.sum():.0f})")
     ax.axvline(mean_accuracy, color=BLACK, linestyle="-", label=f"accuracy {mean_accuracy:.3f}")
     ax.axvline(mean_confidence, color=BLACK, linestyle=":", label=f"mean confidence {mean_confidence:.3f}")
-    ax.set(xlim=(0, 1), xlabel="confidence (largest probability)", ylabel="number of examples")
+    ax.set(xlim=(0, 1), xlabel="confidence (largest probability)", ylabel="number of examples", yscale="log")
+    ax.set_ylim(bottom=0.5)
     ax.legend(loc="upper left")
     return ax
 

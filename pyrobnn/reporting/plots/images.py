@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from pyrobnn.core.explanations import explained
-from pyrobnn.metrics._checks import check_float, check_labels
+from pyrobnn.metrics._checks import check_labels
 from pyrobnn.prediction import ClassPrediction, Prediction
+from pyrobnn.reporting.pixels import pixels as pixels_of
 from pyrobnn.reporting.plots.arrays import to_numpy
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def image_grid(
         raise ValueError(f"titles: expected one for each of {len(images)} images, got {len(titles)}.")
     if columns < 1:
         raise ValueError(f"columns: expected at least 1, got {columns}.")
-    pixels = _pixels(images)
+    pixels = pixels_of(images)
 
     columns = min(columns, len(pixels))
     rows = ceil(len(pixels) / columns)
@@ -109,7 +109,7 @@ def uncertainty_maps(
         raise ValueError(f"images: expected {count} of {height} by {width} pixels, got {list(images.shape)}.")
     if class_names is not None and len(class_names) != classes:
         raise ValueError(f"class_names: expected one for each of {classes} classes, got {len(class_names)}.")
-    pixels = _pixels(images)
+    pixels = pixels_of(images)
     observed = prediction.likelihood.observed_mask(truth)
     void = torch.zeros_like(truth, dtype=torch.bool) if observed is None else ~observed
     labels = check_labels(truth.masked_fill(void, 0), prediction.mean.shape[:-1], classes, name="truth")
@@ -158,16 +158,3 @@ def _class_colors(classes: int) -> list[Any]:
     colors = plt.get_cmap("tab20").colors  # type: ignore[attr-defined]
     chosen = [color for i, color in enumerate((*colors[::2], *colors[1::2])) if i % 10 != 7]
     return chosen[:classes] if classes <= len(chosen) else list(plt.get_cmap("turbo")(np.linspace(0, 1, classes)))
-
-
-def _pixels(images: Tensor) -> NDArray[np.float64]:
-    """Images from 0 to 1, channels last; those that leave the range are scaled together."""
-    channels = images.shape[1] if images.ndim == 4 else 1
-    if images.ndim not in (3, 4) or channels not in (1, 3):
-        raise ValueError(f"images: expected [N, H, W] or [N, 1 or 3, H, W], got {list(images.shape)}.")
-    scaled = images.float() / 255 if images.dtype == torch.uint8 else images
-    pixels = to_numpy(check_float(scaled, "images", finite=True))
-    low, high = pixels.min(), pixels.max()
-    if low < 0 or high > 1:
-        pixels = (pixels - low) / (high - low if high > low else 1)
-    return pixels.transpose(0, 2, 3, 1) if pixels.ndim == 4 else pixels
