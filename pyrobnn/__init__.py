@@ -17,6 +17,7 @@ from pyrobnn import (
     training,
 )
 from pyrobnn._version import __version__
+from pyrobnn.assessment import report
 from pyrobnn.checkpoint import load, save
 from pyrobnn.core import schedules
 from pyrobnn.core.batches import Batch
@@ -70,6 +71,7 @@ __all__ = [
     "priors",
     "recalibrate_batch_norm",
     "regression_report",
+    "report",
     "robustness",
     "sample",
     "sampling",

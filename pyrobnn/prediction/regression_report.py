@@ -23,7 +23,7 @@ from pyrobnn.prediction.predict import predict_batches
 if TYPE_CHECKING:
     from pyrobnn.metrics.streaming_regression import RegressionScores
 
-__all__ = ["regression_report", "regression_scores"]
+__all__ = ["add_prediction", "regression_report", "regression_scores"]
 
 _LEVELS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
@@ -65,7 +65,7 @@ def regression_scores(
         ValueError: If targets, weights or levels do not fit, or the draws were not kept.
     """
     scores = _empty(levels, level, level_weights, num_bins)
-    _add(scores, prediction, targets, weight, num_targets)
+    add_prediction(scores, prediction, targets, weight, num_targets)
     return scores.report()
 
 
@@ -120,7 +120,7 @@ def regression_report(
 
     options = {"return_draws": True, **options}
     for index, (prediction, y) in enumerate(predict_batches(model, guide, data, num_samples, batch=read, **options)):
-        _add(scores, prediction, y, weights[index], num_targets)
+        add_prediction(scores, prediction, y, weights[index], num_targets)
     if not weights:
         raise ValueError("data: it holds no inputs.")
     return scores.report()
@@ -132,13 +132,14 @@ def _empty(levels: Any, level: float | None, level_weights: LevelWeights, num_bi
     return RegressionScores(levels, level, level_weights=level_weights, num_bins=num_bins)
 
 
-def _add(
+def add_prediction(
     scores: RegressionScores,
     given: Prediction,
     targets: Tensor | None,
     weight: Tensor | None,
     num_targets: int,
 ) -> None:
+    """Adds a prediction, as for :func:`regression_scores`, to the scores of others."""
     check_positive_int("num_targets", num_targets)
     prediction, y = held_out_real(given, targets)
     observed = prediction.likelihood.observed_mask(y)

@@ -98,7 +98,7 @@ class Report:
             raise ValueError(f"formats: expected keys among the columns {columns}, got {unknown}.")
 
         body = [[_scalar(row.get(column)) for column in columns] for row in rows]
-        kinds = [' class="number"' if _are_numbers(values) else "" for values in zip(*body, strict=True)]
+        kinds = [_kind(values) for values in zip(*body, strict=True)]
         head = "".join(
             f'<th scope="col"{kind}>{escape(str(column))}</th>' for column, kind in zip(columns, kinds, strict=True)
         )
@@ -241,6 +241,13 @@ def _scalar(value: object) -> object:
     if isinstance(value, np.generic) or (isinstance(value, Tensor) and value.numel() == 1):
         return value.item()
     return value
+
+
+def _kind(values: Sequence[object]) -> str:
+    """The class of a column's cells, as an attribute."""
+    if _are_numbers(values):
+        return ' class="number"'
+    return ' class="text"' if any(isinstance(value, str) and len(value) > 40 for value in values) else ""
 
 
 def _are_numbers(values: Sequence[object]) -> bool:

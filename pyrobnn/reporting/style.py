@@ -38,6 +38,7 @@ figure { margin: 1.25rem 0 }
 img { max-width: 100%; height: auto; background: #ffffff; border-radius: 4px }
 pre { overflow-x: auto; padding: .75rem; background: var(--soft); border: 1px solid var(--line);
   border-radius: 4px; font: .875rem/1.45 ui-monospace, monospace }
+@media (max-width: 30rem) { th, td { padding: .3rem .45rem } }
 @media print {
   .wide, pre { overflow: visible } pre { white-space: pre-wrap } tr, figure { break-inside: avoid } }
 """

@@ -411,6 +411,10 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
         pb.regression_report,
         {"model": REAL_MODEL, "guide": guides.MAP(REAL_MODEL), "data": [(X, Y)], "num_samples": 2, "levels": [0.5]},
     ),
+    "report": (
+        pb.report,
+        {"model": MODEL, "guide": GUIDE, "test": LOADER, "num_samples": 2, "num_bootstrap": 2, "num_examples": 1},
+    ),
     "prediction.crps": (REAL.crps, {"y": Y}),
     "prediction.pit": (REAL.pit, {"y": Y}),
     "r2": (metrics.r2, {"mean": SCORES, "y": OTHERS}),

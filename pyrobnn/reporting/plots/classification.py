@@ -9,14 +9,14 @@ import numpy as np
 from torch import Tensor
 
 from pyrobnn.core.explanations import explained
-from pyrobnn.metrics.calibration import reliability_curve
+from pyrobnn.metrics.calibration import ReliabilityCurve, reliability_curve
 from pyrobnn.reporting.figures import BLACK, BLUE, COLORS, LINES, SKY, VERMILLION, new_axes
 from pyrobnn.reporting.plots.arrays import to_numpy, vector
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["confidence_histogram", "reliability", "uncertainty_histogram"]
+__all__ = ["confidence_histogram", "draw_confidence", "draw_reliability", "reliability", "uncertainty_histogram"]
 
 
 @explained
@@ -40,7 +40,11 @@ def reliability(probs: Tensor, y: Tensor, *, num_bins: int = 10, ax: Axes | None
 
     Source: Guo et al. (2017), "On Calibration of Modern Neural Networks", ICML.
     """
-    curve = reliability_curve(probs, y, num_bins=num_bins)
+    return draw_reliability(reliability_curve(probs, y, num_bins=num_bins), ax=ax)
+
+
+def draw_reliability(curve: ReliabilityCurve, *, ax: Axes | None = None) -> Axes:
+    """:func:`reliability` of a curve that is known already."""
     edges, accuracy, confidence = map(to_numpy, (curve.bin_edges, curve.accuracy, curve.confidence))
     gap, lower = np.abs(confidence - accuracy), np.minimum(confidence, accuracy)  # NaN where empty: no bar
     place: dict[str, Any] = {"x": edges[:-1], "width": np.diff(edges), "align": "edge"}
@@ -75,7 +79,11 @@ def confidence_histogram(probs: Tensor, y: Tensor, *, num_bins: int = 20, ax: Ax
     Raises:
         TypeError, ValueError: As :func:`pyrobnn.metrics.reliability_curve`.
     """
-    curve = reliability_curve(probs, y, num_bins=num_bins)
+    return draw_confidence(reliability_curve(probs, y, num_bins=num_bins), ax=ax)
+
+
+def draw_confidence(curve: ReliabilityCurve, *, ax: Axes | None = None) -> Axes:
+    """:func:`confidence_histogram` of a curve that is known already."""
     edges, count = to_numpy(curve.bin_edges), to_numpy(curve.count)
     correct = np.rint(np.nan_to_num(count * to_numpy(curve.accuracy)))
     wrong = count - correct
