@@ -14,7 +14,6 @@ from pyrobnn.assessment.bootstrap import Score, bootstrap
 from pyrobnn.assessment.stream import Seen
 from pyrobnn.conformal import coverage_of_intervals
 from pyrobnn.metrics.selective import RiskCoverage, risk_coverage
-from pyrobnn.metrics.streaming_regression import RegressionScores
 from pyrobnn.prediction import Prediction
 from pyrobnn.prediction.regression_report import add_prediction
 from pyrobnn.reporting import plots
@@ -41,29 +40,14 @@ TITLES = {
 }
 
 
-class _Recorded(RegressionScores):
-    """Scores that also remember what they had of each target."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.rows: list[dict[str, Tensor]] = []
-
-    def update(self, mean: Tensor, y: Tensor, lower: Tensor, upper: Tensor, **found: Any) -> None:
-        """Adds a batch and remembers it."""
-        super().update(mean, y, lower, upper, **found)
-        mask = found["observed"]
-        mask = torch.ones_like(y, dtype=torch.bool) if mask is None else mask
-        rows = {"mean": mean, "y": y, "lower": lower[-1], "upper": upper[-1], "crps": found["crps"], "mask": mask}
-        rows["nll"] = -found["log_prob"]
-        self.rows.append({name: value.detach().cpu() for name, value in rows.items()})
-
-
 class RealAssessor(Assessor):
     """Scores, PIT, calibration of quantiles, coverage by uncertainty, and predictions with their intervals."""
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings)
-        self._recorded = _Recorded()
+        from pyrobnn.assessment.recorded import RecordedScores  # loads torchmetrics
+
+        self._recorded = RecordedScores()
         self._total: list[Tensor] = []
         self.scores: dict[str, Score] = {}
 
