@@ -1,4 +1,4 @@
-"""Decisions under uncertainty: active learning, contextual bandits and Bayesian optimization, on any posterior."""
+"""Decisions under uncertainty: active learning, bandits, Q-learning and Bayesian optimization, on any posterior."""
 
 from pyrobnn.decisions.acquisition import (
     BALD,
@@ -25,6 +25,8 @@ from pyrobnn.decisions.bandits import (
 )
 from pyrobnn.decisions.bayesian_optimization import BayesianOptimization, expected_improvement
 from pyrobnn.decisions.feature_acquisition import BADGE, CoreSet
+from pyrobnn.decisions.maze import Maze
+from pyrobnn.decisions.q_learning import LinearQ, NeuralQ, QFunctions, QLearning, QRun
 from pyrobnn.decisions.rewards import LinearRewards, NeuralRewards, RewardModel
 
 __all__ = [
@@ -42,11 +44,17 @@ __all__ = [
     "CoreSet",
     "Entropy",
     "EpsilonGreedy",
+    "LinearQ",
     "LinearRewards",
+    "Maze",
     "MeanStd",
+    "NeuralQ",
     "NeuralRewards",
     "Policy",
     "Pool",
+    "QFunctions",
+    "QLearning",
+    "QRun",
     "Random",
     "RewardModel",
     "ThompsonSampling",

@@ -164,7 +164,7 @@ class NeuralRewards:
 
     def sample(self, context: Tensor) -> Tensor:
         """Rewards ``[A]`` under one draw of the weights."""
-        return predict(self.model, self.guide, context.unsqueeze(0), 1, predictor="weights").mean[0]
+        return self.values(context.unsqueeze(0), 1, predictor="weights")[0]
 
     def moments(self, context: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and epistemic standard deviation of the expected rewards, ``[A]`` each."""
@@ -180,10 +180,17 @@ class NeuralRewards:
         if len(self.contexts) % self.refit_every == 0:
             self.refit()
 
+    def values(self, contexts: Tensor, num_samples: int, **options: Any) -> Tensor:
+        """Mean rewards of all arms ``[B, A]`` over draws, by :func:`pyrobnn.predict` with further options."""
+        return predict(self.model, self.guide, contexts, num_samples, **options).mean
+
     def refit(self) -> None:
         """Fits the posterior to all observations, from where it was; N is their number."""
         x, y = torch.stack(self.contexts), torch.stack(self.targets)
+        self.train(x, y, self.first_steps if len(x) == self.refit_every else self.steps)
+
+    def train(self, x: Tensor, y: Tensor, steps: int) -> None:
+        """About so many steps on contexts ``[N, d]`` and rewards ``[N, A]``, NaN where they were not seen."""
         self.model.num_data = len(x)
-        steps = self.first_steps if len(x) == self.refit_every else self.steps
         loader = DataLoader(TensorDataset(x, y), min(self.batch_size, len(x)), shuffle=True)
         fit(self.model, self.guide, loader, epochs=max(1, round(steps / len(loader))), progress=False, **self.options)
