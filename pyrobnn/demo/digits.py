@@ -1,8 +1,8 @@
 """The demo's data and model: digits 0 to 7 are known, 8 and 9 are not.
 
 The images are the 1,797 handwritten 8×8 digits of the UCI repository that come with scikit-learn (Alpaydin & Kaynak
-1998). Pixels are standardized with the mean and the standard deviation of all training pixels, because fan-in scaled
-priors suppose inputs of unit variance.
+1998). Pixels are standardized with the mean and the standard deviation of all training pixels, because the default
+prior supposes inputs of unit variance.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections import OrderedDict
 from dataclasses import dataclass
 
-import pyro.distributions as dist
 import sklearn.datasets
 import torch
 from sklearn.model_selection import train_test_split
@@ -26,6 +25,8 @@ NUM_KNOWN = 8
 """Digits below this one are the known classes."""
 BATCH_SIZE = 32
 TEST_SHARE = 0.25
+VALIDATION_SHARE = 0.15
+"""Of what is not for testing."""
 
 
 @dataclass(frozen=True)
@@ -34,11 +35,13 @@ class Digits:
 
     Attributes:
         train: Images and labels to learn from, of known classes.
+        validation: Images and labels that options are chosen on, of known classes.
         test: Images and labels held out, of known classes.
         unknown: Images and labels of the classes that are never learned.
     """
 
     train: tuple[Tensor, Tensor]
+    validation: tuple[Tensor, Tensor]
     test: tuple[Tensor, Tensor]
     unknown: tuple[Tensor, Tensor]
 
@@ -52,15 +55,12 @@ def load_digits(seed: int = 0) -> Digits:
     raw = sklearn.datasets.load_digits()
     images, labels = torch.from_numpy(raw.images).float(), torch.from_numpy(raw.target).long()
     is_known = labels < NUM_KNOWN
-    train, test = train_test_split(
-        is_known.nonzero().flatten().numpy(),
-        test_size=TEST_SHARE,
-        random_state=seed,
-        stratify=labels[is_known].numpy(),
-    )
+    rest, test = _split(is_known.nonzero().flatten(), labels, TEST_SHARE, seed)
+    train, validation = _split(rest, labels, VALIDATION_SHARE, seed)
     images = (images - images[train].mean()) / images[train].std()
     return Digits(
         train=(images[train], labels[train]),
+        validation=(images[validation], labels[validation]),
         test=(images[test], labels[test]),
         unknown=(images[~is_known], labels[~is_known]),
     )
@@ -83,9 +83,11 @@ def network() -> nn.Sequential:
 
 
 def make_model(num_data: int) -> SupervisedModel:
-    """The network as a Pyro model of ``num_data`` labels.
+    """The network as a Pyro model of ``num_data`` labels, with the default prior."""
+    return SupervisedModel(network(), likelihoods.Categorical(), num_data=num_data)
 
-    Digits are clear, so the prior should not call confidence improbable: networks drawn from it give 87 % of the
-    images a class of probability above 0.9; networks drawn from He's narrower prior, 25 %.
-    """
-    return SupervisedModel(network(), likelihoods.Categorical(), dist.Normal(0.0, 0.5), num_data=num_data)
+
+def _split(indices: Tensor, labels: Tensor, share: float, seed: int) -> tuple[Tensor, Tensor]:
+    """The indices without and with a share that is held out, the same of each class."""
+    kept, held_out = train_test_split(indices.numpy(), test_size=share, random_state=seed, stratify=labels[indices])
+    return torch.from_numpy(kept), torch.from_numpy(held_out)

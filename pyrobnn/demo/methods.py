@@ -59,9 +59,10 @@ def train_swag(
 def train_laplace(
     model: SupervisedModel, guide: guides.Laplace, data: Digits, epochs: int, seed: int, progress: bool
 ) -> History:
-    """Laplace takes the curvature at the point, in one pass over the data."""
+    """Laplace takes the curvature at the point, and the prior's precision that serves the validation data best."""
     history = train_by_adam(model, guide, data, epochs, seed, progress)
-    guide.fit(model, data.loader(), progress=progress)
+    held_out = [data.validation]
+    guide.fit(model, data.loader(), prior_precision="held_out", held_out=held_out, progress=progress)
     return history
 
 

@@ -33,8 +33,9 @@ all members.
 Seconds: training, what follows it, and prediction."""
 
 _CALIBRATION = """On the held-out images of known digits. Bars above the diagonal mean underconfidence. Mean field errs
-so when data are few for its weights: it must pay, in KL, for every weight that it pins down. So does Laplace when
-classes are easily separated: the curvature is small then, and the prior stays."""
+so when data are few for its weights: it must pay, in KL, for every weight that it pins down. So would Laplace when
+classes are easily separated, as the curvature is small then and the prior stays; the precision of its prior is
+therefore chosen on validation images."""
 
 _CONFIDENCE = """Right and wrong predictions of the same images by their confidence, on a logarithmic scale."""
 

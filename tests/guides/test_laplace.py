@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import pyrobnn as pb
 from pyrobnn import likelihoods, priors
-from pyrobnn.demo.digits import load_digits, make_model
+from pyrobnn.demo.digits import load_digits, network
 from pyrobnn.guides import MAP, Composite, Laplace
 from pyrobnn.metrics import auroc
 from pyrobnn.model.supervised import SupervisedModel
@@ -403,7 +403,9 @@ def test_it_tells_noise_from_digits_better_than_the_point() -> None:
     """Entropy's AUROC of noise images against held-out digits rises by at least 2 points over MAP."""
     data = load_digits(seed=0)
     pyro.set_rng_seed(0)
-    model = make_model(len(data.train[1]))
+    model = pb.SupervisedModel(
+        network(), pb.likelihoods.Categorical(), dist.Normal(0.0, 0.5), num_data=len(data.train[1])
+    )
     point = MAP(model)
     pb.fit(model, point, data.loader(), epochs=15, lr=1e-2, seed=0, progress=False)
     guide = Laplace(model, point).fit(model, data.loader())
