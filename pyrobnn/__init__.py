@@ -28,7 +28,7 @@ from pyrobnn.model import likelihoods, priors
 from pyrobnn.model.bayesianize import BayesianModule, bayesianize
 from pyrobnn.model.standardization import Standardizer
 from pyrobnn.model.supervised import SupervisedModel
-from pyrobnn.prediction import Prediction, Predictive, predict, predict_batches, regression_report
+from pyrobnn.prediction import Prediction, Predictive, predict, predict_batches, predict_joint, regression_report
 from pyrobnn.reporting import plots
 from pyrobnn.reporting.description import describe
 from pyrobnn.sampling import sample
@@ -68,6 +68,7 @@ __all__ = [
     "plots",
     "predict",
     "predict_batches",
+    "predict_joint",
     "priors",
     "recalibrate_batch_norm",
     "regression_report",

@@ -7,7 +7,8 @@ After each evaluation a network is fitted to all of them, and the next input is 
 
   .. math::  \mathrm{EI} = s\, (z\, \Phi(z) + \varphi(z)), \qquad z = (m - b) / s;
 
-* value of **one function** (Thompson sampling): the network under one draw of the weights.
+* value of **one function** (Thompson sampling), drawn at all candidates together (:func:`pyrobnn.predict_joint`): the
+  network under one draw of the weights, or its linearization where the posterior predicts by that (Laplace).
 
 Jones, Schonlau and Welch, "Efficient global optimization of expensive black-box functions", 1998; Snoek et al.,
 "Scalable Bayesian optimization using deep neural networks", ICML 2015.
@@ -27,6 +28,7 @@ from tqdm.auto import tqdm
 from pyrobnn.core import random_state
 from pyrobnn.core.arguments import check_int, check_positive_int
 from pyrobnn.core.explanations import explained
+from pyrobnn.prediction.joint import function_at
 from pyrobnn.prediction.predict import predict
 
 __all__ = ["BayesianOptimization", "Criterion", "expected_improvement"]
@@ -183,7 +185,7 @@ class BayesianOptimization:
         y = torch.tensor([evaluation.value for evaluation in self.evaluations], dtype=x.dtype, device=x.device)
         model, guide = self._previous = self.fit(x, y, self._previous)
         if self.criterion == "thompson":
-            return pool[int(predict(model, guide, pool, 1, predictor="weights").mean.flatten().argmax())]
+            return pool[int(function_at(model, guide, pool).flatten().argmax())]
         found = predict(model, guide, pool, self.num_samples)
         std = found.epistemic.flatten().clamp_min(0).sqrt()
         return pool[int(expected_improvement(found.mean.flatten(), std, float(y.max())).argmax())]

@@ -143,9 +143,9 @@ class NeuralQ:
         self.num_actions = num_actions
 
     def draw(self) -> States:
-        """One function: a draw of all weights, pinned by a seed."""
+        """One function of the posterior, pinned by a seed."""
         seed = int(torch.randint(2**31, ()))
-        return lambda states: self.network.values(states, 1, predictor="weights", seed=seed)
+        return lambda states: self.network.function(states, seed)
 
     def mean(self, states: Tensor) -> Tensor:
         """Means of the posterior."""

@@ -18,6 +18,7 @@ from pyrobnn.core.arguments import check_positive, check_positive_int
 from pyrobnn.core.explanations import explained
 from pyrobnn.guides.base import Guide
 from pyrobnn.model.supervised import SupervisedModel
+from pyrobnn.prediction.joint import function_at
 from pyrobnn.prediction.predict import predict
 from pyrobnn.training.fit import fit
 
@@ -163,8 +164,8 @@ class NeuralRewards:
         self.targets: list[Tensor] = []
 
     def sample(self, context: Tensor) -> Tensor:
-        """Rewards ``[A]`` under one draw of the weights."""
-        return self.values(context.unsqueeze(0), 1, predictor="weights")[0]
+        """Rewards ``[A]`` of one function (:func:`pyrobnn.predict_joint`): of Laplace a draw of the linearization."""
+        return self.function(context.unsqueeze(0))[0]
 
     def moments(self, context: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and epistemic standard deviation of the expected rewards, ``[A]`` each."""
@@ -179,6 +180,10 @@ class NeuralRewards:
         self.targets.append(target)
         if len(self.contexts) % self.refit_every == 0:
             self.refit()
+
+    def function(self, contexts: Tensor, seed: int | None = None) -> Tensor:
+        """Rewards of all arms ``[B, A]`` under one function of the posterior, which the seed fixes."""
+        return function_at(self.model, self.guide, contexts, seed=seed)
 
     def values(self, contexts: Tensor, num_samples: int, **options: Any) -> Tensor:
         """Mean rewards of all arms ``[B, A]`` over draws, by :func:`pyrobnn.predict` with further options."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -14,13 +14,13 @@ from pyrobnn.model.last_layer import layers_with_matrices, recorded_calls
 from pyrobnn.model.likelihoods.predictions import Prediction
 from pyrobnn.model.supervised import SupervisedModel
 from pyrobnn.prediction.draws import PinnedDraws, check_posterior
-from pyrobnn.prediction.predictor import PredictorOptions
+from pyrobnn.prediction.predictor import Predictor, PredictorOptions
 from pyrobnn.prediction.runners import Runner, inputs_on
 
 __all__ = ["FeaturePredictor", "features_by_row"]
 
 
-class FeaturePredictor:
+class FeaturePredictor(Predictor):
     """A predictor that runs draws one by one and keeps the outputs, the last layer's inputs and its weights.
 
     Args:
@@ -60,6 +60,10 @@ class FeaturePredictor:
                     found = self._under(draws.at(index), x, reduction)
                     reduction.add({name: value.unsqueeze(0) for name, value in found.items()})
         return reduction.finish(targets)
+
+    def joint(self, x: Any) -> NoReturn:
+        """Refused: what it keeps beside the outputs is by input."""
+        raise NotImplementedError("predictor: FeaturePredictor keeps features input by input; use 'weights'.")
 
     def _under(self, draw: Draws, x: Any, reduction: Any) -> dict[str, Tensor]:
         weights: dict[str, Tensor] = {}

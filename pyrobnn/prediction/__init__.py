@@ -5,6 +5,8 @@ from pyrobnn.model.likelihoods.moment_prediction import MomentPrediction
 from pyrobnn.model.likelihoods.predictions import ClassPrediction, Prediction
 from pyrobnn.model.likelihoods.reductions import ClassReduction, MomentReduction, Reduction
 from pyrobnn.prediction.draws import PinnedDraws
+from pyrobnn.prediction.joint import predict_joint
+from pyrobnn.prediction.joint_prediction import JointPrediction
 from pyrobnn.prediction.linearized import LinearizedPredictor, predict_linearized
 from pyrobnn.prediction.predict import predict, predict_batches
 from pyrobnn.prediction.predictive import Predictive
@@ -15,6 +17,7 @@ __all__ = [
     "ClassPrediction",
     "ClassReduction",
     "GaussianPrediction",
+    "JointPrediction",
     "LinearizedPredictor",
     "MomentPrediction",
     "MomentReduction",
@@ -27,6 +30,7 @@ __all__ = [
     "WeightsPredictor",
     "predict",
     "predict_batches",
+    "predict_joint",
     "predict_linearized",
     "regression_report",
     "regression_scores",

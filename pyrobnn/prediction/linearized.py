@@ -40,7 +40,8 @@ from pyrobnn.model.likelihoods.predictions import ClassPrediction, Prediction
 from pyrobnn.model.substitution import SubstituteMessenger
 from pyrobnn.model.supervised import SupervisedModel
 from pyrobnn.prediction.draws import PinnedDraws
-from pyrobnn.prediction.predictor import Link, PredictorOptions
+from pyrobnn.prediction.joint_prediction import JointPrediction, parameters_under
+from pyrobnn.prediction.predictor import Link, Predictor, PredictorOptions
 from pyrobnn.prediction.runners import inputs_on
 
 __all__ = ["LinearizedPredictor", "predict_linearized"]
@@ -90,7 +91,7 @@ def predict_linearized(
     return LinearizedPredictor(model, laplace, options)(x)
 
 
-class LinearizedPredictor:
+class LinearizedPredictor(Predictor):
     """The network's linearization at the mode, under draws of the weights or in closed form.
 
     Args:
@@ -143,6 +144,50 @@ class LinearizedPredictor:
             else:
                 found = Prediction.join([self._predicted(block) for block in self._blocks(x, outputs)])
         return replace(found, targets=targets)
+
+    def joint(self, x: Any) -> JointPrediction:
+        """Functions ``f(x; ŵ) + J(x) (w_k - ŵ)``, linear in drawn weights, and the covariance ``J Σ Jᵀ`` of the set.
+
+        Raises:
+            ValueError: If there are no inputs, or the set's Jacobian exceeds the budget.
+        """
+        if is_empty(x):
+            raise ValueError("x: it holds no inputs.")
+        x = map_leaves(_ordinary, inputs_on(x, next(iter(self.values.values())).device))
+        with gradients_enabled(), torch.no_grad(), evaluating(self.model), frozen_buffers(self.model):
+            outputs = self.derivatives.outputs(x)
+            steps = torch.cat([self._steps(chunk) for chunk in self.draws])
+            covariance = None
+            if self.options.exact:
+                jacobian = self._whole_jacobian(x, outputs)
+                covariance = self.gaussian.covariance(jacobian)
+                moved = steps @ jacobian.mT
+            elif self.derivatives.fits(outputs):
+                moved = torch.cat(
+                    [(steps @ part.flatten(0, 1).mT) for _, part in self.derivatives.jacobians(x, outputs)], 1
+                )
+            else:
+                change = self.derivatives.changes(x)
+                moved = torch.stack([change(step).flatten() for step in steps])
+            draws = outputs + moved.reshape(-1, *outputs.shape)
+            with SubstituteMessenger(self.values):
+                parameters = parameters_under(self.likelihood, draws)
+                targets = None
+                if covariance is not None:
+                    targets = self.likelihood.closed_form(outputs.unsqueeze(0), covariance.unsqueeze(0), len(draws))
+        mean = outputs if self.options.exact else draws.mean(0)
+        return JointPrediction(mean, draws, parameters, self.likelihood, covariance, targets)
+
+    def _whole_jacobian(self, x: Any, outputs: Tensor) -> Tensor:
+        """``[N · O, n]``, refused where it exceeds the budget."""
+        needed = outputs.numel() * self.derivatives.size * outputs.element_size()
+        if needed > self.options.max_bytes:
+            raise ValueError(
+                f"max_bytes: the exact covariance of {len(outputs)} inputs needs a Jacobian of {needed / 2**20:.0f} "
+                f"MiB, beyond the budget of {self.options.max_bytes / 2**20:.0f} MiB; raise max_bytes, or pass "
+                "exact=False for the covariance of the draws."
+            )
+        return torch.cat([part.flatten(0, 1) for _, part in self.derivatives.jacobians(x, outputs)])
 
     @property
     def _is_sampled(self) -> bool:

@@ -31,7 +31,7 @@ from pyrobnn.prediction.predictor import Link, PredictorFactory, PredictorOption
 from pyrobnn.prediction.second_entries import check_rows, check_second_entry
 from pyrobnn.prediction.vectorization import Method
 
-__all__ = ["input_blocks", "predict", "predict_batches"]
+__all__ = ["input_blocks", "predict", "predict_batches", "predictor_of"]
 
 _PREDICTORS: dict[str, PredictorFactory] = {"weights": WeightsPredictor, "linearized": LinearizedPredictor}
 
@@ -155,7 +155,7 @@ def predict_batches(
     Memory stays that of one batch, however long the data: feed streaming metrics from it. Between batches the
     modes of the model are as before the call. Errors are those of :func:`predict`, raised at the first batch.
     """
-    if (make := _factory(predictor, guide)) is not WeightsPredictor:  # which checks it itself
+    if (make := predictor_of(predictor, guide)) is not WeightsPredictor:  # which checks it itself
         check_posterior(model, guide)
     check_positive_int("max_bytes", max_bytes)
     if seed is not None:
@@ -189,7 +189,12 @@ def predict_batches(
         yield prediction, y
 
 
-def _factory(predictor: str | PredictorFactory | None, guide: Any) -> PredictorFactory:
+def predictor_of(predictor: str | PredictorFactory | None, guide: Any) -> PredictorFactory:
+    """The predictor of a name, or the guide's default.
+
+    Raises:
+        ValueError: If the name is unknown.
+    """
     if predictor is None:
         predictor = guide.facts.predictor if isinstance(guide, Guide) else "weights"
     if callable(predictor):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from pyrobnn.core.denormals import denormals_as_zero
 from pyrobnn.model.likelihoods import Likelihood
 from pyrobnn.model.likelihoods.predictions import Prediction
+from pyrobnn.model.likelihoods.reductions import widened
 from pyrobnn.prediction.draws import PinnedDraws, check_posterior
+from pyrobnn.prediction.joint_prediction import JointPrediction
 from pyrobnn.prediction.runners import Runner
 from pyrobnn.prediction.vectorization import Method
 
@@ -21,6 +23,7 @@ __all__ = ["Link", "Predictor", "PredictorFactory", "PredictorOptions", "Weights
 Link = Literal["probit", "samples"]
 
 
+@runtime_checkable
 class Predictor(Protocol):
     """A posterior predictive as a function of inputs; every call uses the same draws, if there are any."""
 
@@ -32,6 +35,19 @@ class Predictor(Protocol):
             targets: Their targets, if known; they become ``Prediction.targets``.
         """
         ...
+
+    def joint(self, x: Any) -> JointPrediction:
+        """Functions at a set of inputs, for :func:`pyrobnn.predict_joint`; modes and buffers are restored.
+
+        Args:
+            x: A tensor of inputs, or a tuple or dict of them.
+
+        Raises:
+            NotImplementedError: If the predictor has marginals only.
+        """
+        raise NotImplementedError(
+            f"predictor: {type(self).__name__} has marginals only; draw functions with another, such as 'weights'."
+        )
 
 
 @dataclass(frozen=True)
@@ -49,6 +65,7 @@ class PredictorOptions:
         link: How Gaussian outputs become class probabilities.
         given: Values of sites that the guide does not have.
         batch_size: Rows that the network sees at a time, if inputs are declared to be by rows; else None.
+        exact: Whether the covariance of Gaussian functions is computed in closed form.
     """
 
     num_samples: int = 100
@@ -61,13 +78,14 @@ class PredictorOptions:
     link: Link = "samples"
     given: Mapping[str, Tensor] | None = None
     batch_size: int | None = None
+    exact: bool = True
 
 
 PredictorFactory = Callable[[nn.Module, Any, PredictorOptions], Predictor]
 """Makes the predictor of a model and its posterior."""
 
 
-class WeightsPredictor:
+class WeightsPredictor(Predictor):
     """Runs the network under draws of the weights, and reduces the outputs as the likelihood defines.
 
     Args:
@@ -98,3 +116,19 @@ class WeightsPredictor:
                 for summary in self.runner.summaries(chunk, x, reduction.summary):
                     reduction.add(summary)
         return reduction.finish(targets)
+
+    def joint(self, x: Any) -> JointPrediction:
+        """The network's outputs under each draw of the weights, with the empirical covariance."""
+        likelihood = self.runner.likelihood
+
+        def summary(outputs: Tensor) -> dict[str, Tensor]:
+            wide = widened(outputs)
+            found = {f"parameters.{name}": widened(value) for name, value in likelihood.parameters_of(wide).items()}
+            return {"outputs": wide, **found}
+
+        with torch.no_grad(), denormals_as_zero(), self.runner.ready():
+            chunks = [made for chunk in self.draws for made in self.runner.summaries(chunk, x, summary)]
+        joined = {name: torch.cat([chunk[name] for chunk in chunks]) for name in chunks[0]}
+        draws = joined.pop("outputs")
+        parameters = {name.removeprefix("parameters."): value for name, value in joined.items()}
+        return JointPrediction(draws.mean(0), draws, parameters, likelihood)

@@ -25,6 +25,7 @@ from pyrobnn.model.divergence import prior_terms
 from pyrobnn.objectives import ELBO
 from tests.conformance.comparisons import assert_same, gradients, seeded
 from tests.conformance.guide_models import BATCH_NORM, CASES, Case
+from tests.conformance.monte_carlo import z_of_means
 
 CONSUMED = [CASES[0]]
 each_consumed_case = pytest.mark.parametrize("case", CONSUMED, ids=str)
@@ -212,6 +213,19 @@ class ConsumerConformance:
         assert found[0].mean.shape[0] == len(x)
         torch.testing.assert_close(found[0].mean, found[1].mean, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(found[0].total, found[1].total, rtol=1e-4, atol=1e-5)
+
+    @each_consumed_case
+    def test_functions_at_a_set_have_the_marginals_of_predict(self, case: Case) -> None:
+        """The same draws have the same mean; 400 others agree with it within 4 Monte Carlo errors."""
+        model, guide, (x, _) = self.build(case)
+        predicted = pb.predict(model, guide, x, num_samples=6, seed=5)
+        same = pb.predict_joint(model, guide, x, num_samples=6, seed=5)
+        assert same.draws.shape[:2] == (6, len(x)) and same.covariance.shape == (same.mean.numel(),) * 2
+        torch.testing.assert_close(same.expectations.mean(0), predicted.mean, rtol=1e-4, atol=1e-5)
+        found = [pb.predict_joint(model, guide, x, num_samples=400, seed=seed).expectations for seed in (6, 7)]
+        mean = pb.predict(model, guide, x, num_samples=400, seed=7).mean
+        torch.testing.assert_close(found[1].mean(0), mean, rtol=1e-4, atol=1e-5)
+        assert z_of_means(*found) < 4.0
 
     def test_recalibrated_statistics_are_those_of_the_draws(self) -> None:
         """Of point masses: the batch mean before the normalization, under each of them, with one batch."""

@@ -118,6 +118,8 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "predict": PREDICT,
     "predict of Laplace": (pb.predict, PREDICT[1] | {"guide": LAPLACE, "predictor": "linearized"}),
     "predict_batches": (lambda **o: list(pb.predict_batches(**o)), PREDICT[1]),
+    "predict_joint": (pb.predict_joint, {"model": MODEL, "guide": GUIDE, "inputs": X, "num_samples": 2}),
+    "predict_joint of Laplace": (pb.predict_joint, {"model": MODEL, "guide": LAPLACE, "inputs": X, "num_samples": 2}),
     "Predictive": (lambda **o: pb.Predictive(**o)(X), {"model": MODEL, "guide": GUIDE, "num_samples": 2}),
     "check": (pb.check, {"model": MODEL, "guide": GUIDE, "loader": LOADER, "num_samples": 30}),
     "describe": (pb.describe, {"model": MODEL, "guide": GUIDE}),
@@ -466,7 +468,7 @@ NAMED = re.compile(r"^[\w.]+( '[^']*')?(, \w+)*: ")
 
 def is_the_callers(name: str, value: Any) -> bool:
     """Whether what fails is the caller's own: a network given inputs of another shape, a class called as a function."""
-    return (name in ("data", "x", "loader") and isinstance(value, torch.Tensor)) or (
+    return (name in ("data", "inputs", "x", "loader") and isinstance(value, torch.Tensor)) or (
         name == "predictor" and isinstance(value, type)
     )
 
@@ -555,6 +557,9 @@ def test_bad_values_work_or_are_refused_by_name(call: str, tmp_path: Path, monke
         ("predict", "likelihood", [3, "a", pb.likelihoods.Categorical]),
         ("predict", "link", ["a", 3, None]),
         ("predict", "guide", [3, "a", guides.MAP, {}, None]),
+        ("predict_joint", "num_samples", [0, -1, 2.5, True, "a", None]),
+        ("predict_joint", "exact", [1, "a", None]),
+        ("predict_joint", "inputs", [3, "a", [X], X[:0], None]),
         ("finetune", "num_members", [0, 2.5, "a"]),
         ("finetune", "threshold", [0.0, math.nan, "a"]),
         ("finetune", "num_data", [0, -1, "a"]),
