@@ -57,8 +57,11 @@ class Facts:
 
     @classmethod
     def united(cls, parts: Sequence[Facts]) -> Facts:
-        """The facts of a product of independent guides: unions of sets, and sums or products of numbers."""
-        sizes = [part.noise_size for part in parts]
+        """The facts of a product of independent guides: unions of sets, and sums or products of numbers.
+
+        A point beside others adds no noise of its own, so a composite of a Gaussian and a point is made of noise.
+        """
+        sizes = [part.noise_size for part in parts if part.noise_size is not None or part.num_points != 1]
         points = [part.num_points for part in parts]
         draws = [part.num_training_draws for part in parts if part.num_training_draws is not None]
         components = [part.num_components for part in parts if part.num_components is not None]
@@ -68,7 +71,7 @@ class Facts:
             density=frozenset().union(*(part.density for part in parts)),
             independent=tuple(group for part in parts for group in part.independent),
             gaussian=frozenset().union(*(part.gaussian for part in parts)),
-            noise_size=None if None in sizes else sum(size for size in sizes if size is not None),
+            noise_size=None if None in sizes or not sizes else sum(size for size in sizes if size is not None),
             num_points=math.prod(counts) if len(counts) == len(points) else None,
             num_training_draws=draws[0] if draws else None,
             num_components=components[0] if components else None,

@@ -5,6 +5,7 @@ from pyrobnn.model.likelihoods.moment_prediction import MomentPrediction
 from pyrobnn.model.likelihoods.predictions import ClassPrediction, Prediction
 from pyrobnn.model.likelihoods.reductions import ClassReduction, MomentReduction, Reduction
 from pyrobnn.prediction.draws import PinnedDraws
+from pyrobnn.prediction.gaussian_process import GaussianProcessPredictor
 from pyrobnn.prediction.joint import predict_joint
 from pyrobnn.prediction.joint_prediction import JointPrediction
 from pyrobnn.prediction.linearized import LinearizedPredictor, predict_linearized
@@ -17,6 +18,7 @@ __all__ = [
     "ClassPrediction",
     "ClassReduction",
     "GaussianPrediction",
+    "GaussianProcessPredictor",
     "JointPrediction",
     "LinearizedPredictor",
     "MomentPrediction",

@@ -26,6 +26,7 @@ from pyrobnn.guides.base import Guide
 from pyrobnn.model.likelihoods import Likelihood
 from pyrobnn.model.likelihoods.predictions import Prediction
 from pyrobnn.prediction.draws import check_posterior
+from pyrobnn.prediction.gaussian_process import GaussianProcessPredictor
 from pyrobnn.prediction.linearized import LinearizedPredictor
 from pyrobnn.prediction.predictor import Link, PredictorFactory, PredictorOptions, WeightsPredictor
 from pyrobnn.prediction.second_entries import check_rows, check_second_entry
@@ -33,7 +34,11 @@ from pyrobnn.prediction.vectorization import Method
 
 __all__ = ["input_blocks", "predict", "predict_batches", "predictor_of"]
 
-_PREDICTORS: dict[str, PredictorFactory] = {"weights": WeightsPredictor, "linearized": LinearizedPredictor}
+_PREDICTORS: dict[str, PredictorFactory] = {
+    "weights": WeightsPredictor,
+    "linearized": LinearizedPredictor,
+    "gaussian_process": GaussianProcessPredictor,
+}
 
 
 @explained
@@ -72,8 +77,9 @@ def predict(
             ``fit`` does; only one long tensor is cut, if a trial shows that it does not matter
             (:mod:`pyrobnn.prediction.rows`).
         predictor: How the predictive is computed: ``"weights"``, draws of the weights run through the network;
-            ``"linearized"``, the network's linearization at the mode (a :class:`~pyrobnn.guides.Laplace`); a function
-            of model, guide and :class:`~pyrobnn.prediction.PredictorOptions` that makes a
+            ``"linearized"``, the network's linearization at the mode (a :class:`~pyrobnn.guides.Laplace`);
+            ``"gaussian_process"``, the Gaussian with the mean and covariance of an ensemble's members; a function of
+            model, guide and :class:`~pyrobnn.prediction.PredictorOptions` that makes a
             :class:`~pyrobnn.prediction.Predictor`. None takes the guide's default: ``"linearized"`` for a Laplace
             approximation over hidden layers, whose plain draws underfit, else ``"weights"``.
         likelihood: The likelihood; the model's if None.

@@ -33,8 +33,10 @@ def test_sets_are_united_and_noise_adds_up() -> None:
     assert both.is_ready
 
 
-def test_one_part_without_noise_leaves_none() -> None:
-    assert Facts.united([GAUSSIAN, POINT]).noise_size is None
+def test_a_point_adds_no_noise_and_other_draws_leave_none() -> None:
+    assert Facts.united([GAUSSIAN, POINT]).noise_size == 5
+    assert Facts.united([POINT, POINT]).noise_size is None
+    assert Facts.united([GAUSSIAN, MEMBERS]).noise_size is None
 
 
 def test_points_multiply_and_only_where_all_are_finite() -> None:

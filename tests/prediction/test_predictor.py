@@ -174,7 +174,9 @@ def test_a_predictor_of_ones_own() -> None:
 
 def test_refusals() -> None:
     model, laplace, x = fitted()
-    with pytest.raises(ValueError, match=r"predictor: expected 'weights' or 'linearized', or a function .*'glm'"):
+    with pytest.raises(
+        ValueError, match=r"predictor: expected 'weights' or .*'gaussian_process', or a function .*'glm'"
+    ):
         predict(model, laplace, x, predictor="glm")
     with pytest.raises(TypeError, match="guide: MeanField declares no linearization, as Laplace does"):
         predict(model, MeanField(model), x, predictor="linearized")

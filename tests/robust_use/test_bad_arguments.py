@@ -121,6 +121,15 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "predict_joint": (pb.predict_joint, {"model": MODEL, "guide": GUIDE, "inputs": X, "num_samples": 2}),
     "predict_joint of Laplace": (pb.predict_joint, {"model": MODEL, "guide": LAPLACE, "inputs": X, "num_samples": 2}),
     "Predictive": (lambda **o: pb.Predictive(**o)(X), {"model": MODEL, "guide": GUIDE, "num_samples": 2}),
+    "FunctionalELBO": (
+        lambda **o: pb.function_space.FunctionalELBO(**o).loss(MODEL, GUIDE, X, LABELS),
+        dict.fromkeys(inspect.signature(pb.function_space.FunctionalELBO.__init__).parameters)
+        | {"self": None, "prior": lambda a, b: (-(a[:, None] - b).square().sum(2)).exp()},
+    ),
+    "RandomNetworks": (pb.function_space.RandomNetworks, {"num_networks": 3}),
+    "DataBox": (pb.function_space.DataBox, {"low": 0.0, "high": 1.0}),
+    "DataBox.around": (pb.function_space.DataBox.around, {"inputs": X}),
+    "Jitter": (pb.function_space.Jitter, {"amount": 0.1}),
     "check": (pb.check, {"model": MODEL, "guide": GUIDE, "loader": LOADER, "num_samples": 30}),
     "describe": (pb.describe, {"model": MODEL, "guide": GUIDE}),
     "to_arviz": (
