@@ -1,18 +1,25 @@
 """Function space: posteriors and priors over functions in place of weights."""
 
+from pyrobnn.function_space.dual import DualActivation
 from pyrobnn.function_space.function_priors import FunctionPrior, KernelPrior, RandomNetworks
 from pyrobnn.function_space.functional_elbo import FunctionalELBO
 from pyrobnn.function_space.gaussians import BlockFunctions, Jitter, LowRankFunctions, functional_kl
+from pyrobnn.function_space.hermite import HermiteSeries
 from pyrobnn.function_space.measurement import DataBox
+from pyrobnn.function_space.nngp import kernel, kernel_diagonal
 
 __all__ = [
     "BlockFunctions",
     "DataBox",
+    "DualActivation",
     "FunctionPrior",
     "FunctionalELBO",
+    "HermiteSeries",
     "Jitter",
     "KernelPrior",
     "LowRankFunctions",
     "RandomNetworks",
     "functional_kl",
+    "kernel",
+    "kernel_diagonal",
 ]

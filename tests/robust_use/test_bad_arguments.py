@@ -127,6 +127,11 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
         | {"self": None, "prior": lambda a, b: (-(a[:, None] - b).square().sum(2)).exp()},
     ),
     "RandomNetworks": (pb.function_space.RandomNetworks, {"num_networks": 3}),
+    "kernel": (pb.function_space.kernel, {"model": pb.bayesianize(nn.Linear(3, 1)), "x1": torch.randn(4, 3)}),
+    "kernel_diagonal": (
+        pb.function_space.kernel_diagonal,
+        {"model": pb.bayesianize(nn.Linear(3, 1)), "x": torch.randn(4, 3)},
+    ),
     "DataBox": (pb.function_space.DataBox, {"low": 0.0, "high": 1.0}),
     "DataBox.around": (pb.function_space.DataBox.around, {"inputs": X}),
     "Jitter": (pb.function_space.Jitter, {"amount": 0.1}),
