@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -29,13 +29,15 @@ from pyrobnn.core.pyro_compat import full_name
 from pyrobnn.distributions.independent import base_distribution
 from pyrobnn.function_space.gaussians import BlockFunctions, Jitter
 from pyrobnn.model.bayesianize import evaluating, frozen_buffers
-from pyrobnn.model.last_layer import layers_with_matrices, recorded_calls
+from pyrobnn.model.last_layer import LayerCalls, layers_with_matrices, recorded_calls
 from pyrobnn.model.likelihoods.reductions import widened
 from pyrobnn.model.supervised import SupervisedModel
 
 __all__ = ["FunctionPrior", "Kernel", "KernelPrior", "RandomNetworks", "prior_of"]
 
 Kernel = Callable[[Any, Any], Any]
+
+_ADVICE = "pass RandomNetworks(features=False) with more networks"
 
 
 class FunctionPrior(ABC):
@@ -123,10 +125,7 @@ class RandomNetworks(FunctionPrior):
                 functions = torch.stack([model.predictive(x).flatten(1) for _ in range(self.num_networks)]).to(like)
                 centered = (functions - functions.mean(0)).movedim(2, 0)  # [C, P, n]
                 return _jittered(functions.mean(0), centered.mT @ centered / len(functions), jitter)
-            total: Tensor | float = 0.0
-            for _ in range(self.num_networks):
-                total = total + _of_features(model, x, num_outputs, like)
-        return _jittered(0.0, torch.as_tensor(total) / self.num_networks, jitter)
+            return _jittered(0.0, _of_features(model, x, self.num_networks, like), jitter)
 
 
 def prior_of(given: Any) -> FunctionPrior:
@@ -158,16 +157,39 @@ def _dense(found: Any) -> Tensor:
     raise TypeError(f"prior: the kernel returned a {type(found).__name__}; expected a tensor [n, n] or [C, n, n].")
 
 
-def _of_features(model: SupervisedModel, x: Any, num_outputs: int, like: Tensor) -> Tensor:
-    """The covariance of one network with its last layer integrated out, ``[n, n]`` or ``[C, n, n]``."""
-    net = model.net.network
-    layers = layers_with_matrices(net)
+def _of_features(model: SupervisedModel, x: Any, num_networks: int, like: Tensor) -> Tensor:
+    """The covariance of networks with their last layer integrated out, ``[n, n]`` or ``[C, n, n]``."""
+    layers = layers_with_matrices(model.net.network)
+    features: list[Tensor] = []
+    last = ""
     with recorded_calls(layers) as calls:
-        outputs = model.predictive(x)
-    advice = "pass RandomNetworks(features=False) with more networks"
-    layer = None if calls.last is None else layers[calls.last]
+        for _ in range(num_networks):
+            calls.restart()
+            outputs = model.predictive(x)
+            if not features:
+                last = _last_layer(calls, layers, outputs)
+            assert calls.inputs is not None
+            features.append(widened(calls.inputs).to(like))
+    variances = _last_variances(model, last, layers[last], like)
+    weights = variances["weight"]
+    if bool((weights == weights[:1]).all()):
+        weights = weights[:1]
+    joined = torch.stack(features, 1)  # [n, P, F]
+    scaled = [(joined * row.sqrt()).flatten(1) for row in weights]
+    found = torch.stack([rows @ rows.mT for rows in scaled]) / num_networks
+    if "bias" in variances:
+        bias = variances["bias"]
+        bias = bias[:1] if bool((bias == bias[:1]).all()) else bias
+        found = found + bias.reshape(-1, 1, 1)
+    return found[0] if len(found) == 1 else found
+
+
+def _last_layer(calls: LayerCalls, layers: Mapping[str, nn.Module], outputs: Tensor) -> str:
+    """The name of the linear layer that makes the outputs."""
+    last = calls.last
     if (
-        not isinstance(layer, nn.Linear)
+        last is None
+        or not isinstance(layers[last], nn.Linear)
         or calls.inputs is None
         or calls.inputs.dim() != 2
         or calls.count != 1
@@ -175,25 +197,21 @@ def _of_features(model: SupervisedModel, x: Any, num_outputs: int, like: Tensor)
         or calls.output.shape != outputs.shape
         or not torch.equal(calls.output, outputs)
     ):
-        raise ValueError(f"prior: the network does not end in a linear layer that could be integrated out; {advice}.")
+        raise ValueError(f"prior: the network does not end in a linear layer that could be integrated out; {_ADVICE}.")
+    return last
+
+
+def _last_variances(model: SupervisedModel, last: str, layer: nn.Module, like: Tensor) -> dict[str, Tensor]:
+    """Prior variances of a layer's weight and bias."""
     variances = {}
     for name, parameter in layer.named_parameters(recurse=False):
-        site = f"{calls.last}.{name}" if calls.last else name
+        site = f"{last}.{name}" if last else name
         prior = model.net.site_priors.get(site)
         base = None if prior is None or prior.auxiliary else base_distribution(prior.conditional())
         if not isinstance(base, torch.distributions.Normal) or bool((base.loc != 0).any()):
             raise ValueError(
                 f"prior: the site {full_name(model.net, site)!r} of the last layer has no Normal prior of mean 0, so "
-                f"it cannot be integrated out; {advice}."
+                f"it cannot be integrated out; {_ADVICE}."
             )
         variances[name] = base.variance.expand(parameter.shape).to(like)
-    features = widened(calls.inputs).to(like)
-    weights = variances["weight"]
-    if bool((weights == weights[:1]).all()):
-        weights = weights[:1]
-    found = torch.stack([(features * row) @ features.mT for row in weights])
-    if "bias" in variances:
-        bias = variances["bias"]
-        bias = bias[:1] if bool((bias == bias[:1]).all()) else bias
-        found = found + bias.reshape(-1, 1, 1)
-    return found[0] if len(found) == 1 else found
+    return variances

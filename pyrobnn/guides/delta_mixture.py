@@ -31,6 +31,8 @@ from pyrobnn.model.draws import Draws
 from pyrobnn.model.initialization import network_of
 from pyrobnn.model.layout import Site
 from pyrobnn.steps.base import Step
+from pyrobnn.steps.member_order import MemberOrder
+from pyrobnn.steps.members import MemberStep
 from pyrobnn.steps.normal_prior import is_fixed_normal
 from pyrobnn.steps.points import PointScore, PointStep
 
@@ -174,6 +176,11 @@ class DeltaMixture(Ensemble):
         """The sites' values in one member."""
         return self.layout.constrain(self.layout.split(self.scaled(self.flat_loc[index])))
 
+    def _rows(self) -> list[Tensor]:
+        """All members' flat vectors, with one node of the graph for all."""
+        # Views of the rows, since hooks of what unbind returns are called without a gradient for rows not used.
+        return [self.scaled(row.view_as(row)) for row in self.flat_loc.unbind()]
+
     def stacked(self, members: Tensor) -> dict[str, Tensor]:
         """Copies of members ``[K]``."""
         return self.layout.constrain(self.layout.split(self.flat_loc.detach()[members.to(self.flat_loc.device)]))
@@ -199,7 +206,8 @@ class DeltaMixture(Ensemble):
     ) -> Step:
         """Rows of one matrix, one after another or all in one vectorized pass."""
         if not sequential:
-            return super().step(model, estimators, sequential=False)
+            order = MemberOrder(self.num_members, self.members_per_step, self.own_buffers)
+            return MemberStep(self.layout, self.member, self.score(), order, self._rows)
         return PointStep(
             self.layout,
             self.flat_loc,

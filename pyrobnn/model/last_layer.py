@@ -49,6 +49,11 @@ class LayerCalls:
     output: Any = None
     _counts: dict[str, int] = field(default_factory=dict)
 
+    def restart(self) -> None:
+        """Forgets the run, before another one."""
+        self.last, self.count, self.inputs, self.output = None, 0, None, None
+        self._counts.clear()
+
 
 @contextmanager
 def recorded_calls(layers: Mapping[str, nn.Module]) -> Iterator[LayerCalls]:
