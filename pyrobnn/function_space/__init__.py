@@ -1,5 +1,17 @@
 """Function space: posteriors and priors over functions in place of weights."""
 
+from pyrobnn.function_space.constraints import (
+    Bounds,
+    Constraint,
+    DerivativeSign,
+    ExpertAgreement,
+    FairnessGap,
+    Invariance,
+    Monotone,
+    UncertaintyOffData,
+    Violations,
+    violations,
+)
 from pyrobnn.function_space.dual import DualActivation
 from pyrobnn.function_space.function_priors import FunctionPrior, KernelPrior, RandomNetworks
 from pyrobnn.function_space.functional_elbo import FunctionalELBO
@@ -10,16 +22,26 @@ from pyrobnn.function_space.nngp import kernel, kernel_diagonal
 
 __all__ = [
     "BlockFunctions",
+    "Bounds",
+    "Constraint",
     "DataBox",
+    "DerivativeSign",
     "DualActivation",
+    "ExpertAgreement",
+    "FairnessGap",
     "FunctionPrior",
     "FunctionalELBO",
     "HermiteSeries",
+    "Invariance",
     "Jitter",
     "KernelPrior",
     "LowRankFunctions",
+    "Monotone",
     "RandomNetworks",
+    "UncertaintyOffData",
+    "Violations",
     "functional_kl",
     "kernel",
     "kernel_diagonal",
+    "violations",
 ]

@@ -44,7 +44,7 @@ class AdversarialTerm(Term):
         num_steps: Number of steps of the noise.
     """
 
-    name: ClassVar[str] = "adversarial_log_likelihood"
+    name = "adversarial_log_likelihood"
     when: ClassVar[Literal["draw", "after", "across"]] = "after"
 
     def __init__(self, weight: float, step_size: float, num_steps: int) -> None:

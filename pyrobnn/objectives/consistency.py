@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -146,7 +146,7 @@ class PiModel(ConsistencyTerm):
         ValueError: If ``weight`` is negative.
     """
 
-    name: ClassVar[str] = "pi_model"
+    name = "pi_model"
 
     def __init__(
         self,
@@ -192,7 +192,7 @@ class TemporalEnsembling(ConsistencyTerm):
         ValueError: If ``weight`` is negative or ``momentum`` is not from 0 to below 1.
     """
 
-    name: ClassVar[str] = "temporal_ensembling"
+    name = "temporal_ensembling"
 
     def __init__(
         self,

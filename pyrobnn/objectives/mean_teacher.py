@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import weakref
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -47,7 +47,7 @@ class MeanTeacher(ConsistencyTerm):
         ValueError: If ``weight`` is negative or ``decay`` is not from 0 to below 1.
     """
 
-    name: ClassVar[str] = "mean_teacher"
+    name = "mean_teacher"
 
     def __init__(
         self,

@@ -27,7 +27,7 @@ from pyrobnn.objectives.parts import (
     mean_parts,
 )
 from pyrobnn.objectives.tempering import Tempered
-from pyrobnn.objectives.terms import Evaluation, Run, Term, num_data, run_model
+from pyrobnn.objectives.terms import Evaluation, Run, Term, distinct, num_data, run_model
 from pyrobnn.objectives.training_draws import make_step
 from pyrobnn.objectives.vectorized import evaluate_members, fall_back, looped
 from pyrobnn.steps import Step
@@ -50,6 +50,9 @@ class Objective(TraceMeanField_ELBO):
             ``(pattern of site names, estimator)`` rules; None for that of the surrounding
             :func:`pyrobnn.estimators.use` block, else one shared draw.
 
+    Raises:
+        ValueError: If two terms have one name.
+
     Attributes:
         parts: :class:`Parts` of the last evaluation, None for guides that are not of this library.
         num_steps: Gradient steps taken so far, the argument of schedules of weights.
@@ -58,7 +61,7 @@ class Objective(TraceMeanField_ELBO):
     def __init__(self, terms: Sequence[Term], num_particles: int = 1, *, estimator: EstimatorSpec = None) -> None:
         check_positive_int("num_particles", num_particles)
         super().__init__(num_particles=num_particles)
-        self.terms = list(terms)
+        self.terms = distinct(terms)
         self._draw_terms = [term for term in self.terms if term.when == "draw"]
         self._after_terms = [term for term in self.terms if term.when == "after"]
         self._has_across_terms = any(term.when == "across" for term in self.terms)

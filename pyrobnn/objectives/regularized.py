@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -72,7 +72,7 @@ class DisagreementTerm(AuxiliaryTerm):
         disagreement: Mean :math:`\\mathrm{MI}_2` on the last auxiliary inputs, in nats.
     """
 
-    name: ClassVar[str] = "regularizer"
+    name = "regularizer"
 
     def __init__(self, auxiliary: Auxiliary, threshold: float, weight: float) -> None:
         super().__init__(auxiliary, weight)

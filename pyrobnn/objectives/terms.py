@@ -25,6 +25,7 @@ __all__ = [
     "LogLikelihoodTerm",
     "Run",
     "Term",
+    "distinct",
     "num_data",
     "observed_score",
     "read_terms",
@@ -137,7 +138,7 @@ class Term(ABC):
             computes; any other term ``"draw"`` makes members run one after another.
     """
 
-    name: ClassVar[str]
+    name: str
     when: ClassVar[Literal["draw", "after", "across"]] = "draw"
     vectorizes: ClassVar[bool] = False
 
@@ -179,6 +180,22 @@ class Term(ABC):
             runs: For ``"draw"`` the run of one draw, for ``"across"`` those of all draws, for ``"after"`` none.
             evaluation: The model, step and arguments, for further runs.
         """
+
+
+def distinct(terms: Sequence[Term]) -> list[Term]:
+    """The terms, no two of one name, since values are kept and reported by name.
+
+    Raises:
+        ValueError: If there are two.
+    """
+    names = [term.name for term in terms]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(
+                f"terms: {names.count(name)} of them are named {name!r}, but values are reported by name; give each a "
+                "name of its own (constraints take name=, and any term has an attribute of it)."
+            )
+    return list(terms)
 
 
 def read_terms(terms: Sequence[Term]) -> dict[str, dict[str, Tensor]]:
