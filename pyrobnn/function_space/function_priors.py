@@ -1,7 +1,8 @@
 r"""Priors over functions at finite sets of points: kernels, and random networks drawn from the prior of the weights.
 
 A kernel is a function ``(x1, x2) -> K [n1, n2]``, or ``[C, n1, n2]`` for outputs with kernels of their own: one of your
-own, a kernel of GPyTorch, or that of the network at infinite width. The mean is 0.
+own, a kernel of GPyTorch, or that of the network at infinite width,
+``functools.partial(pyrobnn.function_space.kernel, model)``. The mean is 0.
 
 :class:`RandomNetworks` has the covariance of networks whose weights are drawn from the model's own prior. With its
 last layer :math:`f_c = w_c^\top \phi + b_c` integrated out, P networks have

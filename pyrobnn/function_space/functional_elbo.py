@@ -13,7 +13,8 @@ that of the process (Sun et al., *Functional variational Bayesian neural network
            \, [x = x'],
 
 the deep ensemble as a Gaussian process (Deng et al., *DE-GP*); of other guides by linearization or by draws
-(:mod:`pyrobnn.function_space.guide_functions`). Both terms take this Gaussian, the first by samples of it.
+(:mod:`pyrobnn.function_space.guide_functions`). Both terms take this Gaussian, the first by samples of it. As in any
+ensemble, members' own parameters receive M times the gradient.
 
 **The KL of processes is infinite** where one is singular to the other, as functions of a finite network are to most
 kernels' processes. At finitely many points it is finite, if covariances have full rank, which λ sees to in q; but it
@@ -82,7 +83,8 @@ class FunctionalELBO(Objective):
         prior: The prior over functions: a kernel ``(x1, x2) -> K [n1, n2]`` or ``[C, n1, n2]`` (one of your own,
             GPyTorch's, that of the infinitely wide network), or :class:`~pyrobnn.function_space.RandomNetworks`.
         context: Where there are no data: a :class:`~pyrobnn.function_space.DataBox`, a function of the batch's inputs
-            (an augmentation), or a loader of unlabeled inputs; None measures functions at the batch alone.
+            (an augmentation), or a loader of unlabeled inputs, begun again when it ends (its position is not part of
+            checkpoints); None measures functions at the batch alone.
         functions: How a guide's functions become Gaussian: ``"members"`` of an ensemble, ``"draws"``,
             ``"linearized"``; ``"auto"`` for members, else linearized where draws are made of normal noise, else draws.
         num_draws: Draws for ``"draws"``.
@@ -238,7 +240,7 @@ class FunctionalELBO(Objective):
         weights = self.weights(model, guide)
         if self.scaling == "batch_size":
             weights["divergence"] *= model.num_data / made.rows
-        parts = Parts(values, weights, model.num_data, divergence_name="functional KL")
+        parts = Parts(values, weights, model.num_data, divergence_name="KL")
         check_finite(parts)
         self.posterior = LowRankFunctions(q.mean.detach(), q.factor.detach(), q.ridge)
         yield parts

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from torch.distributions import MultivariateNormal, kl_divergence
 
 import pyrobnn as pb
-from pyrobnn.function_space import DataBox, FunctionalELBO, Jitter, RandomNetworks
+from pyrobnn.function_space import DataBox, FunctionalELBO, Jitter, RandomNetworks, kernel
 from pyrobnn.function_space.function_priors import prior_of
 from pyrobnn.guides import MAP, Composite, DeltaMixture, LowRankEnsemble, LowRankNormal, MCDropout, MeanField
 from pyrobnn.objectives import DisagreementTerm, OutlierExposure
@@ -300,6 +301,27 @@ def test_a_shared_kernel_where_all_outputs_have_one() -> None:
     model = CASES[0].model()
     prior = RandomNetworks(2)(model, torch.randn(5, 3), 3, torch.zeros(5, 3), Jitter(0.05))
     assert prior.covariance.shape == (5, 5) and prior.jitter.startswith("5 % of the mean variance, ")
+
+
+def test_the_kernel_of_the_infinitely_wide_network_is_a_prior() -> None:
+    """A network with weights on infinitely many hidden units beside one on 20,000 (5 % of the variance)."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(2, 20_000), nn.ReLU(), nn.Linear(20_000, 1))
+    model = pb.SupervisedModel(net, pb.likelihoods.Normal(0.1), pb.priors.he(), num_data=4)
+    x, like = torch.randn(4, 2), torch.zeros(4, 1)
+    wide = prior_of(functools.partial(kernel, model))(model, x, 1, like, Jitter(0.0)).covariance
+    finite = RandomNetworks(3, seed=0)(model, x, 1, like, Jitter(0.0)).covariance
+    assert wide.dtype == torch.float32
+    torch.testing.assert_close(wide, finite, rtol=0.05, atol=0.05 * float(wide.diagonal().mean()))
+
+
+def test_kernels_of_gpytorch_are_priors() -> None:
+    gpytorch = pytest.importorskip("gpytorch")
+    x = torch.randn(5, 3)
+    found = prior_of(gpytorch.kernels.RBFKernel())(CASES[0].model(), x, 3, torch.zeros(5, 3), Jitter(0.0))
+    length = float(torch.nn.functional.softplus(torch.zeros(())))
+    expected = (-0.5 * torch.cdist(x, x).square() / length**2).exp()
+    torch.testing.assert_close(found.covariance.detach(), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_priors_are_refused_by_name() -> None:
