@@ -18,8 +18,10 @@ ensemble, members' own parameters receive M times the gradient.
 
 **The KL of processes is infinite** where one is singular to the other, as functions of a finite network are to most
 kernels' processes. At finitely many points it is finite, if covariances have full rank, which λ sees to in q; but it
-grows without bound with the number of points. ``divergence="kl"`` is this one, as published, with λ and the prior's
-jitter shares of the mean variance. ``divergence="regularized"`` is the KL between measures with noise added to both,
+grows without bound with the number of points. ``divergence="kl"`` is this one, as published, but that λ is a share of
+the variance at each point: the published share of the mean over all points is set by context points far from the data,
+whose variance is large, and then is noise at the data. ``divergence="regularized"`` is the KL between measures with
+noise added to both,
 
 .. math::  D_\gamma = \mathrm{KL}\big[N(m_q, \Sigma_q + n \gamma I) \,\|\, N(m_p, \Sigma_p + n \gamma I)\big],
 
@@ -45,7 +47,7 @@ from pyrobnn.core.arguments import check_positive, check_positive_int
 from pyrobnn.core.explanations import explained
 from pyrobnn.function_space.function_priors import FunctionPrior, Kernel, prior_of
 from pyrobnn.function_space.gaussians import Jitter, LowRankFunctions, functional_kl
-from pyrobnn.function_space.guide_functions import FunctionsOf, GuideFunctions, functions_of
+from pyrobnn.function_space.guide_functions import FunctionsOf, GuideFunctions, batch_of, functions_of
 from pyrobnn.function_space.measurement import Context, ContextPoints
 from pyrobnn.guides.base import Guide
 from pyrobnn.model.supervised import SupervisedModel
@@ -55,6 +57,8 @@ from pyrobnn.objectives.terms import DivergenceTerm, Evaluation, LogLikelihoodTe
 from pyrobnn.steps.base import Step
 
 __all__ = ["FunctionalELBO"]
+
+_NODES = 20
 
 
 class _Expected(LogLikelihoodTerm):
@@ -88,10 +92,11 @@ class FunctionalELBO(Objective):
         functions: How a guide's functions become Gaussian: ``"members"`` of an ensemble, ``"draws"``,
             ``"linearized"``; ``"auto"`` for members, else linearized where draws are made of normal noise, else draws.
         num_draws: Draws for ``"draws"``.
-        num_samples: Functions drawn from q for the expected log likelihood, in mirrored pairs.
-        jitter: λ: a share of the mean variance of the functions (5 % as published; it carries no gradient), or a
-            :class:`~pyrobnn.function_space.Jitter`.
-        prior_jitter: The same, added to the prior's covariance.
+        num_samples: Functions drawn from q for the expected log likelihood, in mirrored pairs. Where there is one
+            output, nodes of a quadrature in their place, 20 at most, which is exact for Normal noise.
+        jitter: λ: a share of the functions' variance at a point, which carries no gradient; or a
+            :class:`~pyrobnn.function_space.Jitter`: the published one is ``Jitter(0.05)``.
+        prior_jitter: A share of the mean variance of the prior, added to its covariance; or a ``Jitter``.
         divergence: ``"kl"``, or ``"regularized"`` with ``gamma``.
         gamma: γ of the regularized KL, a variance per measurement point; needed for it, and for it alone.
         temperature: Weight α of the KL, or a schedule.
@@ -151,7 +156,10 @@ class FunctionalELBO(Objective):
         self.prior, self.context = prior_of(prior), ContextPoints(context)
         self.functions: FunctionsOf = functions
         self.num_draws, self.num_samples, self.max_bytes = num_draws, num_samples, max_bytes
-        self.jitter, self.prior_jitter = Jitter.of(jitter, "jitter"), Jitter.of(prior_jitter, "prior_jitter")
+        self.jitter = Jitter.of(jitter, "jitter", by_point=True)
+        self.prior_jitter = Jitter.of(prior_jitter, "prior_jitter")
+        if self.prior_jitter.by_point:
+            raise ValueError("prior_jitter: the prior's is the same at all points; pass a Jitter with by_point=False.")
         self.gamma, self.scaling = gamma, scaling
         self.posterior: LowRankFunctions | None = None
         self._made: tuple[Any, Any, Step, bool] | None = None
@@ -214,7 +222,7 @@ class FunctionalELBO(Objective):
         """
         if not isinstance(guide, Guide):
             raise TypeError(f"guide: the functional ELBO needs a guide, got {type(guide).__name__}.")
-        x, y, weight = _batch(model, args, kwargs)
+        x, y, weight = batch_of(model, args, kwargs)
         evaluation = Evaluation(model, guide, step, args, kwargs)
         context = self.context.beside(x)
         made = GuideFunctions(model, step, x, context)
@@ -261,40 +269,21 @@ class FunctionalELBO(Objective):
     ) -> Tensor:
         """``N / B`` times the log likelihood of the batch, averaged over functions of the Gaussian."""
         rows = made.rows
-        batch = LowRankFunctions(q.mean[:rows], q.factor[:, :rows], q.ridge)
-        functions = batch.rsample(self.num_samples).reshape(-1, *made.shape)
-        model.likelihood.check_shape(functions[:rows], y)
-        repeated = y.repeat(self.num_samples, *[1] * (y.dim() - 1))
+        batch = q.first(rows)
+        if batch.mean.shape[1] == 1:
+            functions, shares = batch.at_nodes(min(self.num_samples, _NODES))
+        else:
+            functions = batch.rsample(self.num_samples)
+            shares = functions.new_full((len(functions),), 1.0 / len(functions))
+        outputs = functions.reshape(-1, *made.shape)
+        model.likelihood.check_shape(outputs[:rows], y)
+        repeated = y.repeat(len(shares), *[1] * (y.dim() - 1))
         try:
-            scores = model.likelihood(functions).log_prob(repeated).reshape(self.num_samples, rows, -1).sum(2).mean(0)
+            scores = shares @ model.likelihood(outputs).log_prob(repeated).reshape(len(shares), rows)
         except ValueError as error:
-            if bool(functions.isfinite().all()):
+            if bool(outputs.isfinite().all()):
                 raise
             raise NonFiniteLossError("the objective became non-finite: functions of the posterior.") from error
         if weight is not None:
             scores = torch.where(weight > 0, scores * weight, 0.0)
         return scores.sum() * (model.num_data / rows)
-
-
-def _batch(model: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, Tensor, Tensor | None]:
-    """Inputs, targets and weights as the model is given them."""
-    if not isinstance(model, SupervisedModel):
-        raise TypeError(
-            f"model: the functional ELBO needs a SupervisedModel, whose outputs are functions, got "
-            f"{type(model).__name__}."
-        )
-    if latent := list(model.likelihood.site_priors):
-        raise TypeError(
-            f"model: its likelihood has the latent site {latent[0]!r}, which is no function of the inputs; state the "
-            "number, or have the likelihood learn it as a parameter."
-        )
-    names = ("x", "y", "weight")
-    given = {**dict(zip(names, args, strict=False)), **kwargs}
-    if given.get("y") is None:
-        raise ValueError("y: the functional ELBO needs the targets of the batch.")
-    if len(given["y"]) > model.num_data:
-        raise ValueError(
-            f"num_data: the model was built for {model.num_data} data, but a batch has {len(given['y'])} rows; state "
-            "the size of the training set."
-        )
-    return given["x"], given["y"], given.get("weight")

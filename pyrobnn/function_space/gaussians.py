@@ -19,6 +19,7 @@ import math
 from dataclasses import dataclass, replace
 
 import torch
+from numpy.polynomial.hermite_e import hermegauss
 from torch import Tensor
 
 from pyrobnn.core.arguments import check_non_negative
@@ -33,6 +34,8 @@ class Jitter:
     Attributes:
         amount: A share of the mean variance, which carries no gradient; or a variance.
         relative: Whether it is a share.
+        by_point: Whether the mean is over the outputs at each point by itself. Over all points, as published, a few of
+            large variance (context points far from the data) set the noise at all others.
 
     Raises:
         ValueError: If ``amount`` is negative or not finite.
@@ -40,13 +43,14 @@ class Jitter:
 
     amount: float = 0.05
     relative: bool = True
+    by_point: bool = False
 
     def __post_init__(self) -> None:
         check_non_negative("amount", self.amount)
 
     @classmethod
-    def of(cls, given: float | Jitter, name: str) -> Jitter:
-        """A number is a share of the mean variance.
+    def of(cls, given: float | Jitter, name: str, *, by_point: bool = False) -> Jitter:
+        """A number is a share of the mean variance, at each point by itself if so wanted.
 
         Raises:
             ValueError: If it is negative or not finite.
@@ -54,15 +58,16 @@ class Jitter:
         if isinstance(given, Jitter):
             return given
         check_non_negative(name, given)
-        return cls(given)
+        return cls(given, by_point=by_point)
 
     def __call__(self, variances: Tensor) -> Tensor:
-        """The variance to add, a detached scalar, where a covariance has these variances."""
-        mean = variances.detach().mean()
+        """The variance to add, detached, where functions ``[n, C]`` have these variances: a number, or ``[n, 1]``."""
+        mean = variances.detach().mean(-1, keepdim=True) if self.by_point else variances.detach().mean()
         return self.amount * mean if self.relative else torch.full_like(mean, self.amount)
 
     def __str__(self) -> str:
-        return f"{100 * self.amount:g} % of the mean variance" if self.relative else f"{self.amount:g}"
+        where = " at each point" if self.by_point else ""
+        return f"{100 * self.amount:g} % of the mean variance{where}" if self.relative else f"{self.amount:g}"
 
 
 @dataclass
@@ -94,7 +99,7 @@ class LowRankFunctions:
     Attributes:
         mean: ``[n, C]``.
         factor: The vectors ``[R, n, C]``.
-        ridge: Variance λ of the noise, a scalar.
+        ridge: Variance λ of the noise, a scalar, or one for each point ``[n, 1]``.
     """
 
     mean: Tensor
@@ -112,6 +117,11 @@ class LowRankFunctions:
         """The same plus independent noise of this variance."""
         return replace(self, ridge=self.ridge + variance)
 
+    def first(self, points: int) -> LowRankFunctions:
+        """The functions at the first points alone."""
+        ridge = self.ridge[:points] if self.ridge.dim() else self.ridge
+        return LowRankFunctions(self.mean[:points], self.factor[:, :points], ridge)
+
     @property
     def variance(self) -> Tensor:
         """``[n, C]``."""
@@ -121,7 +131,7 @@ class LowRankFunctions:
     def covariance(self) -> Tensor:
         """``[nC, nC]``, the outputs at a point next to each other."""
         flat = self.factor.flatten(1)
-        return flat.mT @ flat + self.ridge * torch.eye(flat.shape[1], dtype=flat.dtype, device=flat.device)
+        return flat.mT @ flat + self.ridge.expand(self.mean.shape).flatten().diag()
 
     def rsample(self, num_samples: int) -> Tensor:
         """Functions ``[num_samples, n, C]`` with gradients, in pairs that mirror each other at the mean."""
@@ -129,6 +139,14 @@ class LowRankFunctions:
         moved = torch.tensordot(self.mean.new_empty(half, len(self.factor)).normal_(), self.factor, 1)
         moved = moved + self.ridge.sqrt() * self.mean.new_empty(half, *self.mean.shape).normal_()
         return self.mean + torch.cat([moved, -moved])[:num_samples]
+
+    def at_nodes(self, num_nodes: int) -> tuple[Tensor, Tensor]:
+        """Values ``[m, n, 1]`` of each point by itself at m Gauss-Hermite nodes, and their weights; of one output.
+
+        The weighted sum of a polynomial of degree ``2 m - 1`` is its exact expectation.
+        """
+        nodes, weights = (torch.from_numpy(found).to(self.mean) for found in hermegauss(num_nodes))
+        return self.mean + nodes.reshape(-1, 1, 1) * self.variance.sqrt(), weights / weights.sum()
 
     def log_determinant(self) -> Tensor:
         """Of the covariance.
@@ -138,7 +156,8 @@ class LowRankFunctions:
         """
         flat = self.factor.flatten(1)
         rank, size = flat.shape
-        ridge = float(self.ridge.detach())
+        noise = self.ridge.expand(self.mean.shape).flatten()
+        ridge = float(noise.detach().min())
         name, jitter = "posterior", f"a ridge of {ridge:.3g}"
         if rank >= size:
             return _log_determinant(factorized(self.covariance, name, jitter))
@@ -148,8 +167,9 @@ class LowRankFunctions:
                 f"jitter: the covariance of the functions has rank {rank} at most, of {size}, so it needs a positive "
                 f"jitter, and the functions must differ; it is {ridge:.3g} (do all members start at the same weights?)."
             )
-        inner = torch.eye(rank, dtype=flat.dtype, device=flat.device) + flat @ flat.mT / self.ridge
-        return size * self.ridge.log() + _log_determinant(factorized(inner, name, jitter))
+        white = flat * noise.rsqrt()
+        inner = torch.eye(rank, dtype=flat.dtype, device=flat.device) + white @ white.mT
+        return noise.log().sum() + _log_determinant(factorized(inner, name, jitter))
 
 
 def functional_kl(q: LowRankFunctions | BlockFunctions, p: BlockFunctions) -> Tensor:
@@ -169,8 +189,10 @@ def functional_kl(q: LowRankFunctions | BlockFunctions, p: BlockFunctions) -> Te
     if isinstance(q, LowRankFunctions):
         columns = torch.cat([q.factor, difference.unsqueeze(0)]).permute(2, 1, 0)  # [C, n, R + 1]
         log_determinant = q.log_determinant()
+        # tr(K⁻¹ D) with the noise of each point in D: the columns of L⁻¹ weighed by it.
         eye = torch.eye(points, dtype=root.dtype, device=root.device)
-        trace = q.ridge * torch.linalg.solve_triangular(root, eye, upper=False).square().sum() * repeated
+        noise = q.ridge.expand(points, 1).squeeze(1)
+        trace = (torch.linalg.solve_triangular(root, eye, upper=False).square() * noise).sum() * repeated
     else:
         own = factorized(q.covariance, q.name, q.jitter)
         columns = difference.mT.unsqueeze(-1)

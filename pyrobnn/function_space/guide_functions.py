@@ -16,7 +16,7 @@ so that running statistics and the statistics of the batch are the batch's alone
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import torch
@@ -33,7 +33,7 @@ from pyrobnn.objectives.parts import NonFiniteLossError, explaining_non_finite_d
 from pyrobnn.objectives.vectorized import fall_back
 from pyrobnn.steps.base import Step
 
-__all__ = ["FunctionsOf", "GuideFunctions", "functions_of"]
+__all__ = ["FunctionsOf", "GuideFunctions", "batch_of", "functions_of"]
 
 FunctionsOf = Literal["auto", "members", "draws", "linearized"]
 
@@ -145,6 +145,35 @@ def functions_of(
         made.step = unvectorized()
         functions = made.of_draws(made.step.num_samples(num_draws))
     return LowRankFunctions.of_draws(functions, jitter)
+
+
+def batch_of(model: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, Tensor, Tensor | None]:
+    """Inputs, targets and weights of a batch as the model is given them.
+
+    Raises:
+        TypeError: If the model is no ``SupervisedModel``, or its likelihood has latent sites.
+        ValueError: If there are no targets, or more than ``num_data``.
+    """
+    if not isinstance(model, SupervisedModel):
+        raise TypeError(
+            f"model: the functional ELBO needs a SupervisedModel, whose outputs are functions, got "
+            f"{type(model).__name__}."
+        )
+    if latent := list(model.likelihood.site_priors):
+        raise TypeError(
+            f"model: its likelihood has the latent site {latent[0]!r}, which is no function of the inputs; state the "
+            "number, or have the likelihood learn it as a parameter."
+        )
+    names = ("x", "y", "weight")
+    given = {**dict(zip(names, args, strict=False)), **kwargs}
+    if given.get("y") is None:
+        raise ValueError("y: the functional ELBO needs the targets of the batch.")
+    if len(given["y"]) > model.num_data:
+        raise ValueError(
+            f"num_data: the model was built for {model.num_data} data, but a batch has {len(given['y'])} rows; state "
+            "the size of the training set."
+        )
+    return given["x"], given["y"], given.get("weight")
 
 
 def _finite(functions: Tensor) -> Tensor:

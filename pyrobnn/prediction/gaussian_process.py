@@ -3,12 +3,11 @@ r"""The Gaussian process that has the mean and covariance of an ensemble's membe
 .. math::  m(x) = \tfrac1M \sum_i g_i(x), \qquad
            k(x, x') = \tfrac1M \sum_i (g_i - m)(x)\, (g_i - m)(x')^\top + \lambda(x)\, I\, [x = x'],
 
-with λ(x) a share of the members' mean variance at x (5 %, as published), so that it does not depend on which inputs are
-predicted together. :class:`~pyrobnn.function_space.FunctionalELBO` trains it, with the mean variance of a step's points
-in place of that at x. M members span M - 1 directions; functions between them are weighted sums of all.
+with λ(x) a share of the members' mean variance at x (5 %), so that it does not depend on which inputs are predicted
+together. :class:`~pyrobnn.function_space.FunctionalELBO` trains it. M members span M - 1 directions; functions between
+them are weighted sums of all. Of any other guide it is the Gaussian of ``num_samples`` draws.
 
-Of any other guide it is the Gaussian of ``num_samples`` draws. Deng et al., *Deep ensemble as a Gaussian process
-posterior* (DE-GP).
+Deng et al., *Deep ensemble as a Gaussian process posterior* (DE-GP).
 """
 
 from __future__ import annotations

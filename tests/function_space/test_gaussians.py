@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -35,6 +37,7 @@ def full(given: BlockFunctions | LowRankFunctions) -> MultivariateNormal:
     return MultivariateNormal(mean.flatten(), whole.reshape(POINTS * OUTPUTS, -1))
 
 
+NOISY = replace(low_rank(4), ridge=torch.linspace(0.1, 0.5, POINTS).double().unsqueeze(1))
 PRIORS = {
     "shared": BlockFunctions(0.0, covariance()),
     "by output": BlockFunctions(torch.linspace(-1, 1, POINTS * OUTPUTS).double().view(POINTS, OUTPUTS), covariance(3)),
@@ -42,6 +45,8 @@ PRIORS = {
 POSTERIORS = {
     "low rank": low_rank(4),
     "rank above the number of values": low_rank(30),
+    "noise by point": NOISY,
+    "noise by point, high rank": replace(low_rank(30), ridge=NOISY.ridge),
     "shared": BlockFunctions(torch.ones(POINTS, OUTPUTS).double(), covariance(seed=5)),
     "by output": BlockFunctions(torch.ones(POINTS, OUTPUTS).double(), covariance(3, seed=6)),
 }
@@ -85,6 +90,8 @@ def test_of_draws_and_samples_have_the_same_moments() -> None:
     torch.manual_seed(0)
     moved = (q.rsample(80_000) - q.mean).flatten(1)
     torch.testing.assert_close(moved[:40_000], -moved[40_000:])
+    first = replace(q, ridge=NOISY.ridge).first(2)
+    torch.testing.assert_close(first.covariance, replace(q, ridge=NOISY.ridge).covariance[:6, :6])
     half = moved[:40_000]
     assert z_of_mean(half.unsqueeze(2) * half.unsqueeze(1), q.covariance) < Z
     assert q.rsample(7).shape == (7, POINTS, OUTPUTS)
@@ -95,6 +102,9 @@ def test_jitter_carries_no_gradient() -> None:
     assert not Jitter(0.5)(variances).requires_grad
     assert float(Jitter(0.5)(variances)) == 1.0 and float(Jitter(0.5, relative=False)(variances)) == 0.5
     assert str(Jitter(0.05)) == "5 % of the mean variance"
+    by_point = Jitter(0.5, by_point=True)
+    assert by_point(torch.tensor([[1.0, 3.0], [5.0, 7.0]])).tolist() == [[1.0], [3.0]]
+    assert str(by_point) == "50 % of the mean variance at each point"
     for bad in (-1.0, float("nan"), "a"):
         with pytest.raises((ValueError, TypeError), match=r"^amount: "):
             Jitter(bad)  # type: ignore[arg-type]
