@@ -1,13 +1,17 @@
 """The default prior beside plain training and constant priors, on rows that are held out of training.
 
-Three problems, everything at its default but the prior and the length; a seed chooses rows and starting weights:
+Problems, everything at its default but the prior and the length; a seed chooses rows and starting weights:
 
 * ``digits``: scikit-learn's, N images, 500 others held out; a perceptron 64-64-10, every family.
 * ``fashion``: 10,000 images of Fashion-MNIST's training file, its rows from 50,000 to 52,000 held out; a small
   convolutional network, as many epochs for all.
 * ``uci``: a ninth of the published training rows held out, the test rows not touched; 50 hidden units, standardized.
+* ``deep``: 200 digits, eight hidden layers of 32 units, with ``--init he`` and without.
+
+A curve with a gap, against HMC: :mod:`benchmarks.reproduce.default_prior_gap`.
 
     python -m benchmarks.reproduce.default_prior --json default_prior.json
+    python -m benchmarks.reproduce.default_prior --problems deep --init he
     python -m benchmarks.reproduce.default_prior --problems digits --sizes 100 --priors default normal he
 """
 
@@ -92,10 +96,17 @@ class Problem:
 
 def problems(seed: int, options: argparse.Namespace) -> Iterator[Problem]:
     """Those that ``--problems`` names."""
+    x, y = load_digits(return_X_y=True)
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
+    images, labels = torch.as_tensor(x, dtype=torch.float32)[order] / 16, torch.as_tensor(y)[order]
+    if "deep" in options.problems:
+        families = options.families or ["MAP", "MeanField", "LowRankNormal", "MCDropout", "DeltaMixture", "Laplace"]
+        yield Problem(
+            "digits, N = 200, eight hidden layers", subset((images[500:], labels[500:]), 200, seed),
+            (images[:500], labels[:500]), deep, pb.likelihoods.Categorical, options.steps, families,
+            options.priors or ["default"],
+        )  # fmt: skip
     if "digits" in options.problems:
-        x, y = load_digits(return_X_y=True)
-        order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
-        images, labels = torch.as_tensor(x, dtype=torch.float32)[order] / 16, torch.as_tensor(y)[order]
         for size in options.sizes:
             pool = images[500:], labels[500:]
             train, further = subset(pool, size, seed), subset(pool, size + 100, seed)
@@ -134,6 +145,12 @@ def perceptron() -> nn.Module:
     return nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
 
 
+def deep() -> nn.Module:
+    """64-32-32-32-32-32-32-32-32-10."""
+    hidden = (layer for _ in range(7) for layer in (nn.Linear(32, 32), nn.ReLU()))
+    return nn.Sequential(nn.Linear(64, 32), nn.ReLU(), *hidden, nn.Linear(32, 10))
+
+
 def convolutional() -> nn.Module:
     """Two convolutions and a linear layer, 9,000 weights."""
     return nn.Sequential(
@@ -155,6 +172,10 @@ def run(seed: int, options: argparse.Namespace) -> dict[str, Row]:
             torch.manual_seed(seed)
             x, y = problem.train
             rows[f"{problem.name}: plain training"] = of_classes(plain(problem, options), problem)
+            if problem.network is deep and options.init == "he":
+                torch.manual_seed(seed)
+                found = plain(problem, options, started_by_he)
+                rows[f"{problem.name}: plain training, He's start"] = of_classes(found, problem)
             if x.dim() == 2:
                 linear = LogisticRegression(max_iter=5000).fit(x, y)
                 found = torch.as_tensor(linear.predict_proba(problem.held_out[0]))
@@ -190,9 +211,20 @@ def fitted(
     return guides.Laplace(model, init=point).fit(model, [problem.train], prior_precision=word, held_out=held_out)
 
 
-def plain(problem: Problem, options: argparse.Namespace) -> Tensor:
+def started_by_he(net: nn.Module) -> nn.Module:
+    """The network with He's starting weights, and biases of zero."""
+    for layer in net.modules():
+        if isinstance(layer, nn.Linear):
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+            nn.init.zeros_(layer.bias)
+    return net
+
+
+def plain(
+    problem: Problem, options: argparse.Namespace, start: Callable[[nn.Module], nn.Module] = lambda net: net
+) -> Tensor:
     """Probabilities of the same network after as many steps of Adam on the cross-entropy."""
-    net = problem.network()
+    net = start(problem.network())
     optimizer = torch.optim.Adam(net.parameters(), lr=options.lr)
     loader, step = Batches(*problem.train, batch_size=min(128, len(problem.train[0]))), 0
     while step < (1 if options.quick else problem.steps):
@@ -202,7 +234,7 @@ def plain(problem: Problem, options: argparse.Namespace) -> Tensor:
             optimizer.step()
             step += 1
     with torch.no_grad():
-        return net(problem.held_out[0]).softmax(-1)
+        return net(problem.held_out[0]).double().softmax(-1)  # a confident error has no probability in single precision
 
 
 def of_classes(probabilities: Tensor, problem: Problem) -> Row:
