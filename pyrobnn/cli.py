@@ -1,4 +1,4 @@
-"""The command line: ``pyrobnn demo`` and ``pyrobnn --version``.
+"""The command line: ``pyrobnn demo``, ``pyrobnn report`` and ``pyrobnn --version``.
 
 A mistake in the arguments gives one line on the standard error and exit code 2.
 """
@@ -6,17 +6,21 @@ A mistake in the arguments gives one line on the standard error and exit code 2.
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
+import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import matplotlib
 import torch
 
 from pyrobnn import demo
 from pyrobnn._version import __version__
+from pyrobnn.assessment import report
+from pyrobnn.checkpoint import load
 
 __all__ = ["main"]
 
@@ -39,12 +43,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.print_help()
         return 0
     try:
-        return _demo(options)
+        return _COMMANDS[options.command](options)
     except OSError as error:
-        print(f"pyrobnn demo: --output: {error.filename or options.output}: {error.strerror or error}", file=sys.stderr)
+        named = f"{error.filename or options.output}: {error.strerror or error}"
+        print(f"pyrobnn {options.command}: --output: {named}", file=sys.stderr)
+        return 2
+    except _UsageError as error:
+        print(f"pyrobnn {options.command}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("pyrobnn demo: interrupted", file=sys.stderr)
+        print(f"pyrobnn {options.command}: interrupted", file=sys.stderr)
         return 130
 
 
@@ -65,6 +73,53 @@ def _demo(options: argparse.Namespace) -> int:
     for name in demo.FILES:
         print(f"  {options.output / name}")
     return 0
+
+
+class _UsageError(Exception):
+    """A mistake in what an argument names; the message is one line."""
+
+
+def _report(options: argparse.Namespace) -> int:
+    matplotlib.use("agg")
+    sys.path.insert(0, "")  # modules of the folder that the command is called in
+    data = _called("--data", options.data)
+    if not isinstance(data, Mapping) or "test" not in data:
+        what = f"a mapping without it, of {', '.join(map(str, data))}" if isinstance(data, Mapping) else repr(data)
+        raise _UsageError(
+            f"--data: {options.data} must return a mapping of loaders with 'test' among them ('ood', 'calibration', "
+            f"'train' and other arguments of pyrobnn.report may be there, too), got {what}"
+        )
+    try:
+        model, guide = load(options.checkpoint, net=_called("--net", options.net))
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise _UsageError(f"CHECKPOINT: {options.checkpoint} cannot be loaded: {error}") from error
+    given = {"num_samples": options.samples, "seed": options.seed, "command": shlex.join(["pyrobnn", *sys.argv[1:]])}
+    try:
+        found = report(model, guide, **{**given, "title": options.title, **data})
+    except (ValueError, TypeError) as error:
+        raise _UsageError(str(error)) from error
+    path = found.write(options.output)
+    print(json.dumps(found.values, indent=2) if options.json else f"{found}\nWritten: {path}")
+    return 0
+
+
+def _called(argument: str, name: str) -> Any:
+    """What the function of a dotted name returns."""
+    module, _, function = name.partition(":")
+    if not module or not function:
+        raise _UsageError(f"{argument}: expected a function as package.module:function, got {name!r}")
+    try:
+        found: Any = importlib.import_module(module)
+        for part in function.split("."):
+            found = getattr(found, part)
+    except (ImportError, AttributeError) as error:
+        raise _UsageError(f"{argument}: {name}: {error}") from error
+    if not callable(found):
+        raise _UsageError(f"{argument}: {name} is a {type(found).__name__}, no function")
+    return found()
+
+
+_COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {"demo": _demo, "report": _report}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -97,7 +152,34 @@ def _parser() -> _Parser:
         "--seed", type=_seed, default=0, help="fixes everything but the timings (default: %(default)s)"
     )
     command.add_argument("--json", action="store_true", help="print the metrics as JSON, and nothing else")
+    _add_report(commands)
     return parser
+
+
+def _add_report(commands: Any) -> None:
+    command = commands.add_parser(
+        "report",
+        help="assess a checkpoint on data of your own, write a page",
+        description="Assesses a model and its posterior, saved by pyrobnn.save, on held-out data.",
+    )
+    command.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="folder that pyrobnn.save wrote")
+    command.add_argument(
+        "--net", required=True, metavar="MODULE:FUNCTION", help="function that returns the plain network"
+    )
+    command.add_argument(
+        "--data",
+        required=True,
+        metavar="MODULE:FUNCTION",
+        help="function that returns a mapping of loaders: 'test', and if wanted 'ood', 'calibration', 'train', as for "
+        "pyrobnn.report",
+    )
+    command.add_argument(
+        "--output", type=Path, default=Path("report.html"), help="the page to write (default: %(default)s)"
+    )
+    command.add_argument("--samples", type=_epochs, default=100, help="posterior draws (default: %(default)s)")
+    command.add_argument("--seed", type=_seed, default=0, help="fixes draws and resamples (default: %(default)s)")
+    command.add_argument("--title", default="Model report", help="heading of the page (default: %(default)s)")
+    command.add_argument("--json", action="store_true", help="print all numbers as JSON, and nothing else")
 
 
 def _epochs(text: str) -> int:

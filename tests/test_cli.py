@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import matplotlib
 import pytest
+import torch
 
+import pyrobnn as pb
 from pyrobnn import __version__, demo
 from pyrobnn.cli import main
 
@@ -140,3 +143,72 @@ def test_figures_need_no_screen(runs: list[tuple[Path, int, int]]) -> None:
 def test_json_is_all_that_a_real_run_prints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["demo", "--json", "--epochs", "1", "--output", str(tmp_path)]) == 0
     assert json.loads(capsys.readouterr().out) == json.loads((tmp_path / "metrics.json").read_text())
+
+
+# ------------------------------------------------------------------------------------------------ pyrobnn report
+
+MODULE = """
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+
+def net():
+    return torch.nn.Linear(3, 2)
+
+def data():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(30, 3, generator=generator)
+    test = DataLoader(TensorDataset(x, (x[:, 0] > 0).long()), 10)
+    return {"test": test, "ood": {"far": DataLoader(TensorDataset(10 + x, torch.zeros(30)), 10)}, "num_bootstrap": 20}
+
+def nothing():
+    return {"train": []}
+
+number = 3
+"""
+
+
+@pytest.fixture
+def saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A checkpoint beside a module that has its network and data."""
+    (tmp_path / "own_project.py").write_text(MODULE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.delitem(sys.modules, "own_project", raising=False)
+    torch.manual_seed(0)
+    model = pb.SupervisedModel(torch.nn.Linear(3, 2), pb.likelihoods.Categorical(), num_data=30)
+    pb.save(tmp_path / "checkpoint", model, pb.guides.MeanField(model))
+    return tmp_path
+
+
+def test_a_report_of_a_checkpoint(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["report", "checkpoint", "--net", "own_project:net", "--data", "own_project:data", "--samples", "5"]
+    assert main([*arguments, "--output", "pages/own.html", "--title", "Own data"]) == 0
+    printed = capsys.readouterr().out
+    assert "accuracy" in printed and "Written: pages/own.html" in printed
+    page = (saved / "pages" / "own.html").read_text()
+    assert "Own data" in page and "far" in page
+    assert main([*arguments, "--json"]) == 0
+    assert set(json.loads(capsys.readouterr().out)["scores"]) >= {"accuracy"}
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"--net": "own_project"}, "--net: expected a function as package.module:function"),
+        ({"--net": "own_project:missing"}, "--net: own_project:missing: module 'own_project' has no attribute"),
+        ({"--net": "no_such_module:net"}, "--net: no_such_module:net: No module named"),
+        ({"--net": "own_project:number"}, "--net: own_project:number is a int, no function"),
+        ({"--data": "own_project:nothing"}, "--data: own_project:nothing must return a mapping of loaders with 'test'"),
+        ({"--data": "own_project:net"}, "--data: own_project:net must return a mapping"),
+        ({"checkpoint": "nowhere"}, "CHECKPOINT: nowhere cannot be loaded"),
+    ],
+)
+def test_mistakes_in_a_report_are_one_line(
+    saved: Path, capsys: pytest.CaptureFixture[str], changed: dict[str, str], message: str
+) -> None:
+    given = {"checkpoint": "checkpoint", "--net": "own_project:net", "--data": "own_project:data"} | changed
+    checkpoint = given.pop("checkpoint")
+    assert main(["report", checkpoint, *[word for pair in given.items() for word in pair]]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1

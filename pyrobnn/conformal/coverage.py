@@ -7,7 +7,6 @@ data, :math:`\sqrt{p (1 - p) / n}` with the Wilson interval's center.
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from pyrobnn.core.arguments import check_positive_int
 from pyrobnn.core.explanations import explained
+from pyrobnn.metrics.wilson import wilson_interval
 
 __all__ = ["CoverageReport", "CoverageRow", "coverage_of_intervals", "coverage_of_sets"]
 
@@ -170,7 +170,8 @@ def _report(
     for part, mask in parts.items():
         count, share = int(mask.sum()), float(covered[mask].double().mean())
         size = float(sizes[mask].median() if median else sizes[mask].mean())
-        rows.append(CoverageRow(part, count, share, *_wilson(share, count), size))
+        low, high = wilson_interval(torch.tensor(share, dtype=torch.float64), torch.tensor(count))
+        rows.append(CoverageRow(part, count, share, float(low), float(high), size))
     return CoverageReport(rows)
 
 
@@ -186,10 +187,3 @@ def _bins(name: str, values: Tensor, bins: int) -> dict[str, Tensor]:
     place = values.argsort(stable=True).argsort() * bins // len(values)
     width = len(str(bins))
     return {f"{name} {b + 1:>{width}}/{bins}": place == b for b in place.unique().tolist()}
-
-
-def _wilson(share: float, count: int) -> tuple[float, float]:
-    z = 1.959963984540054
-    center = (share + z * z / (2 * count)) / (1 + z * z / count)
-    reach = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count)) / (1 + z * z / count)
-    return max(0.0, center - reach), min(1.0, center + reach)

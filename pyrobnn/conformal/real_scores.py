@@ -3,11 +3,14 @@ r"""Nonconformity scores of real-valued targets, and the interval of targets who
 .. math::
     \text{absolute residual:} &\quad |y - \mu| \\
     \text{normalized residual:} &\quad |y - \mu| / \sigma \\
-    \text{quantiles:} &\quad \max(l - y,\; y - h)
+    \text{quantiles:} &\quad \max(l - y,\; y - h) \\
+    \text{PIT:} &\quad |F(y) - \tfrac12|
 
 with the predictive mean, a standard deviation (the predictive one, or its epistemic part, which only a posterior has),
-and the central predictive interval :math:`[l, h]`. The last is conformalized quantile regression (Romano, Patterson and
-Candès, NeurIPS 2019). Any score gives the coverage; a good one gives short intervals where they can be.
+the central predictive interval :math:`[l, h]`, and the predictive distribution F. The third is conformalized quantile
+regression (Romano, Patterson and Candès, NeurIPS 2019), the last distributional conformal prediction (Chernozhukov,
+Wüthrich and Zhu, PNAS 2021); :mod:`pyrobnn.conformal.density_score` has the density. Any score gives the coverage; a
+good one gives short intervals where they can be.
 """
 
 from __future__ import annotations
@@ -19,9 +22,10 @@ from torch import Tensor
 
 from pyrobnn.core.arguments import check_non_negative, check_probability
 from pyrobnn.core.explanations import explained
+from pyrobnn.model.likelihoods.moment_prediction import MomentPrediction
 from pyrobnn.model.likelihoods.predictions import Prediction
 
-__all__ = ["AbsoluteResidual", "NormalizedResidual", "QuantileResidual", "RealScore"]
+__all__ = ["AbsoluteResidual", "NormalizedResidual", "PITScore", "QuantileResidual", "RealScore"]
 
 
 class RealScore:
@@ -98,3 +102,30 @@ class QuantileResidual(RealScore):
     def center(self, prediction: Prediction) -> tuple[Tensor, Tensor, Tensor | float]:
         """The interval, and 1."""
         return *prediction.interval(self.level), 1.0
+
+
+class PITScore(RealScore):
+    """How far the probability of at most the target is from a half: intervals are central ones of another level.
+
+    They follow the predictive distribution in shape and length, at each input. The prediction needs quantiles: that of
+    a likelihood whose distribution has a cdf, with its draws kept.
+    """
+
+    def score(self, prediction: Prediction, y: Tensor) -> Tensor:
+        """Scores ``[N, ...]``, from 0 to a half."""
+        return (_moments(prediction, "PITScore").cdf(y) - 0.5).abs()
+
+    def interval(self, prediction: Prediction, limit: Tensor) -> tuple[Tensor, Tensor]:
+        """Quantiles at a half less and a half more than ``limit``; infinite from a half on."""
+        given = _moments(prediction, "PITScore")
+        reach = limit.expand(given.mean.shape).double()
+        everything = reach >= 0.5
+        reach = torch.where(everything, 0.0, reach)
+        low, high = given.quantile_at(torch.stack([0.5 - reach, 0.5 + reach]))
+        return low.masked_fill(everything, -torch.inf), high.masked_fill(everything, torch.inf)
+
+
+def _moments(prediction: Prediction, who: str) -> MomentPrediction:
+    if not isinstance(prediction, MomentPrediction):
+        raise TypeError(f"prediction: {who} needs one of real-valued targets, got {type(prediction).__name__}.")
+    return prediction

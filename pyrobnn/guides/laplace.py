@@ -26,6 +26,7 @@ from pyrobnn.core.batches import Batch, Reader
 from pyrobnn.core.explanations import explained
 from pyrobnn.core.gradient_modes import gradients_enabled, refuse_inference_tensors
 from pyrobnn.core.processes import refuse_process_group
+from pyrobnn.core.training_rows import remember, share_rows
 from pyrobnn.curvature import (
     Structure,
     check_structure,
@@ -145,7 +146,8 @@ class Laplace(BlockPosterior):
                 :meth:`optimize_prior_precision`, of ``"held_out"`` the one (1e-6 to 1e6) under which the linearized
                 network predicts the data of ``held_out`` best. A prior that was good to train under is often far too
                 wide here.
-            held_out: Batches that are not in ``loader``, for ``prior_precision="held_out"``.
+            held_out: Batches for ``prior_precision="held_out"`` that are not in ``loader``, which is checked as far as
+                it can be told.
             batch: For loaders that yield something else, as for :func:`pyrobnn.fit`.
             given: Values of sites that this guide does not have (``sites``).
             max_bytes: Budget for Jacobians. Where that of one datum does not fit, or has more than 1,000 outputs,
@@ -172,7 +174,10 @@ class Laplace(BlockPosterior):
             )
         if not isinstance(model, SupervisedModel):
             self._check_structure_for(model)
+        if held_out is not None and share_rows(loader, held_out):
+            raise ValueError("held_out: it shares rows with loader; pass data that the curvature is not taken on.")
         check_guide(model, self, argument="model", partial=True)
+        remember(self, loader)
         if not isinstance(model, SupervisedModel):
             if prior_precision != "model":
                 raise ValueError("prior_precision: it is tuned for a SupervisedModel only; leave 'model' for your own.")

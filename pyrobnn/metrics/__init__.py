@@ -41,6 +41,7 @@ from pyrobnn.metrics.selective import RiskCoverage, augrc, aurc, risk_coverage
 if TYPE_CHECKING:
     from pyrobnn.metrics.streaming import AdaptiveCalibrationError, ExpectedCalibrationError
     from pyrobnn.metrics.streaming_regression import RegressionScores
+from pyrobnn.metrics.wilson import wilson_interval
 
 __all__ = [
     "AdaptiveCalibrationError",
@@ -94,6 +95,7 @@ __all__ = [
     "rmse",
     "variance_decomposition",
     "variation_ratio",
+    "wilson_interval",
 ]
 
 

@@ -44,9 +44,11 @@ def held_out_classes(prediction: Prediction, targets: Tensor | None) -> tuple[Cl
 
     Raises:
         TypeError: If there is no prediction of classes, or no tensor of labels.
-        ValueError: If shapes or labels do not fit, or no label was observed.
+        ValueError: If inputs are known to be of the training data, shapes or labels do not fit, or no label was
+            observed.
     """
     prediction = check_classes(prediction)
+    _refuse_training_data(prediction)
     y = _targets(prediction, targets, prediction.mean.shape[:-1])
     if y.is_complex():
         raise TypeError(f"targets: expected integer labels, got a tensor of {y.dtype}.")
@@ -70,9 +72,11 @@ def held_out_real(prediction: Prediction, targets: Tensor | None) -> tuple[Momen
 
     Raises:
         TypeError: If there is no such prediction, or no floating-point tensor of targets.
-        ValueError: If shapes do not fit, or targets are not finite though the likelihood allows none to be missing.
+        ValueError: If inputs are known to be of the training data, shapes do not fit, or targets are not finite though
+            the likelihood allows none to be missing.
     """
     prediction = check_real(prediction)
+    _refuse_training_data(prediction)
     y = _targets(prediction, targets, prediction.mean.shape)
     if y.is_complex():
         raise TypeError(f"targets: expected a tensor of real numbers, got one of {y.dtype}.")
@@ -92,6 +96,14 @@ def _checked(prediction: Prediction, kind: type[_Kind], expected: str) -> _Kind:
         row = int(wrong.nonzero()[0, 0])
         raise ValueError(f"prediction: its mean at input {row} is NaN or infinite; leave such inputs out.")
     return prediction
+
+
+def _refuse_training_data(prediction: Prediction) -> None:
+    if prediction.is_of_training_data:
+        raise ValueError(
+            "prediction: some of its inputs are rows that the posterior was trained on, where it is better than on new "
+            "ones; predict data that were held out (set prediction.is_of_training_data = False if you mean it)."
+        )
 
 
 def _targets(prediction: Prediction, targets: Tensor | None, expected: torch.Size) -> Tensor:

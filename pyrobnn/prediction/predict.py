@@ -21,6 +21,7 @@ from pyrobnn.core.arguments import check_int, check_positive_int
 from pyrobnn.core.batches import Batch, Reader, inputs_of
 from pyrobnn.core.explanations import explained
 from pyrobnn.core.finite import check_inputs
+from pyrobnn.core.training_rows import were_trained_on
 from pyrobnn.core.trees import is_empty, refuse_arrays
 from pyrobnn.guides.base import Guide
 from pyrobnn.model.likelihoods import Likelihood
@@ -186,12 +187,14 @@ def predict_batches(
         batch_size=batch_size,
     )
     predicted = make(model, guide, options)
+    is_known = were_trained_on(guide, data)
     for index, (x, y) in enumerate(tqdm(blocks, total=count, disable=not progress, unit="batch")):
         check_inputs(x, index)
         prediction = predicted(x, y)
         if y is not None:
             check_rows(y, prediction.mean)
             check_second_entry(model, x, y, prediction.target_shape, prediction.likelihood)
+        prediction.is_of_training_data = is_known
         yield prediction, y
 
 

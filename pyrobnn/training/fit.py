@@ -28,6 +28,7 @@ from pyrobnn.core.files import check_directory
 from pyrobnn.core.gradient_modes import gradients_enabled
 from pyrobnn.core.handlers import validation_enabled
 from pyrobnn.core.processes import refuse_process_group, refuse_wrapped
+from pyrobnn.core.training_rows import remember
 from pyrobnn.guides.base import Guide
 from pyrobnn.objectives import ELBO, Objective
 from pyrobnn.training.checks import check_arguments, check_optimizer, check_options
@@ -148,6 +149,7 @@ def fit(
         stack.enter_context(in_one_thread(model=model, guide=guide))
         if early_stopping and validation is None:
             loader, validation = stack.enter_context(held_out(model, loader))
+        remember(guide, loader)
         stack.enter_context(random_state.local(seed))
         if device is not None:
             model.to(device)

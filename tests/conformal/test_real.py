@@ -6,7 +6,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from pyrobnn.conformal import AbsoluteResidual, ConformalRegressor, NormalizedResidual, QuantileResidual, RealScore
+from pyrobnn.conformal import (
+    AbsoluteResidual,
+    ConformalRegressor,
+    NormalizedResidual,
+    PITScore,
+    QuantileResidual,
+    RealScore,
+)
 from pyrobnn.model.likelihoods.predictions import Prediction
 from tests.conformance.conformal_suite import ConformalConformance
 from tests.conformance.predictions import normal_prediction
@@ -49,6 +56,10 @@ class TestNormalizedByTheEpistemicPart(Intervals):
 
 class TestQuantiles(Intervals):
     score = QuantileResidual(0.8)
+
+
+class TestProbabilityIntegralTransform(Intervals):
+    score = PITScore()
 
 
 class Broken(RealScore):
@@ -111,3 +122,15 @@ def test_scores_refuse_what_has_no_unit() -> None:
         QuantileResidual(1.0)
     with pytest.raises(TypeError, match=r"^score: "):
         ConformalRegressor("absolute")  # type: ignore[arg-type]
+
+
+def test_the_pit_score_gives_central_intervals() -> None:
+    """The interval of scores up to a quarter is the central one of probability a half, infinite from a half on."""
+    prediction, _ = measured(torch.Generator().manual_seed(0), 5)
+    low, high = PITScore().interval(prediction, torch.full((5,), 0.25))
+    expected = prediction.interval(0.5)
+    torch.testing.assert_close(low, expected[0])
+    torch.testing.assert_close(high, expected[1])
+    torch.testing.assert_close(PITScore().score(prediction, high), torch.full((5,), 0.25).double(), atol=1e-6, rtol=0)
+    low, high = PITScore().interval(prediction, torch.full((5,), 0.5))
+    assert bool((low == -torch.inf).all()) and bool((high == torch.inf).all())

@@ -255,7 +255,7 @@ def test_held_out_data_go_with_their_word() -> None:
             Laplace(model).fit(model, loader(x, y), **options)  # type: ignore[arg-type]
     wide = SupervisedModel(nn.Linear(3, 3), likelihoods.Categorical(), dist.StudentT(5.0, 0.0, 1.0), num_data=24)
     with pytest.raises(ValueError, match=r"^prior_precision: some covered sites have priors that are not Normal"):
-        Laplace(wide, init="prior_mean").fit(wide, loader(x, y), prior_precision="held_out", held_out=loader(x, y))
+        Laplace(wide, init="prior_mean").fit(wide, loader(x, y), prior_precision="held_out", held_out=loader(x + 0, y))
 
 
 # ------------------------------------------------------------------------------------------------- behavior

@@ -166,7 +166,7 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "Laplace.fit": (laplace_fit, {"model": MODEL, "loader": LOADER}),
     "Laplace.fit, held out": (
         laplace_fit,
-        {"model": MODEL, "loader": LOADER, "prior_precision": "held_out", "held_out": LOADER},
+        {"model": MODEL, "loader": LOADER, "prior_precision": "held_out", "held_out": [(X.clone(), LABELS)]},
     ),
     "ELBO": (elbo_loss, {}),
     "RegularizedELBO": (objectives.RegularizedELBO, {"auxiliary": objectives.perturbed(0.1)}),
@@ -310,6 +310,7 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
             "CrossConformalRegressor",
             "NormalizedResidual",
             "QuantileResidual",
+            "DensityScore",
         )
     },
     "coverage_of_sets": (
@@ -576,7 +577,11 @@ def test_bad_values_work_or_are_refused_by_name(call: str, tmp_path: Path, monke
         ("fit", "loader", [3, [(X, LABELS + 3)], [(X, LABELS - 1)]]),
         ("check", "loader", [3, [(X, LABELS + 3)], [(X, LABELS - 1)]]),
         ("Laplace.fit", "loader", [3, [(X, LABELS + 3)], [(X, LABELS - 1)]]),
-        ("Laplace.fit, held out", "held_out", [3, [(X, LABELS + 3)], [(X, LABELS - 1)], [], None]),
+        (
+            "Laplace.fit, held out",
+            "held_out",
+            [3, [(X.clone(), LABELS + 3)], [(X.clone(), LABELS - 1)], [], LOADER, None],
+        ),
         ("Laplace.fit, held out", "prior_precision", ["model", "evidence", "marglik", 3]),
         ("to_arviz", "y", [LABELS + 3, LABELS - 1]),
         ("sample", "data", [3, [(X, LABELS + 3)], (X, LABELS - 1)]),

@@ -37,6 +37,7 @@ class Prediction:
         parameters: Parameters of the likelihood's distribution under each draw by name, ``[K, N, …]``, if they were
             requested, or if a method below needs them and they fit the budget; else None.
         targets: The targets that came with the loader, if any.
+        is_of_training_data: Whether the posterior is known to be trained on some inputs; calibration then refuses them.
     """
 
     mean: Tensor
@@ -48,6 +49,7 @@ class Prediction:
     variation_ratio: Tensor | None = None
     parameters: dict[str, Tensor] | None = field(default=None, repr=False, metadata={"rows": 1})
     targets: Tensor | None = field(default=None, repr=False)
+    is_of_training_data: bool = field(default=False, repr=False)
 
     def __len__(self) -> int:
         return len(self.mean)
@@ -151,6 +153,7 @@ class Prediction:
             item.name: _joined([getattr(part, item.name) for part in parts], item.metadata.get("rows", 0))
             for item in fields(first)
         }
+        changes["is_of_training_data"] = any(part.is_of_training_data for part in parts)
         return replace(first, **changes)
 
     def rows(self, index: slice | Tensor) -> Self:

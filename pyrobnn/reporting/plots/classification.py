@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pyrobnn.core.explanations import explained
 from pyrobnn.metrics.calibration import ReliabilityCurve, reliability_curve
+from pyrobnn.metrics.wilson import wilson_interval
 from pyrobnn.reporting.figures import BLACK, BLUE, COLORS, LINES, SKY, VERMILLION, new_axes
 from pyrobnn.reporting.plots.arrays import to_numpy, vector
 
@@ -20,16 +21,20 @@ __all__ = ["confidence_histogram", "draw_confidence", "draw_reliability", "relia
 
 
 @explained
-def reliability(probs: Tensor, y: Tensor, *, num_bins: int = 10, ax: Axes | None = None) -> Axes:
+def reliability(
+    probs: Tensor, y: Tensor, *, num_bins: int = 15, level: float | None = 0.95, ax: Axes | None = None
+) -> Axes:
     """Reliability diagram: the accuracy within each bin of confidence.
 
     The hatched part of a bar spans the gap between the accuracy of the bin and its mean confidence. The gaps,
-    averaged over examples, are the expected calibration error (ECE) in the title. Empty bins stay blank.
+    averaged over examples, are the expected calibration error (ECE) in the title. Empty bins stay blank. A line is
+    Wilson's interval of the bin's accuracy: a gap inside it may be chance.
 
     Args:
         probs: Predicted probabilities, ``[N, C]``.
         y: Class labels, ``[N]``.
         num_bins: Number of bins.
+        level: Probability of the intervals; None for none.
         ax: Axes to draw into.
 
     Returns:
@@ -40,10 +45,10 @@ def reliability(probs: Tensor, y: Tensor, *, num_bins: int = 10, ax: Axes | None
 
     Source: Guo et al. (2017), "On Calibration of Modern Neural Networks", ICML.
     """
-    return draw_reliability(reliability_curve(probs, y, num_bins=num_bins), ax=ax)
+    return draw_reliability(reliability_curve(probs, y, num_bins=num_bins), level=level, ax=ax)
 
 
-def draw_reliability(curve: ReliabilityCurve, *, ax: Axes | None = None) -> Axes:
+def draw_reliability(curve: ReliabilityCurve, *, level: float | None = 0.95, ax: Axes | None = None) -> Axes:
     """:func:`reliability` of a curve that is known already."""
     edges, accuracy, confidence = map(to_numpy, (curve.bin_edges, curve.accuracy, curve.confidence))
     gap, lower = np.abs(confidence - accuracy), np.minimum(confidence, accuracy)  # NaN where empty: no bar
@@ -53,6 +58,11 @@ def draw_reliability(curve: ReliabilityCurve, *, ax: Axes | None = None) -> Axes
     ax = new_axes(ax)
     ax.bar(**place, height=accuracy, color=BLUE, edgecolor="white", label="accuracy")
     ax.bar(**place, height=gap, bottom=lower, **hatched, label="gap to confidence")
+    if level is not None:
+        low, high = map(to_numpy, wilson_interval(curve.accuracy, curve.count, level))
+        ax.vlines(
+            (edges[:-1] + edges[1:]) / 2, low, high, color=BLACK, linewidth=1, label=f"{level:.0%} of the accuracy"
+        )
     ax.plot([0, 1], [0, 1], color=BLACK, linestyle="--", linewidth=1, label="perfect calibration")
     ax.set(xlim=(0, 1), ylim=(0, 1), aspect="equal", title=f"ECE = {float(curve.ece):.3f}")
     ax.set(xlabel="confidence (largest probability)", ylabel="accuracy")
