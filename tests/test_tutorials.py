@@ -21,6 +21,7 @@ NAMES = [
     "06_sampling_and_distillation",
     "07_data_uncertainty",
     "09_calibration_and_conformal",
+    "10_out_of_distribution",
 ]
 # Two components and no letter, slash, dot, colon or "<" before them: no fraction, URL, relative path or closing tag.
 ABSOLUTE_PATH = re.compile(r"(?<![\w/.:<])/[\w.-]+/[\w.-]+|\b[A-Z]:\\\w")
