@@ -6,7 +6,8 @@ by the functional ELBO against ten random networks of the weights' own prior, dr
 the Gaussian process of the members.
 
 * One dimension: 40 points of ``sin(4x)`` with noise 0.1 (known) on [-1, 1] without its middle fifth; RMSE against the
-  function on [-1, 1], standard deviation of the function at -2 and 2. Nothing is tuned: α = 1, learning rate 1e-2.
+  function on [-1, 1], standard deviation of the function at -2 and 2. The learning rate is 1e-2; α = 0.01 of 0.01, 0.1
+  and 1 had the lowest RMSE on seeds 100 and 101, which are not reported; α = 1 had been seen on those that are.
 * UCI: network, noise, steps and protocol of :mod:`benchmarks.reproduce.uci`, the published networks being larger. With
   ``--tune`` each method has four candidates, chosen by the log likelihood of a fifth of the split's training rows: the
   learning rate, for DE-GP the weight α of the KL at the default rate.
@@ -36,6 +37,7 @@ from pyrobnn import guides, priors
 from pyrobnn.function_space import DataBox, FunctionalELBO, RandomNetworks
 
 MEMBERS, NETWORKS, POINTS = 10, 10, 32
+TOY_ALPHA = 0.01
 RATES = Setting("learning rate", 1e-2, (1e-3, 3e-3, 1e-2, 3e-2))
 
 
@@ -106,7 +108,7 @@ def toy(seed: int, options: argparse.Namespace) -> dict[str, Row]:
         torch.manual_seed(seed)
         net = nn.Sequential(nn.Linear(1, 50), nn.ReLU(), nn.Linear(50, 50), nn.ReLU(), nn.Linear(50, 1))
         model = pb.SupervisedModel(net, pb.likelihoods.Normal(0.1), priors.he(), num_data=40)
-        value = 1.0 if method.is_functional else RATES.default
+        value = TOY_ALPHA if method.is_functional else RATES.default
         guide = fit(model, (x, y), method, value, 0.5, options, seed)
         for suffix, predictor in method.predictors.items():
             near, far = (
