@@ -13,10 +13,12 @@ from pyrobnn.function_space.constraints import (
     violations,
 )
 from pyrobnn.function_space.dual import DualActivation
+from pyrobnn.function_space.evidence import log_evidence
 from pyrobnn.function_space.function_priors import FunctionPrior, KernelPrior, RandomNetworks
 from pyrobnn.function_space.functional_elbo import FunctionalELBO
 from pyrobnn.function_space.gaussians import BlockFunctions, Jitter, LowRankFunctions, functional_kl
 from pyrobnn.function_space.hermite import HermiteSeries
+from pyrobnn.function_space.infinite_width import InfiniteWidth, infinite_width
 from pyrobnn.function_space.measurement import DataBox
 from pyrobnn.function_space.nngp import kernel, kernel_diagonal
 
@@ -32,6 +34,7 @@ __all__ = [
     "FunctionPrior",
     "FunctionalELBO",
     "HermiteSeries",
+    "InfiniteWidth",
     "Invariance",
     "Jitter",
     "KernelPrior",
@@ -41,7 +44,9 @@ __all__ = [
     "UncertaintyOffData",
     "Violations",
     "functional_kl",
+    "infinite_width",
     "kernel",
     "kernel_diagonal",
+    "log_evidence",
     "violations",
 ]

@@ -18,7 +18,7 @@ from pyrobnn.core.finite import check_inputs
 from pyrobnn.core.trees import is_empty, refuse_arrays
 from pyrobnn.model.draws import Draws
 from pyrobnn.model.likelihoods import Likelihood
-from pyrobnn.prediction.draws import check_posterior
+from pyrobnn.prediction.function_posterior import check_predicted
 from pyrobnn.prediction.joint_prediction import JointPrediction
 from pyrobnn.prediction.predict import predictor_of
 from pyrobnn.prediction.predictor import Predictor, PredictorFactory, PredictorOptions
@@ -70,7 +70,7 @@ def predict_joint(
             model's, or the Jacobian of an exact covariance exceeds the budget.
         NotImplementedError: If the predictor has marginals only.
     """
-    check_posterior(model, guide)
+    check_predicted(model, guide, predictor)
     check_positive_int("num_samples", num_samples)
     check_positive_int("max_bytes", max_bytes)
     if seed is not None:

@@ -26,7 +26,7 @@ from pyrobnn.core.trees import is_empty, refuse_arrays
 from pyrobnn.guides.base import Guide
 from pyrobnn.model.likelihoods import Likelihood
 from pyrobnn.model.likelihoods.predictions import Prediction
-from pyrobnn.prediction.draws import check_posterior
+from pyrobnn.prediction.function_posterior import FunctionPosterior, check_predicted, own_predictor
 from pyrobnn.prediction.gaussian_process import GaussianProcessPredictor
 from pyrobnn.prediction.linearized import LinearizedPredictor
 from pyrobnn.prediction.predictor import Link, PredictorFactory, PredictorOptions, WeightsPredictor
@@ -66,7 +66,7 @@ def predict(
         model: A :class:`~pyrobnn.SupervisedModel`, or any Pyro model that returns the network's outputs when
             called with inputs only (then ``likelihood`` is needed).
         guide: The posterior: a guide of this library, or draws ``{site: [K, *site shape]}`` (from
-            ``MCMC.get_samples()``, say).
+            ``MCMC.get_samples()``, say), or a posterior over functions (:func:`pyrobnn.function_space.infinite_width`).
         data: A tensor of inputs, a tuple or dict of tensors for networks with several inputs, or a loader
             that yields inputs or pairs ``(x, y)``. A model of one's own is called as ``model(x)``, as ``fit`` calls
             ``model(x, y)``.
@@ -163,7 +163,7 @@ def predict_batches(
     modes of the model are as before the call. Errors are those of :func:`predict`, raised at the first batch.
     """
     if (make := predictor_of(predictor, guide)) is not WeightsPredictor:  # which checks it itself
-        check_posterior(model, guide)
+        check_predicted(model, guide, predictor)
     check_positive_int("max_bytes", max_bytes)
     if seed is not None:
         check_int("seed", seed, -math.inf)
@@ -204,6 +204,8 @@ def predictor_of(predictor: str | PredictorFactory | None, guide: Any) -> Predic
     Raises:
         ValueError: If the name is unknown.
     """
+    if isinstance(guide, FunctionPosterior):
+        return own_predictor
     if predictor is None:
         predictor = guide.facts.predictor if isinstance(guide, Guide) else "weights"
     if callable(predictor):

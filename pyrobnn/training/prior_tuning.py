@@ -7,6 +7,9 @@ and multiplies the prior precisions by what maximizes
 
 over m, one for each layer or one for all; then the mode moves, and the next round begins. Where zero is the mode there
 is nothing to learn from, so that the rounds are made from unit scales, too, and the largest evidence is taken.
+
+With ``evidence="infinite_width"`` nothing is trained: the evidence is the exact one of the infinitely wide network
+(:mod:`pyrobnn.function_space.evidence`), for Gaussian noise or one-hot targets, maximized with its gradients.
 """
 
 from __future__ import annotations
@@ -28,6 +31,8 @@ from pyrobnn.core.batches import Reader
 from pyrobnn.core.explanations import explained
 from pyrobnn.core.processes import refuse_process_group
 from pyrobnn.distributions.independent import base_distribution
+from pyrobnn.function_space.evidence import most_probable_scales
+from pyrobnn.function_space.infinite_width import whole
 from pyrobnn.guides import MAP, Laplace
 from pyrobnn.model.priors import FixedPrior
 from pyrobnn.model.supervised import SupervisedModel
@@ -48,7 +53,7 @@ class PriorTuning:
         model: A new model with them, otherwise as the one that was given, and untrained.
         prior: The same as rules, for models that are built anew.
         scales: The standard deviation by parameter of the network, ``[]`` or of the parameter's shape.
-        log_evidence: The Laplace log evidence in nats under the priors that were given, and of every trial after.
+        log_evidence: The log evidence in nats under the priors that were given, and of every trial after.
         before: That of the priors given.
         after: That of the tuned ones.
     """
@@ -79,6 +84,7 @@ def tune_prior(
     loader: Iterable[Any],
     *,
     batch: Reader | None = None,
+    evidence: Literal["laplace", "infinite_width"] = "laplace",
     structure: Literal["kronecker", "diagonal", "full"] = "kronecker",
     per_layer: bool = True,
     rounds: int = 4,
@@ -95,6 +101,8 @@ def tune_prior(
         model: The model, whose weights have Normal priors of fixed scales.
         loader: Batches of the whole data set, as for :meth:`pyrobnn.guides.Laplace.fit`.
         batch: For loaders that yield something else, as for :func:`pyrobnn.fit`.
+        evidence: ``"laplace"``, or ``"infinite_width"`` for that of the network's limit (of at most a few thousand
+            data; the options below but ``per_layer`` do not apply).
         structure: Of the curvature. Weights that it does not cover keep their priors.
         per_layer: One factor for each layer instead of one for all; not with ``"full"``.
         rounds: Changes of the scales at most, from the scales given and from 1.
@@ -120,6 +128,8 @@ def tune_prior(
     check_positive("lr", lr, "learning rate")
     if structure not in ("kronecker", "diagonal", "full"):
         raise ValueError(f"structure: expected 'kronecker', 'diagonal' or 'full', got {structure!r}.")
+    if evidence not in ("laplace", "infinite_width"):
+        raise ValueError(f"evidence: expected 'laplace' or 'infinite_width', got {evidence!r}.")
     if not isinstance(per_layer, bool):
         raise TypeError(f"per_layer: expected True or False, got {per_layer!r}.")
     if model.num_data < 2:
@@ -127,6 +137,10 @@ def tune_prior(
     priors = {name: _normal(name, prior) for name, prior in model.net.site_priors.items()}
     given = {name: _compact(prior.scale) for name, prior in priors.items()}
     locs = {name: _compact(prior.loc) for name, prior in priors.items()}
+    if evidence == "infinite_width":
+        best, found = most_probable_scales(model, *whole(loader, batch), per_layer=per_layer)
+        best = {name: scale.to(given[name].dtype) for name, scale in best.items()}
+        return PriorTuning(_rebuilt(model, locs, best), _rules(locs, best), best, found)
     fitted = partial(_fitted, loader=loader, batch=batch, structure=structure, epochs=epochs, lr=lr, seed=seed)
     unit = {name: torch.ones_like(scale) for name, scale in given.items()}
     trials: list[tuple[float, dict[str, Tensor]]] = []

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import pyrobnn as pb
 from pyrobnn.function_space import DualActivation, HermiteSeries, kernel, kernel_diagonal
+from pyrobnn.function_space.activations import Erf
 from pyrobnn.function_space.prior_scales import prior_scales
 
 X = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
@@ -61,6 +62,44 @@ def test_the_default_prior_of_a_plain_network_is_read() -> None:
     model = pb.SupervisedModel(two_layers(8), pb.likelihoods.Normal(0.1), num_data=5)
     assert torch.equal(kernel(two_layers(8), X), stated)
     assert torch.equal(kernel(model, X), stated)
+
+
+class ErrorFunction(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.erf(x)
+
+
+NEURAL_TANGENTS: dict[type[nn.Module], tuple[list[float], list[float]]] = {
+    nn.ReLU: (
+        [1.154817465946088, 0.6571514662708229, 0.4928059332667049, 0.6465060289980672],
+        [3.0092523978382637, 1.2764753446170007, 0.6545668842705263, 0.7773472742925636],
+    ),
+    ErrorFunction: (
+        [0.9464370797449395, 0.7099016915379999, 0.27590034062205826, 0.136162361649624],
+        [2.943143167487894, 1.7893091396521013, 0.37140757315716844, -0.027500635229389614],
+    ),
+    nn.GELU: (
+        [0.9176826333943144, 0.4584776274697032, 0.31046548632529847, 0.40425278120414704],
+        [2.4654603279016403, 0.938977355454415, 0.40895741293808535, 0.4605898695167299],
+    ),
+}
+"""First rows of the NNGP and tangent kernels by neural-tangents 0.6.5: W_std 1.3, b_std 0.4, two hidden layers."""
+
+
+@pytest.mark.parametrize("activation", NEURAL_TANGENTS)
+def test_neural_tangents_has_the_same_numbers(activation: type[nn.Module]) -> None:
+    """To 1e-6: priors keep their scales in single precision."""
+    x = torch.linspace(-1, 1, 12, dtype=torch.float64).reshape(4, 3)
+    x[:, 1] **= 2
+    net = nn.Sequential(nn.Linear(3, 64), activation(), nn.Linear(64, 64), activation(), nn.Linear(64, 1))
+    prior = [
+        ("0.weight", dist.Normal(0.0, 1.3 / 3**0.5)), ("*weight", dist.Normal(0.0, 1.3 / 8)),
+        ("*bias", dist.Normal(0.0, 0.4)),
+    ]  # fmt: skip
+    model = pb.bayesianize(net, prior)
+    for kind, expected in zip(("nngp", "ntk"), NEURAL_TANGENTS[activation], strict=True):
+        found = kernel(model, x, kind=kind, activations={ErrorFunction: Erf()})  # type: ignore[arg-type]
+        torch.testing.assert_close(found[0], torch.tensor(expected, dtype=torch.float64), rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.statistical

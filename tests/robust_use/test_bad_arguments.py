@@ -132,6 +132,22 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
         pb.function_space.kernel_diagonal,
         {"model": pb.bayesianize(nn.Linear(3, 1)), "x": torch.randn(4, 3)},
     ),
+    "infinite_width": (
+        pb.function_space.infinite_width,
+        {
+            "model": pb.SupervisedModel(nn.Linear(3, 1), pb.likelihoods.Normal(0.1), num_data=4),
+            "x": torch.randn(4, 3),
+            "y": torch.randn(4, 1),
+        },
+    ),
+    "log_evidence": (
+        pb.function_space.log_evidence,
+        {
+            "model": pb.SupervisedModel(nn.Linear(3, 1), pb.likelihoods.Normal(0.1), num_data=4),
+            "x": torch.randn(4, 3),
+            "y": torch.randn(4, 1),
+        },
+    ),
     "Monotone": (pb.function_space.Monotone, {"input": 0, "inputs": X}),
     "DerivativeSign": (pb.function_space.DerivativeSign, {"input": 0, "sign": "positive", "inputs": X}),
     "Bounds": (pb.function_space.Bounds, {"lower": 0.0, "upper": 1.0, "inputs": X}),

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from pyrobnn.core import random_state
-from pyrobnn.core.arguments import check_positive_int
+from pyrobnn.core.arguments import check_non_negative, check_positive_int
 from pyrobnn.core.explanations import explained
 from pyrobnn.core.gradient_modes import gradients_enabled
 from pyrobnn.core.trees import is_empty
@@ -90,7 +90,7 @@ def violations(
 
     Raises:
         TypeError: If an argument is of the wrong kind.
-        ValueError: If there are no inputs, or the guide is another model's.
+        ValueError: If there are no inputs, ``tolerance`` is negative, or the guide is another model's.
     """
     if not isinstance(constraint, Constraint):
         raise TypeError(f"constraint: expected one of pyrobnn.function_space, got {type(constraint).__name__}.")
@@ -99,6 +99,7 @@ def violations(
         raise TypeError(f"guide: expected a guide of pyrobnn.guides, got {type(guide).__name__}.")
     check_guide(model, guide, argument="guide")
     check_positive_int("num_samples", num_samples)
+    check_non_negative("tolerance", tolerance, "in the units of the predictions")
     if not isinstance(inputs, Tensor | tuple | Mapping | PackedSequence):
         raise TypeError(
             f"inputs: expected a tensor, tuple or dict of tensors, got {type(inputs).__name__}; join the batches of a "
