@@ -4,10 +4,10 @@ With two draws :math:`f_a, f_b` the variance at an input is estimated without bi
 
 .. math::  v(f_a, f_b, x) = s^2 - \tfrac12 (f_a(x) - f_b(x))^2
 
-for the standard deviation s that is asked for. A pair can be close by chance whatever the variance is, so that even where
-it is s the rate of violations is about two thirds: the term goes on pushing, and the rate measures pairs, not the variance
-(that is the prediction's ``epistemic``). The two are exchangeable, so that the gradient is twice that through the
-first of them. Of classes, probabilities are compared; :class:`~pyrobnn.objectives.RegularizedELBO` has their mutual
+for the standard deviation s that is asked for. A pair can be close by chance whatever the variance is, so that even
+where it is s the rate of violations is about two thirds: the term goes on pushing, and the rate measures pairs, not the
+variance (that is the prediction's ``epistemic``). The two are exchangeable, so that the gradient is twice that through
+the first of them. Of classes, probabilities are compared; :class:`~pyrobnn.objectives.RegularizedELBO` has their mutual
 information.
 """
 
