@@ -7,7 +7,8 @@ fitted to the targets of a replay buffer, from where it was. :math:`\bar Q` is t
 during it, which is what a target network is for. A terminal state is worth nothing more.
 
 * **Thompson sampling** draws *one function* for each episode and follows it greedily, so that it explores with
-  commitment; of an ensemble this is one member for each episode (bootstrapped DQN).
+  commitment; of an ensemble this is one member for each episode (bootstrapped DQN). In a deterministic environment a
+  function that meets a state again goes in circles; ``draw_every`` draws more often (Gal & Ghahramani 2016: each step).
 * **ε-greedy** follows the mean, and takes a random action with probability ε.
 
 Osband, Blundell, Pritzel and Van Roy, "Deep exploration via bootstrapped DQN", 2016.
@@ -101,9 +102,8 @@ class LinearQ:
         for action in range(self.num_actions):
             rows = _with_bias(states[actions == action])
             self.regressions.precision[action] += rows.T @ rows / self.regressions.noise**2
-            self.regressions.information[action] += (
-                targets[actions == action].double() @ rows / self.regressions.noise**2
-            )
+            weighted = targets[actions == action].double() / self.regressions.noise**2
+            self.regressions.information[action] += weighted @ rows
 
 
 @explained
@@ -192,14 +192,15 @@ class QLearning:
         environment: The environment, of the interface of gymnasium, with actions from 0 on.
         epsilon: None for Thompson sampling, one function for each episode; else the probability of a random action
             beside the mean's best.
+        draw_every: Steps that Thompson sampling follows a function; None keeps it for the whole episode.
         discount: The factor γ, above 0 and at most 1.
-        refit_every: Steps between refits, which wait for the end of the episode.
+        refit_every: Steps between refits. They wait for the end of an episode that is under one function.
         capacity: Largest number of steps in the buffer; the oldest are dropped.
         encode: From an observation to a state ``[d]``; None takes all its numbers as float32.
 
     Raises:
         TypeError: If ``environment`` has no ``reset`` and ``step``, or ``encode`` is no function.
-        ValueError: If a number is out of its range.
+        ValueError: If a number is out of its range, or ``draw_every`` is stated beside ``epsilon``.
     """
 
     def __init__(
@@ -208,6 +209,7 @@ class QLearning:
         environment: Environment,
         *,
         epsilon: float | None = None,
+        draw_every: int | None = None,
         discount: float = 0.99,
         refit_every: int = 100,
         capacity: int = 10_000,
@@ -218,13 +220,17 @@ class QLearning:
                 raise TypeError(f"environment: expected one with reset() and step(), got {type(environment).__name__}.")
         if epsilon is not None:
             check_number("epsilon", epsilon, 0.0, 1.0)
+        if draw_every is not None:
+            check_positive_int("draw_every", draw_every)
+            if epsilon is not None:
+                raise ValueError("draw_every: it is for Thompson sampling, with epsilon=None; ε-greedy draws nothing.")
         check_number("discount", discount, 0.0, 1.0, above=True)
         check_positive_int("refit_every", refit_every)
         check_positive_int("capacity", capacity)
         if encode is not None and not callable(encode):
             raise TypeError(f"encode: expected a function from an observation to a state, got {encode!r}.")
         self.q, self.environment, self.epsilon, self.discount = q, environment, epsilon, discount
-        self.refit_every, self.encode = refit_every, encode
+        self.refit_every, self.encode, self.draw_every = refit_every, encode, draw_every
         self.replay: deque[tuple[Tensor, int, float, Tensor, bool]] = deque(maxlen=capacity)
         self.history = QRun()
         self._since_refit = 0
@@ -244,8 +250,6 @@ class QLearning:
         with random_state.local(seed):
             while taken < num_steps:
                 taken += self._episode(seed if not taken else None)
-                if self._since_refit >= self.refit_every:
-                    self.refit()
         return self.history
 
     def act(self, values: Tensor) -> int:
@@ -257,32 +261,31 @@ class QLearning:
 
     def refit(self) -> None:
         """Fits the posterior to the targets of all steps in the buffer."""
-        states, actions, rewards, following, ended = self._columns()
-        worth = self.q.mean(following).max(1).values
-        targets = rewards.to(worth.dtype) + self.discount * worth.where(~ended, torch.zeros_like(worth))
-        self.q.fit(states, actions, targets)
+        states, actions, rewards, following, ended = zip(*self.replay, strict=True)
+        worth = self.q.mean(torch.stack(following)).max(1).values.masked_fill(torch.tensor(ended), 0.0)
+        targets = torch.tensor(rewards, dtype=worth.dtype) + self.discount * worth
+        self.q.fit(torch.stack(states), torch.tensor(actions), targets)
         self._since_refit = 0
 
-    def _columns(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        states, actions, rewards, following, ended = zip(*self.replay, strict=True)
-        return (
-            torch.stack(states), torch.tensor(actions), torch.tensor(rewards, dtype=torch.float64),
-            torch.stack(following), torch.tensor(ended),
-        )  # fmt: skip
-
     def _episode(self, seed: int | None) -> int:
-        """One episode under one function; its number of steps."""
-        values = self.q.draw() if self.epsilon is None else self.q.mean
-        state, total, steps = self._state(self.environment.reset(seed=seed)[0]), 0.0, 0
-        while True:
+        """One episode; its number of steps."""
+        is_bound = self.epsilon is None and self.draw_every is None  # to one function until the end
+        state, total, steps, is_over = self._state(self.environment.reset(seed=seed)[0]), 0.0, 0, False
+        left = 0.0  # steps of the function that is followed
+        while not is_over:
+            if not left:
+                values = self.q.draw() if self.epsilon is None else self.q.mean
+                left = self.draw_every or math.inf
             action = self.act(values(state.unsqueeze(0))[0])
             observation, reward, is_terminal, is_cut, _ = self.environment.step(action)
             following = self._state(observation)
             self.replay.append((state, action, float(reward), following, bool(is_terminal)))
-            state, total, steps = following, total + float(reward), steps + 1
-            if is_terminal or is_cut:
-                break
-        self._since_refit += steps
+            state, total, steps, left = following, total + float(reward), steps + 1, left - 1
+            self._since_refit += 1
+            is_over = bool(is_terminal or is_cut)
+            if self._since_refit >= self.refit_every and (is_over or not is_bound):
+                self.refit()
+                left = 0.0
         self.history.rewards.append(total)
         self.history.lengths.append(steps)
         return steps

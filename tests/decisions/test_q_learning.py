@@ -90,6 +90,36 @@ def test_an_episode_is_under_one_function() -> None:
     assert q.draws == 20 and bool((actions == actions[:, :1]).all()) and 0 < int(actions[:, 0].sum()) < 20
 
 
+@pytest.mark.parametrize(("draw_every", "draws"), [(1, 160), (3, 60), (None, 20)])
+def test_a_function_is_followed_for_the_steps_that_are_asked_for(draw_every: int | None, draws: int) -> None:
+    """Twenty episodes of eight steps; each begins with a function of its own, so that 3 + 3 + 2 steps make three."""
+    q = OneSign()
+    QLearning(q, Cut(), encode=one_hot, draw_every=draw_every, refit_every=1000).run(160, seed=0)
+    assert q.draws == draws
+
+
+class Counting(OneSign):
+    """Notes how many targets each refit had."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: list[int] = []
+
+    def fit(self, states: Tensor, actions: Tensor, targets: Tensor) -> None:
+        self.sizes.append(len(targets))
+
+
+@pytest.mark.parametrize(
+    ("policy", "sizes"),
+    [({"epsilon": 0.1}, [5, 10, 15]), ({"draw_every": 1}, [5, 10, 15]), ({}, [8, 16])],
+)
+def test_refits_wait_for_the_end_only_of_an_episode_under_one_function(policy: Any, sizes: list[int]) -> None:
+    """Two episodes of eight steps, a refit after five: a function that is followed must not change meanwhile."""
+    q = Counting()
+    QLearning(q, Cut(), encode=one_hot, refit_every=5, **policy).run(16, seed=0)
+    assert q.sizes == sizes
+
+
 def test_what_is_cut_off_is_not_terminal() -> None:
     agent = QLearning(OneSign(), Cut(), encode=one_hot)
     agent.run(8, seed=0)
@@ -156,9 +186,13 @@ def test_wrong_arguments() -> None:
     q = LinearQ(64, 4)
     with pytest.raises(TypeError, match=r"^environment: expected one with reset\(\) and step\(\), got int"):
         QLearning(q, 3)  # type: ignore[arg-type]
-    for name, wrong in (("epsilon", 1.5), ("discount", 0.0), ("refit_every", 0), ("capacity", 2.5)):
+    for name, wrong in (("epsilon", 1.5), ("discount", 0.0), ("refit_every", 0), ("draw_every", 0)):
         with pytest.raises(ValueError, match=rf"^{name}: "):
             QLearning(q, Maze(), **{name: wrong})  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"^capacity: "):
+        QLearning(q, Maze(), capacity=2.5)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"^draw_every: it is for Thompson sampling"):
+        QLearning(q, Maze(), epsilon=0.1, draw_every=1)
     with pytest.raises(TypeError, match=r"^encode: "):
         QLearning(q, Maze(), encode=3)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"^num_steps: "):
