@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import platform
 import sys
 import time
@@ -171,6 +172,8 @@ class Experiment:
 def _cell(values: list[float]) -> str:
     if not values:
         return ""
+    if any(math.isnan(value) for value in values):  # what a seed did not reach has no mean
+        return "nan"
     spread = f" ± {stdev(values) / len(values) ** 0.5:.3g}" if len(values) > 1 else ""
     return f"{fmean(values):.4g}{spread}"
 

@@ -3,8 +3,8 @@
 The maze is :data:`pyrobnn.decisions.MAZE`, 8 x 8 with 41 free cells, 14 steps from start to goal: 1 at the goal, -0.01
 a step, episodes of at most 100 steps. A random walk finds the goal in 3 % of such episodes. ``table`` is the exact
 Bayesian linear regression of one-hot states; networks are 64-64-4, refitted every 50 steps with 100 steps of Adam at
-3e-3. Thompson sampling draws one function a step, or one an episode where it says so. What was not reached counts as all steps of the run. Settings were tried with seeds
-100 and 101, which are not reported.
+3e-3. Thompson sampling draws one function a step, or one an episode where it says so. What was not reached counts as
+all steps of the run. Settings were tried with seeds 100 and 101, which are not reported.
 
     python -m benchmarks.reproduce.maze --json maze.json
 """
