@@ -20,6 +20,7 @@ NAMES = [
     "05_structure_uncertainty",
     "06_sampling_and_distillation",
     "07_data_uncertainty",
+    "08_sde_networks",
     "09_calibration_and_conformal",
     "10_out_of_distribution",
 ]
