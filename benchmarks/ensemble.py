@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -76,10 +76,25 @@ def measure(workload: Workload, members: int, rounds: int, block_seconds: float,
     return timings
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS), help="default: all")
-    parser.add_argument("--members", type=int, default=8, help="members of the ensemble (default %(default)s)")
+def run(
+    description: str | None,
+    title: str,
+    networks: Mapping[str, Callable[[], Workload]],
+    members: int,
+    measure: Callable[[Workload, int, int, float, str], list[Timing]],
+) -> None:
+    """The command of a benchmark of ensembles: measures each network that the options name, and prints its table.
+
+    Args:
+        description: Its docstring.
+        title: Of the tables.
+        networks: By name.
+        members: Default number of members.
+        measure: From network, members, rounds, length of a block and clock to timings.
+    """
+    parser = argparse.ArgumentParser(description=(description or "").split("\n")[0])
+    parser.add_argument("--networks", nargs="+", choices=networks, default=list(networks), help="default: all")
+    parser.add_argument("--members", type=int, default=members, help="members of the ensemble (default %(default)s)")
     parser.add_argument("--threads", type=int, default=1, help="torch threads (default %(default)s)")
     parser.add_argument("--rounds", type=int, default=15, help="pairs of blocks (default %(default)s)")
     parser.add_argument("--block-seconds", type=float, default=0.25, help="length of a block (default %(default)s)")
@@ -92,12 +107,16 @@ def main() -> None:
     print("\n".join(f"- {key}: {value}" for key, value in header.items()), flush=True)
     tables = {}
     for name in options.networks:
-        workload = NETWORKS[name]()
+        workload = networks[name]()
         timings = measure(workload, options.members, options.rounds, options.block_seconds, options.clock)
         tables[workload.title] = timings
-        print(f"\n{markdown_table(f'Ensemble step, {workload.title}', timings)}", flush=True)
+        print(f"\n{markdown_table(f'{title}, {workload.title}', timings)}", flush=True)
     if options.json:
         write_json(options.json, header, tables)
+
+
+def main() -> None:
+    run(__doc__, "Ensemble step", NETWORKS, 8, measure)
 
 
 if __name__ == "__main__":

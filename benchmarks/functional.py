@@ -9,22 +9,20 @@ half of them context points, whose rows have no targets.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pyro
 import torch
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it also runs as a file
 
-from benchmarks.ensemble import dense
+from benchmarks.ensemble import dense, run
 from benchmarks.networks import WORKLOADS, Workload
-from benchmarks.timing import CLOCKS, Alternating, Timing, environment, markdown_table, write_json
+from benchmarks.timing import Alternating, Timing
 from benchmarks.training_step import bayesian
 from pyrobnn.function_space import FunctionalELBO, RandomNetworks
 from pyrobnn.guides import DeltaMixture
@@ -91,27 +89,7 @@ def measure(workload: Workload, members: int, rounds: int, block_seconds: float,
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS), help="default: all")
-    parser.add_argument("--members", type=int, default=10, help="members of the ensemble (default %(default)s)")
-    parser.add_argument("--threads", type=int, default=1, help="torch threads (default %(default)s)")
-    parser.add_argument("--rounds", type=int, default=15, help="pairs of blocks (default %(default)s)")
-    parser.add_argument("--block-seconds", type=float, default=0.25, help="length of a block (default %(default)s)")
-    parser.add_argument("--clock", choices=CLOCKS, default="wall", help="wall, or cpu for a busy machine")
-    parser.add_argument("--json", metavar="PATH", help="write everything to a JSON file too")
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    pyro.enable_validation(False)  # as in fit from its second epoch on
-    header = environment(options.threads, options.clock)
-    print("\n".join(f"- {key}: {value}" for key, value in header.items()), flush=True)
-    tables = {}
-    for name in options.networks:
-        workload = NETWORKS[name]()
-        timings = measure(workload, options.members, options.rounds, options.block_seconds, options.clock)
-        tables[workload.title] = timings
-        print(f"\n{markdown_table(f'Functional step, {workload.title}', timings)}", flush=True)
-    if options.json:
-        write_json(options.json, header, tables)
+    run(__doc__, "Functional step", NETWORKS, 10, measure)
 
 
 if __name__ == "__main__":

@@ -22,8 +22,8 @@ from torch import Tensor
 
 from pyrobnn.core.arguments import check_non_negative, check_probability
 from pyrobnn.core.explanations import explained
-from pyrobnn.model.likelihoods.moment_prediction import MomentPrediction
 from pyrobnn.model.likelihoods.predictions import Prediction
+from pyrobnn.prediction.held_out import check_real
 
 __all__ = ["AbsoluteResidual", "NormalizedResidual", "PITScore", "QuantileResidual", "RealScore"]
 
@@ -113,19 +113,13 @@ class PITScore(RealScore):
 
     def score(self, prediction: Prediction, y: Tensor) -> Tensor:
         """Scores ``[N, ...]``, from 0 to a half."""
-        return (_moments(prediction, "PITScore").cdf(y) - 0.5).abs()
+        return (check_real(prediction).cdf(y) - 0.5).abs()
 
     def interval(self, prediction: Prediction, limit: Tensor) -> tuple[Tensor, Tensor]:
         """Quantiles at a half less and a half more than ``limit``; infinite from a half on."""
-        given = _moments(prediction, "PITScore")
+        given = check_real(prediction)
         reach = limit.expand(given.mean.shape).double()
         everything = reach >= 0.5
         reach = torch.where(everything, 0.0, reach)
         low, high = given.quantile_at(torch.stack([0.5 - reach, 0.5 + reach]))
         return low.masked_fill(everything, -torch.inf), high.masked_fill(everything, torch.inf)
-
-
-def _moments(prediction: Prediction, who: str) -> MomentPrediction:
-    if not isinstance(prediction, MomentPrediction):
-        raise TypeError(f"prediction: {who} needs one of real-valued targets, got {type(prediction).__name__}.")
-    return prediction

@@ -254,23 +254,24 @@ def from_spec(description: Mapping[str, Any]) -> Schedule:
         raise ValueError(f"schedule: {options!r} does not describe a {kind!r} schedule: {error}.") from None
 
 
-def resolve(name: str, given: Any, *, allow_zero: bool = False) -> Schedule:
+def resolve(name: str, given: Any, *, allow_zero: bool = False, zero_constant: bool = False) -> Schedule:
     """A number, schedule or description ``given`` as the argument ``name``.
 
     Args:
         name: The argument, with which messages begin.
         given: What was given.
-        allow_zero: Whether a schedule may have the value 0 at times. A constant is always positive.
+        allow_zero: Whether a schedule may have the value 0 at times.
+        zero_constant: Whether a constant may be 0, too.
 
     Raises:
         ValueError: If it is none of these, or its first value (for :class:`Linear`, its last as well) is out of range.
     """
     schedule = from_spec(given) if isinstance(given, Mapping) else given
     if not callable(schedule):
-        if isinstance(schedule, int | float):
-            check_positive(name, schedule)
-            return schedule
-        raise ValueError(f"{name}: expected a positive number or a schedule, got {schedule!r}.")
+        if not zero_constant and not isinstance(schedule, int | float):
+            raise ValueError(f"{name}: expected a positive number or a schedule, got {schedule!r}.")
+        (check_non_negative if zero_constant else check_positive)(name, schedule)
+        return schedule
     value_at(name, schedule, 0, allow_zero=allow_zero)
     if isinstance(schedule, Linear):
         value_at(name, schedule, (schedule.num_values - 1) * schedule.every, allow_zero=allow_zero)

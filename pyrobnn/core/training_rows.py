@@ -36,7 +36,8 @@ _TRAINED: weakref.WeakKeyDictionary[Any, list[_Rows]] = weakref.WeakKeyDictionar
 
 def remember(posterior: Any, loader: Iterable[Any]) -> None:
     """Notes that a posterior is trained on the rows of a loader, in addition to what it was trained on before."""
-    _TRAINED.setdefault(posterior, []).extend(_rows(loader))
+    known = [row for row in _TRAINED.get(posterior, []) if row.source() is not None]
+    _TRAINED[posterior] = known + [row for row in _rows(loader) if not any(_are_same(row, other) for other in known)]
 
 
 def were_trained_on(posterior: Any, data: Any) -> bool:
@@ -94,6 +95,10 @@ def _referenced(source: Any, indices: frozenset[int] | None) -> list[_Rows]:
         return []
 
 
+def _are_same(first: _Rows, second: _Rows) -> bool:
+    return first.source() is second.source() and first.indices == second.indices
+
+
 def _overlap(first: _Rows, second: _Rows) -> bool:
     a, b = first.source(), second.source()
     if a is None or b is None:
@@ -119,6 +124,6 @@ def _share_memory(a: Tensor, rows_a: frozenset[int] | None, b: Tensor, rows_b: f
     shift = (b.data_ptr() - a.data_ptr()) // size  # row i of b is row i + shift of a
     if rows_a is None and rows_b is None:
         return shift < len(a) and shift + len(b) > 0
-    first = set(range(len(a))) if rows_a is None else rows_a
+    first = range(len(a)) if rows_a is None else rows_a
     second = range(len(b)) if rows_b is None else rows_b
     return any(i + shift in first for i in second)

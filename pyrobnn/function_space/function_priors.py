@@ -27,7 +27,6 @@ from pyrobnn.core import random_state
 from pyrobnn.core.arguments import check_positive_int
 from pyrobnn.core.explanations import explained
 from pyrobnn.core.pyro_compat import full_name
-from pyrobnn.distributions.independent import base_distribution
 from pyrobnn.function_space.gaussians import BlockFunctions, Jitter
 from pyrobnn.model.bayesianize import evaluating, frozen_buffers
 from pyrobnn.model.last_layer import LayerCalls, layers_with_matrices, recorded_calls
@@ -208,8 +207,8 @@ def _last_variances(model: SupervisedModel, last: str, layer: nn.Module, like: T
     for name, parameter in layer.named_parameters(recurse=False):
         site = f"{last}.{name}" if last else name
         prior = model.net.site_priors.get(site)
-        base = None if prior is None or prior.auxiliary else base_distribution(prior.conditional())
-        if not isinstance(base, torch.distributions.Normal) or bool((base.loc != 0).any()):
+        base = None if prior is None else prior.normal()
+        if base is None or bool((base.loc != 0).any()):
             raise ValueError(
                 f"prior: the site {full_name(model.net, site)!r} of the last layer has no Normal prior of mean 0, so "
                 f"it cannot be integrated out; {_ADVICE}."

@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pyrobnn.core import random_state
 from pyrobnn.core.batches import Reader, inputs_of
 from pyrobnn.core.explanations import explained
 from pyrobnn.core.finite import check_inputs
@@ -170,17 +171,16 @@ class _Process(Predictor):
         self.posterior, self.options = posterior, options
         model = posterior.model
         self.dtype = next(model.net.network.parameters()).dtype
-        self.likelihood = options.likelihood
-        if self.likelihood is None:
-            self.likelihood = model.likelihood
-            if isinstance(model.likelihood, Normal):  # with the noise of the posterior
-                self.likelihood = Normal(posterior.noise)
-        seed = options.seed if options.seed is not None else int(torch.randint(2**31, ()))
+        own = model.likelihood
+        if isinstance(own, Normal):  # with the noise of the posterior
+            own = Normal(posterior.noise)
+        self.likelihood = own if options.likelihood is None else options.likelihood
+        seed = random_state.fresh_seed() if options.seed is None else options.seed
         self._generator = torch.Generator().manual_seed(seed)
 
     def __call__(self, x: Any, targets: Tensor | None = None) -> Prediction:
         """The prediction at a batch of inputs; rows are marginals, whose draws are independent of each other."""
-        options, likelihood = self.options, self._likelihood()
+        options, likelihood = self.options, self.likelihood
         with torch.no_grad():
             mean, variances = self.posterior.moments(x, joint=False)
             variances = variances.mT
@@ -204,7 +204,7 @@ class _Process(Predictor):
 
     def joint(self, x: Any) -> JointPrediction:
         """Functions at a set of inputs; of classes these are log probabilities, whose covariance is that of draws."""
-        likelihood, options = self._likelihood(), self.options
+        likelihood, options = self.likelihood, self.options
         with torch.no_grad():
             mean, covariances = self.posterior.moments(x, joint=True)
             values, vectors = torch.linalg.eigh(covariances)
@@ -224,9 +224,6 @@ class _Process(Predictor):
                 covariance = covariance.reshape(count * outputs_count, count * outputs_count)
                 targets = likelihood.closed_form(mean.unsqueeze(0), covariance.unsqueeze(0), options.num_samples)
             return JointPrediction(mean, draws, parameters_under(likelihood, draws), likelihood, covariance, targets)
-
-    def _likelihood(self) -> Any:
-        return self.likelihood
 
     def _outputs(self, functions: Tensor) -> Tensor:
         """What the likelihood is given: of classes the log probabilities of the largest score."""

@@ -179,9 +179,9 @@ class Limit:
             d = first.dim() - 2
             if self.all_pairs:
                 moments = (
-                    _products(first, second, paired=paired, everywhere=True),
-                    _products(first, first, paired=True, everywhere=True),
-                    _products(second, second, paired=True, everywhere=True),
+                    _products(first, second, paired=paired),
+                    _products(first, first, paired=True),
+                    _products(second, second, paired=True),
                 )
             else:
                 cross = (first * second).sum(1) if paired else torch.einsum("ic...,jc...->ij...", first, second)
@@ -275,7 +275,7 @@ def value_of(layer: nn.Module, args: Any, kwargs: Any) -> Tensor:
     return result
 
 
-def _products(first: Tensor, second: Tensor, *, paired: bool, everywhere: bool) -> Tensor:
+def _products(first: Tensor, second: Tensor, *, paired: bool) -> Tensor:
     """Sums over channels at all pairs of positions, ``[..., *positions, *positions]``."""
     shape = first.shape[2:]
     equation = "icp,icq->ipq" if paired else "icp,jcq->ijpq"

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from pyrobnn.core.arguments import check_non_negative, check_positive_int
-from pyrobnn.core.batches import inputs_of
 from pyrobnn.core.explanations import explained
 from pyrobnn.core.trees import to_device
+from pyrobnn.objectives.auxiliary import Auxiliary, InputSource
 
 __all__ = ["Context", "ContextPoints", "DataBox"]
 
-Context = Callable[[Any], Any] | Iterable[Any] | None
+Context = Auxiliary | None
 """A function of a batch's inputs, or an iterable of input batches (pairs ``(x, y)`` lose their ``y``); or None."""
 
 
@@ -100,19 +99,8 @@ class ContextPoints:
     """
 
     def __init__(self, context: Context) -> None:
-        if context is not None and (
-            isinstance(context, type | Tensor | str | bytes) or not (callable(context) or isinstance(context, Iterable))
-        ):
-            raise TypeError(
-                "context: expected a DataBox, a function of the batch's inputs, a loader of inputs, or None, got "
-                f"{type(context).__name__}."
-            )
-        self.context = context
-        self._batches: Iterator[Any] | None = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        """The state without the position in the loader; copies begin it anew."""
-        return self.__dict__ | {"_batches": None}
+        expected = "a DataBox, a function of the batch's inputs, a loader of inputs, or None"
+        self.source = None if context is None else InputSource("context", context, expected)
 
     def beside(self, x: Any) -> Any:
         """The next points beside a batch of inputs; None if there are none.
@@ -120,9 +108,9 @@ class ContextPoints:
         Raises:
             ValueError: If they are of another shape or precision than the inputs, or a loader is empty.
         """
-        if self.context is None:
+        if self.source is None:
             return None
-        found = self.context(x) if callable(self.context) else self._next()
+        found = self.source.next(x)
         if not isinstance(x, Tensor) or not isinstance(found, Tensor):
             raise TypeError(
                 f"context: inputs and context points must be one tensor each, got {type(x).__name__} and "
@@ -138,13 +126,3 @@ class ContextPoints:
         if found.dtype != x.dtype:
             raise ValueError(f"context: its points are of {found.dtype}, but inputs of {x.dtype}.")
         return to_device(found, x.device)
-
-    def _next(self) -> Any:
-        assert isinstance(self.context, Iterable)
-        for _ in range(2):
-            if self._batches is None:
-                self._batches = iter(self.context)
-            for batch in self._batches:
-                return inputs_of(batch, "context")[0]
-            self._batches = None
-        raise ValueError("context: it yields no batch of inputs.")

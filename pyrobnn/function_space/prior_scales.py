@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import torch
+from typing import Any
+
 from torch import Tensor, nn
 
 from pyrobnn.distributions.independent import base_distribution
@@ -42,10 +43,9 @@ def prior_scales(net: BayesianModule) -> dict[str, Tensor]:
     """
     found = {}
     for name, prior in net.site_priors.items():
-        given = None if prior.auxiliary else prior.conditional()
-        base = base_distribution(given) if given is not None and not isinstance(given, Tensor) else None
-        if type(base).__name__ != "Normal" or not isinstance(base, torch.distributions.Normal):
-            what = "depends on other sites" if prior.auxiliary else f"is {type(base).__name__}"
+        base = prior.normal()
+        if base is None:
+            what = "depends on other sites" if prior.auxiliary else f"is {_name(prior.conditional())}"
             raise ValueError(
                 f"prior of {name!r}: the limit is a Gaussian process for Normal priors of mean 0, and this one {what}; "
                 "state a Normal with its variance."
@@ -58,3 +58,7 @@ def prior_scales(net: BayesianModule) -> dict[str, Tensor]:
             )
         found[name] = scale.flatten()[0].double()
     return found
+
+
+def _name(prior: Any) -> str:
+    return type(prior if isinstance(prior, Tensor) else base_distribution(prior)).__name__

@@ -22,10 +22,51 @@ from pyrobnn.model.supervised import SupervisedModel
 from pyrobnn.objectives.parts import explaining_non_finite_draws
 from pyrobnn.objectives.terms import Evaluation, Run, Term
 
-__all__ = ["Auxiliary", "AuxiliaryTerm", "OutlierTerm", "beside"]
+__all__ = ["Auxiliary", "AuxiliaryTerm", "InputSource", "OutlierTerm", "beside"]
 
 Auxiliary = Callable[[Any], Any] | Iterable[Any]
 """A function of a batch's inputs, or an iterable of input batches (pairs ``(x, y)`` lose their ``y``)."""
+
+
+class InputSource:
+    """Inputs for each step, of a function of the batch's inputs, or of an iterable that is begun again when it ends.
+
+    Args:
+        argument: What errors call it.
+        given: The function or the iterable.
+        expected: What errors say was expected.
+
+    Raises:
+        TypeError: If ``given`` is neither.
+    """
+
+    def __init__(
+        self, argument: str, given: Auxiliary, expected: str = "a function of the inputs or an iterable of inputs"
+    ) -> None:
+        if isinstance(given, type | Tensor | str | bytes) or not (callable(given) or isinstance(given, Iterable)):
+            raise TypeError(f"{argument}: expected {expected}, got {type(given).__name__}.")
+        self.argument, self.given = argument, given
+        self._batches: Iterator[Any] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The state without the position in the iterable; copies begin it anew."""
+        return self.__dict__ | {"_batches": None}
+
+    def next(self, x: Any) -> Any:
+        """The next inputs beside a batch of inputs.
+
+        Raises:
+            ValueError: If there are none.
+        """
+        if callable(self.given):
+            return self.given(x)
+        for _ in range(2):
+            if self._batches is None:
+                self._batches = iter(self.given)
+            for batch in self._batches:
+                return inputs_of(batch, self.argument)[0]
+            self._batches = None
+        raise ValueError(f"{self.argument}: it yields no batch of inputs.")
 
 
 class AuxiliaryTerm(Term):
@@ -45,19 +86,8 @@ class AuxiliaryTerm(Term):
 
     def __init__(self, auxiliary: Auxiliary, weight: schedules.Schedule = 1.0) -> None:
         super().__init__(weight)
-        if isinstance(auxiliary, type | Tensor | str | bytes) or not (
-            callable(auxiliary) or isinstance(auxiliary, Iterable)
-        ):
-            raise TypeError(
-                f"{self.argument}: expected a function of the inputs or an iterable of inputs, got "
-                f"{type(auxiliary).__name__}."
-            )
+        self.source = InputSource(self.argument, auxiliary)
         self.auxiliary = auxiliary
-        self._batches: Iterator[Any] | None = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        """The state without the position in the loader; copies begin it anew."""
-        return self.__dict__ | {"_batches": None}
 
     def inputs(self, evaluation: Evaluation) -> Any:
         """The next inputs, on the device of the batch.
@@ -66,15 +96,8 @@ class AuxiliaryTerm(Term):
             ValueError: If there are none.
         """
         args, kwargs = evaluation.args, evaluation.kwargs
-        if callable(self.auxiliary):
-            return self.auxiliary(args[0] if args else kwargs["x"])
-        for _ in range(2):
-            if self._batches is None:
-                self._batches = iter(self.auxiliary)
-            for batch in self._batches:
-                return beside(inputs_of(batch, self.argument)[0], evaluation)
-            self._batches = None
-        raise ValueError(f"{self.argument}: it yields no batch of inputs.")
+        found = self.source.next(args[0] if args else kwargs.get("x"))
+        return found if callable(self.auxiliary) else beside(found, evaluation)
 
 
 def beside(x: Any, evaluation: Evaluation) -> Any:

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from pyrobnn.core import schedules
-from pyrobnn.core.arguments import check_non_negative, check_number
+from pyrobnn.core.arguments import check_number
 from pyrobnn.core.explanations import explained
 from pyrobnn.model.bayesianize import evaluating
 from pyrobnn.model.draws import Draws
@@ -66,10 +66,7 @@ class ConsistencyTerm(AuxiliaryTerm):
     def __init__(
         self, unlabeled: Auxiliary | UnlabeledLoader, weight: schedules.Schedule = 1.0, *, augment: Augmentation = None
     ) -> None:
-        if callable(weight) or isinstance(weight, Mapping):
-            weight = schedules.resolve("weight", weight, allow_zero=True)
-        else:
-            check_non_negative("weight", weight)
+        weight = schedules.resolve("weight", weight, allow_zero=True, zero_constant=True)
         if augment is not None and (not callable(augment) or isinstance(augment, type)):
             raise TypeError(f"augment: expected a function of a batch of inputs or None, got {augment!r}.")
         super().__init__(unlabeled, weight)

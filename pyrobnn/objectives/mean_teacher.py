@@ -65,7 +65,7 @@ class MeanTeacher(ConsistencyTerm):
 
     def __getstate__(self) -> dict[str, Any]:
         """The state without the teacher's networks; copies make their own from its parameters."""
-        return super().__getstate__() | {"_made": None, "_restored": self._parameters()}
+        return self.__dict__ | {"_made": None, "_restored": self._parameters()}
 
     @property
     def teacher(self) -> tuple[SupervisedModel, Guide] | None:

@@ -10,7 +10,7 @@ from torch import nn
 from pyrobnn.prediction.draws import check_posterior
 from pyrobnn.prediction.predictor import Predictor, PredictorFactory, PredictorOptions
 
-__all__ = ["FunctionPosterior", "check_predicted"]
+__all__ = ["FunctionPosterior", "check_predicted", "own_predictor"]
 
 
 class FunctionPosterior(ABC):

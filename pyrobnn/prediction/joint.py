@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from pyrobnn.core import random_state
-from pyrobnn.core.arguments import check_int, check_positive_int
+from pyrobnn.core.arguments import check_positive_int
 from pyrobnn.core.explanations import explained
 from pyrobnn.core.finite import check_inputs
 from pyrobnn.core.trees import is_empty, refuse_arrays
@@ -72,15 +71,6 @@ def predict_joint(
     """
     check_predicted(model, guide, predictor)
     check_positive_int("num_samples", num_samples)
-    check_positive_int("max_bytes", max_bytes)
-    if seed is not None:
-        check_int("seed", seed, -math.inf)
-    if method not in get_args(Method):
-        raise ValueError(f"method: expected {' or '.join(map(repr, get_args(Method)))}, got {method!r}.")
-    if not isinstance(exact, bool):
-        raise TypeError(f"exact: expected True or False, got {exact!r}.")
-    if batch_size is not None:
-        check_positive_int("batch_size", batch_size)
     if isinstance(inputs, np.ndarray):
         refuse_arrays(inputs, "inputs: the set")
     if not isinstance(inputs, Tensor | tuple | Mapping | PackedSequence):

@@ -24,7 +24,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -114,8 +114,6 @@ class LinearizedPredictor(Predictor):
                 f"guide: {type(guide).__name__} declares no linearization, as Laplace does; it is predicted from draws "
                 "of the weights (predict, predictor='weights')."
             )
-        if options.link not in get_args(Link):
-            raise ValueError(f"link: expected 'probit' or 'samples', got {options.link!r}.")
         check_given(model, options.given or {})
         self.model, self.guide, self.gaussian, self.options = model, guide, linearization, options
         self.likelihood = model.likelihood if options.likelihood is None else options.likelihood

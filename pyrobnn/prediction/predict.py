@@ -8,16 +8,14 @@ by draw.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sized
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 from tqdm.auto import tqdm
 
-from pyrobnn.core.arguments import check_int, check_positive_int
 from pyrobnn.core.batches import Batch, Reader, inputs_of
 from pyrobnn.core.explanations import explained
 from pyrobnn.core.finite import check_inputs
@@ -164,16 +162,8 @@ def predict_batches(
     """
     if (make := predictor_of(predictor, guide)) is not WeightsPredictor:  # which checks it itself
         check_predicted(model, guide, predictor)
-    check_positive_int("max_bytes", max_bytes)
-    if seed is not None:
-        check_int("seed", seed, -math.inf)
-    for name, given, known in (("link", link, get_args(Link)), ("method", method, get_args(Method))):
-        if given not in known:
-            raise ValueError(f"{name}: expected {' or '.join(map(repr, known))}, got {given!r}.")
     if batch is not None and not callable(batch):
         raise TypeError(f"batch: expected a function from a batch to (inputs, targets), got {batch!r}.")
-    if batch_size is not None:
-        check_positive_int("batch_size", batch_size)
     blocks, count = input_blocks(data, batch)
     options = PredictorOptions(
         num_samples=num_samples,

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
+from pyrobnn.core.arguments import check_int, check_positive_int
 from pyrobnn.core.denormals import denormals_as_zero
 from pyrobnn.model.likelihoods import Likelihood
 from pyrobnn.model.likelihoods.predictions import Prediction
@@ -66,6 +68,10 @@ class PredictorOptions:
         given: Values of sites that the guide does not have.
         batch_size: Rows that the network sees at a time, if inputs are declared to be by rows; else None.
         exact: Whether the covariance of Gaussian functions is computed in closed form.
+
+    Raises:
+        TypeError: If an option is of the wrong kind.
+        ValueError: If one is out of range or unknown.
     """
 
     num_samples: int = 100
@@ -79,6 +85,18 @@ class PredictorOptions:
     given: Mapping[str, Tensor] | None = None
     batch_size: int | None = None
     exact: bool = True
+
+    def __post_init__(self) -> None:
+        check_positive_int("max_bytes", self.max_bytes)
+        if self.seed is not None:
+            check_int("seed", self.seed, -math.inf)
+        for name, given, known in (("link", self.link, get_args(Link)), ("method", self.method, get_args(Method))):
+            if given not in known:
+                raise ValueError(f"{name}: expected {' or '.join(map(repr, known))}, got {given!r}.")
+        if self.batch_size is not None:
+            check_positive_int("batch_size", self.batch_size)
+        if not isinstance(self.exact, bool):
+            raise TypeError(f"exact: expected True or False, got {self.exact!r}.")
 
 
 PredictorFactory = Callable[[nn.Module, Any, PredictorOptions], Predictor]

@@ -159,9 +159,9 @@ def tune_prior(
 
 
 def _normal(name: str, prior: Any) -> dist.Normal:
-    base = base_distribution(prior.distribution) if isinstance(prior, FixedPrior) else None
-    if not isinstance(base, dist.Normal):
-        kind = type(prior).__name__ if base is None else type(base).__name__
+    base = prior.normal() if isinstance(prior, FixedPrior) else None
+    if base is None:
+        kind = type(base_distribution(prior.distribution) if isinstance(prior, FixedPrior) else prior).__name__
         raise ValueError(
             f"prior of {name!r}: only Normal priors of fixed scale can be tuned, got {kind}; give it one, or leave the "
             "prior as it is, for those with latent or learned scales adapt by themselves."

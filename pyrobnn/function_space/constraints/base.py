@@ -14,14 +14,14 @@ probability of being violated, which it becomes as :math:`\tau \to 0`. A step ta
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor
 
 from pyrobnn.core import schedules
-from pyrobnn.core.arguments import check_int, check_non_negative, check_positive
+from pyrobnn.core.arguments import check_int, check_positive
 from pyrobnn.model.bayesianize import evaluating
 from pyrobnn.model.likelihoods.reductions import widened
 from pyrobnn.model.supervised import SupervisedModel
@@ -74,10 +74,7 @@ class Constraint(AuxiliaryTerm):
             if not inputs.dim() or not len(inputs):
                 raise ValueError(f"inputs: expected rows, [B, ...], got shape {tuple(inputs.shape)}.")
             inputs = [inputs]
-        if callable(weight) or isinstance(weight, Mapping):
-            weight = schedules.resolve("weight", weight, allow_zero=True)
-        else:
-            check_non_negative("weight", weight)
+        weight = schedules.resolve("weight", weight, allow_zero=True, zero_constant=True)
         super().__init__(inputs, weight)
         if form not in get_args(Form):
             raise ValueError(f"form: expected 'expectation' or 'probability', got {form!r}.")

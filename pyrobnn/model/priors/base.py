@@ -48,6 +48,12 @@ class Prior(nn.Module):
         """The parameter given its auxiliary sites: a distribution to sample, or the value itself."""
         raise NotImplementedError
 
+    def normal(self) -> dist.Normal | None:
+        """The Normal that the prior is, its scale perhaps learned; None if it is another or depends on other sites."""
+        given = None if self.auxiliary else self.conditional()
+        base = base_distribution(given) if isinstance(given, dist.Distribution) else None
+        return base if isinstance(base, dist.Normal) else None
+
     def initial(self, value: Tensor) -> dict[str, Tensor]:
         """Values of the sites, by suffix (``""`` the parameter's own), at which the parameter is ``value``."""
         return {"": value}

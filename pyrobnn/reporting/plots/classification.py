@@ -60,9 +60,8 @@ def draw_reliability(curve: ReliabilityCurve, *, level: float | None = 0.95, ax:
     ax.bar(**place, height=gap, bottom=lower, **hatched, label="gap to confidence")
     if level is not None:
         low, high = map(to_numpy, wilson_interval(curve.accuracy, curve.count, level))
-        ax.vlines(
-            (edges[:-1] + edges[1:]) / 2, low, high, color=BLACK, linewidth=1, label=f"{level:.0%} of the accuracy"
-        )
+        middle = (edges[:-1] + edges[1:]) / 2
+        ax.vlines(middle, low, high, color=BLACK, linewidth=1, label=f"{level:.0%} interval of the accuracy")
     ax.plot([0, 1], [0, 1], color=BLACK, linestyle="--", linewidth=1, label="perfect calibration")
     ax.set(xlim=(0, 1), ylim=(0, 1), aspect="equal", title=f"ECE = {float(curve.ece):.3f}")
     ax.set(xlabel="confidence (largest probability)", ylabel="accuracy")
