@@ -17,6 +17,7 @@ from pyrobnn.function_space.evidence import log_evidence
 from pyrobnn.function_space.function_priors import FunctionPrior, KernelPrior, RandomNetworks
 from pyrobnn.function_space.functional_elbo import FunctionalELBO
 from pyrobnn.function_space.gaussians import BlockFunctions, Jitter, LowRankFunctions, functional_kl
+from pyrobnn.function_space.gpytorch_kernel import gpytorch_kernel
 from pyrobnn.function_space.hermite import HermiteSeries
 from pyrobnn.function_space.infinite_width import InfiniteWidth, infinite_width
 from pyrobnn.function_space.measurement import DataBox
@@ -44,6 +45,7 @@ __all__ = [
     "UncertaintyOffData",
     "Violations",
     "functional_kl",
+    "gpytorch_kernel",
     "infinite_width",
     "kernel",
     "kernel_diagonal",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Mapping
+from copy import copy
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -84,6 +85,12 @@ class Limit:
             else:
                 values[node] = self._step(node, values, paired, used)
         raise ValueError("net: its trace has no output.")
+
+    def under(self, scales: Mapping[str, Tensor]) -> Limit:
+        """The same network under other prior standard deviations."""
+        made = copy(self)
+        made.scales = {**self.scales, **scales}
+        return made
 
     def rows(self, x1: Tensor, x2: Tensor, max_bytes: int) -> int:
         """How many rows of ``x1`` are taken at a time."""

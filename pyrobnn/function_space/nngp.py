@@ -23,6 +23,7 @@ from collections.abc import Mapping
 from typing import Literal, get_args
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pyrobnn.core.arguments import check_positive_int
@@ -31,9 +32,12 @@ from pyrobnn.function_space.dual import DualActivation
 from pyrobnn.function_space.limits import Limit
 from pyrobnn.function_space.prior_scales import network_of, prior_scales
 
-__all__ = ["Kind", "kernel", "kernel_diagonal"]
+__all__ = ["Kind", "covariance", "kernel", "kernel_diagonal", "limit_of", "paired_covariance"]
 
 Kind = Literal["nngp", "ntk"]
+
+_SYMMETRIC_BLOCKS = 8  # of which 9 / 16 are computed
+_LEAST_ROWS = 64  # of a block, so that small matrices are one
 
 
 @explained
@@ -62,7 +66,7 @@ def kernel(
         kind: ``"nngp"``, the covariance under the prior, or ``"ntk"``, the neural tangent kernel.
         scales: Prior standard deviations by parameter of the network in place of the model's, with gradients if wanted.
         activations: Second moments of elementwise modules of your own, by class.
-        max_bytes: Budget for what is held at once; rows of ``x1`` are taken in blocks.
+        max_bytes: Budget for what is held beside the result; rows of ``x1`` are taken in blocks.
 
     Returns:
         ``[N1, N2]`` in double precision, with gradients for ``scales`` that require them.
@@ -71,23 +75,16 @@ def kernel(
         TypeError: If the model or an input is of the wrong kind.
         ValueError: If a layer has no limit, a prior is not Normal with mean 0 and one scale, or ``kind`` is unknown.
     """
-    limit = _limit(model, kind, scales, activations)
+    limit = limit_of(model, kind, scales, activations)
     if not isinstance(x1, Tensor) or not isinstance(x2, Tensor | None):
         raise TypeError(f"x1, x2: expected tensors, got {type(x1).__name__} and {type(x2).__name__}.")
     check_positive_int("max_bytes", max_bytes)
-    same = x2 is None
-    other = x1 if x2 is None else x2
-    if x1.shape[1:] != other.shape[1:] or x1.dim() < 2:
+    if (x2 is not None and x1.shape[1:] != x2.shape[1:]) or x1.dim() < 2:
+        other = x1 if x2 is None else x2
         raise ValueError(
             f"x2: expected inputs of the same shape as x1, [N, ...], got {list(other.shape)} beside {list(x1.shape)}."
         )
-    rows = limit.rows(x1, other, max_bytes)
-    blocks = [limit(block, other, paired=False) for block in x1.split(rows)] if len(x1) else [limit(x1, other)]
-    found = torch.cat(blocks)
-    if same:  # exactly symmetric, with variances that rounding does not touch
-        found = (found + found.mT) / 2
-        found = torch.where(torch.eye(len(x1), dtype=torch.bool, device=found.device), _own(limit, x1, rows), found)
-    return found
+    return covariance(limit, x1, x2, max_bytes)
 
 
 @explained
@@ -101,22 +98,39 @@ def kernel_diagonal(
     max_bytes: int = 256 * 2**20,
 ) -> Tensor:
     """Variances of the infinitely wide network's outputs ``[N]``; arguments and errors are those of :func:`kernel`."""
-    limit = _limit(model, kind, scales, activations)
+    limit = limit_of(model, kind, scales, activations)
     if not isinstance(x, Tensor):
         raise TypeError(f"x: expected a tensor of inputs, got {type(x).__name__}.")
-    return _own(limit, x, max(1, max_bytes // (1 + limit.bytes_per_pair(x))))
+    return paired_covariance(limit, x, x, max_bytes)
 
 
-def _own(limit: Limit, x: Tensor, rows: int) -> Tensor:
-    return torch.cat([limit(block, block, paired=True) for block in x.split(max(1, rows))])
+def covariance(limit: Limit, x1: Tensor, x2: Tensor | None, max_bytes: int) -> Tensor:
+    """``[N1, N2]`` in blocks of rows; of ``x1`` with itself if ``x2`` is None, whose lower triangle is the upper's."""
+    if x2 is not None or not len(x1):
+        other = x1 if x2 is None else x2
+        blocks = x1.split(limit.rows(x1, other, max_bytes)) if len(x1) else [x1]
+        return torch.cat([limit(block, other) for block in blocks])
+    size = min(limit.rows(x1, x1, max_bytes), max(_LEAST_ROWS, -(-len(x1) // _SYMMETRIC_BLOCKS)))
+    starts = range(0, len(x1), size)
+    found = torch.cat([F.pad(limit(x1[k : k + size], x1[k:]), (k, 0)) for k in starts]).triu_(1)
+    found = found + found.mT
+    found.diagonal().copy_(paired_covariance(limit, x1, x1, max_bytes))  # without the rounding of products
+    return found
 
 
-def _limit(
+def paired_covariance(limit: Limit, x1: Tensor, x2: Tensor, max_bytes: int) -> Tensor:
+    """``[N]``, of each row of ``x1`` with the same row of ``x2``."""
+    rows = max(1, max_bytes // (1 + limit.bytes_per_pair(x1)))
+    return torch.cat([limit(*pair, paired=True) for pair in zip(x1.split(rows), x2.split(rows), strict=True)])
+
+
+def limit_of(
     model: nn.Module,
     kind: str,
     scales: Mapping[str, Tensor] | None,
     activations: Mapping[type[nn.Module], DualActivation] | None,
 ) -> Limit:
+    """The limit of a model's network; arguments and errors are those of :func:`kernel`."""
     if kind not in get_args(Kind):
         raise ValueError(f"kind: expected 'nngp' or 'ntk', got {kind!r}.")
     for given, dual in (activations or {}).items():

@@ -34,7 +34,8 @@ def targets_of(model: SupervisedModel, y: Any, outputs: int) -> Tensor:
     if not isinstance(likelihood, Likelihood) or not isinstance(likelihood, Normal | ClassLikelihood):
         raise TypeError(
             f"model: expected a likelihood Normal (exact regression) or one of classes (regression on one-hot targets),"
-            f" got {type(likelihood).__name__}; for others pass the kernel to a library of Gaussian processes."
+            f" got {type(likelihood).__name__}; for others make a variational Gaussian process of "
+            "pyrobnn.function_space.gpytorch_kernel(model) in GPyTorch."
         )
     if likelihood.site_priors:
         raise TypeError(

@@ -241,6 +241,11 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
         if importlib.util.find_spec("zuko")  # the extra flows
         else {}
     ),
+    **(
+        {"gpytorch_kernel": (pb.function_space.gpytorch_kernel, {"model": pb.bayesianize(nn.Linear(3, 1))})}
+        if importlib.util.find_spec("gpytorch")  # the extra gp
+        else {}
+    ),
     "Prediction.cdf": (REAL.cdf, {"y": Y}),
     "Prediction.quantile": (REAL.quantile, {"q": 0.5}),
     "Prediction.interval": (REAL.interval, {}),
