@@ -1,5 +1,7 @@
-"""Diagnostics: ArviZ, convergence of chains and in function space, importance ratios, simulation-based calibration."""
+"""Diagnostics: ArviZ, convergence of chains and in function space, importance ratios, simulation-based calibration,
+generalization."""
 
+from pyrobnn.diagnostics import generalization
 from pyrobnn.diagnostics.arviz import GROUPS, to_arviz
 from pyrobnn.diagnostics.check_report import Check, CheckReport
 from pyrobnn.diagnostics.checks import check
@@ -34,6 +36,7 @@ __all__ = [
     "energy_bfmi",
     "estimator_report",
     "function_space_diagnostics",
+    "generalization",
     "importance_k_hat",
     "k_hat_threshold",
     "kinetic_temperature",

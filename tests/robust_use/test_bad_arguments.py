@@ -296,6 +296,11 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
         diagnostics.estimator_report,
         {"model": MODEL, "guide": GUIDE, "batch": (X, LABELS), "estimators": ["shared"], "num_samples": 2},
     ),
+    "pac_bayes_bound": (
+        diagnostics.generalization.pac_bayes_bound,
+        {"model": MODEL, "guide": GUIDE, "loader": [(X.repeat(2, 1), LABELS.repeat(2))], "num_samples": 2},
+    ),
+    "kl_inverse": (diagnostics.generalization.kl_inverse, {"q": 0.1, "c": 0.2}),
     "k_hat_threshold": (diagnostics.k_hat_threshold, {"num_samples": 100}),
     "kinetic_temperature": (diagnostics.kinetic_temperature, {"chains": WITH_VELOCITIES}),
     "energy_bfmi": (
