@@ -81,6 +81,15 @@ class Draws(dict[str, Tensor]):
             contexts=self.contexts,
         )
 
+    def settled(self) -> Draws:
+        """The same draw, of which further runs of the model write into copies of its buffers."""
+        return Draws(self, self.buffers, component=self.component, contexts=self.contexts)
+
+    def detached(self) -> Draws:
+        """The same draw outside of any graph, its buffers :meth:`settled`."""
+        values = {name: value.detach() for name, value in self.items()}
+        return Draws(values, self.buffers, component=self.component, contexts=self.contexts)
+
     def running(
         self, model: Callable[..., Any], *, update: bool
     ) -> contextlib.AbstractContextManager[SubstituteMessenger]:

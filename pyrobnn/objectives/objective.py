@@ -14,9 +14,9 @@ from pyrobnn.core.arguments import check_positive_int
 from pyrobnn.core.gradient_modes import gradients_are_off, gradients_enabled
 from pyrobnn.core.trees import leaves
 from pyrobnn.estimators import EstimatorSpec, active_estimators, resolve
-from pyrobnn.estimators.per_group import split_batch
 from pyrobnn.guides.base import Guide
 from pyrobnn.model.bayesianize import frozen_buffers
+from pyrobnn.model.draws import Draws
 from pyrobnn.objectives.module import ObjectiveModule
 from pyrobnn.objectives.parts import (
     Parts,
@@ -28,13 +28,11 @@ from pyrobnn.objectives.parts import (
 )
 from pyrobnn.objectives.tempering import Tempered
 from pyrobnn.objectives.terms import Evaluation, Run, Term, distinct, num_data, run_model
-from pyrobnn.objectives.training_draws import make_step
+from pyrobnn.objectives.training_draws import make_step, shares
 from pyrobnn.objectives.vectorized import evaluate_members, fall_back, looped
 from pyrobnn.steps import Step
 
 __all__ = ["Objective"]
-
-Arguments = tuple[tuple[Any, ...], Mapping[str, Any]]
 
 
 class Objective(TraceMeanField_ELBO):
@@ -56,6 +54,7 @@ class Objective(TraceMeanField_ELBO):
     Attributes:
         parts: :class:`Parts` of the last evaluation, None for guides that are not of this library.
         num_steps: Gradient steps taken so far, the argument of schedules of weights.
+        vectorizes: Whether one pass over all members of an ensemble computes what the terms need of the draws.
     """
 
     def __init__(self, terms: Sequence[Term], num_particles: int = 1, *, estimator: EstimatorSpec = None) -> None:
@@ -65,6 +64,7 @@ class Objective(TraceMeanField_ELBO):
         self._draw_terms = [term for term in self.terms if term.when == "draw"]
         self._after_terms = [term for term in self.terms if term.when == "after"]
         self._has_across_terms = any(term.when == "across" for term in self.terms)
+        self.vectorizes = all(term.vectorizes for term in self._draw_terms) and not self._has_across_terms
         self.estimators = resolve(estimator)
         self.num_steps = 0
         self.parts: Parts | None = None
@@ -84,6 +84,18 @@ class Objective(TraceMeanField_ELBO):
 
     def check_guide(self, guide: Guide) -> None:
         """Raises an error for a guide that a term cannot be computed for; called when the step is made."""
+
+    def arguments(self, draws: Draws, evaluation: Evaluation, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """The positional arguments that the model is run with under a draw of a training step; by default the batch's.
+
+        An objective that replaces them, by inputs that are worst for this draw say, sets ``vectorizes`` to False.
+
+        Args:
+            draws: The draw.
+            evaluation: The model, guide and step.
+            args: The batch, or the share of it that is this draw's.
+        """
+        return args
 
     # --------------------------------------------------------------------------------- Pyro's interface
 
@@ -217,9 +229,7 @@ class Objective(TraceMeanField_ELBO):
         weights = self.weights(model, guide)
         evaluation = Evaluation(model, guide, step, args, kwargs)
         if step.vectorized and groups == 1:
-            parts = None
-            if all(term.vectorizes for term in self._draw_terms) and not self._has_across_terms:
-                parts = evaluate_members(model, step, args, kwargs, weights)
+            parts = evaluate_members(model, step, args, kwargs, weights) if self.vectorizes else None
             if parts is not None:
                 yield parts
                 yield from self._after(evaluation, weights, parts.num_data)
@@ -230,7 +240,7 @@ class Objective(TraceMeanField_ELBO):
                     "estimator: per_group cuts the model's positional arguments, but this batch has keyword arguments; "
                     "put them in args."
                 )
-            slices = self._slices(step, groups, args)
+            slices = shares(args, step.num_samples(self.num_particles), groups)
             if self._has_across_terms:
                 runs = [self._run(evaluation, index, part) for index, (part, _) in enumerate(slices)]
                 yield self._parts_across(runs, [share for _, share in slices], evaluation, weights)
@@ -251,7 +261,10 @@ class Objective(TraceMeanField_ELBO):
         model, step = evaluation.model, evaluation.step
         draws = step.draw(index)
         with explaining_non_finite_draws(draws):
-            return run_model(model, step, draws, args, evaluation.kwargs, update=index == 0, scored=True)
+            given = self.arguments(draws, evaluation, args)
+            run = run_model(model, step, draws, given, evaluation.kwargs, update=index == 0, scored=True)
+        run.args = args
+        return run
 
     def _parts(self, run: Run, share: float, evaluation: Evaluation, weights: Mapping[str, float]) -> Parts:
         values = {term.name: torch.as_tensor(term([run], evaluation)) for term in self._draw_terms}
@@ -278,23 +291,3 @@ class Objective(TraceMeanField_ELBO):
                 check_finite(parts)
                 yield parts
                 del parts
-
-    def _slices(self, step: Step, groups: int, args: tuple[Any, ...]) -> list[tuple[tuple[Any, ...], float]]:
-        """The batch of each draw and its weight in the mean.
-
-        Several members of a mixture and as many groups are paired: each member sees its own share of the batch, or all
-        of one that has too few rows, such as the last of an epoch.
-        """
-        count = step.num_samples(self.num_particles)
-        if groups == 1:
-            return [(args, 1.0 / count)] * count
-        is_paired = count == groups
-        parts = split_batch(args, groups, whole_if_few=is_paired)
-        if is_paired:
-            return parts
-        if count > 1:
-            raise ValueError(
-                f"groups: a step has {count} draws and {groups} groups; make them equal for one draw in each "
-                "group, or either of them 1."
-            )
-        return parts

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 from torch import Tensor
@@ -44,6 +44,9 @@ class Run:
         log_likelihood: Log likelihood of the observed sites, scaled to the data set.
         divergence: Divergence of the latent sites, None if it was not computed.
         messages: The handler that recorded the sample sites of the run.
+        args: The rows of the batch that are this draw's, before the objective replaced any
+            (:meth:`~pyrobnn.objectives.Objective.arguments`); empty for further runs.
+        further: Further runs under this draw by name, which several terms share.
     """
 
     draws: Draws
@@ -51,6 +54,8 @@ class Run:
     log_likelihood: Tensor | float
     divergence: Divergence | None
     messages: SubstituteMessenger
+    args: tuple[Any, ...] = ()
+    further: dict[str, Run] = field(default_factory=dict)
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""The step of a guide under the estimators that an objective was given."""
+"""The step of a guide under the estimators that an objective was given, and which rows each draw sees."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from pyrobnn.estimators import Estimator, by_site
+from pyrobnn.estimators.per_group import split_batch
 from pyrobnn.guides.base import Guide
 from pyrobnn.steps import PathDerivativeStep, Step
 
-__all__ = ["make_step"]
+__all__ = ["make_step", "shares"]
 
 Rules = list[tuple[str, Estimator]]
 
@@ -46,6 +47,34 @@ def make_step(guide: Guide, model: Any, rules: Rules, *, sequential: bool) -> tu
             )
     chosen = {name: estimator for name, estimator in chosen.items() if name in facts.gaussian}
     return guide.step(model, chosen, sequential=sequential), 1
+
+
+def shares(args: tuple[Any, ...], count: int, groups: int) -> list[tuple[tuple[Any, ...], float]]:
+    """The batch of each draw and its weight in the mean.
+
+    Several members of a mixture and as many groups are paired: each member sees its own share of the batch, or all of
+    one that has too few rows, such as the last of an epoch.
+
+    Args:
+        args: Arguments of the model.
+        count: Number of draws.
+        groups: Number of parts that the batch is cut into.
+
+    Raises:
+        ValueError: If there are several draws and another number of groups.
+    """
+    if groups == 1:
+        return [(args, 1.0 / count)] * count
+    is_paired = count == groups
+    parts = split_batch(args, groups, whole_if_few=is_paired)
+    if is_paired:
+        return parts
+    if count > 1:
+        raise ValueError(
+            f"groups: a step has {count} draws and {groups} groups; make them equal for one draw in each group, or "
+            "either of them 1."
+        )
+    return parts
 
 
 def _path_derivative_step(guide: Guide, model: Any, estimator: Estimator) -> Step:

@@ -88,6 +88,11 @@ def elbo_loss(**options: Any) -> Any:
     return objectives.ELBO(**options).loss(MODEL, GUIDE, X, LABELS)
 
 
+def perturbed_by(kind: Any) -> Callable[..., Any]:
+    """The loss at inputs that a perturbation of this kind has made."""
+    return lambda **options: robustness.training.AdversarialTraining(kind(**options)).loss(MODEL, GUIDE, X, LABELS)
+
+
 PREDICTION = pb.predict(MODEL, GUIDE, X, 3, return_draws=True)
 FAILED = torch.cat([PREDICTION.predicted[:3], (PREDICTION.predicted[3:] + 1) % 3])
 """Labels of which the prediction has three right."""
@@ -279,6 +284,11 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
         robustness.pgd,
         {"model": MODEL, "posterior": GUIDE, "x": X, "y": LABELS, "epsilon": 0.1, "num_samples": 2, "steps": 1},
     ),
+    "AdversarialTraining": (
+        lambda **o: robustness.training.AdversarialTraining(**o).loss(MODEL, GUIDE, X, LABELS),
+        {"perturbation": robustness.training.ExplicitDistribution(0.1, num_steps=1, num_draws=1)},
+    ),
+    "ExplicitDistribution": (perturbed_by(robustness.training.ExplicitDistribution), {"epsilon": 0.1, "num_steps": 1}),
     "importance_k_hat": (
         lambda model, guide, x, y, **o: diagnostics.importance_k_hat(model, guide, x, y, **o),
         {"model": MODEL, "guide": GUIDE, "x": X, "y": LABELS, "num_samples": 30},
