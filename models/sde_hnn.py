@@ -42,8 +42,8 @@ def sde_hnn(
 ) -> pb.SupervisedModel:
     """The model; pair it with any guide: ``pb.guides.MAP(model)``, ``MeanField``, an ensemble ``DeltaMixture``.
 
-    A field's weights are used at each time step, so estimators that draw in the layers would give each step weights of
-    its own; keep the shared draw, which is the default.
+    A field's weights are used at each time step, for which an estimator must have one draw: the shared draw (the
+    default) or ``"flipout"``, one weight for each path; the objective refuses those that draw a layer's outputs.
 
     Args:
         num_data: Number of training data.

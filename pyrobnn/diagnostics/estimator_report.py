@@ -68,7 +68,8 @@ def report(
         model: The model.
         guide: Its guide.
         batch: Arguments of the model, ``(x, y)``.
-        estimators: Which to compare; those that the guide cannot take are left out.
+        estimators: Which to compare; those that the guide cannot take, or that the network rules out by using a weight
+            several times, are left out.
         num_samples: Gradients to draw for each; the variance has a relative standard error of about
             ``sqrt(2 / num_samples)`` per direction, much less over many weights.
         seed: Seeds the draws; the random state comes back afterward.

@@ -12,6 +12,8 @@ Exact for a linear layer on inputs ``[B, in]``. Where one weight makes several o
 linear layers on sequences) they are drawn independently, as in the literature: each has the right distribution, their
 correlation is dropped, and the gradient is that of a slightly different model (Molchanov, Ashukha & Vetrov 2017 do
 so in convolutions). :class:`~pyrobnn.estimators.Flipout` and :class:`~pyrobnn.estimators.PerExample` are exact there.
+A weight that one run of the network uses several times (time steps, tied layers) is refused: outputs of a second call
+depend on those of the first through the weight, which has not been drawn.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from pyrobnn.estimators.base import Estimator
+from pyrobnn.estimators.uses import OUTPUTS
 from pyrobnn.estimators.weight import GaussianWeight, Layer
 
 __all__ = ["LocalReparameterization", "balanced_noise", "drawn_outputs"]
@@ -50,6 +53,9 @@ class LocalReparameterization(Estimator):
 
 def drawn_outputs(layer: Layer, x: Tensor, weight: GaussianWeight, bias: Tensor | None) -> Tensor:
     """Outputs drawn independently given the inputs."""
+    for drawn in (weight, bias):
+        if isinstance(drawn, GaussianWeight):
+            drawn.used(*OUTPUTS)
     of_mean, of_variance = (bias.loc, bias.variance) if isinstance(bias, GaussianWeight) else (bias, None)
     if not layer.spatial and x.dim() == 2 and _is_uncast(x, weight.loc) and (slots := weight.take_slots()) is not None:
         slots_of_bias = (bias.take_slots() if isinstance(bias, GaussianWeight) else None) or (None, None)

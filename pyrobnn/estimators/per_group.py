@@ -49,15 +49,19 @@ class PerGroup(Estimator):
         """The layer on each part of the batch."""
         rows = len(x) if x.dim() > 1 else 0  # one row without a batch cannot be split
         _check_rows(self.groups, rows)
-        weights = weight.loc + weight.deviations(self.groups, mirrored=True)
+        weights = self._draws(weight, rows)
         biases: Any = [bias] * self.groups
         if isinstance(bias, GaussianWeight):
-            biases = bias.loc + bias.deviations(self.groups, mirrored=True)
+            biases = self._draws(bias, rows)
         if not layer.spatial and rows % self.groups == 0:
             return _batched_linear(x, weights, biases)
         # Unlike tensor_split, split has one backward for all parts, which does not pad each to the whole batch.
         parts = x.split([rows // self.groups + (part < rows % self.groups) for part in range(self.groups)])
         return torch.cat([layer(*part) for part in zip(parts, weights, biases, strict=True)])
+
+    def _draws(self, weight: GaussianWeight, rows: int) -> Tensor:
+        weight.used("one weight for each group of rows", rows)
+        return weight.loc + weight.deviations(self.groups, mirrored=True)
 
     def __repr__(self) -> str:
         return f"PerGroup({self.groups})"

@@ -2,18 +2,21 @@
 
 Under an estimator the model receives not a drawn weight but a :class:`GaussianWeight`. Linear and convolution layers
 that receive one dispatch (by torch's ``__torch_function__`` protocol) to the estimator, which draws outputs, signs or
-one weight per example; any other operation gets one ordinary draw, the same for the whole step.
+one weight per example; any other operation gets one ordinary draw, the same for the whole step. Uses of one weight in
+one run of the model must go together (:mod:`pyrobnn.estimators.uses`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from pyrobnn.estimators.uses import SHARED, Uses
 
 __all__ = ["GaussianWeight", "Layer", "LayerRule", "WeightMemory"]
 
@@ -57,11 +60,13 @@ class GaussianWeight(Tensor):
         estimator: How layers draw.
         memory: If given, it holds :attr:`variance` and :meth:`deviations`, and receives their gradients; none flow
             through the standard deviations.
+        uses: What the current run of the model did with it; None outside of runs.
     """
 
     loc: Tensor
     estimator: LayerRule
     memory: WeightMemory | None
+    uses: Uses | None
     _scale: Tensor
     _deviations: dict[int, Tensor]
     _variance: Tensor | None
@@ -73,6 +78,7 @@ class GaussianWeight(Tensor):
         weight = loc.detach().as_subclass(GaussianWeight)
         weight.loc, weight._scale, weight.estimator, weight.memory = loc, scale, estimator, memory
         weight._deviations, weight._variance, weight._is_used = {}, None, False
+        weight.uses = None
         return weight
 
     @property
@@ -106,7 +112,13 @@ class GaussianWeight(Tensor):
     @property
     def shared(self) -> Tensor:
         """One draw ``μ + σε`` for the whole step."""
+        self.used(*SHARED)
         return self.loc + self.deviations()
+
+    def used(self, *how: Hashable) -> None:
+        """Says how it is drawn for a call; see :class:`~pyrobnn.estimators.uses.Uses`."""
+        if self.uses is not None:
+            self.uses.add(how)
 
     def _noise(self, count: int, mirrored: bool) -> Tensor:
         noise, half = self._empty(count), count // 2

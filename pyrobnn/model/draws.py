@@ -17,7 +17,7 @@ from pyrobnn.model.substitution import SubstituteMessenger
 
 __all__ = ["Draws", "RunContext", "installed_buffers"]
 
-RunContext: TypeAlias = Callable[[nn.Module], contextlib.AbstractContextManager[Any]]
+RunContext: TypeAlias = Callable[[Any], contextlib.AbstractContextManager[Any]]
 """Makes a context manager in which the model is run, such as one that masks the inputs of layers."""
 
 
@@ -108,15 +108,16 @@ class Draws(dict[str, Tensor]):
         """
         run = SubstituteMessenger(self, direct=not dist.is_validation_enabled())  # fit validates in its first epoch
         if not isinstance(model, nn.Module):
-            return run
+            return self._in_contexts(model, run, update) if self.contexts else run
         if not self.buffers and not self.contexts and (update or not _buffer_slots(model, ())[1]):
             return run
         return self._in_contexts(model, run, update)
 
     @contextlib.contextmanager
-    def _in_contexts(self, model: nn.Module, run: SubstituteMessenger, update: bool) -> Iterator[SubstituteMessenger]:
+    def _in_contexts(self, model: Any, run: SubstituteMessenger, update: bool) -> Iterator[SubstituteMessenger]:
         with contextlib.ExitStack() as stack:
-            stack.enter_context(self.installed(model, update=update))
+            if isinstance(model, nn.Module):
+                stack.enter_context(self.installed(model, update=update))
             if self.contexts:  # hooks, say, which are gone when the backward pass would repeat a part of the run
                 stack.enter_context(keeping_activations())
             for context in self.contexts:

@@ -6,6 +6,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from pyrobnn.estimators import Estimator, by_site
+from pyrobnn.estimators.coverage import tied_beyond
 from pyrobnn.estimators.per_group import split_batch
 from pyrobnn.guides.base import Guide
 from pyrobnn.steps import PathDerivativeStep, Step
@@ -45,7 +46,8 @@ def make_step(guide: Guide, model: Any, rules: Rules, *, sequential: bool) -> tu
                 f"(MeanField); {type(guide.part(named[0])).__name__} has none for {named[0]!r}. 'per_group' works with "
                 "every guide."
             )
-    chosen = {name: estimator for name, estimator in chosen.items() if name in facts.gaussian}
+    shared = tied_beyond(model, chosen)
+    chosen = {name: e for name, e in chosen.items() if name in facts.gaussian and name not in shared}
     return guide.step(model, chosen, sequential=sequential), 1
 
 

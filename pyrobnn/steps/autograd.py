@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from pyrobnn.estimators.base import Estimator
+from pyrobnn.estimators.uses import in_one_run
 from pyrobnn.estimators.weight import GaussianWeight
 from pyrobnn.model.divergence import Divergence, PriorTerm
 from pyrobnn.model.draws import Draws
@@ -59,10 +60,13 @@ class AutogradStep(Step):
         estimators = self._estimators if noise is None else {}
         is_replaced = bool(estimators) and len(estimators) == len(self.layout)
         draw = Draws(dict.fromkeys(self.layout, torch.empty(0))) if is_replaced else self._rsample(noise)
+        weights = {}
         for name, estimator in estimators.items():
             assert self._gaussian is not None
             loc, scale = self._gaussian(name)
-            draw[name] = GaussianWeight.of(loc, scale, estimator)
+            draw[name] = weights[name] = GaussianWeight.of(loc, scale, estimator)
+        if weights:
+            draw.contexts = (*draw.contexts, in_one_run(weights))
         return draw
 
     def divergence(self, draws: Draws, priors: Mapping[str, PriorTerm]) -> Divergence:

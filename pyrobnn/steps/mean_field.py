@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from pyrobnn.estimators.base import Estimator
+from pyrobnn.estimators.uses import in_one_run
 from pyrobnn.model.divergence import Divergence, PriorTerm, kl_or_difference
 from pyrobnn.model.draws import Draws
 from pyrobnn.model.layout import Layout
@@ -77,11 +78,12 @@ class MeanFieldStep(Step):
         record = _Record(lease, estimators)
         token, *pieces = _Node.apply(self.loc, self.log_scale, record)
         drawn = Drawn(record, token)
-        values = dict(zip(self.layout, pieces, strict=True))
+        values, contexts = dict(zip(self.layout, pieces, strict=True)), []
         if estimators:
             weights = memory.weights_under(values, drawn, estimators, self._antithetic)
             values = {n: w if n in estimators else w.shared for n, w in weights.items()}
-        return Draws(self.layout.constrain(values), record=drawn)
+            contexts.append(in_one_run({name: weights[name] for name in estimators}))
+        return Draws(self.layout.constrain(values), record=drawn, contexts=contexts)
 
     def divergence(self, draws: Draws, priors: Mapping[str, PriorTerm]) -> Divergence:
         """The KL: of fixed Normal priors on flat vectors, of others site by site."""
