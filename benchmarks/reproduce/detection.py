@@ -36,7 +36,7 @@ from benchmarks.reproduce.experiment import Batches, Experiment, Row, arguments,
 from benchmarks.reproduce.tuning import Scores, Setting, choose
 from pyrobnn import guides
 from pyrobnn.metrics import accuracy, aupr, auroc, probability_variance
-from pyrobnn.robustness import fgsm, pgd
+from pyrobnn.robustness import FGSM, PGD
 from pyrobnn.sampling import SGLD
 
 LEARNING_RATE = 0.05
@@ -258,15 +258,15 @@ def attacks(fitted: dict[str, Posterior], x: Tensor, y: Tensor, options: argpars
     clean = {name: model_variance(posterior, x) for name, posterior in detectors.items()}
     rows = {}
     for source, (model, guide, _) in detectors.items():
-        for attack in (fgsm, pgd):
-            settings = {"num_samples": options.attack_draws, "clip": (0.0, 1.0), "seed": 0}
-            moved = attack(model, guide, x, y, options.epsilon, **settings)
+        ball = {"epsilon": options.epsilon, "clip": (0.0, 1.0)}
+        for attack in (FGSM(**ball), PGD(**ball, steps=40, random_start=False)):
+            moved = attack(model, guide, x, y, num_samples=options.attack_draws, seed=0)
             struck = pb.predict(model, guide, moved, num_samples=options.attack_draws, seed=0).mean.argmax(-1) != y
             row = {"success": float(struck.float().mean() * 100)}
             for name, posterior in detectors.items():
                 if bool(struck.any()):
                     row[f"by {name}"] = 100 * auroc(clean[name], model_variance(posterior, moved[struck]))
-            rows[f"{attack.__name__.upper()} on {source}"] = row
+            rows[f"{type(attack).__name__} on {source}"] = row
     return rows
 
 

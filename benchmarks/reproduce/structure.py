@@ -41,13 +41,16 @@ from pyrobnn import guides, structure
 from pyrobnn.metrics import accuracy, auroc, expected_calibration_error
 from pyrobnn.model.bayesianize import frozen_buffers
 from pyrobnn.model.substitution import SubstituteMessenger
-from pyrobnn.robustness import fgsm, pgd
+from pyrobnn.robustness import FGSM, PGD
 
 NSA = ("stochastic, shared statistics", "stochastic, own statistics")
 """Networks with stochastic architectures, by whose running statistics they have."""
 
 VALIDATION = 2000
 """Images that a tuning seed validates on."""
+
+RANGE = (0.0, 1.0)
+"""Of pixels."""
 
 _STRUCTURE_RATE = Setting("learning rate of the structure", 1e-2, (1e-3, 3e-3, 1e-2))
 _RATE = Setting("learning rate", 1e-2, (3e-3, 1e-2, 3e-2))
@@ -198,10 +201,12 @@ def evaluate(
         entropies[name] = predict(images[name]).total.cpu()
         row[name] = auroc(entropies["known"], entropies[name])
     x, y = (part[: options.attacked].to(options.device) for part in images["known"])
-    attack = {"num_samples": min(draws, options.attack_draws), "clip": (0.0, 1.0), "seed": 1}
+    attack = {"num_samples": min(draws, options.attack_draws), "seed": 1}
     ways: dict[str, Callable[[float], Tensor]] = {
-        "FGSM": lambda epsilon: fgsm(model, guide, x, y, epsilon, **attack),
-        "BIM": lambda epsilon: pgd(model, guide, x, y, epsilon, steps=options.attack_steps, **attack),
+        "FGSM": lambda epsilon: FGSM(epsilon, clip=RANGE)(model, guide, x, y, **attack),
+        "BIM": lambda epsilon: PGD(epsilon, clip=RANGE, steps=options.attack_steps, random_start=False)(
+            model, guide, x, y, **attack
+        ),
     }
     for (name, make), epsilon in itertools.product(ways.items(), options.epsilons):
         attacked = predict(make(epsilon))

@@ -22,7 +22,7 @@ from pyrobnn.diagnostics import (
 )
 from pyrobnn.guides import MAP, Laplace, MeanField
 from pyrobnn.model.agreement import check_draws, check_given, latent_shapes
-from pyrobnn.robustness import fgsm
+from pyrobnn.robustness import FGSM
 
 NORMAL = dist.Normal(0.0, 1.0)
 X, Y = torch.randn(12, 2), torch.randint(0, 3, (12,))
@@ -43,7 +43,7 @@ USERS: dict[str, Callable[[Any, Any, Path], Any]] = {
     "to_arviz of several": lambda m, g, _: pb.to_arviz(m, [MAP(m), g], X, Y, num_samples=2),
     "save": lambda m, g, path: pb.save(path, m, g),
     "recalibrate_batch_norm": lambda m, g, _: pb.recalibrate_batch_norm(m, g, [(X, Y)]),
-    "fgsm": lambda m, g, _: fgsm(m, g, X, Y, epsilon=0.1, num_samples=2),
+    "attacks": lambda m, g, _: FGSM(0.1)(m, g, X, Y, num_samples=2),
     "weight_statistics": lambda m, g, _: weight_statistics(m, g, X, Y),
     "importance_k_hat": lambda m, g, _: importance_k_hat(m, g, X, Y, num_samples=30),
     "function_space": lambda m, g, _: function_space_diagnostics(m, [g, g], X, num_samples=4),
@@ -67,7 +67,7 @@ def test_the_guide_of_a_deeper_network_is_refused(user: str, tmp_path: Path) -> 
         USERS[user](model_of(5), MeanField(model_of(5, nn.Linear(3, 3))), tmp_path)
 
 
-@pytest.mark.parametrize("user", ["predict", "predict_batches", "to_arviz", "function_space", "log_density", "fgsm"])
+@pytest.mark.parametrize("user", ["predict", "predict_batches", "to_arviz", "function_space", "log_density", "attacks"])
 @pytest.mark.parametrize(
     ("damage", "kind", "message"),
     [

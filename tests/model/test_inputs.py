@@ -81,7 +81,7 @@ def test_every_use_leaves_the_inputs_alone(change: Any, make: Any) -> None:
     pb.fit(model, guide, [(x, y)], epochs=3, progress=False, validation=[(x, y)])
     pb.check(model, guide, [(x, y)], num_samples=25)
     pb.to_arviz(model, guide, x, y, num_samples=5)
-    pb.robustness.fgsm(model, guide, x, y, epsilon=0.1)
+    pb.robustness.FGSM(epsilon=0.1)(model, guide, x, y)
     pb.sample(model, (x, y), kernel=pb.sampling.SGLD(1e-4), num_samples=3, warmup_steps=3, progress=False)
     assert torch.equal(x, X)
     assert torch.equal(y, Y)

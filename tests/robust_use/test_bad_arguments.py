@@ -276,13 +276,16 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "PolynomialDecay": (schedules.PolynomialDecay, {"initial": 1.0, "delay": 2.0}),
     "GaussianRampUp": (schedules.GaussianRampUp, {"end": 1.0, "num_steps": 2}),
     "CosineCycles": (schedules.CosineCycles, {"initial": 1.0, "cycle_length": 2}),
-    "fgsm": (
-        robustness.fgsm,
-        {"model": MODEL, "posterior": GUIDE, "x": X, "y": LABELS, "epsilon": 0.1, "num_samples": 2},
-    ),
-    "pgd": (
-        robustness.pgd,
-        {"model": MODEL, "posterior": GUIDE, "x": X, "y": LABELS, "epsilon": 0.1, "num_samples": 2, "steps": 1},
+    "FGSM": (robustness.FGSM, {"epsilon": 0.1}),
+    "PGD": (robustness.PGD, {"epsilon": 0.1}),
+    "LInf": (robustness.LInf, {"epsilon": 0.1}),
+    "Margin": (robustness.Margin, {}),
+    "Attack.run": (
+        method(robustness.PGD(0.1, steps=1), "run"),
+        {
+            **{"model": MODEL, "guide": GUIDE, "x": X, "y": LABELS, "num_samples": 2, "draws": "pinned", "seed": 0},
+            **{"likelihood": None, "batch_size": None, "max_bytes": 2**20, "max_queries": None},
+        },
     ),
     "AdversarialTraining": (
         lambda **o: robustness.training.AdversarialTraining(**o).loss(MODEL, GUIDE, X, LABELS),

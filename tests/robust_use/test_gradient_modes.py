@@ -15,7 +15,7 @@ import pyrobnn as pb
 from pyrobnn.distillation import online_distill
 from pyrobnn.guides import MAP, DeltaMixture, Laplace, MeanField
 from pyrobnn.objectives import ELBO, AdversarialELBO, RegularizedELBO, perturbed
-from pyrobnn.robustness import fgsm, pgd
+from pyrobnn.robustness import FGSM, PGD
 from pyrobnn.sampling import HMC, NUTS, SGLD
 
 Mode: TypeAlias = Callable[[], contextlib.AbstractContextManager[Any]]
@@ -85,7 +85,8 @@ def attacked(mode: Mode) -> list[Tensor]:
     model = regression()
     guide = MeanField(model)
     with mode():
-        return [fgsm(model, guide, X, Y, 0.1, seed=0), pgd(model, guide, X.clone(), Y.clone(), 0.1, steps=3, seed=0)]
+        x, y = X.clone(), Y.clone()
+        return [FGSM(0.1)(model, guide, X, Y, seed=0), PGD(0.1, steps=3)(model, guide, x, y, seed=0)]
 
 
 def differentiated(mode: Mode) -> list[Tensor]:

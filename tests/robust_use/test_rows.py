@@ -27,7 +27,7 @@ from pyrobnn.model.supervised import SupervisedModel, run_network
 from pyrobnn.objectives import ELBO
 from pyrobnn.objectives.regularized import perturbed
 from pyrobnn.prediction import Predictive, predict, predict_batches
-from pyrobnn.robustness import fgsm
+from pyrobnn.robustness import FGSM
 
 NORMAL = dist.Normal(0.0, 1.0)
 
@@ -351,7 +351,7 @@ def test_attacks_follow_the_whole_batch() -> None:
     """The gradient of the sum of log densities through one call, by autograd."""
     model, draws, x, y, _ = centered()
     x, y = x.repeat(8, 1) + 0.1 * torch.randn(320, 3), y.repeat(8)
-    moved = fgsm(model, draws.at(slice(0, 1)), x, y, 0.1, num_samples=1)
+    moved = FGSM(0.1)(model, draws.at(slice(0, 1)), x, y, num_samples=1)
     leaf = x.clone().requires_grad_()
     h = (leaf @ draws["net.0.weight"][0].T + draws["net.0.bias"][0]).squeeze(-1)
     outputs = (h - h.mean()) / (h.var(correction=0) + 1e-5).sqrt()

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from pyrobnn.model.likelihoods import Categorical, Likelihood
 from pyrobnn.model.supervised import SupervisedModel
 from pyrobnn.prediction import predict
-from pyrobnn.robustness import fgsm
+from pyrobnn.robustness import FGSM
 from tests.conformance.likelihood_suite import LikelihoodConformance
 
 OUTPUTS = torch.tensor([[0.3, -1.2, 2.0, 0.1], [0.0, 0.7, -0.4, -2.0], [1.0, 1.5, 0.2, 0.4]])
@@ -193,7 +193,7 @@ def test_weights_leave_predictions_and_attacks_alone() -> None:
     ours, theirs = (predict(m, draws, x, 6) for m in (model, plain))
     assert torch.equal(ours.mean, theirs.mean)
     assert torch.equal(ours.log_prob(y), theirs.log_prob(y))
-    assert torch.equal(*(fgsm(m, draws, x, y, 0.1, num_samples=6) for m in (model, plain)))
+    assert torch.equal(*(FGSM(0.1)(m, draws, x, y, num_samples=6) for m in (model, plain)))
 
 
 @pytest.mark.parametrize("wrong", [[-1.0, 1.0], [float("nan")], [float("inf")], [], 1.0, [[1.0, 2.0]]])

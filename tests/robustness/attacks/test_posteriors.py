@@ -1,4 +1,4 @@
-"""Attacks: linear models, whose worst input is known, the mean of probabilities, the ball and the range."""
+"""Attacks on posteriors: exact worst inputs, the mean of probabilities, statistics of members, models of one's own."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pyrobnn.guides import MAP, DeltaMixture, MeanField
 from pyrobnn.model.bayesianize import bayesianize
 from pyrobnn.model.supervised import SupervisedModel
 from pyrobnn.prediction import predict
-from pyrobnn.robustness import fgsm, pgd
+from pyrobnn.robustness import FGSM, PGD
 from pyrobnn.training import fit
 from tests.conformance.comparisons import assert_same_state, network_state
 from tests.sampling.models import loader, normed
@@ -42,15 +42,15 @@ Y = torch.arange(8) % 2
 # --------------------------------------------------------------------------------------------------- known answers
 
 
-@pytest.mark.parametrize("attack", [fgsm, pgd])
+@pytest.mark.parametrize("attack", [FGSM, PGD])
 def test_the_worst_input_of_a_linear_classifier(attack: Any) -> None:
     """The loss of class y rises along the other class's weights minus its own, so the corner in that direction."""
     model, guide = linear()
     weight = guide.sample(1)["net.weight"][0]
     away = (weight[1 - Y] - weight[Y]).sign()
-    adversarial = attack(model, guide, X, Y, 0.2, num_samples=1)
+    adversarial = attack(0.2)(model, guide, X, Y, num_samples=1)
     torch.testing.assert_close(adversarial, X + 0.2 * away)
-    toward = attack(model, guide, X, Y, 0.2, num_samples=1, targeted=True)
+    toward = attack(0.2, targeted=True)(model, guide, X, Y, num_samples=1)
     torch.testing.assert_close(toward, X - 0.2 * away)
 
 
@@ -61,7 +61,7 @@ def test_regression() -> None:
     draw = guide.sample(1)
     residual = X @ draw["net.weight"][0].T + draw["net.bias"][0] - y
     expected = X + 0.1 * (residual.sign() * draw["net.weight"][0].sign())
-    torch.testing.assert_close(fgsm(model, guide, X, y, 0.1, num_samples=1), expected)
+    torch.testing.assert_close(FGSM(0.1)(model, guide, X, y, num_samples=1), expected)
 
 
 def test_the_gradient_is_that_of_the_mean_probability() -> None:
@@ -75,9 +75,9 @@ def test_the_gradient_is_that_of_the_mean_probability() -> None:
     logits = hidden @ draws["net.2.weight"].mT + draws["net.2.bias"].unsqueeze(1)
     loss = F.nll_loss(logits.softmax(-1).mean(0).log(), labels, reduction="sum")
     expected = X + 0.1 * torch.autograd.grad(loss, leaf)[0].sign()
-    assert torch.equal(fgsm(model, draws, X, labels, 0.1, num_samples=5), expected)
-    assert torch.equal(fgsm(model, draws, X, labels, 0.1, num_samples=5, batch_size=3), expected)
-    each = [fgsm(model, {n: v[k : k + 1] for n, v in draws.items()}, X, labels, 0.1, num_samples=1) for k in range(5)]
+    assert torch.equal(FGSM(0.1)(model, draws, X, labels, num_samples=5), expected)
+    assert torch.equal(FGSM(0.1)(model, draws, X, labels, num_samples=5, batch_size=3), expected)
+    each = [FGSM(0.1)(model, {n: v[k : k + 1] for n, v in draws.items()}, X, labels, num_samples=1) for k in range(5)]
     assert not any(torch.equal(one, expected) for one in each)
 
 
@@ -90,8 +90,8 @@ def test_more_steps_do_more_harm() -> None:
         return float(predict(model, guide, x, 4, seed=0).log_prob(labels).mean())
 
     attacked = [
-        log_prob(fgsm(model, guide, X, labels, 1.0, num_samples=4)),
-        log_prob(pgd(model, guide, X, labels, 1.0, num_samples=4, steps=30)),
+        log_prob(FGSM(1.0)(model, guide, X, labels, num_samples=4)),
+        log_prob(PGD(1.0, steps=30)(model, guide, X, labels, num_samples=4)),
     ]
     assert log_prob(X) > attacked[0] >= attacked[1]
 
@@ -109,7 +109,8 @@ def test_inputs_stay_in_the_ball_and_the_range(
     epsilon: float, steps: int, random_start: bool, clip: tuple[float, float] | None
 ) -> None:
     model, guide = linear()
-    found = pgd(model, guide, X, Y, epsilon, steps=steps, random_start=random_start, clip=clip, num_samples=1)
+    attack = PGD(epsilon, clip=clip, steps=steps, random_start=random_start)
+    found = attack(model, guide, X, Y, num_samples=1)
     assert found.shape == X.shape
     assert float((found - X).abs().max()) <= epsilon + 1e-6
     if clip is not None:
@@ -119,14 +120,14 @@ def test_inputs_stay_in_the_ball_and_the_range(
 
 def test_no_radius_changes_nothing() -> None:
     model, guide = linear()
-    for attack in (fgsm, pgd):
-        assert torch.equal(attack(model, guide, X, Y, 0.0), X)
+    for attack in (FGSM, PGD):
+        assert torch.equal(attack(0.0)(model, guide, X, Y), X)
 
 
 def test_a_random_start_is_random_and_seeded() -> None:
     model, guide = linear()
     first, second, third = (
-        pgd(model, guide, X, Y, 0.3, steps=1, step_size=1e-6, random_start=True, seed=seed) for seed in (1, 1, 2)
+        PGD(0.3, steps=1, step_size=1e-6, restarts=5)(model, guide, X, Y, seed=seed) for seed in (1, 1, 2)
     )
     assert torch.equal(first, second)
     assert not torch.equal(first, third)
@@ -145,7 +146,7 @@ def test_nothing_in_the_model_changes() -> None:
         parameter.grad = None
     before, random = network_state(model), torch.get_rng_state()
     x, kept = X.clone(), copy.deepcopy(guide.state_dict())
-    pgd(model, guide, x, Y, 0.1, steps=2, num_samples=3, random_start=True, seed=3)
+    PGD(0.1, steps=2)(model, guide, x, Y, num_samples=3, seed=3)
     assert_same_state(network_state(model), before)
     assert torch.equal(torch.get_rng_state(), random)
     assert torch.equal(x, X)
@@ -159,8 +160,8 @@ def test_members_are_attacked_with_their_own_statistics() -> None:
     fit(model, guide, loader(), epochs=3, progress=False)
     both = guide.sample(2)
     both.buffers["net.net.1.running_mean"] += 3.0
-    found = fgsm(model, both, X, Y, 0.1, num_samples=2)
-    bare = fgsm(model, dict(both), X, Y, 0.1, num_samples=2)
+    found = FGSM(0.1)(model, both, X, Y, num_samples=2)
+    bare = FGSM(0.1)(model, dict(both), X, Y, num_samples=2)
     assert not torch.equal(found, bare)
 
 
@@ -168,7 +169,7 @@ def test_a_model_of_ones_own() -> None:
     net = bayesianize(nn.Linear(3, 2), dist.Normal(0.0, 1.0))
     guide = MAP(net)
     weight = guide.sample(1)["weight"][0]
-    found = fgsm(net, guide, X, Y, 0.2, num_samples=1, likelihood=likelihoods.Categorical())
+    found = FGSM(0.2)(net, guide, X, Y, num_samples=1, likelihood=likelihoods.Categorical())
     torch.testing.assert_close(found, X + 0.2 * (weight[1 - Y] - weight[Y]).sign())
 
 
@@ -178,28 +179,39 @@ def test_a_model_of_ones_own() -> None:
 @pytest.mark.parametrize(
     ("options", "kind", "message"),
     [
-        ({"epsilon": -0.1}, ValueError, "epsilon: expected a radius"),
         ({"epsilon": float("inf")}, ValueError, "epsilon: expected a radius"),
+        ({"norm": "l1"}, ValueError, "norm: expected one of"),
         ({"clip": (1.0, 0.0)}, ValueError, "clip: expected"),
-        ({"clip": (0.0, 0.5)}, ValueError, "x: inputs reach from .* beyond clip"),
+        ({"loss": "hinge"}, ValueError, "loss: expected one of"),
+        ({"targeted": 1}, TypeError, "targeted: expected True or False"),
         ({"steps": 0}, ValueError, "steps: expected a positive int"),
         ({"step_size": 0.0}, ValueError, "step_size: expected a positive number"),
+        ({"restarts": 2, "random_start": False}, ValueError, "restarts: without random_start"),
+    ],
+)
+def test_bad_options(options: dict[str, Any], kind: type, message: str) -> None:
+    with pytest.raises(kind, match=message):
+        PGD(**{"epsilon": 0.1} | options)
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "message"),
+    [
         ({"batch_size": 0}, ValueError, "batch_size: expected a positive int"),
         ({"num_samples": 0}, ValueError, "num_samples: expected a positive int"),
-        ({"x": X.long()}, TypeError, "x: expected a tensor of floating-point inputs"),
-        ({"x": X[:3]}, ValueError, "expected as many targets as inputs"),
-        ({"x": X[:0], "y": Y[:0]}, ValueError, "expected as many targets as inputs"),
-        ({"y": Y.unsqueeze(-1)}, ValueError, "y: Categorical expects targets of shape"),
+        ({"max_queries": 0}, ValueError, "max_queries: expected a positive int"),
+        ({"draws": "new"}, ValueError, "draws: expected 'pinned' or 'fresh'"),
+        ({"x": X[:0], "y": Y[:0]}, ValueError, "x: expected inputs"),
+        ({"guide": {"net.weight": torch.zeros(1, 2, 3)}, "num_samples": 1}, ValueError, "guide: it lacks the model's"),
         (
-            {"posterior": {"net.weight": torch.zeros(1, 2, 3)}, "num_samples": 1},
+            {"guide": {"net.weight": torch.zeros(1, 2, 3), "net.bias": torch.zeros(1, 2)}, "draws": "fresh"},
             ValueError,
-            "posterior: it lacks the model's",
+            "draws: 'fresh' ones need a guide",
         ),
-        ({"posterior": 3}, TypeError, "posterior: expected one of pyrobnn.guides or draws"),
-        ({"x": X * float("nan")}, ValueError, "x: it holds NaN or infinite inputs"),
+        ({"guide": 3}, TypeError, "guide: expected one of pyrobnn.guides or draws"),
     ],
 )
 def test_bad_arguments(options: dict[str, Any], kind: type, message: str) -> None:
     model, guide = linear()
     with pytest.raises(kind, match=message):
-        pgd(model, **{"posterior": guide, "x": X, "y": Y, "epsilon": 0.1} | options)
+        PGD(0.1)(model, **{"guide": guide, "x": X, "y": Y} | options)
