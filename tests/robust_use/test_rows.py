@@ -356,7 +356,9 @@ def test_attacks_follow_the_whole_batch() -> None:
     h = (leaf @ draws["net.0.weight"][0].T + draws["net.0.bias"][0]).squeeze(-1)
     outputs = (h - h.mean()) / (h.var(correction=0) + 1e-5).sqrt()
     (slope,) = torch.autograd.grad(dist.Normal(outputs, 0.5).log_prob(y).sum(), leaf)
-    assert float((torch.sign(x - moved) == slope.sign()).float().mean()) > 0.99
+    taken = (moved != x).any(1)  # not where one step lowers the loss of a row
+    assert float(taken.float().mean()) > 0.5
+    assert float((torch.sign(x - moved) == slope.sign())[taken].float().mean()) > 0.99
 
 
 def test_arrays_are_refused_by_every_call_of_a_network() -> None:

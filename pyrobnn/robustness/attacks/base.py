@@ -54,7 +54,8 @@ class Attack(ABC):
         attack = PGD(epsilon=0.3, clip=(0.0, 1.0))
         adversarial = attack(model, guide, x, y, num_samples=10, seed=0)
 
-    Every attack returns inputs inside the ball and the range whose objective is not below that of the clean ones.
+    Every attack returns inputs inside the ball and the range whose objective is not below that of the clean ones, where
+    the network's rows do not see each other.
 
     Args:
         epsilon: Radius of the ball, in the inputs' units; 0 changes nothing.
