@@ -18,19 +18,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
 
 from pyrobnn.core.arguments import check_number, check_positive, check_positive_int
 from pyrobnn.core.moments import RunningMoments
 from pyrobnn.guides.generator import Generator, check_hidden, perceptron
+from pyrobnn.objectives import NonFiniteLossError
+from pyrobnn.training.game import Game, GamePlayer, Phase
 
 __all__ = ["WGAN", "CriticHistory", "DistillationDivergedError", "WGANSettings"]
 
 _MATCHED_BY = 10_000  # generated draws whose moments are matched
 _BLOCK_BYTES = 2**26
-_CHECKED_EVERY = 100  # generator steps between two checks that all is finite: each waits for the device
+_FUSED = ("cpu", "cuda")  # devices that have Adam's fused step
 
 
 class DistillationDivergedError(ArithmeticError):
@@ -100,11 +104,20 @@ class WGAN:
         by_weight = generator.components is None and not bool((scale > 0).all())
         self._varies = (scale > 0).to(scale) if by_weight else None
         self.critic = perceptron([generator.num_coordinates, *settings.critic_hidden, 1]).to(scale)
-        self._parameters = list(generator.parameters())
-        self._average = [parameter.detach().clone() for parameter in self._parameters]
-        self._optimizers = [_adam(self._parameters, settings), _adam(list(self.critic.parameters()), settings)]
-        self._estimates: list[Tensor] = []
-        self.step = 0
+        # The parameters alone: their average needs no copy of the axes, which are buffers.
+        self._generator = self._player("generator", list(generator.parameters()), settings.averaging)
+        critic = self._player("critic", self.critic)
+        self._game = Game(
+            [
+                Phase(critic, self._critic_loss, steps=settings.critic_steps, fresh=True),
+                Phase(self._generator, self._generator_loss),
+            ]
+        )
+
+    @property
+    def step(self) -> int:
+        """Steps of the generator so far."""
+        return self._game.history.rounds
 
     def train(self, batch: Callable[[], Tensor], steps: int) -> None:
         """Generator steps.
@@ -116,24 +129,20 @@ class WGAN:
         Raises:
             DistillationDivergedError: If the critic's estimate becomes NaN or infinite.
         """
-        of_generator, of_critic = self._optimizers
-        for _ in range(steps):
-            rate = self.settings.lr * max(0.0, 1.0 - self.step / self.settings.steps)
-            for group in (*of_generator.param_groups, *of_critic.param_groups):
-                group["lr"] = rate
-            for _ in range(self.settings.critic_steps):
-                estimate = self._critic_step(batch())
-            self._generator_step()
-            self._estimates.append(estimate)
-            self.step += 1
-            if len(self._estimates) == _CHECKED_EVERY:
-                self._record_estimates()
-        self._record_estimates()
+        try:
+            rounds = self._game.rounds(iter(batch, None), steps)
+        except NonFiniteLossError as error:
+            raise DistillationDivergedError(
+                f"distillation diverged at step {self.step + 1}: {error} Lower lr, or check the draws."
+            ) from error
+        self.history.critic += [values["critic.distance"] for values in rounds]
+        self.history.penalty += [values["critic.penalty"] for values in rounds]
 
     @torch.no_grad()
     def finish(self) -> Generator:
         """The generator at the average of its steps, its moments matched if they are to be, with the history."""
-        for parameter, average in zip(self._parameters, self._average, strict=True):
+        assert self._generator.average is not None
+        for parameter, average in zip(self._generator.trained, self._generator.average.parameters(), strict=True):
             parameter.copy_(average)
             parameter.grad = None
         if self.settings.match_moments:
@@ -151,7 +160,7 @@ class WGAN:
         spread[spread == 0] = 1.0
         generator.move_coordinates(moments.mean.to(self._spread), (self._spread / spread).to(self._spread))
 
-    def _critic_step(self, real: Tensor) -> Tensor:
+    def _critic_loss(self, real: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         with torch.no_grad():
             fake = self._seen(self.generator.coordinates(len(real)))
             between = torch.lerp(real, fake, torch.rand(len(real), 1, dtype=real.dtype, device=real.device))
@@ -160,44 +169,16 @@ class WGAN:
         (slope,) = torch.autograd.grad(of_between.sum(), between, create_graph=True)
         distance = of_real.mean() - of_fake.mean()
         penalty = (slope.square().sum(1).clamp_min(1e-12).sqrt() - 1.0).square().mean()
-        optimizer = self._optimizers[1]
-        optimizer.zero_grad()
-        (self.settings.penalty * penalty - distance).backward()
-        optimizer.step()
-        return torch.stack([distance.detach(), penalty.detach()])
+        return self.settings.penalty * penalty - distance, {"distance": distance, "penalty": penalty}
 
-    def _generator_step(self) -> None:
-        self.critic.requires_grad_(False)
-        loss = -self.critic(self._seen(self.generator.coordinates(self.settings.batch_size))).mean()
-        self.critic.requires_grad_(True)
-        optimizer = self._optimizers[0]
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        # The first steps are far off and count little.
-        decay = min(self.settings.averaging, self.step / (self.step + 10.0))
-        with torch.no_grad():
-            for average, parameter in zip(self._average, self._parameters, strict=True):
-                average.lerp_(parameter, 1.0 - decay)
+    def _generator_loss(self, _: Tensor) -> Tensor:
+        return -self.critic(self._seen(self.generator.coordinates(self.settings.batch_size))).mean()
 
     def _seen(self, made: Tensor) -> Tensor:
         return made if self._varies is None else made * self._varies
 
-    def _record_estimates(self) -> None:
-        if not self._estimates:
-            return
-        estimates = torch.stack(self._estimates)
-        if not bool(estimates.isfinite().all()):
-            first = int((~estimates.isfinite().all(1)).nonzero()[0]) + self.step - len(estimates) + 1
-            raise DistillationDivergedError(
-                f"distillation diverged at step {first}: the critic's estimate is not finite; lower lr, or check "
-                "the draws."
-            )
-        self.history.critic += estimates[:, 0].tolist()
-        self.history.penalty += estimates[:, 1].tolist()
-        self._estimates.clear()
-
-
-def _adam(parameters: list[nn.Parameter], settings: WGANSettings) -> torch.optim.Adam:
-    fused = all(p.device.type in ("cpu", "cuda") for p in parameters)
-    return torch.optim.Adam(parameters, lr=settings.lr, betas=settings.betas, fused=fused)
+    def _player(self, name: str, module: nn.Module | list[nn.Parameter], averaging: float | None = None) -> GamePlayer:
+        settings = self.settings
+        optimizer = partial(torch.optim.Adam, betas=settings.betas, fused=self.generator.scale.device.type in _FUSED)
+        falling = partial(LambdaLR, lr_lambda=lambda step: max(0.0, 1.0 - step / settings.steps))
+        return GamePlayer(name, module, optimizer, settings.lr, scheduler=falling, averaging=averaging)

@@ -1,6 +1,7 @@
-"""Training: one loop over (model, guide, loader)."""
+"""Training: one loop over (model, guide, loader), and one for games of several players."""
 
 from pyrobnn.training.fit import fit
+from pyrobnn.training.game import DiscriminatorWatch, Game, GameHistory, GamePlayer, Phase, discriminator_values
 from pyrobnn.training.history import Callback, History
 from pyrobnn.training.length import default_epochs
 from pyrobnn.training.optimizers import make_optimizer
@@ -8,4 +9,19 @@ from pyrobnn.training.players import Player
 from pyrobnn.training.run import train_step
 from pyrobnn.training.snapshot import Snapshots
 
-__all__ = ["Callback", "History", "Player", "Snapshots", "default_epochs", "fit", "make_optimizer", "train_step"]
+__all__ = [
+    "Callback",
+    "DiscriminatorWatch",
+    "Game",
+    "GameHistory",
+    "GamePlayer",
+    "History",
+    "Phase",
+    "Player",
+    "Snapshots",
+    "default_epochs",
+    "discriminator_values",
+    "fit",
+    "make_optimizer",
+    "train_step",
+]

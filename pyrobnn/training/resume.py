@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
-from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +13,14 @@ from torch import Tensor
 from pyrobnn.core import random_state, schema
 from pyrobnn.core.batch_form import FORM
 from pyrobnn.core.files import CheckpointError
-from pyrobnn.core.locks import locked
-from pyrobnn.core.storage import STATE, described, load_state, restoring, write_state
+from pyrobnn.core.storage import described, restoring, write_state
 from pyrobnn.model.declarations import declared_num_data
 from pyrobnn.model.num_data import stated_rows
 from pyrobnn.objectives.terms import read_terms, write_terms
+from pyrobnn.training import recording
 from pyrobnn.training.history import History
 from pyrobnn.training.run import Run
-from pyrobnn.training.state import different_tensor, generators, read_tensors, write_tensors
+from pyrobnn.training.state import different_tensor, generators, group_sizes, read_tensors, write_tensors
 
 __all__ = ["read_run", "recorded", "save_run", "write_run"]
 
@@ -73,31 +72,13 @@ _RUN = schema.record(
 )
 
 
-@contextlib.contextmanager
-def recorded(run: Run, directory: Path | None, resume: bool) -> Iterator[None]:
-    """Makes the block the only one that trains with this directory, and continues the run in it if there is one.
+def recorded(run: Run, directory: Path | None, resume: bool) -> AbstractContextManager[None]:
+    """The run's directory for a block (:func:`pyrobnn.training.recording.recorded`)."""
 
-    A finished run is only read, which its directory need not be writable for.
+    def restore(state: Any, found: Path) -> None:
+        write_run(run, state, found)
 
-    Raises:
-        CheckpointError: If what is in the directory is damaged.
-        DirectoryInUseError: If another process or thread trains or samples there.
-        OSError: If it cannot be written to.
-        ValueError: If it is another run's.
-    """
-    with contextlib.ExitStack() as stack:
-        if directory is not None:
-            refused = None
-            try:
-                stack.enter_context(locked(directory, STATE.document, "fit", argument="checkpoint"))
-            except OSError as error:
-                refused = error
-            if resume:
-                with contextlib.suppress(FileNotFoundError):
-                    write_run(run, load_state(directory, "checkpoint"), directory)
-            if refused is not None and not run.is_finished:
-                raise refused
-        yield
+    return recording.recorded(directory, resume, restore, lambda: run.is_finished, "fit")
 
 
 def save_run(run: Run, directory: Path) -> None:
@@ -193,7 +174,7 @@ def _check_same(run: Run, state: dict[str, Any]) -> None:
     optimizers = [("optimizer", run.torch_optimizer, state["optimizer"])]
     optimizers += [(f"optimizer of {p.name}", p.torch_optimizer, saved["optimizer"]) for p, saved in players]
     for name, optimizer, saved in optimizers:
-        if (own := _sizes(optimizer.state_dict())) != (found := _sizes(saved)):
+        if (own := group_sizes(optimizer.state_dict())) != (found := group_sizes(saved)):
             raise ValueError(
                 f"checkpoint: it is that of another {name}: its groups had {found} parameters, but now have {own}."
             )
@@ -204,13 +185,6 @@ def _kinds(run: Run) -> dict[str, str]:
     parts = {"optimizer": run.torch_optimizer, "scheduler": run.scheduler}
     parts |= {f"optimizer of {player.name}": player.torch_optimizer for player in run.players}
     return {name: type(part).__name__ for name, part in parts.items() if part is not None}
-
-
-def _sizes(state: Any) -> Sequence[int]:
-    groups = state.get("param_groups")
-    if not isinstance(groups, list):
-        return []
-    return [len(group.get("params", ())) if isinstance(group, dict) else 0 for group in groups]
 
 
 def _restore(run: Run, state: dict[str, Any]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,7 +10,15 @@ from torch import Tensor, nn
 
 from pyrobnn.core.module_state import fill
 
-__all__ = ["Tensors", "became_non_finite", "different_tensor", "generators", "read_tensors", "write_tensors"]
+__all__ = [
+    "Tensors",
+    "became_non_finite",
+    "different_tensor",
+    "generators",
+    "group_sizes",
+    "read_tensors",
+    "write_tensors",
+]
 
 Tensors = dict[str, dict[str, Tensor]]
 
@@ -61,3 +69,11 @@ def generators(*loaders: Any) -> list[torch.Generator]:
             if isinstance(generator, torch.Generator):
                 found[id(generator)] = generator
     return list(found.values())
+
+
+def group_sizes(state: Any) -> Sequence[int]:
+    """How many parameters each group of an optimizer's state dict has; none if it is not one."""
+    groups = state.get("param_groups")
+    if not isinstance(groups, list):
+        return []
+    return [len(group.get("params", ())) if isinstance(group, dict) else 0 for group in groups]

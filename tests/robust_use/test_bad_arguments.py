@@ -75,6 +75,11 @@ def fitted(model: Any = MODEL, guide: Any = None, loader: Any = LOADER, **option
     return pb.fit(model, guides.MeanField(MODEL) if guide is None else guide, loader, **FIT | options)
 
 
+def game() -> training.Game:
+    net = nn.Linear(2, 1)
+    return training.Game([training.Phase(training.GamePlayer("a", net), lambda x: net(x).mean())])
+
+
 def laplace_fit(model: Any = MODEL, loader: Any = LOADER, **options: Any) -> Any:
     return guides.Laplace(MODEL).fit(model, loader, **options)
 
@@ -326,6 +331,10 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
         training.Player,
         {"name": "critic", "objective": objectives.ELBO(), "module": nn.Linear(1, 1)},
     ),
+    "GamePlayer": (training.GamePlayer, {"name": "critic", "module": nn.Linear(1, 1)}),
+    "Phase": (training.Phase, {"players": training.GamePlayer("a", nn.Linear(1, 1)), "loss": torch.sum}),
+    "Game.play": (lambda epochs, **o: game().play([X], **{"epochs": epochs, "progress": False} | o), {"epochs": 1}),
+    "DiscriminatorWatch": (training.DiscriminatorWatch, {}),
     "Snapshots": (training.Snapshots, {"model": MODEL, "guide": POINT, "cycle": 2}),
     "make_optimizer": (training.make_optimizer, {"model": MODEL, "guide": GUIDE}),
     "TemperatureScaling": (calibration.TemperatureScaling, {}),
@@ -650,6 +659,11 @@ def test_bad_values_work_or_are_refused_by_name(call: str, tmp_path: Path, monke
         ("guide.sample", "num_samples", [-1, 2.5, True, "a", None]),
         ("Gates", "logits", [math.nan, math.inf]),
         ("Player", "lr", [-1.0, math.nan, "a"]),
+        ("GamePlayer", "lr", [-1.0, math.nan, "a"]),
+        ("GamePlayer", "averaging", [-0.1, 1.0, math.nan, "a"]),
+        ("Phase", "steps", [0, -1, 2.5, True, "a", None]),
+        ("Game.play", "epochs", [0, -1, 2.5, True, "a", None]),
+        ("Game.play", "checkpoint", ["", 3]),
         ("save", "path", ["", 3]),
     ],
 )
