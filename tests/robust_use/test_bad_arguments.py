@@ -318,6 +318,16 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
         diagnostics.generalization.pac_bayes_bound,
         {"model": MODEL, "guide": GUIDE, "loader": [(X.repeat(2, 1), LABELS.repeat(2))], "num_samples": 2},
     ),
+    "input_stability": (
+        diagnostics.generalization.input_stability,
+        {"model": MODEL, "posterior": GUIDE, "x": X, "y": LABELS, "num_samples": 2},
+    ),
+    "lipschitz_bound": (diagnostics.generalization.lipschitz_bound, {"net": network(), "x": X}),
+    "local_lipschitz": (diagnostics.generalization.local_lipschitz, {"net": network(), "x": X}),
+    "input_curvature": (
+        diagnostics.generalization.input_curvature,
+        {"net": network(), "x": X, "y": LABELS, "likelihood": pb.likelihoods.Categorical()},
+    ),
     "kl_inverse": (diagnostics.generalization.kl_inverse, {"q": 0.1, "c": 0.2}),
     "k_hat_threshold": (diagnostics.k_hat_threshold, {"num_samples": 100}),
     "kinetic_temperature": (diagnostics.kinetic_temperature, {"chains": WITH_VELOCITIES}),
