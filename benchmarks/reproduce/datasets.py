@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import io
 import itertools
@@ -28,6 +29,7 @@ __all__ = [
     "root",
     "uber_pickups",
     "uci",
+    "usps",
 ]
 
 CAMVID_CLASSES = (
@@ -126,6 +128,17 @@ def camvid(split: str = "train") -> tuple[Tensor, Tensor]:
     archive = np.load(path)
     x = torch.from_numpy(archive[f"{split}_images"]).permute(0, 3, 1, 2).float().div(255)
     return x, torch.from_numpy(archive[f"{split}_labels"].astype(np.int64))
+
+
+def usps(split: str = "train") -> tuple[Tensor, Tensor]:
+    """USPS digits ``[N, 1, 16, 16]`` from 0 to 1, ``"train"`` or ``"test"``, and labels."""
+    path = root() / "USPS" / {"train": "usps.bz2", "test": "usps.t.bz2"}[split]
+    if not path.exists():
+        raise MissingDataError(f"PYROBNN_DATA: there is no {path}.")
+    rows = [line.split() for line in bz2.decompress(path.read_bytes()).decode().splitlines() if line]
+    pixels = [[float(entry.partition(":")[2]) for entry in row[1:]] for row in rows]
+    images = torch.tensor(pixels).add(1).div(2).reshape(-1, 1, 16, 16)
+    return images, torch.tensor([int(float(row[0])) - 1 for row in rows])
 
 
 def uci(name: str, split: int) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:

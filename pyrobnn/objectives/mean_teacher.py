@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import copy
-import weakref
 from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pyrobnn.core import schedules
 from pyrobnn.core.arguments import check_number
 from pyrobnn.core.explanations import explained
-from pyrobnn.core.module_state import fill_tensors
 from pyrobnn.guides.base import Guide
 from pyrobnn.model.bayesianize import evaluating
 from pyrobnn.model.supervised import SupervisedModel
 from pyrobnn.objectives.auxiliary import Auxiliary
 from pyrobnn.objectives.consistency import Augmentation, ConsistencyTerm, squared_distances
+from pyrobnn.objectives.teacher import Teacher
 from pyrobnn.objectives.terms import Evaluation
 from pyrobnn.objectives.unlabeled import UnlabeledLoader
 
@@ -60,7 +58,7 @@ class MeanTeacher(ConsistencyTerm):
         super().__init__(unlabeled, weight, augment=augment)
         check_number("decay", decay, 0.0, 1.0, below=True)
         self.decay = decay
-        self._made: _Teacher | None = None
+        self._made: Teacher | None = None
         self._restored: Mapping[str, Tensor] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -96,7 +94,7 @@ class MeanTeacher(ConsistencyTerm):
         named = self._restored if self._made is None else self._made.parameters
         return {name: value.detach().clone() for name, value in named.items()}
 
-    def _current(self, evaluation: Evaluation) -> _Teacher:
+    def _current(self, evaluation: Evaluation) -> Teacher:
         """The teacher of this step. Where the value alone is computed, it is not updated."""
         model, guide = evaluation.model, evaluation.guide
         if not isinstance(guide, Guide):
@@ -106,50 +104,9 @@ class MeanTeacher(ConsistencyTerm):
             )
         made = self._made
         if made is None or not made.is_of(model, guide):
-            made = _Teacher(model, guide, self._restored if made is None else {})
+            made = Teacher(model, guide, self._restored if made is None else {})
         made.take_buffers(model, guide)
         if torch.is_grad_enabled():
             made.follow(model, guide, 1.0 - self.decay)
             self._made, self._restored = made, {}
         return made
-
-
-class _Teacher:
-    """Copies of model and guide.
-
-    Args:
-        model: The student's model.
-        guide: Its guide.
-        parameters: Parameters to begin with by name; if empty, the student's.
-    """
-
-    def __init__(self, model: SupervisedModel, guide: Guide, parameters: Mapping[str, Tensor]) -> None:
-        self._student = weakref.ref(model), weakref.ref(guide)
-        self.model, self.guide = copy.deepcopy((model, guide))
-        self.parameters = dict(_both(self.model, self.guide).named_parameters())
-        if parameters:
-            with torch.no_grad():
-                device = next(iter(self.parameters.values())).device
-                fill_tensors(self.parameters, {name: value.to(device) for name, value in parameters.items()})
-        self.step = self.guide.step(self.model)
-
-    def is_of(self, model: SupervisedModel, guide: Guide) -> bool:
-        """Whether these are the student."""
-        return self._student[0]() is model and self._student[1]() is guide
-
-    @torch.no_grad()
-    def follow(self, model: SupervisedModel, guide: Guide, rate: float) -> None:
-        """Moves the parameters toward the student's."""
-        for name, parameter in _both(model, guide).named_parameters():
-            self.parameters[name].lerp_(parameter, rate)
-
-    @torch.no_grad()
-    def take_buffers(self, model: SupervisedModel, guide: Guide) -> None:
-        """Copies running statistics, and whatever else is no parameter."""
-        pairs = zip(_both(self.model, self.guide).buffers(), _both(model, guide).buffers(), strict=True)
-        for own, buffer in pairs:
-            own.copy_(buffer)
-
-
-def _both(model: nn.Module, guide: nn.Module) -> nn.ModuleList:
-    return nn.ModuleList([model, guide])
