@@ -16,6 +16,7 @@ from pyrobnn.robustness.attacks import (
     Problem,
     QueryBudgetWarning,
 )
+from pyrobnn.robustness.denoiser import DenoisedModel, Denoiser, DenoiserReport, denoiser_report, fit_denoiser
 
 __all__ = [
     "FGSM",
@@ -26,10 +27,15 @@ __all__ = [
     "Ball",
     "ClassLoss",
     "CrossEntropy",
+    "DenoisedModel",
+    "Denoiser",
+    "DenoiserReport",
     "LInf",
     "Loss",
     "Margin",
     "Problem",
     "QueryBudgetWarning",
+    "denoiser_report",
+    "fit_denoiser",
     "training",
 ]

@@ -6,33 +6,14 @@ from pathlib import Path
 
 import pyro.distributions as dist
 import pyro.poutine as poutine
-import pytest
 import torch
 import torch.nn.functional as F
 
 import pyrobnn as pb
 from benchmarks.reproduce.depth import scenes
-from models.depth import DepthUNet, depth
+from models.depth import depth
 from pyrobnn import guides
-
-
-@pytest.mark.parametrize("shape", [(1, 16, 16), (2, 17, 12), (2, 5, 7)])
-def test_outputs_have_the_size_of_the_images(shape: tuple[int, int, int]) -> None:
-    net = DepthUNet(3, width=4, levels=2)
-    assert net(torch.randn(shape[0], 3, *shape[1:])).shape == (shape[0], 2, *shape[1:])
-    assert DepthUNet(1, 6, width=4, levels=1)(torch.randn(2, 1, 8, 8)).shape == (2, 6, 8, 8)
-
-
-def test_wrong_sizes_are_refused() -> None:
-    for name in ("channels", "outputs", "width", "levels"):
-        with pytest.raises(ValueError, match=f"^{name}: expected a positive int, got 0"):
-            DepthUNet(**{name: 0})
-
-
-def test_rows_do_not_see_each_other() -> None:
-    torch.manual_seed(0)
-    net, x = DepthUNet(1, width=4), torch.randn(6, 1, 16, 16)
-    torch.testing.assert_close(net(x)[2:4], net(x[2:4]))
+from pyrobnn.layers.unet import UNet
 
 
 def test_an_image_counts_the_sum_over_its_pixels() -> None:
@@ -76,7 +57,7 @@ def test_noise_is_found_where_it_is_and_disagreement_under_draws(tmp_path: Path)
     assert 0.4 < float(by_column[7:].mean()) < 0.8
     assert float(found.epistemic.mean()) > 0
     pb.save(tmp_path, model, guide)
-    loaded = pb.predict(*pb.load(tmp_path, DepthUNet(1, width=4, levels=1)), x, 3, seed=0)
+    loaded = pb.predict(*pb.load(tmp_path, UNet(1, 2, width=4, levels=1)), x, 3, seed=0)
     assert torch.equal(loaded.epistemic, found.epistemic)
 
 

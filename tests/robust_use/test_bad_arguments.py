@@ -296,6 +296,51 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
         lambda **o: robustness.training.AdversarialTraining(**o).loss(MODEL, GUIDE, X, LABELS),
         {"perturbation": robustness.training.ExplicitDistribution(0.1, num_steps=1, num_draws=1)},
     ),
+    "FastGradient": (perturbed_by(robustness.training.FastGradient), {"epsilon": 0.1}),
+    "ProjectedGradient": (perturbed_by(robustness.training.ProjectedGradient), {"epsilon": 0.1, "steps": 1}),
+    "FeatureScattering": (perturbed_by(robustness.training.FeatureScattering), {"epsilon": 0.1, "iterations": 2}),
+    "LogitPairing": (
+        lambda **o: robustness.training.LogitPairing(**o).loss(MODEL, GUIDE, X, LABELS),
+        {"perturbation": robustness.training.FastGradient(0.1)},
+    ),
+    "TRADES": (
+        lambda **o: objectives.ELBO(terms=[robustness.training.TRADES(**o)]).loss(MODEL, GUIDE, X, LABELS),
+        {"epsilon": 0.1, "steps": 1},
+    ),
+    "AmortizedDistribution": (
+        robustness.training.AmortizedDistribution,
+        {"generator": nn.Linear(6, 4), "epsilon": 0.1},
+    ),
+    "ImplicitDistribution": (
+        robustness.training.ImplicitDistribution,
+        {"generator": nn.Linear(6, 2), "encoder": nn.Linear(2, 128), "epsilon": 0.1},
+    ),
+    "PerturbationGenerator": (robustness.training.PerturbationGenerator, {"channels": 1, "width": 2}),
+    "PerturbationEncoder": (robustness.training.PerturbationEncoder, {"channels": 1, "width": 2}),
+    "Denoiser": (robustness.Denoiser, {"network": nn.Identity()}),
+    "fit_denoiser": (
+        lambda **o: robustness.fit_denoiser(**o),
+        {
+            "denoiser": robustness.Denoiser(nn.Linear(2, 2)),
+            "model": MODEL,
+            "guide": GUIDE,
+            "loader": LOADER,
+            "perturbation": robustness.training.FastGradient(0.1),
+            "epochs": 1,
+        },
+    ),
+    "denoiser_report": (
+        robustness.denoiser_report,
+        {
+            "model": MODEL,
+            "guide": GUIDE,
+            "denoiser": robustness.Denoiser(nn.Linear(2, 2)),
+            "x": X,
+            "y": LABELS,
+            "attack": robustness.FGSM(0.1),
+            "num_samples": 2,
+        },
+    ),
     "ExplicitDistribution": (perturbed_by(robustness.training.ExplicitDistribution), {"epsilon": 0.1, "num_steps": 1}),
     "importance_k_hat": (
         lambda model, guide, x, y, **o: diagnostics.importance_k_hat(model, guide, x, y, **o),

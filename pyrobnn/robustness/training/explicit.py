@@ -25,8 +25,9 @@ from torch import Tensor
 
 from pyrobnn.core.arguments import check_non_negative, check_number, check_positive, check_positive_int
 from pyrobnn.core.explanations import explained
+from pyrobnn.robustness.attacks.balls import Clip
 from pyrobnn.robustness.training.attacked import AttackedNetwork
-from pyrobnn.robustness.training.perturbation import Clip, Perturbation
+from pyrobnn.robustness.training.perturbation import Perturbation
 from pyrobnn.robustness.training.tanh_normal import TanhNormal
 
 __all__ = ["EntropyUnit", "ExplicitDistribution", "check_entropy_unit", "per_input"]
@@ -85,7 +86,7 @@ class ExplicitDistribution(Perturbation):
     def perturbed(self, network: AttackedNetwork, x: Tensor, y: Tensor, *, keep: bool) -> Tensor:
         """One draw of the distributions that were fitted to the batch."""
         fitted = self.fitted(network, x, y)
-        return self.clipped(x + fitted.rsample(torch.randn_like(x)).detach())
+        return self.ball.clipped(x + fitted.rsample(torch.randn_like(x)).detach())
 
     def fitted(self, network: AttackedNetwork, x: Tensor, y: Tensor) -> TanhNormal:
         """The distributions of the batch's perturbations.
@@ -121,7 +122,7 @@ class ExplicitDistribution(Perturbation):
             raw_scale: The parameters s, likewise.
         """
         noise, distribution = torch.randn_like(x), TanhNormal(loc, raw_scale, self.epsilon)
-        loss = network.losses(self.clipped(x + distribution.rsample(noise)), y)
+        loss = network.losses(self.ball.clipped(x + distribution.rsample(noise)), y)
         return loss + self.entropy_weight * per_input(distribution.entropy_at(noise), self.entropy)
 
 

@@ -26,12 +26,12 @@ from pyrobnn.guides.base import Guide
 from pyrobnn.model.draws import Draws
 from pyrobnn.model.likelihoods import ClassLikelihood
 from pyrobnn.model.likelihoods.reductions import widened
-from pyrobnn.objectives import ELBO
+from pyrobnn.objectives import ELBO, Parts
 from pyrobnn.objectives.terms import Evaluation, LogLikelihoodTerm, Run, Term, run_model
 from pyrobnn.robustness.training.attacked import attacking, tensor_inputs
 from pyrobnn.robustness.training.perturbation import Perturbation
 
-__all__ = ["AdversarialTraining", "clean_run"]
+__all__ = ["AdversarialTraining", "clean_run", "over_data"]
 
 
 @explained
@@ -92,6 +92,16 @@ class AdversarialTraining(ELBO):
         """
         self.perturbation.check_players()
 
+    def backward(self, *args: Any, **kwargs: Any) -> Parts:
+        """As that of :class:`~pyrobnn.objectives.Objective`."""
+        self.perturbation.begin()
+        return super().backward(*args, **kwargs)
+
+    def differentiable_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
+        """As that of :class:`~pyrobnn.objectives.Objective`."""
+        self.perturbation.begin()
+        return super().differentiable_loss(model, guide, *args, **kwargs)
+
     def arguments(self, draws: Draws, evaluation: Evaluation, args: tuple[Any, ...]) -> tuple[Any, ...]:
         """The batch with inputs that are worse for this draw."""
         x, y = tensor_inputs(args)
@@ -109,6 +119,18 @@ def clean_run(run: Run, evaluation: Evaluation) -> Run:
         model, step, draws = evaluation.model, evaluation.step, run.draws.settled()
         run.further["clean"] = run_model(model, step, draws, run.args, evaluation.kwargs, update=False, scored=False)
     return run.further["clean"]
+
+
+def over_data(rows: Tensor, run: Run, evaluation: Evaluation) -> Tensor:
+    r"""The sum over the data set, estimated from a batch: :math:`\frac NB \sum_i \omega_i r_i`.
+
+    Args:
+        rows: A number for each row of the run, ``[B]``.
+        run: The run, whose batch may have weights ω of its rows.
+        evaluation: The model and its number of data.
+    """
+    weight = run.args[2] if len(run.args) > 2 else None
+    return evaluation.model.num_data / len(rows) * (rows if weight is None else weight * rows).sum()
 
 
 class _PerturbedLogLikelihood(LogLikelihoodTerm):
@@ -150,7 +172,7 @@ def _other_classes(run: Run, evaluation: Evaluation) -> Tensor:
             "targets as they are."
         )
     log_p = likelihood.log_probabilities(widened(run.outputs))
-    y, weight = run.args[1], run.args[2] if len(run.args) > 2 else None
+    y = run.args[1]
     own = log_p.gather(-1, y.unsqueeze(-1)).squeeze(-1)
-    others = ((log_p.sum(-1) - own) / (log_p.shape[-1] - 1)).reshape(len(y), -1).sum(1)
-    return evaluation.model.num_data / len(y) * (others if weight is None else weight * others).sum()
+    others = (log_p.sum(-1) - own) / (log_p.shape[-1] - 1)
+    return over_data(others.reshape(len(y), -1).sum(1), run, evaluation)

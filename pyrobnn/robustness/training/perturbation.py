@@ -8,13 +8,11 @@ from typing import ClassVar
 from torch import Tensor
 
 from pyrobnn.core.arguments import check_non_negative
+from pyrobnn.robustness.attacks.balls import Clip, Norm, ball_of
 from pyrobnn.robustness.training.attacked import AttackedNetwork
 from pyrobnn.training import Player
 
-__all__ = ["Clip", "Perturbation"]
-
-Clip = tuple[float, float] | None
-"""Smallest and largest input allowed; None for no limits."""
+__all__ = ["Perturbation"]
 
 
 class Perturbation(ABC):
@@ -23,23 +21,29 @@ class Perturbation(ABC):
     Args:
         epsilon: Radius of the ball, in the inputs' units; 0 leaves inputs as they are.
         clip: Smallest and largest input allowed, such as ``(0.0, 1.0)``; None for no limits.
+        norm: ``"linf"``, the maximum norm, or ``"l2"``, the Euclidean norm of the whole input.
 
     Attributes:
+        ball: Where inputs may go.
         label_smoothing: Share of the label that the outer loss gives to the other classes.
+        has_players: Whether it has networks of its own, which :meth:`players` train.
 
     Raises:
-        ValueError: If ``epsilon`` is negative, or ``clip`` is no range.
+        ValueError: If ``epsilon`` is negative or infinite, ``clip`` is no range, or the norm is unknown.
     """
 
     label_smoothing: float = 0.0
     has_players: ClassVar[bool] = False
 
-    def __init__(self, epsilon: float, clip: Clip = None) -> None:
+    def __init__(self, epsilon: float, clip: Clip = None, norm: Norm = "linf") -> None:
         check_non_negative("epsilon", epsilon, "radius")
-        if clip is not None and not (len(clip) == 2 and clip[0] < clip[1]):
-            raise ValueError(f"clip: expected (smallest, largest), got {clip!r}.")
-        self.epsilon, self.clip = float(epsilon), clip
+        self.ball = ball_of(norm, epsilon, clip)
         self._made_players = False
+
+    @property
+    def epsilon(self) -> float:
+        """The radius."""
+        return self.ball.epsilon
 
     def __call__(self, network: AttackedNetwork, x: Tensor, y: Tensor, *, keep: bool = False) -> Tensor:
         """Inputs that are worse for the network, of the shape of ``x``.
@@ -54,18 +58,16 @@ class Perturbation(ABC):
             ValueError: If inputs are beyond ``clip``.
         """
         x = x.detach()
-        if self.clip is not None and bool(((x < self.clip[0]) | (x > self.clip[1])).any()):
-            raise ValueError(
-                f"clip: inputs reach from {float(x.min()):.4g} to {float(x.max()):.4g}, beyond {self.clip}; pass the "
-                "range of your inputs, or None."
-            )
-        if not self.epsilon:
-            return x
-        return self.perturbed(network, x, y, keep=keep)
+        if bool(x.isfinite().all()):  # a loss that is not finite has an error of its own
+            self.ball.check_range(x)
+        return self.perturbed(network, x, y, keep=keep) if self.epsilon else x
 
     @abstractmethod
     def perturbed(self, network: AttackedNetwork, x: Tensor, y: Tensor, *, keep: bool) -> Tensor:
         """As :meth:`__call__`, for a positive radius and inputs within ``clip``."""
+
+    def begin(self) -> None:  # noqa: B027 (players alone remember)
+        """Told that another evaluation of the outer objective begins; nothing by default."""
 
     def scored(self, log_likelihood: Tensor, num_data: int) -> None:  # noqa: B027 (players alone learn from it)
         """Told the log likelihood at the inputs that were made last, scaled to N data; nothing by default."""
@@ -87,7 +89,3 @@ class Perturbation(ABC):
                 "`perturbation` and call fit(..., elbo=AdversarialTraining(perturbation), "
                 "players=perturbation.players())."
             )
-
-    def clipped(self, x: Tensor) -> Tensor:
-        """Inputs within ``clip``."""
-        return x if self.clip is None else x.clamp(*self.clip)

@@ -33,7 +33,7 @@ class Shift(Perturbation):
     def perturbed(self, network: AttackedNetwork, x: Tensor, y: Tensor, *, keep: bool) -> Tensor:
         self.outputs.append(network.outputs(x + self.epsilon).detach())
         self.modes.append(network.model.training)
-        return self.clipped(x + self.epsilon)
+        return self.ball.clipped(x + self.epsilon)
 
     def scored(self, log_likelihood: Tensor, num_data: int) -> None:
         self.told.append(float(log_likelihood))
@@ -168,7 +168,7 @@ def test_what_cannot_be_attacked_is_refused() -> None:
         AdversarialTraining(0.1)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"^clean_share: "):
         AdversarialTraining(Shift(0.1), clean_share=1.0)
-    with pytest.raises(ValueError, match=r"^clip: inputs reach from .* to 2, beyond \(0\.0, 1\.0\)"):
+    with pytest.raises(ValueError, match=r"^x: inputs reach from .* to 2, beyond clip=\(0\.0, 1\.0\)"):
         AdversarialTraining(Shift(0.1, clip=(0.0, 1.0))).loss(model, guide, x.clamp_min(2.0), y)
     with pytest.raises(TypeError, match=r"^loader: inputs can be perturbed if they are one floating-point tensor"):
         AdversarialTraining(Shift(0.1)).loss(model, guide, (x,), y)
