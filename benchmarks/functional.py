@@ -76,6 +76,7 @@ def measure(workload: Workload, members: int, rounds: int, block_seconds: float,
         "kernel, 128 rows": (FunctionalELBO(smooth), POINTS),
         "kernel, 64 rows + 64 points": (FunctionalELBO(smooth, lambda _: workload.x[half:]), half),
         "10 random networks, 128 rows": (FunctionalELBO(RandomNetworks(10)), POINTS),
+        "3 random networks, 128 rows": (FunctionalELBO(RandomNetworks(3)), POINTS),
     }
     baseline = step_of(workload, members, ELBO(), POINTS)
     timings = []

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pyro.distributions as dist
 import pytest
 import torch
+from scipy.optimize import minimize_scalar
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import pyrobnn as pb
 from pyrobnn.function_space import InfiniteWidth, infinite_width, kernel, log_evidence
+from pyrobnn.function_space.evidence import fitted_noise
+from pyrobnn.function_space.gaussians import Jitter
 from pyrobnn.function_space.process_noise import log_largest
 
 GENERATOR = torch.Generator().manual_seed(0)
@@ -105,6 +109,22 @@ def test_a_learned_noise_has_the_largest_evidence() -> None:
     gp = infinite_width(model, X.double(), Y.double())
     at = [float(log_evidence(model, X, Y, noise=gp.noise * factor)) for factor in (0.9, 1.0, 1.1)]
     assert at[1] > max(at[0], at[2])
+
+
+@pytest.mark.parametrize("rows", [1, 2, 20])
+def test_the_learned_noise_is_the_one_that_choleskys_find(rows: int) -> None:
+    """One tridiagonal matrix serves all values of the noise; the same search with a Cholesky for each ends there."""
+    model = pb.SupervisedModel(network(), pb.likelihoods.Normal(), pb.priors.lecun(), num_data=20).double()
+    covariance, targets = kernel(model, X[:rows]), Y[:rows].double()
+    size = float(targets.square().mean().sqrt())
+
+    def loss(log_noise: float) -> float:
+        return -float(log_evidence(model, X[:rows], Y[:rows], noise=math.exp(log_noise)))
+
+    bounds = (math.log(size * 1e-3), math.log(size * 10))
+    best = minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 0.01})
+    found = fitted_noise(model, covariance, targets, Jitter(1e-8))
+    torch.testing.assert_close(found, torch.full_like(found, math.exp(best.x)), rtol=1e-6, atol=0.0)
 
 
 def test_it_predicts_like_any_posterior() -> None:

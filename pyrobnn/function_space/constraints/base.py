@@ -58,7 +58,7 @@ class Constraint(AuxiliaryTerm):
     """
 
     argument: ClassVar[str] = "inputs"
-    num_functions: ClassVar[int] = 1
+    num_functions: int = 1
     """How many functions it compares."""
 
     def __init__(
@@ -126,7 +126,8 @@ class Constraint(AuxiliaryTerm):
                         others.append(_fixed(predictions_of(model, other)(x)))
                 component = other.component
                 del other  # its memory is for the draw with gradients
-            draws = step.draw(None, avoid=component)
+            # Of three or more, all are independent: draws that avoid one of the others would not be exchangeable.
+            draws = step.draw(None, avoid=component if self.num_functions == 2 else None)
             with explaining_non_finite_draws(draws, self.name):
                 found = self.violation([predictions_of(model, draws), *others], x)
         penalty = self.penalty(found).mean()

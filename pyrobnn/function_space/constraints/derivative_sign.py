@@ -99,16 +99,28 @@ class DerivativeSign(Constraint):
     def _derivative(self, function: Function, x: Tensor) -> Tensor:
         with torch.enable_grad():
             leaf = x.detach().clone().requires_grad_()
-            found = self._chosen(function(leaf))
-            slope = found = self._slope(found, leaf)
-            if self.order == 2:
-                found = self._slope(found, leaf)
-        if self.order == 2 and not bool(found.any()) and bool(slope.any()):
+            slope = self._slope(self._chosen(function(leaf)), leaf)
+            if self.order == 1:
+                return slope
+            found = self._slope(slope, leaf)
+        if not bool(found.any()) and self._bends(function, leaf, slope):
             raise ValueError(
-                "step: the second derivative is zero everywhere, as that of a piecewise linear network (ReLU) is; pass "
-                "the width of a difference, step=0.1, say."
+                "step: the second derivative is zero everywhere, although the first one varies, as that of a piecewise "
+                "linear network (ReLU) does; pass the width of a difference, step=0.1, say."
             )
         return found
+
+    def _bends(self, function: Function, leaf: Tensor, slope: Tensor) -> bool:
+        """Whether slopes change when the input moves by as much as it varies over the rows; linear ones do not."""
+        column = leaf.detach().flatten(1)[:, self.input]
+        width = float(column.max() - column.min()) or max(1.0, float(column.abs().max()))
+        for sign in (1.0, -1.0):
+            moved = leaf.detach().clone()
+            moved.view(len(moved), -1)[:, self.input] += sign * width
+            moved.requires_grad_()
+            if not torch.allclose(self._slope(self._chosen(function(moved)), moved), slope, rtol=1e-3):
+                return True
+        return False
 
     def _slope(self, values: Tensor, leaf: Tensor) -> Tensor:
         """The derivative of each row's value by the input ``[B]``; rows do not see each other in evaluation mode."""

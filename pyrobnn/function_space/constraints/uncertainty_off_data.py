@@ -1,13 +1,14 @@
 r"""UncertaintyOffData: functions of the posterior differ where there are no data.
 
-With two draws :math:`f_a, f_b` the variance at an input is estimated without bias by half their squared difference, and
+With K draws their sample variance estimates that of the posterior at an input without bias, and
 
-.. math::  v(f_a, f_b, x) = s^2 - \tfrac12 (f_a(x) - f_b(x))^2
+.. math::  v(f_1, \dots, f_K, x) = s^2 - \tfrac1{K - 1} \sum_k (f_k(x) - \bar f(x))^2
 
-for the standard deviation s that is asked for. A pair can be close by chance whatever the variance is, so that even
-where it is s the rate of violations is about two thirds: the term goes on pushing, and the rate measures pairs, not the
-variance (that is the prediction's ``epistemic``). The two are exchangeable, so that the gradient is twice that through
-the first of them. Of classes, probabilities are compared; :class:`~pyrobnn.objectives.RegularizedELBO` has their mutual
+for the standard deviation s that is asked for. The penalty is of the estimate, :math:`E \max(0, v)`, not of the
+variance: draws can be close by chance whatever the variance is, so the term goes on pushing somewhat beyond s, the less
+the more draws there are, and rates of violation are those of samples (of the variance itself, see the prediction's
+``epistemic``). Draws are exchangeable, so that the gradient is K times that through the first of them; the others need
+no graph. Of classes, probabilities are compared; :class:`~pyrobnn.objectives.RegularizedELBO` has their mutual
 information.
 """
 
@@ -16,10 +17,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from pyrobnn.core import schedules
-from pyrobnn.core.arguments import check_positive
+from pyrobnn.core.arguments import check_int, check_positive
 from pyrobnn.core.explanations import explained
 from pyrobnn.function_space.constraints.base import Constraint, Form, Function
 from pyrobnn.objectives.auxiliary import Auxiliary
@@ -35,17 +37,17 @@ class UncertaintyOffData(Constraint):
         minimum: The least standard deviation s, in the units of the predictions.
         inputs: Where, as for :class:`~pyrobnn.function_space.Constraint`: a box around the data, say.
         weight: As there; a violation is one of variances.
+        num_draws: Number K of draws of the posterior that are compared, at least 2; all but one run without gradients.
         form: As there.
         temperature: As there.
         name: As there.
 
     Raises:
         TypeError: If ``inputs`` are none; at the first step, if the guide is a point.
-        ValueError: If ``minimum`` is not positive.
+        ValueError: If ``minimum`` is not positive, or ``num_draws`` below 2.
     """
 
     name = "uncertainty_off_data"
-    num_functions = 2
 
     def __init__(
         self,
@@ -53,16 +55,17 @@ class UncertaintyOffData(Constraint):
         inputs: Tensor | Auxiliary,
         weight: schedules.Schedule = 1.0,
         *,
+        num_draws: int = 4,
         form: Form = "expectation",
         temperature: float = 0.01,
         name: str | None = None,
     ) -> None:
         super().__init__(inputs, weight, form=form, temperature=temperature, name=name)
         check_positive("minimum", minimum, "standard deviation")
-        self.minimum = minimum
+        check_int("num_draws", num_draws, 2)
+        self.minimum, self.num_functions = minimum, num_draws
 
     def violation(self, functions: Sequence[Function], x: Any) -> Tensor:
         """``s²`` minus the estimated variance, of the prediction of a row that varies least ``[B]``."""
-        first, second = functions
-        variance = 0.5 * (first(x) - second(x)).square()
+        variance = torch.stack([function(x) for function in functions]).var(0)
         return self.minimum**2 - variance.reshape(len(variance), -1).amin(1)

@@ -46,6 +46,7 @@ class ConstraintConformance(ObjectiveConformance):
     compares_draws = False
     offset = 0.0  # of the inputs it is asked for from the data
     remaining = 0.5  # of the violations after training
+    epochs = 150
 
     def constraint(self, **options: Any) -> Constraint:
         """For three inputs and three classes, violated by most functions."""
@@ -61,7 +62,7 @@ class ConstraintConformance(ObjectiveConformance):
 
     @pytest.mark.parametrize("name", GUIDES)
     def test_training_lowers_violations(self, name: str) -> None:
-        """100 steps with a large weight; the likelihood does not ask for the contrary."""
+        """150 steps with a large weight; the likelihood does not ask for the contrary."""
         model = regression()
         guide = GUIDES[name](model)
         x = torch.rand(20, 2, generator=torch.Generator().manual_seed(1)) * 2 - 1
@@ -73,7 +74,7 @@ class ConstraintConformance(ObjectiveConformance):
             return
         asked = x + self.offset
         before = violations(model, guide, constraint, asked, 30, seed=0)
-        options = {"epochs": 150, "lr": 2e-2, "seed": 0, "progress": False}
+        options = {"epochs": self.epochs, "lr": 2e-2, "seed": 0, "progress": False}
         pb.fit(model, guide, [(x, y)], elbo=ELBO(terms=[constraint]), **options)
         after = violations(model, guide, constraint, asked, 30, seed=0)
         assert before.size > 0
@@ -94,7 +95,7 @@ class ConstraintConformance(ObjectiveConformance):
         model = regression().double()
         constraint = self.of_regression()
         x = torch.rand(20, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1)) * 2 - 1
-        drawn = MeanField(model, init_scale=0.3).double().sample(2)
+        drawn = MeanField(model, init_scale=0.3).double().sample(constraint.num_functions)
 
         def penalty(shift: torch.Tensor) -> torch.Tensor:
             moved = dict(drawn) | {"net.2.weight": drawn["net.2.weight"] + shift}

@@ -67,6 +67,14 @@ def test_a_piecewise_linear_network_needs_a_width() -> None:
     assert bool(DerivativeSign(0, "positive", X, order=2, step=0.5).violation([net], X).any())
 
 
+@pytest.mark.parametrize("rows", [1, 20])
+def test_a_linear_function_is_convex_and_concave(rows: int) -> None:
+    """Its second derivative is 0 and no sign of a piecewise linear network, nor is that of a product of inputs."""
+    for function in (nn.Linear(2, 1), lambda x: x[:, :1] * x[:, 1:]):
+        found = DerivativeSign(0, "positive", X, order=2).violation([function], X[:rows])
+        assert not bool(found.any())
+
+
 @pytest.mark.parametrize(
     ("options", "x", "message"),
     [
@@ -97,15 +105,15 @@ def test_wrong_arguments_are_refused() -> None:
 
 @pytest.mark.statistical
 def test_a_monotone_fit_keeps_it_where_it_was_not_asked() -> None:
-    """20 noisy points of a rising function: a fifth of the slopes fall without the constraint, under 1 % with it.
+    """20 noisy points of a rising function: a fifth of the slopes fall without the constraint, under 2 % with it.
 
-    100 draws at 50 inputs between those of the box; standard errors are 0.02 and 0.001.
+    50 draws at 50 inputs between those of the box; standard errors are 0.03 and 0.002.
     """
     generator = torch.Generator().manual_seed(0)
     x = torch.rand(20, 1, generator=generator) * 4 - 2
     y = torch.tanh(2 * x) + 0.3 * torch.randn(20, 1, generator=generator)
     rates = []
-    for weight in (0.0, 10.0):
+    for weight in (0.0, 30.0):
         torch.manual_seed(0)
         net = nn.Sequential(nn.Linear(1, 30), nn.Tanh(), nn.Linear(30, 1))
         model = pb.SupervisedModel(net, pb.likelihoods.Normal(0.3), dist.Normal(0.0, 1.0), num_data=20)
@@ -113,8 +121,8 @@ def test_a_monotone_fit_keeps_it_where_it_was_not_asked() -> None:
             MeanField(model),
             Monotone(0, DataBox(-2.0, 2.0, 32), weight, form="probability", temperature=0.1),
         )
-        pb.fit(model, guide, [(x, y)], epochs=1500, lr=1e-2, elbo=ELBO(terms=[constraint]), seed=0, progress=False)
+        pb.fit(model, guide, [(x, y)], epochs=300, lr=3e-2, elbo=ELBO(terms=[constraint]), seed=0, progress=False)
         grid = torch.linspace(-2, 2, 50).unsqueeze(1)
-        rates.append(violations(model, guide, constraint, grid, 100, tolerance=1e-3, seed=0).rate)
+        rates.append(violations(model, guide, constraint, grid, 50, tolerance=1e-3, seed=0).rate)
     assert rates[0] > 0.1
-    assert rates[1] < 0.01
+    assert rates[1] < 0.02
