@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 import json
 import os
 import random
@@ -30,7 +31,7 @@ from pyrobnn import likelihoods, priors
 from pyrobnn.checkpoint import CheckpointError, load, save
 from pyrobnn.core.documents import sealed
 from pyrobnn.core.storage import load_state, save_state
-from pyrobnn.guides import MAP, SWAG, Composite, DeltaMixture, Guide, LowRankNormal, MeanField
+from pyrobnn.guides import MAP, SWAG, Composite, DeltaMixture, Guide, LowRankNormal, MeanField, NormalizingFlow
 from pyrobnn.model.bayesianize import bayesianize, buffers
 from pyrobnn.model.supervised import SupervisedModel
 
@@ -173,6 +174,12 @@ def swag(model: nn.Module) -> SWAG:
     return guide
 
 
+def flow(model: nn.Module) -> NormalizingFlow:
+    if importlib.util.find_spec("zuko") is None:
+        pytest.skip("needs zuko, of the extra flows")
+    return NormalizingFlow(model, 2, transform="affine", hidden=(4,), max_latents=60)
+
+
 HALF_AND_HALF = [
     ("3.*", functools.partial(LowRankNormal, rank=2)),
     (("net.0.weight", "likelihood*"), functools.partial(MeanField, antithetic=False, init_scale=0.3)),
@@ -193,6 +200,7 @@ HALF_AND_HALF = [
             m, [("net.*", functools.partial(Composite, rules=[*HALF_AND_HALF[:1], ("*", MAP)])), ("*", MAP)]
         ),
         lambda m: Composite(m, [("3*", functools.partial(DeltaMixture, num_members=3)), ("*", MAP)]),
+        flow,
     ],
     ids=[
         "MAP, Jacobian",
@@ -203,6 +211,7 @@ HALF_AND_HALF = [
         "Composite",
         "Composite, nested",
         "Composite, ensemble",
+        "NormalizingFlow",
     ],
 )
 def test_guides_come_back_with_their_options(tmp_path: Path, build: Callable[[nn.Module], Guide]) -> None:

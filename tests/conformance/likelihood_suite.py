@@ -169,7 +169,7 @@ class LikelihoodConformance:
 
     def test_the_configuration_rebuilds_it(self) -> None:
         likelihood, outputs = self.make().double(), self.outputs()
-        rebuilt = type(likelihood)(**likelihood.config()).double()
+        rebuilt = type(likelihood)(**likelihood.config()).double().train(likelihood.training)
         rebuilt.load_state_dict(likelihood.state_dict())
         y = self.targets(outputs)
         assert torch.equal(rebuilt(outputs).log_prob(y), likelihood(outputs).log_prob(y))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +24,7 @@ from pyrobnn.guides import (
     LowRankNormal,
     MCDropout,
     MeanField,
+    NormalizingFlow,
 )
 from pyrobnn.model import likelihoods
 from pyrobnn.model.likelihoods import (
@@ -195,6 +197,12 @@ LIKELIHOODS: dict[str, tuple[Callable[[], Likelihood], int, Callable[[], Tensor]
         2,
         lambda: torch.randn(ROWS, 1),
     ),
+    "HeteroscedasticNormal, beta": (lambda: HeteroscedasticNormal(beta=0.5), 4, lambda: torch.randn(ROWS, 2)),
+    "HeteroscedasticNormal, natural, beta": (
+        lambda: HeteroscedasticNormal(beta=1.0, parametrization="natural", missing=True),
+        4,
+        lambda: torch.randn(ROWS, 2).masked_fill(torch.rand(ROWS, 2) < 0.3, float("nan")),
+    ),
     "StudentT": (StudentT, 4, lambda: torch.randn(ROWS, 2)),
     "StudentT, learned df": (lambda: StudentT(learn_df=True), 2, lambda: torch.randn(ROWS, 1)),
     "Laplace": (likelihoods.Laplace, 4, lambda: torch.randn(ROWS, 2)),
@@ -231,6 +239,9 @@ FAMILIES: dict[str, Callable[[nn.Module], Guide]] = {
     "Laplace": Laplace,
     "Composite": lambda model: Composite(model, [("*bias", MAP), ("*", MeanField)]),
 }
+
+if importlib.util.find_spec("zuko"):  # the extra flows
+    FAMILIES["NormalizingFlow"] = lambda model: NormalizingFlow(model, 2, transform="affine", hidden=(4,))
 
 ESTIMATORS = ("shared", "local_reparameterization", "flipout", "per_example", "path_derivative")
 

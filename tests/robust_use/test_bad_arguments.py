@@ -247,6 +247,7 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     **(
         {
             "ConditionalFlow": (pb.likelihoods.ConditionalFlow, {"num_targets": 2, "context": 3}),
+            "NormalizingFlow": (guides.NormalizingFlow, {"model": MODEL}),
         }
         if importlib.util.find_spec("zuko")  # the extra flows
         else {}

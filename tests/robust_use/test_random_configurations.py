@@ -131,7 +131,7 @@ PAIRED: dict[str, Callable[[Tensor, Tensor, Tensor], Any]] = {
 
 def distribution(configuration: Configuration, outputs: Tensor, draw: dict[str, Tensor]) -> Any:
     """The likelihood of targets as torch's distributions have it."""
-    kind = configuration.likelihood
+    kind = configuration.likelihood.removesuffix(", beta")
     if kind == "Categorical":
         return torch.distributions.Categorical(logits=outputs)
     if kind in ("Bernoulli", "several labels"):
@@ -155,10 +155,18 @@ def distribution(configuration: Configuration, outputs: Tensor, draw: dict[str, 
     return torch.distributions.Normal(outputs, scale.expand_as(outputs))
 
 
-def log_likelihood(configuration: Configuration, outputs: Tensor, draw: dict[str, Tensor], y: Tensor) -> Tensor:
-    """Of all targets that were observed, in nats."""
+BETAS = {"HeteroscedasticNormal, beta": 0.5, "HeteroscedasticNormal, natural, beta": 1.0}
+
+
+def log_likelihood(
+    configuration: Configuration, outputs: Tensor, draw: dict[str, Tensor], y: Tensor, *, training: bool = False
+) -> Tensor:
+    """Of all targets that were observed, in nats; in training weighted by ``σ^(2 β)`` where there is a β."""
     seen = ~y.isnan() if y.is_floating_point() else torch.ones_like(y, dtype=torch.bool)
-    scores = distribution(configuration, outputs, draw).log_prob(torch.where(seen, y, torch.zeros_like(y)))
+    made = distribution(configuration, outputs, draw)
+    scores = made.log_prob(torch.where(seen, y, torch.zeros_like(y)))
+    if training and configuration.likelihood in BETAS:
+        scores = scores * made.variance ** BETAS[configuration.likelihood]
     return scores[seen if scores.shape == seen.shape else seen.all(-1)].sum()
 
 
@@ -211,7 +219,7 @@ def test_the_objective_is_an_independent_computation(configuration: Configuratio
         if draw.buffers:
             return
         outputs = setting.run(draw, mode=True)
-        expected = configuration.scale * log_likelihood(configuration, outputs, draw, setting.y)
+        expected = configuration.scale * log_likelihood(configuration, outputs, draw, setting.y, training=True)
         torch.testing.assert_close(parts.log_likelihood.detach(), expected, **tolerance(configuration))
         priors = {message["name"]: message["fn"] for message in run.latent}
         if configuration.family == "MAP":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -88,6 +89,8 @@ SOURCES: dict[str, tuple[Callable[[], Any], Callable[[Any], Mapping[str, Tensor]
         lambda guide: {**guide.part("net.0.weight").starting_point(), **guide.part("net.2.weight").starting_point()},
     ),
 }
+if importlib.util.find_spec("zuko"):  # the extra flows
+    SOURCES["NormalizingFlow"] = (lambda: moved(guides.NormalizingFlow(MODEL, 2, hidden=(4,))), at("loc"))
 TARGETS: dict[str, Callable[..., Any]] = {
     "MAP": guides.MAP,
     "MeanField": guides.MeanField,

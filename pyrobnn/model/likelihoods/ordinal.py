@@ -57,7 +57,8 @@ class Ordinal(ClassLikelihood):
         self.is_learned = thresholds is None
         start = _equally_probable(num_classes) if num_classes is not None else _checked(thresholds)
         self.num_classes = len(start) + 1
-        self.add_plain("cuts", _Thresholds(start, self.is_learned))
+        given = start if thresholds is None else torch.as_tensor(thresholds, dtype=torch.float64).detach().clone()
+        self.add_plain("cuts", _Thresholds(start, self.is_learned, given))
 
     def thresholds(self) -> Tensor:
         """The present thresholds ``[C - 1]``."""
@@ -118,11 +119,12 @@ class Ordinal(ClassLikelihood):
 
 
 class _Thresholds(nn.Module):
-    """Increasing numbers, fixed, or trained as the first and the logarithms of the gaps."""
+    """Increasing numbers, trained as the first and the logarithms of the gaps, or fixed: as given, not rounded, also
+    after ``double()``."""
 
-    def __init__(self, start: Tensor, learned: bool) -> None:
+    def __init__(self, start: Tensor, learned: bool, given: Tensor) -> None:
         super().__init__()
-        self.learned = learned
+        self.learned, self._given = learned, given
         if learned:
             self.first = nn.Parameter(start[:1].clone())
             self.log_gaps = nn.Parameter(start.diff().log())
@@ -135,6 +137,13 @@ class _Thresholds(nn.Module):
         if not self.learned:
             return self.values
         return torch.cat([self.first, self.first + self.log_gaps.exp().cumsum(0)])
+
+    def _apply(self, fn, recurse=True):  # type: ignore[no-untyped-def]
+        before = None if self.learned else self.values.clone()
+        super()._apply(fn, recurse)
+        if before is not None and self.values.dtype != before.dtype and torch.equal(self._given.to(before), before):
+            self.values.copy_(self._given)
+        return self
 
 
 def _equally_probable(classes: int) -> Tensor:

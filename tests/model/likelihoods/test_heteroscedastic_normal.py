@@ -37,6 +37,13 @@ class TestHeteroscedasticNormalConformance(LikelihoodConformance):
         ]
 
 
+class TestOptionsOfTrainingConformance(TestHeteroscedasticNormalConformance):
+    """β and a warm-up, which evaluation does not see."""
+
+    def make(self, **options: Any) -> Likelihood:
+        return HeteroscedasticNormal(0.01, beta=0.5, warmup=3, **options).eval()
+
+
 class TestNaturalConformance(LikelihoodConformance):
     """Outputs are mean times precision, and raw precisions."""
 
