@@ -26,8 +26,8 @@ from pyrobnn.guides.base import Guide
 from pyrobnn.model.draws import Draws
 from pyrobnn.model.likelihoods import ClassLikelihood
 from pyrobnn.model.likelihoods.reductions import widened
-from pyrobnn.objectives import ELBO, Parts
-from pyrobnn.objectives.terms import Evaluation, LogLikelihoodTerm, Run, Term, run_model
+from pyrobnn.objectives import DivergenceTerm, Evaluation, LogLikelihoodTerm, Objective, Parts, Run, Term
+from pyrobnn.objectives.terms import run_model
 from pyrobnn.robustness.training.attacked import attacking, tensor_inputs
 from pyrobnn.robustness.training.perturbation import Perturbation
 
@@ -35,7 +35,7 @@ __all__ = ["AdversarialTraining", "clean_run", "over_data"]
 
 
 @explained
-class AdversarialTraining(ELBO):
+class AdversarialTraining(Objective):
     """The ELBO at perturbed inputs, for any guide; use it with :func:`pyrobnn.fit`.
 
     ``history.log_likelihood`` is that of perturbed inputs. Members of an ensemble run one after another. With a radius
@@ -73,15 +73,11 @@ class AdversarialTraining(ELBO):
                 f"{perturbation!r}."
             )
         check_number("clean_share", clean_share, 0.0, 1.0, below=True)
-        further = [_CleanLogLikelihood(-clean_share), *terms] if clean_share else terms
-        super().__init__(
-            num_particles,
-            temperature,
-            estimator=estimator,
-            terms=further,
-            likelihood_weight=1.0 - clean_share,
-        )
-        self.terms[0] = self._draw_terms[0] = _PerturbedLogLikelihood(perturbation, self.terms[0].weight)
+        weight = None if temperature is None else schedules.resolve("temperature", temperature, allow_zero=True)
+        own: list[Term] = [_PerturbedLogLikelihood(perturbation, clean_share - 1.0), DivergenceTerm(weight)]
+        if clean_share:
+            own.append(_CleanLogLikelihood(-clean_share))
+        super().__init__([*own, *terms], num_particles, estimator=estimator)
         self.perturbation, self.vectorizes = perturbation, False
 
     def check_guide(self, guide: Guide) -> None:

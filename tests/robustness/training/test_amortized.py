@@ -27,6 +27,7 @@ from pyrobnn.robustness.training.amortized import shown_to_generator
 from pyrobnn.robustness.training.attacked import attacking
 from tests.conformance.comparisons import assert_same
 from tests.conformance.objective_suite import ObjectiveConformance
+from tests.conformance.perturbation_suite import PerturbationConformance
 from tests.robustness.training.problems import FAMILIES, fitted, problem
 
 
@@ -41,19 +42,19 @@ class Joined(nn.Module):
         return self.net(torch.cat([shown, noise], 1))
 
 
-def explicit(**options: Any) -> AmortizedDistribution:
+def explicit(epsilon: float = 0.2, **options: Any) -> AmortizedDistribution:
     with torch.random.fork_rng():
         torch.manual_seed(3)
         generator = nn.Sequential(nn.Linear(9, 16), nn.Tanh(), nn.Linear(16, 6)).double()
-    return AmortizedDistribution(generator, 0.2, **options)
+    return AmortizedDistribution(generator, epsilon, **options)
 
 
-def implicit(**options: Any) -> ImplicitDistribution:
+def implicit(epsilon: float = 0.2, **options: Any) -> ImplicitDistribution:
     options = {"threshold": -math.inf, "noise_size": 4} | options
     with torch.random.fork_rng():
         torch.manual_seed(3)
         generator, encoder = Joined().double(), nn.Linear(3, 8).double()
-    return ImplicitDistribution(generator, encoder, 0.2, **options)
+    return ImplicitDistribution(generator, encoder, epsilon, **options)
 
 
 KINDS: dict[str, Callable[..., GeneratedPerturbation]] = {"explicit": explicit, "implicit": implicit}
@@ -72,6 +73,16 @@ class TestImplicit(ObjectiveConformance):
         adversary = implicit()
         adversary.players()
         return AdversarialTraining(adversary, num_particles=2)
+
+
+class TestExplicitPerturbation(PerturbationConformance):
+    def make(self, epsilon: float, clip: tuple[float, float] | None) -> GeneratedPerturbation:
+        return explicit(epsilon, clip=clip)
+
+
+class TestImplicitPerturbation(PerturbationConformance):
+    def make(self, epsilon: float, clip: tuple[float, float] | None) -> GeneratedPerturbation:
+        return implicit(epsilon, clip=clip)
 
 
 def value(adversary: GeneratedPerturbation, model: Any, draw: Any, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:

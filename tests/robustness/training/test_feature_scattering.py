@@ -13,12 +13,18 @@ from pyrobnn.robustness.training import AdversarialTraining, FeatureScattering, 
 from pyrobnn.robustness.training.attacked import attacking
 from pyrobnn.robustness.training.sinkhorn import cosine_costs
 from tests.conformance.objective_suite import ObjectiveConformance
+from tests.conformance.perturbation_suite import PerturbationConformance
 from tests.robustness.training.problems import problem
 
 
 class TestObjective(ObjectiveConformance):
     def make(self) -> Objective:
         return AdversarialTraining(FeatureScattering(0.1, layer="0"))
+
+
+class TestPerturbation(PerturbationConformance):
+    def make(self, epsilon: float, clip: tuple[float, float] | None) -> FeatureScattering:
+        return FeatureScattering(epsilon, clip=clip)
 
 
 def costs(rows: int = 8, columns: int = 8) -> torch.Tensor:
@@ -73,8 +79,6 @@ def test_features_move_away_and_labels_do_not_matter(layer: str | None) -> None:
             return float((transport_plan(matrix) * matrix).sum().detach())
 
         assert distance(found) > 1.2 * distance(start) > 0.0
-    assert float((found - x).abs().max()) <= 0.3 * (1 + 1e-12)
-    assert float(found.min()) >= 0.0 and float(found.max()) <= 1.0
 
 
 def test_radius_zero_still_smooths_labels() -> None:

@@ -13,6 +13,7 @@ from pyrobnn.robustness.training import AdversarialTraining, FastGradient, Proje
 from pyrobnn.robustness.training.attacked import attacking
 from tests.conformance.comparisons import assert_same
 from tests.conformance.objective_suite import ObjectiveConformance
+from tests.conformance.perturbation_suite import PerturbationConformance
 from tests.robustness.training.problems import FAMILIES, fitted, linear_problem, problem
 
 
@@ -24,6 +25,21 @@ class TestPGD(ObjectiveConformance):
 class TestFGSM(ObjectiveConformance):
     def make(self) -> Objective:
         return AdversarialTraining(FastGradient(0.1, norm="l2"), num_particles=2)
+
+
+class TestPGDPerturbation(PerturbationConformance):
+    def make(self, epsilon: float, clip: tuple[float, float] | None) -> ProjectedGradient:
+        return ProjectedGradient(epsilon, clip=clip, steps=3)
+
+
+class TestFGSMPerturbation(PerturbationConformance):
+    def make(self, epsilon: float, clip: tuple[float, float] | None) -> FastGradient:
+        return FastGradient(epsilon, clip=clip, random_start=True)
+
+
+class TestEuclidean(PerturbationConformance):
+    def make(self, epsilon: float, clip: tuple[float, float] | None) -> ProjectedGradient:
+        return ProjectedGradient(epsilon, clip=clip, norm="l2", steps=3)
 
 
 def worst(player: ProjectedGradient) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -50,11 +66,6 @@ def test_a_linear_model_is_taken_to_its_worst_case(norm: str, kind: type) -> Non
     torch.testing.assert_close(losses, largest, rtol=1e-12 if kind is FastGradient else 1e-2, atol=0.0)
     assert bool((losses <= largest * (1 + 1e-9)).all())
     assert float((moved - x).flatten(1).norm(dim=1, p=2 if norm == "l2" else float("inf")).max()) <= 0.3 * (1 + 1e-12)
-
-
-def test_the_range_is_kept() -> None:
-    _, moved, _, _ = worst(ProjectedGradient(0.5, clip=(0.0, 1.0)))
-    assert float(moved.min()) >= 0.0 and float(moved.max()) <= 1.0
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -92,10 +103,7 @@ def test_training_lowers_the_loss_under_attack(family: str) -> None:
 @pytest.mark.parametrize(
     ("options", "error", "named"),
     [
-        ({"epsilon": -0.1}, ValueError, "epsilon"),
-        ({"epsilon": float("inf")}, ValueError, "epsilon"),
         ({"epsilon": 0.1, "norm": "l7"}, ValueError, "norm"),
-        ({"epsilon": 0.1, "clip": (1.0, 0.0)}, ValueError, "clip"),
         ({"epsilon": 0.1, "steps": 0}, ValueError, "steps"),
         ({"epsilon": 0.1, "step_size": -1.0}, ValueError, "step_size"),
         ({"epsilon": 0.1, "random_start": 1}, TypeError, "random_start"),
