@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 import pyrobnn as pb
-from pyrobnn.guides import MAP, MeanField
+from pyrobnn.guides import MAP, SWAG, Composite, Guide, LowRankEnsemble, MCDropout, MeanField
 from pyrobnn.objectives import ELBO, Objective
-from pyrobnn.robustness.training import AdversarialTraining, ExplicitDistribution, Perturbation
+from pyrobnn.robustness.training import AdversarialTraining, ExplicitDistribution, Perturbation, ProjectedGradient
 from pyrobnn.robustness.training.attacked import AttackedNetwork, attacking
 from tests.conformance.comparisons import assert_same, gradients, seeded
 from tests.conformance.objective_suite import ObjectiveConformance
@@ -61,6 +62,26 @@ def test_radius_zero_is_the_elbo_bit_for_bit(family: str) -> None:
     else:
         assert_same(found.state_dict(), plain.state_dict())
         assert other.elbo == history.elbo
+
+
+OTHERS: dict[str, Callable[[Any], Guide]] = {
+    "MCDropout": lambda model: MCDropout(model, p=0.2),
+    "MCDropout, masks of each example": lambda model: MCDropout(model, p=0.2, per_example=True),
+    "LowRankEnsemble": lambda model: LowRankEnsemble(model, 2),
+    "Composite": lambda model: Composite(model, [("net.3.*", MeanField), ("*", MAP)]),
+    "SWAG": SWAG,
+}
+
+
+@pytest.mark.parametrize("family", OTHERS)
+def test_other_families_train_against_attacks(family: str) -> None:
+    """They take a step with finite loss that is below the one without an attack."""
+    model, _, (x, y) = problem()
+    guide = OTHERS[family](model).double()
+    step = {"epochs": 1, "seed": 0, "progress": False, "lr": 1e-9}
+    clean = pb.fit(model, guide, [(x, y)], elbo=ELBO(), **step)
+    found = pb.fit(model, guide, [(x, y)], elbo=AdversarialTraining(ProjectedGradient(0.3, steps=3)), **step)
+    assert found.log_likelihood[0] < clean.log_likelihood[0]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
