@@ -374,6 +374,33 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
         diagnostics.generalization.input_curvature,
         {"net": network(), "x": X, "y": LABELS, "likelihood": pb.likelihoods.Categorical()},
     ),
+    "random_feature_sweep": (
+        diagnostics.generalization.random_feature_sweep,
+        {"train": (X, Y), "test": (X, Y), "widths": [2, 4], "repetitions": 2},
+    ),
+    "random_label_fit": (
+        diagnostics.generalization.random_label_fit,
+        {"build": lambda: (MODEL, guides.MeanField(MODEL)), "x": X, "epochs": 1, "repetitions": 1},
+    ),
+    "network_sweep": (
+        diagnostics.generalization.network_sweep,
+        {
+            "build": lambda width: (MODEL, guides.MeanField(MODEL)),
+            "train": (X, LABELS),
+            "test": (X, LABELS),
+            "widths": [2],
+            "epochs": 1,
+            "repetitions": 1,
+        },
+    ),
+    "annealed_importance_sampling": (
+        lambda model, x, y, **o: diagnostics.generalization.annealed_importance_sampling(model, x, y, **o),
+        {"model": MODEL, "x": X, "y": LABELS, "num_chains": 2, "num_temperatures": 2},
+    ),
+    "evidence_estimates": (
+        lambda model, x, y, **o: diagnostics.generalization.evidence_estimates(model, x, y, **o),
+        {"model": MODEL, "x": X, "y": LABELS, "guide": GUIDE, "num_samples": 3},
+    ),
     "kl_inverse": (diagnostics.generalization.kl_inverse, {"q": 0.1, "c": 0.2}),
     "k_hat_threshold": (diagnostics.k_hat_threshold, {"num_samples": 100}),
     "kinetic_temperature": (diagnostics.kinetic_temperature, {"chains": WITH_VELOCITIES}),

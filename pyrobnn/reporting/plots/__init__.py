@@ -8,6 +8,7 @@ from pyrobnn.reporting.figures import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, V
 from pyrobnn.reporting.plots.calibration import pit_histogram, quantile_calibration
 from pyrobnn.reporting.plots.classification import confidence_histogram, reliability, uncertainty_histogram
 from pyrobnn.reporting.plots.detection import detection
+from pyrobnn.reporting.plots.generalization import WidthSweep, double_descent
 from pyrobnn.reporting.plots.images import image_grid, uncertainty_maps
 from pyrobnn.reporting.plots.ranks import rank_ecdf, rank_histogram
 from pyrobnn.reporting.plots.regression import regression_band
@@ -24,8 +25,10 @@ __all__ = [
     "SKY",
     "VERMILLION",
     "ElboHistory",
+    "WidthSweep",
     "confidence_histogram",
     "detection",
+    "double_descent",
     "elbo",
     "image_grid",
     "pit_histogram",
