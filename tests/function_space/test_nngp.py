@@ -199,6 +199,9 @@ def test_blocks_and_diagonals_agree() -> None:
         whole = kernel(net, x, x[:2])
         torch.testing.assert_close(kernel(net, x, x[:2], max_bytes=1), whole, rtol=1e-12, atol=0.0)
         torch.testing.assert_close(kernel_diagonal(net, x), kernel(net, x).diagonal(), rtol=1e-10, atol=0.0)
+        own = kernel(net, x, max_bytes=1)  # row by row, the upper triangle alone
+        assert torch.equal(own, own.mT)
+        torch.testing.assert_close(own, kernel(net, x, x), rtol=1e-7, atol=0.0)
 
 
 def test_inputs_are_prepared_before_the_first_weights() -> None:
