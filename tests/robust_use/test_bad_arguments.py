@@ -285,7 +285,13 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "FGSM": (robustness.FGSM, {"epsilon": 0.1}),
     "PGD": (robustness.PGD, {"epsilon": 0.1}),
     "LInf": (robustness.LInf, {"epsilon": 0.1}),
-    "Margin": (robustness.Margin, {}),
+    **{name: (getattr(robustness, name), {"epsilon": 0.1}) for name in ("MIM", "CarliniWagnerMargin", "SPSA")},
+    **{name: (getattr(robustness, name), {"clip": (0.0, 1.0)}) for name in ("CarliniWagnerL2", "LBFGS")},
+    **{name: (getattr(robustness, name), {}) for name in ("Uncertainty", "Evasion")},
+    "FeatureAttack": (
+        robustness.FeatureAttack,
+        {"epsilon": 0.1, "layer": "0", "images": X, "labels": LABELS},
+    ),
     "Attack.run": (
         method(robustness.PGD(0.1, steps=1), "run"),
         {

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from pyrobnn.core.explanations import explained
 
-__all__ = ["L2", "Ball", "Clip", "LInf", "Norm", "ball_of", "check_clip", "norms_of"]
+__all__ = ["L2", "Ball", "Clip", "LInf", "Norm", "ball_of", "check_clip", "column", "norms_of"]
 
 Norm = Literal["linf", "l2"]
 Clip = tuple[float, float] | None
@@ -157,14 +157,14 @@ class L2(Ball):
 
     def steepest(self, gradient: Tensor) -> Tensor:
         """The normalized gradient."""
-        largest = gradient.reshape(len(gradient), -1).abs().amax(1).reshape(_column(gradient))
+        largest = gradient.reshape(len(gradient), -1).abs().amax(1).reshape(column(gradient))
         scaled = gradient / torch.where(largest > 0, largest, 1.0)  # squares of tiny gradients would be 0
         return scaled / norms_of(scaled).clamp_min(1.0)
 
     def uniform(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
         """A direction from normal entries, and a distance."""
         direction = torch.empty_like(x).normal_(generator=generator)
-        share = x.new_empty(_column(x)).uniform_(generator=generator)
+        share = x.new_empty(column(x)).uniform_(generator=generator)
         dimension = max(1, x[0].numel())
         return direction * (self.epsilon * share ** (1 / dimension) / norms_of(direction))
 
@@ -190,7 +190,7 @@ def ball_of(norm: Norm, epsilon: float, clip: Clip = None) -> Ball:
 
 def norms_of(x: Tensor) -> Tensor:
     """Euclidean norms of the rows, ``[N, 1, ...]``, which broadcast against ``x``."""
-    return torch.linalg.vector_norm(x.reshape(len(x), -1), dim=1).reshape(_column(x))
+    return torch.linalg.vector_norm(x.reshape(len(x), -1), dim=1).reshape(column(x))
 
 
 def check_clip(clip: object) -> None:
@@ -207,6 +207,6 @@ def check_clip(clip: object) -> None:
         raise ValueError(f"clip: expected (smallest, largest), got {clip!r}.")
 
 
-def _column(x: Tensor) -> tuple[int, ...]:
+def column(x: Tensor) -> tuple[int, ...]:
     """The shape of one number for each row."""
     return (len(x), *[1] * (x.dim() - 1))

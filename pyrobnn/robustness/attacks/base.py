@@ -216,14 +216,15 @@ class Attack(ABC):
                 loss,
                 targeted=self.targeted,
                 start=functools.partial(start, rows),
-                seed=stream(target.seed, 4, done),
+                seed=stream(target.seed, 4),
             )
             done = rows.stop
             target.restart()
             try:
                 last = self.search(problem) if self.epsilon > 0 else problem.x
             except QueriesUsedUpError:
-                last, is_cut = problem.last, True
+                seen = problem.last if self.keeps_best else problem.best
+                last, is_cut = self.ball.project(problem.x, seen), True
             found.append(self._settled(problem, last))
             most = max(most, target.queries)
         target.queries = most

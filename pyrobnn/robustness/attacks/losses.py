@@ -101,27 +101,12 @@ class ClassLoss(Loss):
 
 @explained
 class Margin(ClassLoss):
-    """The log odds of the most probable other class, ``max_{j != y} log p_j - log p_y``.
-
-    Args:
-        kappa: Where it is cut: harm beyond ``kappa`` counts no more (Carlini & Wagner's confidence). None: nowhere.
-
-    Raises:
-        ValueError: If ``kappa`` is negative.
-    """
-
-    def __init__(self, kappa: float | None = None) -> None:
-        if kappa is not None and (isinstance(kappa, bool) or not isinstance(kappa, int | float) or not kappa >= 0):
-            raise ValueError(f"kappa: expected a number of at least 0 or None, got {kappa!r}.")
-        self.kappa = math.inf if kappa is None else kappa
+    """The log odds of the most probable other class, ``max_{j != y} log p_j - log p_y``."""
 
     def value(self, pooled: Tensor, targets: Tensor | None) -> Tensor:
-        """The margin, cut; of several labels in an input, their mean."""
+        """The margin; of several labels in an input, their mean."""
         assert targets is not None
-        return margins(pooled, targets).clamp_max(self.kappa).reshape(len(pooled), -1).mean(1)
-
-    def __repr__(self) -> str:
-        return f"Margin({'' if math.isinf(self.kappa) else self.kappa})"
+        return margins(pooled, targets).reshape(len(pooled), -1).mean(1)
 
 
 _LOSSES: dict[str, type[Loss]] = {"cross_entropy": CrossEntropy, "margin": Margin}

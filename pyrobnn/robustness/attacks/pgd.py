@@ -78,8 +78,12 @@ class PGD(Attack):
         for restart in range(self.restarts):
             if restart:
                 problem.objective(moved)
-            moved = problem.start(restart) if self.random_start else problem.x
-            for _ in range(self.steps):
-                _, gradient = problem.objective_and_gradient(moved)
-                moved = problem.ball.project(problem.x, moved + self.length * problem.ball.steepest(gradient))
+            moved = self.ascend(problem, problem.start(restart) if self.random_start else problem.x)
+        return moved
+
+    def ascend(self, problem: Problem, moved: Tensor) -> Tensor:
+        """All steps of one start."""
+        for _ in range(self.steps):
+            _, gradient = problem.objective_and_gradient(moved)
+            moved = problem.ball.project(problem.x, moved + self.length * problem.ball.steepest(gradient))
         return moved

@@ -76,6 +76,10 @@ class Problem:
             self.remember(moved, found, rows)
         return found
 
+    def evaluate(self, moved: Tensor) -> Tensor:
+        """The objective ``[N]`` of inputs that may be outside of the ball, and are not remembered."""
+        return self.target.loss(moved, self.y, self.loss) * self.sign
+
     def objective_and_gradient(
         self, moved: Tensor, rows: Tensor | None = None, loss: Loss | None = None
     ) -> tuple[Tensor, Tensor]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -15,17 +16,22 @@ from pyrobnn.core.gradient_modes import refuse_inference_tensors
 from pyrobnn.guides.base import Guide
 from pyrobnn.model.draws import Draws
 from pyrobnn.model.likelihoods import ClassLikelihood, Likelihood
+from pyrobnn.prediction.differentiability import module_of_zero_gradient
 from pyrobnn.prediction.draws import PinnedDraws, check_posterior
 from pyrobnn.prediction.input_gradients import pooled_gradient, pooled_value
 from pyrobnn.prediction.rows import Part
 from pyrobnn.prediction.runners import Runner, model_outputs
 from pyrobnn.robustness.attacks.losses import Loss, network_run
 
-__all__ = ["QueriesUsedUpError", "Target", "stream"]
+__all__ = ["GradientMaskingWarning", "QueriesUsedUpError", "Target", "stream"]
 
 
 class QueriesUsedUpError(Exception):
     """An attack asked for more evaluations than it may; :class:`~pyrobnn.robustness.Attack` ends the search then."""
+
+
+class GradientMaskingWarning(UserWarning):
+    """Gradients say less than they seem to: what an attack finds is no bound on what an attacker can do."""
 
 
 class Target:
@@ -123,11 +129,12 @@ class Target:
         """
         self._count()
         run = functools.partial(self._summary, y, loss, rows)
-        draws = self._draws
-        if self.is_fresh:
-            self._gradients += 1
-            draws = self._fresh(seed=stream(self.seed, 1, self._gradients))
-        return pooled_gradient(self.model, draws, x, run, lambda pooled: loss.value(pooled, y))
+        self._gradients += 1
+        draws = self._fresh(seed=stream(self.seed, 1, self._gradients)) if self.is_fresh else self._draws
+        found = pooled_gradient(self.model, draws, x, run, lambda pooled: loss.value(pooled, y))
+        if self._gradients == 1 and not bool(found[1].any()):
+            self._warn_of_flatness(x, run)
+        return found
 
     def log_probabilities(self, x: Tensor) -> Tensor:
         """Log mean probabilities of the classes ``[N, ..., C]``, under the pinned draws.
@@ -193,6 +200,18 @@ class Target:
     def outputs(self, x: Tensor) -> Tensor:
         """The network's outputs under the values that are substituted now."""
         return model_outputs(self.model, x)
+
+    def _warn_of_flatness(self, x: Tensor, run: Callable[[Tensor, int], Tensor]) -> None:
+        """Names the module whose derivative is 0 everywhere, such as one that rounds; saturation names none."""
+        first = Draws.of(next(iter(self._draws))).at(0)
+        name = module_of_zero_gradient(self.model, lambda leaf: run(self.runner.outputs(first, leaf), 0).sum(), x)
+        if name is not None:
+            warnings.warn(
+                f"model: the derivative of its module {name} is 0 for all inputs, so that attacks by gradients cannot "
+                "move; use one without gradients, such as SPSA.",
+                GradientMaskingWarning,
+                stacklevel=3,
+            )
 
     def _count(self) -> None:
         if self.is_limited and self.max_queries is not None and self.queries >= self.max_queries:

@@ -14,30 +14,69 @@ from torch import Tensor, nn
 from pyrobnn import likelihoods
 from pyrobnn.guides import MAP, DeltaMixture, MeanField
 from pyrobnn.model.supervised import SupervisedModel
-from pyrobnn.robustness import FGSM, PGD, Attack, QueryBudgetWarning
+from pyrobnn.robustness import (
+    FGSM,
+    LBFGS,
+    MIM,
+    PGD,
+    SPSA,
+    Attack,
+    CarliniWagnerL2,
+    CarliniWagnerMargin,
+    Evasion,
+    FeatureAttack,
+    GradientMaskingWarning,
+    QueryBudgetWarning,
+    Uncertainty,
+)
 from pyrobnn.training import fit
 from tests.conformance.comparisons import assert_same_state, network_state
 from tests.sampling.models import loader, normed
 
-# One of each kind, with options under which it reaches the worst case of a linear model; by norm.
+FEATURES = FeatureAttack(
+    0.2,
+    layer="0",
+    images=torch.rand(20, 3, generator=torch.Generator().manual_seed(2)),
+    labels=torch.arange(20) % 3,
+    num_targets=2,
+    steps=4,
+)
+
+# One of each kind, by norm, with options under which those that raise a loss reach the worst case of a linear model.
 LINF: dict[str, Attack] = {
     "FGSM": FGSM(0.2),
     "PGD": PGD(0.2, steps=8),
     "PGD, margin": PGD(0.2, loss="margin", steps=5, restarts=2),
+    "MIM": MIM(0.2, steps=5),
+    "CarliniWagnerMargin": CarliniWagnerMargin(0.2, steps=5),
+    "SPSA": SPSA(0.2, steps=6, directions=5, loss="cross_entropy"),
 }
 L2: dict[str, Attack] = {
     "FGSM": FGSM(0.2, "l2"),
     "PGD": PGD(0.2, "l2", steps=6, step_size=0.2),
     "PGD, margin": PGD(0.2, "l2", loss="margin", steps=5, step_size=0.2, restarts=2),
+    "MIM": MIM(0.2, "l2", steps=5),
+    "CarliniWagnerMargin": CarliniWagnerMargin(0.2, "l2", steps=5, step_size=0.2),
+    "SPSA": SPSA(0.2, "l2", steps=10, directions=12, loss="cross_entropy"),
 }
-ALL = {**{f"{name}, linf": attack for name, attack in LINF.items()}, **{f"{n}, l2": attack for n, attack in L2.items()}}
-GRADIENT_FREE: set[str] = set()
-NEEDS_CLASSES = {name for name, attack in ALL.items() if attack.loss == "margin"}
+# These do not look for the largest loss in the ball.
+OTHER: dict[str, Attack] = {
+    "CarliniWagnerL2": CarliniWagnerL2(0.2, steps=8, searches=2, initial_weight=1.0, step_size=0.2),
+    "LBFGS": LBFGS(0.2, steps=5, searches=3, initial_weight=1.0),
+    "FeatureAttack": FEATURES,
+    "PGD on uncertainty": PGD(0.2, steps=3, loss=Uncertainty("mutual_information")),
+    "PGD of evasion": PGD(0.2, steps=3, loss=Evasion("variance")),
+}
+WORST = {f"{name}, {attack.norm}": attack for attacks in (LINF, L2) for name, attack in attacks.items()}
+CHEAP = {f"SPSA, {norm}": SPSA(0.2, norm, steps=2, directions=2, loss="cross_entropy") for norm in ("linf", "l2")}
+ALL = {**WORST, **CHEAP, **OTHER}
+GRADIENT_FREE = {"SPSA"}
 
 X = torch.rand(8, 3, generator=torch.Generator().manual_seed(1))
 Y = torch.arange(8) % 3
 
 every = pytest.mark.parametrize("attack", ALL.values(), ids=ALL)
+worst = pytest.mark.parametrize("attack", WORST.values(), ids=WORST)
 
 
 def with_options(attack: Attack, **options: Any) -> Attack:
@@ -55,7 +94,7 @@ def small(outputs: int = 3) -> SupervisedModel:
 
 
 @pytest.mark.parametrize("targeted", [False, True])
-@every
+@worst
 def test_the_worst_input_of_a_linear_classifier(attack: Attack, targeted: bool) -> None:
     """The log odds against y change by the dual norm of the weights' difference times the radius, and no more."""
     torch.manual_seed(0)
@@ -70,7 +109,7 @@ def test_the_worst_input_of_a_linear_classifier(attack: Attack, targeted: bool) 
     assert bool((reached <= 1.0001 * largest).all())
 
 
-@every
+@worst
 def test_the_worst_input_of_a_linear_regression(attack: Attack) -> None:
     if attack.loss == "margin":
         pytest.skip("a margin is one of classes")
@@ -85,6 +124,32 @@ def test_the_worst_input_of_a_linear_regression(attack: Attack) -> None:
     assert bool((((moved - X) @ weight) * residual.sign() >= 0.99 * largest).all())
 
 
+@pytest.mark.parametrize("targeted", [False, True])
+@pytest.mark.parametrize(
+    "attack",
+    [
+        CarliniWagnerL2(steps=80, searches=5, initial_weight=1.0),
+        CarliniWagnerL2(clip=(-5.0, 5.0), steps=60, searches=5, initial_weight=1.0),
+        LBFGS(),
+        LBFGS(clip=(-5.0, 5.0)),
+    ],
+)
+def test_the_closest_other_prediction_of_a_linear_classifier(attack: Attack, targeted: bool) -> None:
+    """The distance of the plane where both classes are equal, ``|w x + b| / |w|``, and 0 beyond it."""
+    if isinstance(attack, LBFGS) and not targeted:
+        pytest.skip("it is targeted")
+    torch.manual_seed(0)
+    model = SupervisedModel(nn.Linear(3, 2), likelihoods.Categorical(), dist.Normal(0.0, 1.0), num_data=8)
+    guide, y = MAP(model), torch.arange(8) % 2
+    draw = guide.sample(1)
+    outputs = X @ draw["net.weight"][0].T + draw["net.bias"][0]
+    sign, weight = (-1 if targeted else 1), draw["net.weight"][0]
+    margin = sign * (outputs.gather(1, 1 - y.unsqueeze(1)) - outputs.gather(1, y.unsqueeze(1))).squeeze(1)
+    expected = (-margin).clamp_min(0.0) / (weight[1] - weight[0]).norm()
+    moved = with_options(attack, targeted=targeted)(model, guide, X, y, num_samples=1, seed=0)
+    torch.testing.assert_close((moved - X).norm(dim=1), expected, rtol=0.01, atol=1e-6)
+
+
 # ----------------------------------------------------------------------------------------------------- guarantees
 
 
@@ -95,6 +160,8 @@ def test_inside_ball_and_range_and_not_below_the_clean_loss(
     attack: Attack, epsilon: float, clip: Any, draws: Any
 ) -> None:
     """At radii where a network is anything but linear, too."""
+    if draws == "fresh" and isinstance(attack, FeatureAttack):
+        pytest.skip("features are compared under the same draws")
     model = small()
     guide = MeanField(model, init_scale=0.3)
     attack = with_options(attack, epsilon=epsilon, clip=clip)
@@ -107,7 +174,7 @@ def test_inside_ball_and_range_and_not_below_the_clean_loss(
         assert float(moved.max()) <= clip[1]
     assert bool((found.objective >= found.clean_objective).all())
     # The objectives are those of the inputs that are returned.
-    again = FGSM(0.0, loss=attack.loss).run(model, guide, moved, Y, num_samples=3, seed=0)
+    again = FGSM(0.0, loss=attack.loss, targeted=attack.targeted).run(model, guide, moved, Y, num_samples=3, seed=0)
     torch.testing.assert_close(again.objective, found.objective)
 
 
@@ -120,7 +187,7 @@ def test_no_radius_changes_nothing(attack: Attack) -> None:
 @every
 def test_attacks_do_harm(attack: Attack) -> None:
     model = small()
-    found = attack.run(model, DeltaMixture(model, 4), X, Y, num_samples=4, seed=0)
+    found = attack.at(2.0).run(model, DeltaMixture(model, 4), X, Y, num_samples=4, seed=0)
     assert float((found.objective - found.clean_objective).mean()) > 0.01
 
 
@@ -140,6 +207,8 @@ def test_seeds_and_the_random_state(attack: Attack) -> None:
 
 @every
 def test_parts_change_nothing(attack: Attack) -> None:
+    if isinstance(attack, LBFGS):
+        pytest.skip("all inputs of a part share line searches")
     model = small().double()  # in single precision, rounding grows from step to step
     guide, x = MeanField(model, init_scale=0.3), X.double()
     whole, cut = (attack(model, guide, x, Y, num_samples=2, seed=0, batch_size=size) for size in (None, 3))
@@ -194,7 +263,7 @@ def test_bad_inputs(attack: Attack) -> None:
         (X[:3], Y, ValueError, "expected as many targets as inputs"),
         (X, None, TypeError, "y: expected a tensor of targets"),
         (X, Y.unsqueeze(-1), ValueError, "y: Categorical expects targets of shape"),
-    ):
+    )[: None if attack.objective_loss().needs_targets else 2]:
         with pytest.raises(kind, match=message):
             attack(model, guide, x, y)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"x: inputs reach from .* beyond clip"):
@@ -206,9 +275,11 @@ def test_bad_inputs(attack: Attack) -> None:
 @every
 def test_losses_of_classes_need_classes(attack: Attack) -> None:
     model = SupervisedModel(nn.Linear(3, 1), likelihoods.Normal(0.5), dist.Normal(0.0, 1.0), num_data=8)
-    if attack.loss == "margin":
-        with pytest.raises(TypeError, match="loss: Margin needs class probabilities, but the likelihood is Normal"):
+    if attack.objective_loss().needs_classes or isinstance(attack, LBFGS):
+        with pytest.raises(TypeError, match=r"loss: \w+ needs class probabilities, but the likelihood is Normal"):
             attack(model, MAP(model), X, torch.randn(8, 1))
+    else:
+        attack(model, MAP(model), X, torch.randn(8, 1))
 
 
 class Quantized(nn.Module):
@@ -222,11 +293,25 @@ class Quantized(nn.Module):
 def test_the_module_that_stops_the_gradient_is_named(attack: Attack, request: pytest.FixtureRequest) -> None:
     net = nn.Sequential(nn.Linear(3, 6), Quantized(), nn.Linear(6, 3))
     model = SupervisedModel(net, likelihoods.Categorical(), dist.Normal(0.0, 1.0), num_data=24)
-    if type(attack).__name__ in GRADIENT_FREE:
+    if type(attack).__name__ in GRADIENT_FREE or isinstance(attack, FeatureAttack):  # of a layer before it
         attack(model, MAP(model), X, Y, num_samples=1, seed=0)
         return
     with pytest.raises(ValueError, match=r"model: .* its module '[\w.]*1' \(Quantized\) stops it"):
         attack(model, MAP(model), X, Y, num_samples=1)
+
+
+class Rounded(nn.Module):
+    """Steps, whose derivative is 0."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (10 * x).round()
+
+
+def test_the_module_whose_derivative_is_zero_is_named() -> None:
+    net = nn.Sequential(nn.Linear(3, 6), Rounded(), nn.Linear(6, 3))
+    model = SupervisedModel(net, likelihoods.Categorical(), dist.Normal(0.0, 1.0), num_data=24)
+    with pytest.warns(GradientMaskingWarning, match=r"its module '[\w.]*1' \(Rounded\) is 0 for all inputs"):
+        assert torch.equal(FGSM(0.1)(model, MAP(model), X, Y, num_samples=1), X)
 
 
 @every
