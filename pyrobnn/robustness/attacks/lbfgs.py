@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.optimize import minimize
 from torch import Tensor
 
 from pyrobnn.core.arguments import check_positive, check_positive_int
@@ -78,6 +77,8 @@ class LBFGS(MinimalNormAttack):
         return closest.projected()
 
     def _minimized(self, problem: Problem, weight: Tensor) -> Tensor:
+        from scipy.optimize import minimize
+
         x = problem.x
 
         def value(flat: np.ndarray) -> tuple[float, np.ndarray]:
