@@ -86,6 +86,10 @@ class Block(nn.Module):
         """``V [..., n]`` with ``V Vᵀ = rows Σ rowsᵀ``, for ``rows [..., n]``."""
         raise NotImplementedError
 
+    def covariance_times(self, rows: Tensor) -> Tensor:
+        """``rows Σ [..., n]``: what each row solves for, in ``(H + m P) x = row``."""
+        raise NotImplementedError
+
     def variances(self) -> Tensor:
         """Marginal variances ``[n]``."""
         raise NotImplementedError
@@ -175,6 +179,10 @@ class DecomposedBlock(Block):
     def half_covariance(self, rows: Tensor) -> Tensor:
         """``V`` with ``V Vᵀ = rows Σ rowsᵀ``."""
         return self.project(rows) * self.precision.rsqrt()
+
+    def covariance_times(self, rows: Tensor) -> Tensor:
+        """``rows Σ``."""
+        return self.expand(self.project(rows) / self.precision)
 
     def variances(self) -> Tensor:
         """Marginal variances ``[n]``."""

@@ -97,6 +97,13 @@ class DenseBlock(Block):
         scaled = (rows * self.prior_scale).to(lower).reshape(-1, self.size)
         return torch.linalg.solve_triangular(lower.mT, scaled, upper=True, left=False).to(rows).reshape(rows.shape)
 
+    def covariance_times(self, rows: Tensor) -> Tensor:
+        """``rows Σ``."""
+        lower = self._factored().lower
+        half = self.half_covariance(rows).to(lower).reshape(-1, self.size)
+        solved = torch.linalg.solve_triangular(lower, half, upper=False, left=False)
+        return solved.to(rows).reshape(rows.shape) * self.prior_scale
+
     def variances(self) -> Tensor:
         """Marginal variances ``[n]``."""
         factor = self._factored()

@@ -63,6 +63,15 @@ class BlockGaussian(dist.TorchDistribution):
         halves = [block.half_covariance(part) for block, part in zip(self.blocks, parts, strict=True)]
         return torch.stack([half @ half.mT for half in halves]).sum(0)
 
+    def covariance_times(self, rows: Tensor, columns: Tensor) -> Tensor:
+        """``rows Σ [..., n]`` for rows whose columns belong to the elements ``columns [n]``."""
+        found = torch.zeros_like(rows)
+        place = torch.zeros(len(self.loc), dtype=torch.long, device=rows.device)
+        place[columns] = torch.arange(rows.shape[-1], device=rows.device)
+        for block, part in zip(self.blocks, self.by_block(rows, columns), strict=True):
+            found[..., place[block.index]] = block.covariance_times(part)
+        return found
+
     def by_block(self, rows: Tensor, columns: Tensor) -> list[Tensor]:
         """The columns of ``rows [..., n]`` that each block is about, in its order; arguments as above."""
         column_of = torch.zeros(len(self.loc), dtype=torch.long, device=rows.device)

@@ -19,8 +19,8 @@ from pyrobnn.core.batches import Batch
 from pyrobnn.curvature.blocks import DiagonalBlock
 from pyrobnn.curvature.dense import DenseBlock
 from pyrobnn.curvature.layout import Group
+from pyrobnn.curvature.log_joint import LogJoint, second_derivatives
 from pyrobnn.model.declarations import declared_num_data
-from pyrobnn.model.substitution import SubstituteMessenger, unscaled_score
 
 __all__ = ["MAX_HESSIAN", "fill_by_hessian"]
 
@@ -53,32 +53,20 @@ def fill_by_hessian(
             f"structure: curvature of a Pyro model of your own takes a backward pass for each of its {size:,} real "
             f"numbers, at most {MAX_HESSIAN:,}; make it a SupervisedModel, or take another guide (LowRankNormal, say)."
         )
-    point = torch.cat([values[site.name].detach().reshape(-1) for site in sites])
-
-    def run(flat: Tensor, batch: Batch) -> SubstituteMessenger:
-        parts = flat.split([site.numel for site in sites])
-        moved = {site.name: part.view(values[site.name].shape) for site, part in zip(sites, parts, strict=True)}
-        with SubstituteMessenger({**values, **moved}) as messages:
-            model(*batch.args, **batch.kwargs)
-        return messages
-
-    hessian = torch.zeros(size, size, dtype=torch.float64, device=point.device)
+    log_joint = LogJoint(model, values, sites)
+    hessian = torch.zeros(size, size, dtype=torch.float64, device=log_joint.point.device)
     log_likelihood, log_prior, rows, stated = 0.0, 0.0, 0, declared_num_data(model)
     for index, batch in enumerate(batches):
         batch.check(index)
         with torch.enable_grad():
-            leaf = point.clone().requires_grad_()
-            messages = run(leaf, batch)
-            _check_values(messages, values)
-            observed = sum((_of_batch(message) for message in messages.observed), leaf.new_zeros(()))
-            log_likelihood += float(observed.detach())
-            stated = _full_size(messages) if stated is None else stated
-            total = observed
-            if index == 0:  # the prior counts once
-                scores = {message["name"]: unscaled_score(message).sum() for message in messages.latent}
-                log_prior = sum(float(scores[site.name].detach()) for site in sites)
-                total = observed + sum(scores.values())
-            hessian -= _second_derivatives(total, leaf).double()
+            leaf = log_joint.point.clone().requires_grad_()
+            scores = log_joint.scores(leaf, batch)
+            log_likelihood += float(scores.likelihood.detach())
+            stated = scores.full_size if stated is None else stated
+            if index == 0:
+                log_prior = scores.prior_of_sites
+            total = scores.likelihood + scores.prior if index == 0 else scores.likelihood  # the prior counts once
+            hessian -= second_derivatives(total, leaf).double()
         rows += batch.rows
     if not rows or (stated is not None and rows != stated):
         raise ValueError(
@@ -88,43 +76,6 @@ def fill_by_hessian(
     hessian = 0.5 * (hessian + hessian.T)
     _write(groups, hessian, log_prior)
     return log_likelihood
-
-
-def _second_derivatives(value: Tensor, leaf: Tensor) -> Tensor:
-    """The matrix ``[n, n]`` of a function's second derivatives; zeros where it does not depend on the leaf."""
-    size = len(leaf)
-    if not value.requires_grad:
-        return leaf.new_zeros(size, size)
-    (slope,) = torch.autograd.grad(value, leaf, create_graph=True, allow_unused=True)
-    if slope is None or not slope.requires_grad:
-        return leaf.new_zeros(size, size)
-    found = [torch.autograd.grad(entry, leaf, retain_graph=True, allow_unused=True)[0] for entry in slope]
-    return torch.stack([leaf.new_zeros(size) if row is None else row for row in found])
-
-
-def _of_batch(message: Any) -> Tensor:
-    """The log density of a batch's observation, without the factor that scales it to the data set."""
-    total = unscaled_score(message).sum() * message["scale"]
-    for frame in message["cond_indep_stack"]:
-        if frame.vectorized and frame.full_size is not None and frame.full_size != frame.size:
-            total = total * (frame.size / frame.full_size)
-    return total
-
-
-def _full_size(messages: SubstituteMessenger) -> int | None:
-    """The size of the plate of the data, if the observations are in one that takes subsamples."""
-    frames = [f for message in messages.observed for f in message["cond_indep_stack"] if f.vectorized]
-    sizes = [f.full_size for f in frames if f.full_size is not None and f.full_size != f.size]
-    return max(sizes, default=None)
-
-
-def _check_values(messages: SubstituteMessenger, values: Mapping[str, Tensor]) -> None:
-    missing = [message["name"] for message in messages.latent if message["name"] not in values]
-    if missing:
-        raise ValueError(
-            f"given: the site {missing[0]!r} belongs to another guide, and its value is needed; pass given={{site: "
-            "value}, such as {name: draw[0] for name, draw in other.sample(1).items()}."
-        )
 
 
 def _write(groups: Sequence[Group], hessian: Tensor, log_prior: float) -> None:
