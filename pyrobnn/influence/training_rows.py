@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import RandomSampler
 
 from pyrobnn.core.batches import Batch, Reader
+from pyrobnn.core.trees import leaves, refuse_arrays
 from pyrobnn.model.num_data import check_stated_rows, check_whole_pass
 from pyrobnn.model.supervised import SupervisedModel
 from pyrobnn.training.checks import check_targets
@@ -131,6 +132,9 @@ def read_test(model: SupervisedModel, x: Any, y: Any) -> Batch:
         TypeError: If inputs or targets are of a wrong kind.
         ValueError: If they do not fit each other or the likelihood, or hold NaN.
     """
+    refuse_arrays(x, "x: the inputs")
+    if isinstance(x, type) or not any(callable(getattr(leaf, "to", None)) for leaf in leaves(x)):
+        raise TypeError(f"x: expected tensors as inputs, got {x!r}.")
     batch = Batch.of(x, y, argument="y").to(next(model.parameters()).device)
     batch.check(0)
     check_targets(model, batch)

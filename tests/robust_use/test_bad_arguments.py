@@ -29,6 +29,7 @@ from pyrobnn import (
     detection,
     diagnostics,
     guides,
+    influence,
     metrics,
     objectives,
     plots,
@@ -110,6 +111,17 @@ CONFIDENT.fit(WRONG, epochs=1)
 
 def confidnet_fit(loader: Any = WRONG, **options: Any) -> Any:
     return detection.ConfidNet(MODEL, GUIDE, hidden=(4,), num_samples=2).fit(loader, **options)
+
+
+MAXIMUM = influence.refit(MODEL, POINT, LOADER)
+
+LAPLACE_THERE = guides.Laplace(MODEL, init=MAXIMUM).fit(MODEL, LOADER)
+KRONECKER = guides.Laplace(MODEL, init=MAXIMUM, structure="kronecker").fit(MODEL, LOADER)
+
+
+def influential(kind: Any) -> Callable[..., Any]:
+    """An object of a method of influence, and what it says of one test datum."""
+    return lambda **options: kind(**options).upweighting(X[:1], LABELS[:1])
 
 
 PREDICT = (pb.predict, {"model": MODEL, "guide": GUIDE, "data": X, "num_samples": 2})
@@ -349,6 +361,36 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
         },
     ),
     "ExplicitDistribution": (perturbed_by(robustness.training.ExplicitDistribution), {"epsilon": 0.1, "num_steps": 1}),
+    **{
+        kind.__name__: (influential(kind), {"model": MODEL, "guide": guide, "loader": LOADER, **options})
+        for kind, guide, options in (
+            (influence.Exact, MAXIMUM, {"matrix": "gauss_newton", "sites": ["net.0.weight"]}),
+            (influence.ConjugateGradient, MAXIMUM, {"matrix": "gauss_newton", "tolerance": 1e-3}),
+            (influence.LiSSA, MAXIMUM, {"depth": 5, "damping": 5.0, "tolerance": 10.0}),
+            (influence.LaplaceCurvature, LAPLACE_THERE, {}),
+            (influence.EKFAC, KRONECKER, {}),
+            (influence.RandomProjection, MAXIMUM, {"dim": 4}),
+            (influence.PosteriorCovariance, GUIDE, {"num_samples": 3}),
+        )
+    },
+    "removal": (
+        method(influence.Exact(MODEL, MAXIMUM, LOADER, matrix="gauss_newton"), "removal"),
+        {"x": X, "y": LABELS, "groups": [[0, 1]], "form": "newton"},
+    ),
+    "perturbation": (
+        method(influence.PosteriorCovariance(MODEL, GUIDE, LOADER, num_samples=3), "perturbation"),
+        {"x": X, "y": LABELS, "rows": [0]},
+    ),
+    "refit": (influence.refit, {"model": MODEL, "guide": MAXIMUM, "loader": LOADER}),
+    "poison": (
+        influence.poison,
+        {"model": MODEL, "guide": MAXIMUM, "loader": LOADER, "x": X[:1], "y": LABELS[:1], "rows": [0]}
+        | {"step_size": 0.1, "steps": 1, "sites": ["net.3.weight"]},
+    ),
+    "linear_datamodeling_score": (
+        influence.linear_datamodeling_score,
+        {"predicted": torch.randn(2, 5), "observed": torch.randn(2, 5)},
+    ),
     "importance_k_hat": (
         lambda model, guide, x, y, **o: diagnostics.importance_k_hat(model, guide, x, y, **o),
         {"model": MODEL, "guide": GUIDE, "x": X, "y": LABELS, "num_samples": 30},
