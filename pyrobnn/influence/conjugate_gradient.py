@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.sparse.linalg import LinearOperator, eigsh
 from torch import Tensor
 
 from pyrobnn.core.arguments import check_non_negative, check_positive, check_positive_int
@@ -105,6 +104,8 @@ class ConjugateGradient(PointInfluence):
 
     def _smallest_eigenvalue(self, direction: Tensor, curvature: Tensor) -> float:
         """An estimate by Lanczos iterations, or what the directions show where these do not converge."""
+        from scipy.sparse.linalg import LinearOperator, eigsh  # loaded where it is needed
+
         shown = float((curvature / direction.square().sum(1).clamp_min(1e-300)).min())
         size = self.products.size
         if size < 3:

@@ -10,7 +10,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from scipy.stats import rankdata
 from torch import Tensor
 
 from pyrobnn.core.explanations import explained
@@ -47,6 +46,8 @@ def linear_datamodeling_score(predicted: Tensor, observed: Tensor) -> Datamodeli
         TypeError: If they are no floating-point tensors.
         ValueError: If they have different shapes, fewer than three groups, or numbers that are not finite.
     """
+    from scipy.stats import rankdata  # loaded where it is needed
+
     for name, value in (("predicted", predicted), ("observed", observed)):
         if not isinstance(value, Tensor) or not value.is_floating_point():
             kind = str(value.dtype) if isinstance(value, Tensor) else type(value).__name__

@@ -8,7 +8,7 @@ prior's precision may be tuned by the evidence. Weights that the structure does 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -16,9 +16,7 @@ from torch import Tensor
 
 from pyrobnn.core.batches import Reader
 from pyrobnn.core.explanations import explained
-from pyrobnn.curvature.blocks import Block
-from pyrobnn.curvature.gaussian import BlockGaussian
-from pyrobnn.guides.laplace import Laplace
+from pyrobnn.guides.base import Guide, check_guide
 from pyrobnn.influence.point import PointInfluence
 from pyrobnn.model.supervised import SupervisedModel
 
@@ -31,13 +29,13 @@ class LaplaceCurvature(PointInfluence):
 
     Args:
         model: The model that was fitted.
-        guide: A :class:`~pyrobnn.guides.Laplace` guide after its ``fit``.
+        guide: A :class:`~pyrobnn.guides.Laplace` guide after its ``fit``, which is not repeated later.
         loader: Training data in a fixed order.
         batch: How to read batches.
         max_bytes: Budget for gradients of single rows.
 
     Raises:
-        TypeError: If the guide is no Laplace guide; or as :class:`PointInfluence` says.
+        TypeError: If the guide has no curvature; or as :class:`PointInfluence` says.
         RuntimeError: If it was not fitted.
         ValueError: As :class:`PointInfluence` says.
     """
@@ -45,29 +43,24 @@ class LaplaceCurvature(PointInfluence):
     def __init__(
         self,
         model: SupervisedModel,
-        guide: Laplace,
+        guide: Guide,
         loader: Iterable[Any],
         *,
         batch: Reader | None = None,
         max_bytes: int = 256 * 2**20,
     ) -> None:
-        if not isinstance(guide, Laplace):
-            raise TypeError(f"guide: expected a fitted Laplace guide, whose curvature is used, got {guide!r}.")
-        guide.joint()  # refuses one that was not fitted
-        super().__init__(
-            model, guide, loader, sites=guide.covered, matrix="gauss_newton", batch=batch, max_bytes=max_bytes
-        )
-        windows = [site.window for site in self.sites]
-        device = self.products.log_joint.point.device
-        self.columns = torch.cat([torch.arange(window.start, window.stop) for window in windows]).to(device)
-        self.gaussian = BlockGaussian(guide.mean, self._blocks(guide.flat_blocks))
-
-    def _blocks(self, blocks: Sequence[Block]) -> Sequence[Block]:
-        """The Gaussians to use."""
-        return blocks
+        check_guide(model, guide)
+        linearization = guide.linearization()  # refuses a Laplace guide that was not fitted
+        if linearization is None:
+            raise TypeError(
+                f"guide: expected a fitted Laplace guide, whose curvature is used, got a {type(guide).__name__}; for a "
+                "point take influence.Exact."
+            )
+        covered = linearization.covered
+        super().__init__(model, guide, loader, sites=covered, matrix="gauss_newton", batch=batch, max_bytes=max_bytes)
+        self._product = linearization.product
 
     @torch.no_grad()
     def solve(self, gradients: Tensor) -> Tensor:
         """``Σ g``, as :meth:`PointInfluence.solve` says."""
-        rows = gradients.to(self.products.log_joint.point)
-        return self.gaussian.covariance_times(rows, self.columns).double()
+        return self._product(gradients.to(self.products.log_joint.point)).double()

@@ -281,4 +281,5 @@ def covered_sites(model: SupervisedModel, guide: Guide, names: Collection[str] |
         raise ValueError(f"sites: there is no weight {unknown[0]!r}; the model has {', '.join(sorted(weights)[:8])}.")
     if not names:
         raise ValueError("sites: it names no site; leave it out for all weights.")
-    return [site for site in known if site.name in set(names)]
+    by_name = {site.name: site for site in known}
+    return [by_name[name] for name in dict.fromkeys(names)]

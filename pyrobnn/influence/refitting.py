@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.optimize import minimize
 from torch import Tensor
 
 from pyrobnn.core.arguments import check_positive, check_positive_int
@@ -66,6 +65,8 @@ def refit(
     """
     check_positive("tolerance", tolerance)
     check_positive_int("max_iterations", max_iterations)
+    from scipy.optimize import minimize  # loaded where it is needed
+
     data = TrainingRows(model, loader, batch)
     values = point_of(model, guide)
     log_joint = LogJoint(model, values, covered_sites(model, guide, sites))

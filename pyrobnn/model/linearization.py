@@ -18,8 +18,10 @@ class Linearization:
         mode: Values of all sites of the posterior, at which the network is linearized.
         covered: The sites with a Gaussian, in the order of the Jacobians' columns.
         covariance: From Jacobians ``[..., O, n]`` by these sites to ``J Σ Jᵀ [..., O, O]``.
+        product: From rows ``[..., n]`` by these sites to ``rows Σ``, of the same shape.
     """
 
     mode: Mapping[str, Tensor]
     covered: Sequence[str]
     covariance: Callable[[Tensor], Tensor]
+    product: Callable[[Tensor], Tensor]

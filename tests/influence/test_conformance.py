@@ -58,7 +58,7 @@ METHODS: dict[str, Maker] = {
     "Laplace, last layer": with_laplace(influence.LaplaceCurvature, "last_layer"),
     "Laplace, Kronecker": with_laplace(influence.LaplaceCurvature, "kronecker"),
     "Laplace, diagonal": with_laplace(influence.LaplaceCurvature, "diagonal"),
-    "EKFAC": with_laplace(influence.EKFAC, "kronecker"),
+    "EKFAC": influence.EKFAC,
     "RandomProjection": functools.partial(influence.RandomProjection, dim=8),
     "RandomProjection, trak": functools.partial(influence.RandomProjection, dim=8, kernel="trak", damping=1.0),
     "mean field": with_posterior(guides.MeanField),

@@ -116,7 +116,6 @@ def confidnet_fit(loader: Any = WRONG, **options: Any) -> Any:
 MAXIMUM = influence.refit(MODEL, POINT, LOADER)
 
 LAPLACE_THERE = guides.Laplace(MODEL, init=MAXIMUM).fit(MODEL, LOADER)
-KRONECKER = guides.Laplace(MODEL, init=MAXIMUM, structure="kronecker").fit(MODEL, LOADER)
 
 
 def influential(kind: Any) -> Callable[..., Any]:
@@ -368,7 +367,7 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
             (influence.ConjugateGradient, MAXIMUM, {"matrix": "gauss_newton", "tolerance": 1e-3}),
             (influence.LiSSA, MAXIMUM, {"depth": 5, "damping": 5.0, "tolerance": 10.0}),
             (influence.LaplaceCurvature, LAPLACE_THERE, {}),
-            (influence.EKFAC, KRONECKER, {}),
+            (influence.EKFAC, MAXIMUM, {}),
             (influence.RandomProjection, MAXIMUM, {"dim": 4}),
             (influence.PosteriorCovariance, GUIDE, {"num_samples": 3}),
         )

@@ -137,13 +137,20 @@ class BlockPosterior(TrainedAsPoint):
 
     def output_covariance(self, jacobians: Tensor) -> Tensor:
         """``J Σ Jᵀ [..., O, O]`` of Jacobians ``[..., O, n]`` by the sites :attr:`covered`, in their order."""
+        return self.joint().image_covariance(jacobians, self._columns(jacobians.device))
+
+    def covariance_times(self, rows: Tensor) -> Tensor:
+        """``rows Σ`` of rows ``[..., n]`` by the sites :attr:`covered`, in their order."""
+        return self.joint().covariance_times(rows, self._columns(rows.device))
+
+    def _columns(self, device: torch.device) -> Tensor:
+        """Where the covered sites' elements are in the flat vector."""
         windows = [self.layout[name].window for name in self.covered]
-        columns = torch.cat([torch.arange(window.start, window.stop) for window in windows])
-        return self.joint().image_covariance(jacobians, columns.to(jacobians.device))
+        return torch.cat([torch.arange(window.start, window.stop) for window in windows]).to(device)
 
     def linearization(self) -> Linearization:
         """The Gaussian around the mode; refused before the fit."""
-        return Linearization(self.mode(), self.covered, self.output_covariance)
+        return Linearization(self.mode(), self.covered, self.output_covariance, self.covariance_times)
 
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """The guide as Pyro calls it: the point in training mode, else a joint draw through an auxiliary site."""
