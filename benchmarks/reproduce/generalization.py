@@ -36,7 +36,7 @@ def perceptron(outputs: int, hidden: int = HIDDEN, inputs: int = 784) -> nn.Sequ
 
 def random_labels(seed: int, quick: bool) -> dict[str, Row]:
     """Classes at random on 1,000 images."""
-    count, epochs = (100, 3) if quick else (1_000, 100)
+    count, epochs = (100, 3) if quick else (1_000, 60)
     x, _ = subset(datasets.mnist(), count, seed)
     test = subset(datasets.mnist("t10k"), 200 if quick else 2_000, seed)
 
@@ -77,12 +77,12 @@ def double_descent(seed: int, quick: bool) -> dict[str, Row]:
 
 def pac_bayes(seed: int, quick: bool) -> dict[str, Row]:
     """Digits 0 to 4 against 5 to 9."""
-    count, epochs = (600, 1) if quick else (60_000, 20)
+    count, epochs = (600, 1) if quick else (60_000, 10)
     train, test = (_binary(datasets.mnist(split)) for split in ("train", "t10k"))
     x, y = subset(train, count, seed)
     half = count // 2
     prior_rows, bound_rows = (x[:half], y[:half]), (x[half:], y[half:])
-    draws = 100 if quick else 5_000
+    draws = 100 if quick else 2_000
     rows: dict[str, Row] = {}
 
     torch.manual_seed(seed)
@@ -91,7 +91,7 @@ def pac_bayes(seed: int, quick: bool) -> dict[str, Row]:
     guide = guides.MeanField(model, init_scale=0.05)
     fit = {"epochs": epochs, "lr": 1e-3, "progress": False, "seed": seed}
     pb.fit(model, guide, Batches(x, y, batch_size=200), **fit)
-    found = g.pac_bayes_bound(model, guide, [(x, y)], num_samples=draws, rows_per_draw=500, seed=seed)
+    found = g.pac_bayes_bound(model, guide, [(x, y)], num_samples=draws, rows_per_draw=300, seed=seed)
     rows["prior N(0, 0.1²), all rows"] = _bound_row(found, model, guide, test, seed)
 
     torch.manual_seed(seed)
@@ -103,8 +103,8 @@ def pac_bayes(seed: int, quick: bool) -> dict[str, Row]:
     centered = pb.priors.centered(0.03)
     model = pb.SupervisedModel(net, pb.likelihoods.Bernoulli(), centered, num_data=count)
     guide = guides.MeanField(model, init_scale=0.03)
-    pb.fit(model, guide, Batches(x, y, batch_size=200), **fit | {"epochs": max(1, epochs // 4)})
-    options = {"num_samples": draws, "rows_per_draw": 500, "seed": seed, "prior_data": [prior_rows]}
+    pb.fit(model, guide, Batches(x, y, batch_size=200), **fit | {"epochs": max(1, epochs // 3)})
+    options = {"num_samples": draws, "rows_per_draw": 300, "seed": seed, "prior_data": [prior_rows]}
     found = g.pac_bayes_bound(model, guide, [bound_rows], **options)
     rows["prior learned on half, the other half"] = _bound_row(found, model, guide, test, seed)
     return rows
@@ -138,13 +138,13 @@ def evidence(seed: int, quick: bool) -> dict[str, Row]:
     net = perceptron(1, 10, 1)
     net[2] = nn.Tanh()
     model = pb.SupervisedModel(net.double(), pb.likelihoods.Normal(0.2), dist.Normal(0.0, 1.0), num_data=40)
-    epochs = 50 if quick else 3_000
+    epochs = 50 if quick else 2_000
     fit = {"epochs": epochs, "lr": 1e-2, "progress": False, "seed": seed}
     point, guide = guides.MAP(model), guides.MeanField(model)
     pb.fit(model, point, [(x, y)], **fit)
     pb.fit(model, guide, [(x, y)], **fit)
     laplace = guides.Laplace(model, init=point, structure="full").fit(model, [(x, y)])
-    chains, temperatures = (4, 20) if quick else (32, 2_000)
+    chains, temperatures = (4, 20) if quick else (16, 1_000)
     annealed = g.annealed_importance_sampling(
         model, x, y, num_chains=chains, num_temperatures=temperatures, num_leapfrog=5, seed=seed
     )
