@@ -282,6 +282,40 @@ def test_torchsde_agrees(method: Scheme) -> None:
     torch.testing.assert_close(ours.path, theirs, rtol=1e-10, atol=1e-12)
 
 
+TORCHSDE = {  # version 0.2.6, its states at times 0.5 to 2, for the equation and increments of the test below
+    "euler": [
+        [0.277684118358, -0.809077906652],
+        [-0.316422597649, -0.501866023173],
+        [-0.458169451702, -0.308884953259],
+        [-0.134551510364, -0.663730661308],
+    ],
+    "milstein": [
+        [0.27833341817, -0.826419473837],
+        [-0.32113474575, -0.53645008012],
+        [-0.482332702558, -0.347589937776],
+        [-0.173886606413, -0.708103574188],
+    ],
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_numbers_of_torchsde(method: Scheme) -> None:
+    """Where it is not installed: an equation whose components mix in the drift."""
+    increments = torch.tensor([[0.31, -0.12], [-0.44, 0.27], [0.08, 0.53], [0.65, -0.36]]).double()
+    found = solve_sde(
+        lambda t, h: h.flip(-1).tanh() - 0.3 * t * h,
+        lambda t, h: 0.2 + 0.5 * (h + t).sigmoid(),
+        torch.tensor([0.5, -1.0]).double(),
+        4,
+        duration=2.0,
+        method=method,
+        increments=increments,
+        keep_path=True,
+    )
+    assert found.path is not None
+    torch.testing.assert_close(found.path[1:], torch.tensor(TORCHSDE[method]).double(), rtol=0, atol=5e-8)
+
+
 # --------------------------------------------------------------------------------------------------------- bad input
 
 
