@@ -26,7 +26,7 @@ from pyrobnn.core.arguments import check_positive_int
 from pyrobnn.core.explanations import explained
 from pyrobnn.core.fitted import Fitted
 from pyrobnn.model.likelihoods.crps import quadrature_crps
-from pyrobnn.model.likelihoods.entropies import TAIL, EntropySplit, quadrature_nodes
+from pyrobnn.model.likelihoods.entropies import TAIL, EntropySplit, JointEntropySplit, quadrature_nodes
 from pyrobnn.model.likelihoods.moment_prediction import MomentPrediction, check_level
 from pyrobnn.model.likelihoods.predictions import Prediction
 from pyrobnn.model.likelihoods.quantiles import is_discrete
@@ -39,6 +39,8 @@ _CLOSEST = 1e-9
 
 _ROWS = 256
 """Inputs whose moments are computed at once; each takes some thousand points."""
+
+_NO_MIXTURE = "a recalibrated prediction is no mixture; split the entropy of the prediction before recalibration."
 
 
 @dataclass(frozen=True)
@@ -146,15 +148,12 @@ class RecalibratedPrediction(MomentPrediction):
         return torch.cat(parts)
 
     def entropy_split(self) -> EntropySplit:
-        """Refused: the recalibrated distribution is no mixture over draws.
+        """Refused: the recalibrated distribution is no mixture over draws (ValueError)."""
+        raise ValueError(f"entropy_split: {_NO_MIXTURE}")
 
-        Raises:
-            ValueError: Always.
-        """
-        raise ValueError(
-            "entropy_split: a recalibrated prediction is no mixture over draws; split the entropy of the prediction "
-            "before recalibration."
-        )
+    def joint_entropy_split(self, num_samples: int = 1000) -> JointEntropySplit:
+        """Refused, likewise."""
+        raise ValueError(f"joint_entropy_split: {_NO_MIXTURE}")
 
     def rescaled(self, loc: Tensor, scale: Tensor) -> RecalibratedPrediction:
         """The prediction of ``loc + scale · y``, everything in the new units."""

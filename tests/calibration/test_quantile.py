@@ -248,5 +248,7 @@ def test_bad_input_is_refused() -> None:
         calibrator(normal_prediction(torch.zeros(1, 5, 2), torch.ones(1, 5, 2)))
     with pytest.raises(ValueError, match=r"^entropy_split: "):
         calibrator(prediction).entropy_split()
+    with pytest.raises(ValueError, match=r"^joint_entropy_split: "):
+        calibrator(prediction).joint_entropy_split()
     with pytest.raises(ValueError, match=r"^q: "):
         calibrator(prediction).quantile(1.5)

@@ -45,6 +45,8 @@ class LikelihoodConformance:
     """Whether the likelihood is one of the library's, which a checkpoint rebuilds by name."""
     has_cdf = True
     """Whether marginals have a cdf, if targets are no classes."""
+    targets_are_independent = True
+    """Whether the targets of a datum are independent under one draw of the weights."""
     takes_missing = True
     """Whether targets may be NaN, by ``missing=True``."""
 
@@ -367,6 +369,31 @@ class LikelihoodConformance:
         log_probs = torch.stack([each.log_prob(targets.roll(shift, 1)).roll(-shift, 1) for shift in range(7)])
         by_mixture = math.log(7) - log_probs.logsumexp(0)
         assert z_of_mean(by_mixture.mean(1), split.total, rounding=1e-3) < Z
+
+    @pytest.mark.statistical
+    def test_joint_entropies_are_those_of_each_target_or_of_quadrature(self) -> None:
+        """2000 targets, z below 5: one by one, independent targets have the joint aleatoric part as their sum.
+
+        The total is at most that sum, and the parts add up.
+        """
+        model, guide, x, y = self.problem()
+        found = predict(model, guide, x, 5, seed=0, return_draws=True)
+        if not isinstance(found, MomentPrediction):
+            return
+        torch.manual_seed(8)
+        split = found.joint_entropy_split(2000)
+        assert split.total.shape == split.epistemic_error.shape == (NUM_DATA,)
+        torch.testing.assert_close(split.total, split.aleatoric + split.epistemic)
+        assert bool((split.epistemic > -Z * split.epistemic_error - 1e-9).all())
+        assert bool((split.epistemic < math.log(5) + Z * split.epistemic_error).all())
+        assert 0 < float(split.aleatoric_error.max()) < 0.2
+        if self.has_cdf and self.targets_are_independent:
+            alone = found.entropy_split()
+            aleatoric, total = (part.reshape(NUM_DATA, -1).sum(1) for part in (alone.aleatoric, alone.total))
+            assert float(((split.aleatoric - aleatoric).abs() / (split.aleatoric_error + 1e-4)).max()) < Z
+            assert bool((split.total < total + Z * split.total_error + 1e-3).all())
+            if y.numel() == NUM_DATA:
+                assert float(((split.total - total).abs() / (split.total_error + 1e-4)).max()) < Z
 
     def test_any_number_of_targets_is_drawn(self) -> None:
         """Each draw is used equally often; what is left over are different ones."""

@@ -31,6 +31,7 @@ def data(count: int = 256) -> tuple[Tensor, Tensor]:
 
 class TestPathMixtureConformance(LikelihoodConformance):
     num_outputs = 12
+    targets_are_independent = False
     is_known_to_checkpoints = False
 
     def make(self, **options: Any) -> PathMixture:

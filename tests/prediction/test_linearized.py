@@ -96,6 +96,11 @@ def test_several_targets_are_jointly_gaussian() -> None:
     centered = (found.sample() - found.mean).flatten(2)
     assert z_of_mean(centered.unsqueeze(-1) * centered.unsqueeze(-2), found.covariance) < Z
     assert bool((found.covariance[:, 0, 1].abs() > 1e-3).any())
+    split, own = found.joint_entropy_split(), 2 * torch.distributions.Normal(0.0, 0.3).entropy()
+    joint = torch.distributions.MultivariateNormal(found.mean, found.covariance)
+    torch.testing.assert_close(split.total, joint.entropy())
+    torch.testing.assert_close(split.aleatoric, own.double().expand(2))
+    torch.testing.assert_close(split.epistemic, split.total - split.aleatoric)
 
 
 @pytest.mark.statistical

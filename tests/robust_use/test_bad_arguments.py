@@ -268,6 +268,7 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
         if importlib.util.find_spec("gpytorch")  # the extra gp
         else {}
     ),
+    "Prediction.joint_entropy_split": (REAL.joint_entropy_split, {}),
     "Prediction.cdf": (REAL.cdf, {"y": Y}),
     "Prediction.quantile": (REAL.quantile, {"q": 0.5}),
     "Prediction.interval": (REAL.interval, {}),

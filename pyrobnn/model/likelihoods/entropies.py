@@ -22,7 +22,15 @@ from torch import Tensor
 
 from pyrobnn.model.likelihoods.quantiles import is_discrete, is_positive_only, mixture_cdf, mixture_quantile
 
-__all__ = ["NODES_PER_DRAW", "TAIL", "EntropySplit", "entropy_split", "quadrature_nodes"]
+__all__ = [
+    "NODES_PER_DRAW",
+    "TAIL",
+    "EntropySplit",
+    "JointEntropySplit",
+    "entropy_split",
+    "joint_entropy_split",
+    "quadrature_nodes",
+]
 
 TAIL = 1e-9
 """Probability that is left out on either side."""
@@ -49,6 +57,51 @@ class EntropySplit(NamedTuple):
     total: Tensor
     aleatoric: Tensor
     epistemic: Tensor
+
+
+class JointEntropySplit(NamedTuple):
+    """Entropies in nats of all targets of an input together ``[N]``, estimated from targets that were drawn.
+
+    Attributes:
+        total: Entropy of the posterior mixture.
+        aleatoric: Mean entropy of the draws' distributions.
+        epistemic: Their difference, the mutual information of targets and weights; by chance it can be negative.
+        total_error, aleatoric_error, epistemic_error: Standard errors of these estimates.
+    """
+
+    total: Tensor
+    aleatoric: Tensor
+    epistemic: Tensor
+    total_error: Tensor
+    aleatoric_error: Tensor
+    epistemic_error: Tensor
+
+
+def joint_entropy_split(
+    drawn: Callable[[], Tensor], log_prob: Callable[[Tensor], Tensor], per_draw: int
+) -> JointEntropySplit:
+    r"""The split by Monte Carlo, with equally many targets from each of the K draws.
+
+    With :math:`y \sim p_k`, :math:`-\log p_k(y)` has the mean of the aleatoric part, :math:`-\log \frac1K \sum_j
+    p_j(y)` that of the total and their difference, of the same targets, that of the mutual information.
+
+    Args:
+        drawn: Returns targets ``[K, N, …]``, one of each draw.
+        log_prob: Log densities ``[K, N]`` of targets ``[N, …]`` under each draw.
+        per_draw: Number of targets of each draw, at least 2.
+    """
+    first: Tensor | float = 0.0
+    second: Tensor | float = 0.0
+    for _ in range(per_draw):
+        by_draw = torch.stack([log_prob(y) for y in drawn()]).double()  # [K of targets, K, N]
+        own = -by_draw.diagonal().movedim(-1, 0)
+        mixture = math.log(by_draw.shape[1]) - by_draw.logsumexp(1)
+        values = torch.stack([mixture, own, mixture - own])
+        first, second = first + values, second + values.square()
+    mean = torch.as_tensor(first) / per_draw
+    variance = (torch.as_tensor(second) / per_draw - mean.square()).clamp_min(0.0) / (per_draw - 1)  # of each mean
+    found, error = mean.mean(1), variance.sum(1).sqrt() / mean.shape[1]
+    return JointEntropySplit(*found, *error)
 
 
 def entropy_split(each: dist.TorchDistribution, inside: float) -> EntropySplit:

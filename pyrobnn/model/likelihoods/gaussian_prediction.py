@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pyrobnn.core.arguments import check_positive_int
 from pyrobnn.metrics.crps import gaussian_distance
-from pyrobnn.model.likelihoods.entropies import EntropySplit
+from pyrobnn.model.likelihoods.entropies import EntropySplit, JointEntropySplit
 from pyrobnn.model.likelihoods.moment_prediction import MomentPrediction, check_level
 
 __all__ = ["GaussianPrediction"]
@@ -78,6 +78,19 @@ class GaussianPrediction(MomentPrediction):
         constant = 0.5 * math.log(2 * math.pi * math.e)
         total, aleatoric = 0.5 * self.total.log() + constant, 0.5 * self.aleatoric.log() + constant
         return EntropySplit(total, aleatoric, (total - aleatoric).clamp_min(0.0))
+
+    def joint_entropy_split(self, num_samples: int = 1000) -> JointEntropySplit:
+        """That of all targets together, in closed form: errors are 0 and ``num_samples`` has no effect.
+
+        Raises:
+            ValueError: If ``num_samples`` is no positive int.
+        """
+        check_positive_int("num_samples", num_samples)
+        constant = 0.5 * math.log(2 * math.pi * math.e)
+        total = 0.5 * torch.linalg.slogdet(self.covariance).logabsdet + constant * self.covariance.shape[-1]
+        aleatoric = (0.5 * self.aleatoric.reshape(len(total), -1).log() + constant).sum(-1)
+        none = torch.zeros_like(total)
+        return JointEntropySplit(total, aleatoric, total - aleatoric, none, none, none)
 
     def rescaled(self, loc: Tensor, scale: Tensor) -> GaussianPrediction:
         """The prediction of ``loc + scale · y``, its covariance among it."""

@@ -10,9 +10,15 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from pyrobnn.core.arguments import check_probability
+from pyrobnn.core.arguments import check_positive_int, check_probability
 from pyrobnn.model.likelihoods.crps import mixture_crps, points_per_draw
-from pyrobnn.model.likelihoods.entropies import NODES_PER_DRAW, EntropySplit, entropy_split
+from pyrobnn.model.likelihoods.entropies import (
+    NODES_PER_DRAW,
+    EntropySplit,
+    JointEntropySplit,
+    entropy_split,
+    joint_entropy_split,
+)
 from pyrobnn.model.likelihoods.predictions import Prediction, draw_indices
 from pyrobnn.model.likelihoods.quantiles import is_discrete, mixture_cdf, mixture_quantile, row_parts
 
@@ -201,8 +207,8 @@ class MomentPrediction(Prediction):
     def entropy_split(self) -> EntropySplit:
         """Entropies of each target alone ``[N, …]``, in nats: total, aleatoric (expected) and mutual information.
 
-        By quadrature in one dimension; ``total``, ``aleatoric`` and ``epistemic`` of the prediction split its
-        variance.
+        By quadrature in one dimension; :meth:`joint_entropy_split` has those of all targets together. ``total``,
+        ``aleatoric`` and ``epistemic`` of the prediction split its variance.
 
         Raises:
             ValueError: If the distribution has no cdf, or the draws were not kept.
@@ -212,6 +218,29 @@ class MomentPrediction(Prediction):
             for _, parameters in row_parts(self._kept("entropy_split"), NODES_PER_DRAW):
                 parts.append(entropy_split(self.likelihood.marginal(parameters), self.likelihood.placeholder))
         return EntropySplit(*(torch.cat(part).to(self.mean.dtype) for part in zip(*parts, strict=True)))
+
+    @torch.no_grad()
+    def joint_entropy_split(self, num_samples: int = 1000) -> JointEntropySplit:
+        """Entropies of all targets of an input together ``[N]``, in nats, by Monte Carlo, with standard errors.
+
+        They need no cdf, so that flows of several targets have them, too. Each target that is drawn is scored under
+        all K draws.
+
+        Args:
+            num_samples: About how many targets to draw; each draw has equally many, 2 at least.
+
+        Raises:
+            ValueError: If ``num_samples`` is no positive int, or the draws were not kept.
+        """
+        check_positive_int("num_samples", num_samples)
+        parameters = self._kept("joint_entropy_split")
+        each, observed = self.likelihood.distribution(parameters), self.likelihood.observation(parameters)
+
+        def log_prob(y: Tensor) -> Tensor:
+            return observed.log_prob(y).reshape(self.num_samples, len(y), -1).sum(-1)
+
+        found = joint_entropy_split(each.sample, log_prob, max(2, -(-num_samples // self.num_samples)))
+        return JointEntropySplit(*(part.to(self.mean.dtype) for part in found))
 
     def _points(self, y: Tensor) -> Tensor:
         shape = self.mean.shape

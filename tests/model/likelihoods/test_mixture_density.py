@@ -43,6 +43,7 @@ class TestMixtureDensityConformance(LikelihoodConformance):
 
 class TestMixtureDensityOfTwoTargetsConformance(LikelihoodConformance):
     num_outputs = 10
+    targets_are_independent = False
 
     def make(self, **options: Any) -> Likelihood:
         return MixtureDensity(2, 0.05, **options)
@@ -72,6 +73,7 @@ def full_by_hand(outputs: Tensor, y: Tensor, components: int, floor: float) -> T
 
 class TestFullCovarianceConformance(LikelihoodConformance):
     num_outputs = 20
+    targets_are_independent = False
 
     def make(self, **options: Any) -> Likelihood:
         return MixtureDensity(2, 0.1, covariance="full", **options)
