@@ -296,6 +296,18 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "CosineCycles": (schedules.CosineCycles, {"initial": 1.0, "cycle_length": 2}),
     "FGSM": (robustness.FGSM, {"epsilon": 0.1}),
     "PGD": (robustness.PGD, {"epsilon": 0.1}),
+    "APGD": (robustness.APGD, {"epsilon": 0.1}),
+    "APGDTargeted": (robustness.APGDTargeted, {"epsilon": 0.1}),
+    "FAB": (robustness.FAB, {"epsilon": 0.1}),
+    "Square": (robustness.Square, {"epsilon": 0.1}),
+    "AutoAttack": (robustness.AutoAttack, {"epsilon": 0.1}),
+    "auto_attack": (
+        robustness.auto_attack,
+        {
+            **{"model": MODEL, "guide": GUIDE, "x": X, "y": LABELS, "epsilon": 0.1, "steps": 2, "queries": 3},
+            **{"version": "standard", "repeats": 1, "num_samples": 2, "seed": 0},
+        },
+    ),
     "LInf": (robustness.LInf, {"epsilon": 0.1}),
     **{name: (getattr(robustness, name), {"epsilon": 0.1}) for name in ("MIM", "CarliniWagnerMargin", "SPSA")},
     **{name: (getattr(robustness, name), {"clip": (0.0, 1.0)}) for name in ("CarliniWagnerL2", "LBFGS")},

@@ -241,9 +241,10 @@ class Attack(ABC):
         """The best inputs, never worse than the clean ones, with both objectives."""
         problem.target.is_limited = False
         x = problem.x
+        is_evaluated = last is problem.best or last is x  # asked first: the clean inputs may replace the best
         clean = problem.objective(x) if problem.clean_objective is None else problem.clean_objective
         if self.keeps_best:
-            if last is not problem.best and last is not x:
+            if not is_evaluated:
                 problem.objective(last)
             moved, objective = problem.best, problem.best_objective
         else:

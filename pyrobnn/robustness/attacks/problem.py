@@ -59,6 +59,27 @@ class Problem:
         self.best_objective: Tensor | None = None
         self.clean_objective: Tensor | None = None
 
+    def part(self, rows: Tensor, loss: Loss, y: Tensor) -> Problem:
+        """Some of the inputs, with a loss and targets of their own; what it finds is not remembered here.
+
+        Args:
+            rows: Which inputs, indices ``[n]``.
+            loss: The loss that is raised, or lowered if targeted.
+            y: Targets ``[n, ...]``.
+        """
+        found = Problem(
+            self.target,
+            self.x[rows],
+            y,
+            self.ball,
+            loss,
+            targeted=self.targeted,
+            start=lambda restart: self.start(restart)[rows],
+            seed=0,
+        )
+        found.generator = self.generator
+        return found
+
     def start(self, restart: int = 0) -> Tensor:
         """Uniform random points of the ball; those of an input depend neither on the batch nor on other inputs."""
         return self._start(restart)

@@ -15,6 +15,7 @@ from pyrobnn import likelihoods
 from pyrobnn.guides import MAP, DeltaMixture, MeanField
 from pyrobnn.model.supervised import SupervisedModel
 from pyrobnn.robustness import (
+    APGD,
     FGSM,
     LBFGS,
     MIM,
@@ -27,6 +28,7 @@ from pyrobnn.robustness import (
     FeatureAttack,
     GradientMaskingWarning,
     QueryBudgetWarning,
+    Square,
     Uncertainty,
 )
 from pyrobnn.training import fit
@@ -50,6 +52,8 @@ LINF: dict[str, Attack] = {
     "MIM": MIM(0.2, steps=5),
     "CarliniWagnerMargin": CarliniWagnerMargin(0.2, steps=5),
     "SPSA": SPSA(0.2, steps=6, directions=5, loss="cross_entropy"),
+    "APGD": APGD(0.2, steps=8),
+    "Square": Square(0.2, steps=60),
 }
 L2: dict[str, Attack] = {
     "FGSM": FGSM(0.2, "l2"),
@@ -58,6 +62,7 @@ L2: dict[str, Attack] = {
     "MIM": MIM(0.2, "l2", steps=5),
     "CarliniWagnerMargin": CarliniWagnerMargin(0.2, "l2", steps=5, step_size=0.2),
     "SPSA": SPSA(0.2, "l2", steps=10, directions=12, loss="cross_entropy"),
+    "APGD": APGD(0.2, "l2", steps=10),
 }
 # These do not look for the largest loss in the ball.
 OTHER: dict[str, Attack] = {
@@ -70,7 +75,7 @@ OTHER: dict[str, Attack] = {
 WORST = {f"{name}, {attack.norm}": attack for attacks in (LINF, L2) for name, attack in attacks.items()}
 CHEAP = {f"SPSA, {norm}": SPSA(0.2, norm, steps=2, directions=2, loss="cross_entropy") for norm in ("linf", "l2")}
 ALL = {**WORST, **CHEAP, **OTHER}
-GRADIENT_FREE = {"SPSA"}
+GRADIENT_FREE = {"SPSA", "Square"}
 
 X = torch.rand(8, 3, generator=torch.Generator().manual_seed(1))
 Y = torch.arange(8) % 3
