@@ -29,6 +29,7 @@ from pyrobnn.core.arguments import check_positive, check_positive_int
 from pyrobnn.core.batches import Batch
 from pyrobnn.core.explanations import explained
 from pyrobnn.core.gradient_modes import gradients_enabled
+from pyrobnn.core.module_state import modes_restored
 from pyrobnn.guides.base import Guide
 from pyrobnn.layers.unet import UNet
 from pyrobnn.metrics import wilson_interval
@@ -157,8 +158,7 @@ def fit_denoiser(
         )
     optimizer = torch.optim.Adam(denoiser.parameters(), lr=lr)
     history = []
-    was_training = denoiser.training
-    with gradients_enabled(), random_state.local(seed):
+    with gradients_enabled(), random_state.local(seed), modes_restored(denoiser):
         denoiser.train()
         for _ in range(epochs):
             total, rows = 0.0, 0
@@ -184,7 +184,6 @@ def fit_denoiser(
             if not rows:
                 raise ValueError("loader: it yielded no batch.")
             history.append(total / rows)
-    denoiser.train(was_training)
     return history
 
 

@@ -104,7 +104,7 @@ class GeneratedPerturbation(Perturbation):
         """Forgets moves that no player has taken up."""
         self._moves.clear()
 
-    def scored(self, log_likelihood: Tensor, num_data: int) -> None:
+    def scored(self, log_likelihood: Tensor) -> None:
         """The loss at the last move, for ``history.terms``."""
         if self._moves and self._moves[-1].loss is None:
             self._moves[-1].loss = -log_likelihood

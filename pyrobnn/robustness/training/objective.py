@@ -141,7 +141,7 @@ class _PerturbedLogLikelihood(LogLikelihoodTerm):
         found = torch.as_tensor(runs[0].log_likelihood)
         if share := self.perturbation.label_smoothing:
             found = (1.0 - share) * found + share * _other_classes(runs[0], evaluation)
-        self.perturbation.scored(found.detach(), evaluation.model.num_data)
+        self.perturbation.scored(found.detach())
         return found
 
 

@@ -58,7 +58,7 @@ class Perturbation(ABC):
             ValueError: If inputs are beyond ``clip``.
         """
         x = x.detach()
-        if bool(x.isfinite().all()):  # a loss that is not finite has an error of its own
+        if self.ball.clip is not None and bool(x.isfinite().all()):  # a loss that is not finite has an error of its own
             self.ball.check_range(x)
         return self.perturbed(network, x, y, keep=keep) if self.epsilon else x
 
@@ -69,8 +69,8 @@ class Perturbation(ABC):
     def begin(self) -> None:  # noqa: B027 (players alone remember)
         """Told that another evaluation of the outer objective begins; nothing by default."""
 
-    def scored(self, log_likelihood: Tensor, num_data: int) -> None:  # noqa: B027 (players alone learn from it)
-        """Told the log likelihood at the inputs that were made last, scaled to N data; nothing by default."""
+    def scored(self, log_likelihood: Tensor) -> None:  # noqa: B027 (players alone learn from it)
+        """Told the log likelihood at the inputs that were made last, scaled to the data set; nothing by default."""
 
     def players(self) -> list[Player]:
         """The players to pass to ``fit(players=...)``; none by default."""

@@ -36,7 +36,7 @@ class Shift(Perturbation):
         self.modes.append(network.model.training)
         return self.ball.clipped(x + self.epsilon)
 
-    def scored(self, log_likelihood: Tensor, num_data: int) -> None:
+    def scored(self, log_likelihood: Tensor) -> None:
         self.told.append(float(log_likelihood))
 
 
