@@ -41,34 +41,40 @@ BALL: dict[str, Any] = {"epsilon": EPSILON, "clip": RANGE}
 Made = tuple[Objective, list[pb.training.Player]]
 
 
-def amortized(device: str) -> Made:
+def explicit(options: argparse.Namespace) -> Made:
+    """ADT-EXP; the paper's number of draws is 5."""
+    adversary = against.ExplicitDistribution(**BALL, num_draws=options.draws)
+    return against.AdversarialTraining(adversary), []
+
+
+def amortized(options: argparse.Namespace) -> Made:
     """ADT-EXP-AM."""
-    generator = against.PerturbationGenerator(1, width=8, blocks=2).to(device)
+    generator = against.PerturbationGenerator(1, width=8, blocks=2).to(options.device)
     adversary = against.AmortizedDistribution(generator, **BALL)
     return against.AdversarialTraining(adversary), adversary.players(lr=1e-3)
 
 
-def implicit(device: str) -> Made:
+def implicit(options: argparse.Namespace) -> Made:
     """ADT-IMP-AM."""
     size = {"width": 8, "blocks": 2, "noise_size": NOISE, "image_size": (28, 28)}
-    generator = against.PerturbationGenerator(1, 1, **size).to(device)  # type: ignore[arg-type]
-    encoder = against.PerturbationEncoder(1, NOISE, width=8).to(device)
+    generator = against.PerturbationGenerator(1, 1, **size).to(options.device)  # type: ignore[arg-type]
+    encoder = against.PerturbationEncoder(1, NOISE, width=8).to(options.device)
     adversary = against.ImplicitDistribution(generator, encoder, **BALL)
     return against.AdversarialTraining(adversary), adversary.players(lr=1e-3)
 
 
-METHODS: dict[str, Callable[[str], Made]] = {
+METHODS: dict[str, Callable[[argparse.Namespace], Made]] = {
     "Standard": lambda _: (ELBO(), []),
     "AT-FGSM": lambda _: (against.AdversarialTraining(against.FastGradient(**BALL)), []),
     "AT-PGD": lambda _: (against.AdversarialTraining(against.ProjectedGradient(**BALL, steps=7)), []),
     "ALP": lambda _: (against.LogitPairing(against.ProjectedGradient(**BALL, steps=7), 0.5), []),
     "TRADES": lambda _: (ELBO(terms=[against.TRADES(**BALL, weight=6.0, steps=7)]), []),
     "FeaScatter": lambda _: (against.AdversarialTraining(against.FeatureScattering(**BALL)), []),
-    "ADT-EXP": lambda _: (against.AdversarialTraining(against.ExplicitDistribution(**BALL)), []),
+    "ADT-EXP": explicit,
     "ADT-EXP-AM": amortized,
     "ADT-IMP-AM": implicit,
 }
-"""From a device to the objective and the players of ``fit``."""
+"""From the options to the objective and the players of ``fit``."""
 
 ATTACKS: dict[str, Attack] = {
     "FGSM": FGSM(**BALL),
@@ -103,7 +109,7 @@ def trained(method: str, data: Pair, seed: int, options: argparse.Namespace) -> 
     if kept is not None and kept.exists():
         guide.load_state_dict(torch.load(kept, map_location=options.device))
         return model, guide
-    objective, players = METHODS[method](options.device)
+    objective, players = METHODS[method](options)
     loader = Batches(x.to(options.device), y.to(options.device), batch_size=options.batch)
     epochs = 1 if options.quick else options.epochs
     pb.fit(model, guide, loader, elbo=objective, players=players, epochs=epochs, lr=2e-3, seed=seed, progress=False)
@@ -170,6 +176,9 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=3000, help="training images (default %(default)s)")
     parser.add_argument("--test", type=int, default=500, help="test images (default %(default)s)")
     parser.add_argument("--epochs", type=int, default=12, help="default: %(default)s")
+    parser.add_argument(
+        "--draws", type=int, default=5, help="draws of ADT-EXP in each of 7 steps (default %(default)s)"
+    )
     parser.add_argument("--batch", type=int, default=100, help="rows of a batch (default %(default)s)")
     parser.add_argument(
         "--denoiser-epochs", type=int, default=5, help="0 leaves the denoiser out (default %(default)s)"
