@@ -29,7 +29,17 @@ from benchmarks.reproduce.experiment import Batches, Experiment, Pair, Row, argu
 from pyrobnn.diagnostics.generalization import input_stability
 from pyrobnn.guides import MAP
 from pyrobnn.objectives import ELBO, Objective
-from pyrobnn.robustness import FGSM, PGD, Attack, Denoiser, Margin, denoiser_report, fit_denoiser
+from pyrobnn.robustness import (
+    FGSM,
+    MIM,
+    PGD,
+    Attack,
+    CarliniWagnerMargin,
+    Denoiser,
+    FeatureAttack,
+    denoiser_report,
+    fit_denoiser,
+)
 from pyrobnn.robustness import training as against
 
 EPSILON = 0.2
@@ -76,12 +86,19 @@ METHODS: dict[str, Callable[[argparse.Namespace], Made]] = {
 }
 """From the options to the objective and the players of ``fit``."""
 
-ATTACKS: dict[str, Attack] = {
-    "FGSM": FGSM(**BALL),
-    "PGD-20": PGD(**BALL, steps=20),
-    "PGD-100": PGD(**BALL, steps=100),
-    "C&W": PGD(**BALL, steps=30, loss=Margin(50.0)),
-}
+
+def attacks(images: Pair, options: argparse.Namespace) -> dict[str, Attack]:
+    """The attacks; that in feature space moves to training images of other classes, in the hidden layer of 100."""
+    x, y = (tensor[: options.targets].to(options.device) for tensor in images)
+    features = FeatureAttack(**BALL, layer="6", images=x, labels=y, num_targets=options.feature_targets, steps=30)
+    return {
+        "FGSM": FGSM(**BALL),
+        "PGD-20": PGD(**BALL, steps=20),
+        "PGD-100": PGD(**BALL, steps=100),
+        "MIM": MIM(**BALL, steps=20),
+        "C&W": CarliniWagnerMargin(**BALL, steps=30),
+        "FeaAttack": features,
+    }
 
 
 def network() -> nn.Module:
@@ -119,12 +136,12 @@ def trained(method: str, data: Pair, seed: int, options: argparse.Namespace) -> 
     return model, guide
 
 
-def scores(model: pb.SupervisedModel, guide: MAP, test: Pair, options: argparse.Namespace) -> Row:
+def scores(model: pb.SupervisedModel, guide: MAP, train: Pair, test: Pair, options: argparse.Namespace) -> Row:
     """Accuracies in per cent under each attack and under all of them, and the curvature."""
     x, y = (tensor.to(options.device) for tensor in test)
     right = pb.predict(model, guide, x, 1, seed=0).predicted.to(y.device) == y
     row, survived = {"A_nat": 100 * float(right.double().mean())}, right.clone()
-    for name, attack in ATTACKS.items():
+    for name, attack in attacks(train, options).items():
         moved = attack(model, guide, x, y, num_samples=1, seed=0)
         right = pb.predict(model, guide, moved, 1, seed=0).predicted.to(y.device) == y
         row[name], survived = 100 * float(right.double().mean()), survived & right
@@ -144,8 +161,8 @@ def denoised(model: pb.SupervisedModel, guide: MAP, train: Pair, test: Pair, see
     fit_denoiser(denoiser, model, guide, loader, against.ProjectedGradient(**BALL, steps=3), epochs=epochs, seed=seed)
     x, y = (tensor.to(options.device) for tensor in test)
     row: Row = {}
-    for name in ("FGSM", "PGD-20"):
-        report = denoiser_report(model, guide, denoiser, x, y, ATTACKS[name], num_samples=1)
+    for name, attack in (("FGSM", FGSM(**BALL)), ("PGD-20", PGD(**BALL, steps=20))):
+        report = denoiser_report(model, guide, denoiser, x, y, attack, num_samples=1)
         for case, accuracy in report.accuracies.items():
             row[case if "clean" in case else f"{case}, {name}"] = 100 * accuracy
     return row
@@ -158,7 +175,7 @@ def run(seed: int, options: argparse.Namespace) -> dict[str, Row]:
     rows: dict[str, Row] = {}
     for method in options.methods:
         model, guide = trained(method, train, seed, options)
-        rows[method] = scores(model, guide, test, options)
+        rows[method] = scores(model, guide, train, test, options)
         print(f"seed {seed}, {method}: {rows[method]}", flush=True)
         if method == "Standard" and options.denoiser_epochs:
             rows["Denoiser: U-Net before the standard network"] = denoised(model, guide, train, test, seed, options)
@@ -175,11 +192,13 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), help="default: all")
     parser.add_argument("--images", type=int, default=3000, help="training images (default %(default)s)")
     parser.add_argument("--test", type=int, default=500, help="test images (default %(default)s)")
-    parser.add_argument("--epochs", type=int, default=12, help="default: %(default)s")
+    parser.add_argument("--epochs", type=int, default=15, help="default: %(default)s")
     parser.add_argument(
         "--draws", type=int, default=5, help="draws of ADT-EXP in each of 7 steps (default %(default)s)"
     )
     parser.add_argument("--batch", type=int, default=100, help="rows of a batch (default %(default)s)")
+    parser.add_argument("--targets", type=int, default=500, help="images for FeaAttack (default %(default)s)")
+    parser.add_argument("--feature-targets", type=int, default=10, help="of them for an input (default %(default)s)")
     parser.add_argument(
         "--denoiser-epochs", type=int, default=5, help="0 leaves the denoiser out (default %(default)s)"
     )
