@@ -1,6 +1,7 @@
 """Unsupervised domain adaptation: labeled sources, unlabeled targets; one file a loss, one function that trains."""
 
 from models.domain_adaptation.adapt import adapt
+from models.domain_adaptation.adda import adapt_encoder
 from models.domain_adaptation.alignment import DomainAlignment
 from models.domain_adaptation.batches import AlignmentLoss, Domain, DomainBatch
 from models.domain_adaptation.centroid_alignment import CentroidAlignment
@@ -31,6 +32,7 @@ __all__ = [
     "TemporalTeacher",
     "VirtualAdversarial",
     "adapt",
+    "adapt_encoder",
     "density_ratio",
     "domain_discriminator",
     "importance_weighted_risk",

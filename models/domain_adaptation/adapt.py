@@ -22,7 +22,7 @@ rRevGrad + CAT     ``[DomainAdversarial(d, gate=0.9), ClusterAlignment()]``
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -33,10 +33,12 @@ from torch.optim.lr_scheduler import LRScheduler
 from models.domain_adaptation.alignment import DomainAlignment
 from models.domain_adaptation.batches import Adversaries, AlignmentLoss, DomainBatch
 from models.domain_adaptation.teachers import TargetTeacher
-from pyrobnn.core.batches import Batch, inputs_of
+from models.domain_adaptation.unlabeled_targets import unlabeled
+from pyrobnn.core.batches import Batch
 from pyrobnn.guides.base import Guide
 from pyrobnn.model.supervised import SupervisedModel
 from pyrobnn.objectives import ELBO, UnlabeledLoader
+from pyrobnn.objectives.consistency import Augmentation
 from pyrobnn.objectives.terms import Evaluation
 from pyrobnn.training import DiscriminatorWatch, Game, GameHistory, GamePlayer, Phase
 from pyrobnn.training.checks import check_targets
@@ -58,6 +60,7 @@ def adapt(
     adversary_lr: float | None = None,
     layer: str | None = None,
     teacher: TargetTeacher | None = None,
+    augment: Augmentation = None,
     objective: Callable[..., ELBO] = ELBO,
     callbacks: Sequence[Callable[[GameHistory], bool | None]] = (),
     seed: int | None = None,
@@ -81,6 +84,7 @@ def adapt(
         adversary_lr: Learning rate of discriminators; ``lr`` if None.
         layer: The layer whose inputs are the features; None for the one with a weight matrix that runs last.
         teacher: Who says which class a target is; the mean teacher if None.
+        augment: A random function of a batch of inputs, for the losses alone, such as noise.
         objective: Makes the objective from ``terms=``.
         callbacks: Called with the history after each epoch; one that returns True ends the training.
         seed: Fixes all randomness of the call.
@@ -102,7 +106,7 @@ def adapt(
     if not isinstance(guide, Guide):
         raise TypeError(f"guide: expected a guide of pyrobnn, got {type(guide).__name__}.")
     active = [loss for loss in DomainAlignment([], losses).losses if not _is_off(loss)]
-    term = DomainAlignment(_unlabeled(target), active, layer=layer, teacher=teacher)
+    term = DomainAlignment(unlabeled(target), active, layer=layer, teacher=teacher, augment=augment)
     elbo = objective(terms=[term] if any(loss.in_objective for loss in active) else [])
     check = _SourceCheck(model, bool(active))
 
@@ -170,32 +174,3 @@ class _SourceCheck:
                 "be aligned; shuffle the source, or draw batches with all classes.",
                 stacklevel=2,
             )
-
-
-class _Unlabeled:
-    """Batches without their labels; warns once if there are any."""
-
-    def __init__(self, loader: Iterable[Any]) -> None:
-        self.loader, self.has_warned = loader, False
-
-    def __iter__(self) -> Iterator[Any]:
-        for raw in self.loader:
-            x, labels = inputs_of(raw, "target")
-            if labels is not None and not self.has_warned:
-                self.has_warned = True
-                warnings.warn(
-                    "target: its batches have labels, which are not read; to be sure that none leaks, pass inputs.",
-                    stacklevel=2,
-                )
-            yield x
-
-
-def _unlabeled(target: Any) -> Any:
-    if isinstance(target, UnlabeledLoader):
-        return target
-    if isinstance(target, Tensor | str | bytes | type | Iterator) or not isinstance(target, Iterable):
-        raise TypeError(
-            "target: expected an UnlabeledLoader or a loader of inputs that can be gone through again, got "
-            f"{type(target).__name__}."
-        )
-    return _Unlabeled(target)

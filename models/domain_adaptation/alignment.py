@@ -24,6 +24,7 @@ from pyrobnn.model.likelihoods import ClassLikelihood
 from pyrobnn.model.likelihoods.reductions import widened
 from pyrobnn.model.supervised import SupervisedModel
 from pyrobnn.objectives.auxiliary import Auxiliary, AuxiliaryTerm, beside
+from pyrobnn.objectives.consistency import Augmentation
 from pyrobnn.objectives.parts import explaining_non_finite_draws
 from pyrobnn.objectives.terms import Evaluation, Run
 from pyrobnn.objectives.unlabeled import UnlabeledLoader
@@ -42,7 +43,10 @@ class DomainAlignment(AuxiliaryTerm):
             ends (pairs ``(x, y)`` lose their ``y``).
         losses: What is minimized besides; those with weight 0 are not computed.
         layer: The layer whose inputs are the features; None for the one with a weight matrix that runs last.
-        teacher: Who says which class a target is, for losses that ask.
+        teacher: Who says which class a target is, for losses that ask; it sees inputs as they are.
+        augment: A random function of a batch of inputs that keeps its rows, such as noise, applied to both domains for
+            the losses, not for the source's likelihood. Clusters need it: a boundary through dense targets is moved
+            only where neighbors have to agree.
 
     Attributes:
         batch: The last batch of both domains, without its graph; None before the first step.
@@ -64,8 +68,11 @@ class DomainAlignment(AuxiliaryTerm):
         *,
         layer: str | None = None,
         teacher: TargetTeacher | None = None,
+        augment: Augmentation = None,
     ) -> None:
         super().__init__(target)
+        if augment is not None and (not callable(augment) or isinstance(augment, type)):
+            raise TypeError(f"augment: expected a function of a batch of inputs or None, got {augment!r}.")
         if wrong := [loss for loss in losses if not isinstance(loss, AlignmentLoss)]:
             raise TypeError(f"losses: expected losses of models.domain_adaptation, got {wrong[0]!r}.")
         names = [loss.name for loss in losses]
@@ -77,7 +84,7 @@ class DomainAlignment(AuxiliaryTerm):
                 f"target: {type(self.teacher).__name__} must know which row is which; pass UnlabeledLoader(inputs), "
                 f"got {type(target).__name__}."
             )
-        self.losses, self.layer = list(losses), layer
+        self.losses, self.layer, self.augment = list(losses), layer, augment
         self._own = [loss for loss in losses if loss.in_objective]
         self.batch: DomainBatch | None = None
         self.values: dict[str, float] = {}
@@ -118,16 +125,22 @@ class DomainAlignment(AuxiliaryTerm):
             target_x, index = self.inputs(evaluation), None
         with evaluating(model):
             draws = evaluation.step.draw(None)
-            source, target = self.run(model, draws, x), self.run(model, draws, target_x)
+            source, target = (self.run(model, draws, self._augmented(inputs)) for inputs in (x, target_x))
             other = taught = None
             if any(loss.needs_other for loss in losses):
                 second = evaluation.step.draw(None, avoid=draws.component)
-                other = self.run(model, second, target_x).logits
+                other = self.run(model, second, target.inputs).logits
             if any(loss.needs_teacher for loss in losses):
                 taught = self.teacher.probabilities(
                     evaluation, target_x, index, target.probabilities, lambda *given: self.run(*given).probabilities
                 )
         return DomainBatch(source, target, labels, taught, other, lambda inputs: self._again(model, draws, inputs))
+
+    def next_target(self) -> Any:
+        """The next batch of targets."""
+        if isinstance(self.auxiliary, UnlabeledLoader):
+            return self.auxiliary.next_batch()[0]
+        return self.source.next(None)
 
     def run(self, model: SupervisedModel, draws: Draws, x: Any) -> Domain:
         """The network on a batch under a draw, in its present mode; buffers are left alone."""
@@ -146,6 +159,9 @@ class DomainAlignment(AuxiliaryTerm):
         features = features_by_row(calls.last, calls.inputs, layers[calls.last], len(outputs))
         assert isinstance(model.likelihood, ClassLikelihood)
         return Domain(x, features, model.likelihood.log_probabilities(widened(outputs)))
+
+    def _augmented(self, x: Any) -> Any:
+        return x if self.augment is None else self.augment(x)
 
     def _again(self, model: SupervisedModel, draws: Draws, x: Any) -> Domain:
         with evaluating(model):

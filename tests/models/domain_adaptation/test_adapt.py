@@ -183,6 +183,27 @@ def test_posterior_teacher_is_the_posterior_predictive() -> None:
     assert abs(float(share) - 0.5) < 4 * 0.5 / math.sqrt(64)
 
 
+def test_augmented_inputs_are_those_of_the_losses_alone() -> None:
+    """The teacher and the source's likelihood see inputs as they are."""
+    model, guide, loader, target = problem()
+    seen: list[int] = []
+
+    def augment(x: Tensor) -> Tensor:
+        seen.append(len(x))
+        return x + 100.0
+
+    term = DomainAlignment([target], [ClusterAlignment()], teacher=MeanTeacher(), augment=augment)
+    source = tuple(next(iter(loader)))
+    batch = term.observe(Evaluation(model, guide, guide.step(model), source, {}), [ClusterAlignment()])
+    assert seen == [10, 24]
+    assert torch.equal(batch.target.inputs, target + 100.0)
+    plain = DomainAlignment([target], [ClusterAlignment()], teacher=StudentTeacher())
+    clean = plain.observe(Evaluation(model, guide, guide.step(model), source, {}), [ClusterAlignment()])
+    torch.testing.assert_close(batch.teacher, clean.teacher)  # the teacher begins as the student
+    with pytest.raises(TypeError, match="augment"):
+        DomainAlignment([target], [], augment=1.0)  # type: ignore[arg-type]
+
+
 def test_labels_of_the_target_are_ignored_with_one_warning() -> None:
     model, guide, loader, target = problem()
     labeled = DataLoader(TensorDataset(target, torch.full((24,), 99)), 8)
