@@ -35,6 +35,7 @@ from pyrobnn.robustness.attacks import (
     auto_attack,
 )
 from pyrobnn.robustness.denoiser import DenoisedModel, Denoiser, DenoiserReport, denoiser_report, fit_denoiser
+from pyrobnn.robustness.evaluation import Robustness, evaluate
 
 __all__ = [
     "APGD",
@@ -68,10 +69,12 @@ __all__ = [
     "MinimalNormAttack",
     "Problem",
     "QueryBudgetWarning",
+    "Robustness",
     "Square",
     "Uncertainty",
     "auto_attack",
     "denoiser_report",
+    "evaluate",
     "fit_denoiser",
     "training",
 ]

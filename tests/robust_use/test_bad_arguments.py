@@ -312,6 +312,13 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     **{name: (getattr(robustness, name), {"epsilon": 0.1}) for name in ("MIM", "CarliniWagnerMargin", "SPSA")},
     **{name: (getattr(robustness, name), {"clip": (0.0, 1.0)}) for name in ("CarliniWagnerL2", "LBFGS")},
     **{name: (getattr(robustness, name), {}) for name in ("Uncertainty", "Evasion")},
+    "Robustness of attacks": (
+        robustness.evaluate,
+        {
+            **{"model": MODEL, "guide": GUIDE, "data": LOADER, "attacks": [robustness.FGSM(0.1)], "num_samples": 2},
+            **{"epsilon": 0.1, "check_masking": False, "num_checked": 10, "confidence_level": 0.9, "seed": 0},
+        },
+    ),
     "FeatureAttack": (
         robustness.FeatureAttack,
         {"epsilon": 0.1, "layer": "0", "images": X, "labels": LABELS},

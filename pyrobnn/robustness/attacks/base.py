@@ -79,6 +79,8 @@ class Attack(ABC):
     keeps_best: ClassVar[bool] = True
     """Whether the result is the best of all evaluated inputs; else it is what :meth:`search` returns."""
     allows_infinite_radius: ClassVar[bool] = False
+    uses_gradients: ClassVar[bool] = True
+    """Whether it differentiates the network; :func:`~pyrobnn.robustness.evaluate` compares attacks of both kinds."""
 
     def __post_init__(self) -> None:
         ball_of(self.norm, self.epsilon, self.clip)

@@ -13,6 +13,7 @@ inputs of a batch share the directions, so that the result for one does not depe
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -55,6 +56,8 @@ class SPSA(Attack):
     directions: int = 64
     perturbation: float = 0.01
     step_size: float | None = None
+
+    uses_gradients: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
