@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -57,6 +58,8 @@ class Square(Attack):
     loss: str | Loss = "margin"
     steps: int = 5000
     share: float = 0.8
+
+    uses_gradients: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
