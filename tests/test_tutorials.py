@@ -24,6 +24,7 @@ NAMES = [
     "09_calibration_and_conformal",
     "10_out_of_distribution",
     "12_function_space",
+    "14_influence",
 ]
 # Two components and no letter, slash, dot, colon or "<" before them: no fraction, URL, relative path or closing tag.
 ABSOLUTE_PATH = re.compile(r"(?<![\w/.:<])/[\w.-]+/[\w.-]+|\b[A-Z]:\\\w")
