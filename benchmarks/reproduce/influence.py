@@ -79,7 +79,9 @@ def leave_one_out(seed: int, quick: bool) -> dict[str, Row]:
 
 def poisoned(seed: int, quick: bool) -> dict[str, Row]:
     """How many of ten predictions one image flips: with fewer features than rows, and with more."""
+    torch.manual_seed(seed)
     few = _poisoned(seed, quick, nn.Sequential(nn.Linear(196, 64), nn.Tanh(), nn.Linear(64, 32), nn.Tanh()), 32, 200)
+    torch.manual_seed(seed)
     many = _poisoned(seed, quick, nn.Sequential(nn.Linear(196, 256), nn.ReLU()), 256, 100)
     return {
         "one poisoned image: 32 bounded features, 200 rows": few,
@@ -89,7 +91,6 @@ def poisoned(seed: int, quick: bool) -> dict[str, Row]:
 
 def _poisoned(seed: int, quick: bool, body: nn.Module, width: int, rows: int) -> Row:
     x, y = digits(2000, seed + 50, tuple(range(10)))
-    torch.manual_seed(seed)
     body = body.double()
     whole = pb.SupervisedModel(
         nn.Sequential(body, nn.Linear(width, 10).double()), pb.likelihoods.Categorical(), num_data=len(x)
