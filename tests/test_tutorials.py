@@ -25,6 +25,7 @@ NAMES = [
     "10_out_of_distribution",
     "12_function_space",
     "14_influence",
+    "15_structured_gan",
 ]
 # Two components and no letter, slash, dot, colon or "<" before them: no fraction, URL, relative path or closing tag.
 ABSOLUTE_PATH = re.compile(r"(?<![\w/.:<])/[\w.-]+/[\w.-]+|\b[A-Z]:\\\w")
