@@ -26,6 +26,7 @@ from pyrobnn.decisions.bandits import (
 from pyrobnn.decisions.bayesian_optimization import BayesianOptimization, expected_improvement
 from pyrobnn.decisions.feature_acquisition import BADGE, CoreSet
 from pyrobnn.decisions.maze import Maze
+from pyrobnn.decisions.neural_linear import NeuralLinearRewards
 from pyrobnn.decisions.q_learning import LinearQ, NeuralQ, QFunctions, QLearning, QRun
 from pyrobnn.decisions.rewards import LinearRewards, NeuralRewards, RewardModel
 
@@ -48,6 +49,7 @@ __all__ = [
     "LinearRewards",
     "Maze",
     "MeanStd",
+    "NeuralLinearRewards",
     "NeuralQ",
     "NeuralRewards",
     "Policy",

@@ -1,18 +1,19 @@
 r"""Posteriors over the rewards of arms, as functions of a context: exact linear regressions, and Bayesian networks.
 
 A network has an output for each arm. Rewards that were not seen are missing targets (NaN) of
-``likelihoods.Normal(missing=True)``, so that every guide of this library serves.
+``likelihoods.Normal(0.1, missing=True)``, so that every guide of this library serves.
 """
 
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
 
 from pyrobnn.core.arguments import check_positive, check_positive_int
 from pyrobnn.core.explanations import explained
@@ -54,8 +55,8 @@ class LinearRewards:
         num_arms: Number A of arms.
         noise: Standard deviation σ of rewards.
         prior_scale: Standard deviation s of weights.
-        features: Applied to contexts; None leaves them as they are. A trained network's last features make it the
-            neural-linear baseline.
+        features: Applied to contexts; None leaves them as they are. Those of a network that is trained on
+            the way: :class:`NeuralLinearRewards`.
 
     Raises:
         ValueError: If a number is not positive.
@@ -73,7 +74,7 @@ class LinearRewards:
             check_positive_int(name, value)
         check_positive("noise", noise)
         check_positive("prior_scale", prior_scale)
-        self.num_arms, self.noise, self.features = num_arms, noise, features
+        self.num_inputs, self.num_arms, self.noise, self.features = num_inputs, num_arms, noise, features
         size = num_inputs + 1
         self.precision = torch.eye(size, dtype=torch.float64).repeat(num_arms, 1, 1) / prior_scale**2
         self.information = torch.zeros(num_arms, size, dtype=torch.float64)
@@ -114,7 +115,7 @@ class NeuralRewards:
 
     Args:
         model: A :class:`~pyrobnn.SupervisedModel` of contexts ``[B, d]`` whose network returns ``[B, A]``, with
-            ``likelihoods.Normal(missing=True)`` or another likelihood that takes missing targets.
+            ``likelihoods.Normal(0.1, missing=True)`` or another likelihood that takes missing targets.
         guide: Its posterior.
         num_arms: Number A of arms.
         refit_every: Observations between refits; the first is after as many.
@@ -123,6 +124,14 @@ class NeuralRewards:
         batch_size: Rows of a batch.
         num_samples: Draws that means and standard deviations are of.
         options: Further arguments of :func:`pyrobnn.fit`, such as ``{"lr": 3e-3}``.
+
+    State the noise, as in ``Normal(0.1, missing=True)`` for rewards of about unit size: it says how far a single reward
+    may be from the mean. Where it is learned there is a warning. It starts from the few first rewards, moves slowly
+    from there, and shrinks to nothing where the network can learn them by heart; then the posterior is sure of what it
+    has seen by luck, and no arm is tried again.
+
+    Warns:
+        UserWarning: If the likelihood has parameters of its own, such as noise that is learned.
 
     Raises:
         TypeError: If the model is no SupervisedModel or the guide no guide of this library.
@@ -154,7 +163,13 @@ class NeuralRewards:
         if not model.likelihood.missing:
             raise ValueError(
                 "model: only the reward of the arm that was pulled is seen, so the likelihood must take missing "
-                "targets; pass Normal(missing=True), say."
+                "targets; pass Normal(0.1, missing=True), say."
+            )
+        if any(parameter.requires_grad for parameter in model.likelihood.parameters()):
+            warnings.warn(
+                "model: its likelihood is learned, too. The noise of few rewards of few arms comes out far too small, "
+                "or stays where the first rewards put it; state it, as in Normal(0.1, missing=True).",
+                stacklevel=2,
             )
         self.model, self.guide, self.num_arms, self.num_samples = model, guide, num_arms, num_samples
         self.refit_every, self.steps, self.batch_size = refit_every, steps, batch_size
@@ -164,7 +179,7 @@ class NeuralRewards:
         self.targets: list[Tensor] = []
 
     def sample(self, context: Tensor) -> Tensor:
-        """Rewards ``[A]`` of one function (:func:`pyrobnn.predict_joint`): of Laplace a draw of the linearization."""
+        """Rewards ``[A]`` of one function (:func:`pyrobnn.predict_joint`)."""
         return self.function(context.unsqueeze(0))[0]
 
     def moments(self, context: Tensor) -> tuple[Tensor, Tensor]:
@@ -197,5 +212,7 @@ class NeuralRewards:
     def train(self, x: Tensor, y: Tensor, steps: int) -> None:
         """About so many steps on contexts ``[N, d]`` and rewards ``[N, A]``, NaN where they were not seen."""
         self.model.num_data = len(x)
-        loader = DataLoader(TensorDataset(x, y), min(self.batch_size, len(x)), shuffle=True)
+        data = TensorDataset(x, y)
+        rows = BatchSampler(RandomSampler(data), min(self.batch_size, len(x)), drop_last=False)
+        loader = DataLoader(data, sampler=rows, batch_size=None)  # a batch is one indexing, not a copy for each row
         fit(self.model, self.guide, loader, epochs=max(1, round(steps / len(loader))), progress=False, **self.options)

@@ -85,6 +85,12 @@ def test_only_the_reward_that_was_seen_is_learned_from() -> None:
     assert mean.shape == std.shape == rewards.sample(torch.ones(3)).shape == (4,)
 
 
+def test_noise_that_is_learned_is_warned_of() -> None:
+    model = pb.SupervisedModel(nn.Linear(3, 4), pb.likelihoods.Normal(missing=True), num_data=1)
+    with pytest.warns(UserWarning, match="state it, as in Normal"):
+        NeuralRewards(model, pb.guides.MeanField(model), 4)
+
+
 def test_draws_of_a_point_are_its_mean() -> None:
     rewards = network(pb.guides.MAP)
     context = torch.ones(3)

@@ -89,6 +89,20 @@ def test_numbers_of_pytorch_ood() -> None:
         assert torch.allclose(ours, theirs, atol=1e-4)
 
 
+def test_numbers_that_pytorch_ood_gave() -> None:
+    """Version 0.4.0 on six rows of five logits; its GEN is the mean over classes."""
+    row = torch.arange(6).double()[:, None]
+    s = 4 * torch.sin(1.7 * row + 2.3 * torch.arange(5).double().square())
+    for ours, theirs in (
+        (detection.max_softmax(s), [-0.668041, -0.746407, -0.869028, -0.517146, -0.591088, -0.662638]),
+        (detection.max_logit(s), [-3.844611, -3.966659, -2.391042, -3.947088, -2.796960, -3.872570]),
+        (detection.energy(s, 3.0), [-6.592723, -6.074449, -4.689630, -6.885937, -5.960552, -6.023390]),
+        (detection.softmax_entropy(s), [0.808832, 0.588813, 0.498726, 0.966357, 1.015530, 0.648463]),
+        (detection.generalized_entropy(s / 4), [4.095183, 4.034276, 4.108065, 4.042837, 4.127002, 4.006684]),
+    ):
+        torch.testing.assert_close(ours, torch.tensor(theirs).double(), rtol=0, atol=1e-5)
+
+
 def test_batches_and_one_batch_are_the_same() -> None:
     outputs = made_up()
     parts = [NetworkOutputs(outputs.logits[:, :20]), NetworkOutputs(outputs.logits[:, 20:])]

@@ -528,6 +528,7 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "LinearQ": (decisions.LinearQ, {"num_inputs": 1, "num_actions": 2}),
     "Maze": (decisions.Maze, {}),
     "QLearning": (decisions.QLearning, {"q": decisions.LinearQ(64, 4), "environment": decisions.Maze()}),
+    "NeuralLinearRewards": (decisions.NeuralLinearRewards, {"body": nn.Identity(), "num_features": 1, "num_arms": 2}),
     "LinearRewards": (decisions.LinearRewards, {"num_inputs": 1, "num_arms": 2}),
     "UCB": (decisions.UCB, {"rewards": decisions.LinearRewards(1, 2)}),
     "EpsilonGreedy": (decisions.EpsilonGreedy, {"rewards": decisions.LinearRewards(1, 2)}),
