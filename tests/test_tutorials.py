@@ -23,6 +23,7 @@ NAMES = [
     "08_sde_networks",
     "09_calibration_and_conformal",
     "10_out_of_distribution",
+    "11_active_learning_and_bandits",
     "12_function_space",
     "14_influence",
     "15_structured_gan",
