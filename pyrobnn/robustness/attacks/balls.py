@@ -127,7 +127,7 @@ class LInf(Ball):
 
     def inside(self, x: Tensor, moved: Tensor) -> Tensor:
         """Each entry cut to its interval."""
-        return torch.minimum(torch.maximum(moved, x - self.epsilon), x + self.epsilon)
+        return torch.clamp(moved, x - self.epsilon, x + self.epsilon)
 
     def steepest(self, gradient: Tensor) -> Tensor:
         """The sign."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from pyrobnn.core.arguments import check_positive, check_positive_int
@@ -85,5 +86,7 @@ class PGD(Attack):
         """All steps of one start."""
         for _ in range(self.steps):
             _, gradient = problem.objective_and_gradient(moved)
-            moved = problem.ball.project(problem.x, moved + self.length * problem.ball.steepest(gradient))
+            moved = problem.ball.project(
+                problem.x, torch.add(moved, problem.ball.steepest(gradient), alpha=self.length)
+            )
         return moved

@@ -56,6 +56,7 @@ class Problem:
         self.sign = -1.0 if targeted else 1.0
         self._start = start
         self.best, self.last = x.clone(), x
+        self._is_shared = False  # whether the best are the caller's tensor, which is not written into
         self.best_objective: Tensor | None = None
         self.clean_objective: Tensor | None = None
 
@@ -112,10 +113,11 @@ class Problem:
         if rows is None:
             self.last = moved
         found, gradient = self.target.loss_and_gradient(moved, self._targets(rows), own, rows)
-        found = found * self.sign
+        if self.targeted:
+            found, gradient = -found, -gradient
         if loss is None and not self.target.is_fresh:
             self.remember(moved, found, rows)
-        return found, gradient * self.sign
+        return found, gradient
 
     def remember(self, moved: Tensor, objective: Tensor, rows: Tensor | None = None) -> None:
         """Keeps inputs whose objective is the largest so far; of equal ones the first."""
@@ -127,9 +129,13 @@ class Problem:
         better = objective > kept
         shape = (-1, *[1] * (self.x.dim() - 1))
         if rows is None:
-            self.best = torch.where(better.reshape(shape), moved, self.best)
+            all_better = bool(better.all())
+            self.best = moved if all_better else torch.where(better.reshape(shape), moved, self.best)
             self.best_objective = torch.where(better, objective, kept)
+            self._is_shared = all_better
         else:
+            if self._is_shared:
+                self.best, self._is_shared = self.best.clone(), False
             chosen = rows[better]
             self.best[chosen], self.best_objective[chosen] = moved[better], objective[better]
 
