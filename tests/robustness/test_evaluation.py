@@ -9,6 +9,7 @@ from typing import Any
 import pyro.distributions as dist
 import pytest
 import torch
+from sklearn.datasets import make_moons
 from torch import Tensor, nn
 
 from pyrobnn import likelihoods
@@ -16,6 +17,7 @@ from pyrobnn.guides import MAP
 from pyrobnn.metrics import wilson_interval
 from pyrobnn.model.supervised import SupervisedModel
 from pyrobnn.robustness import FGSM, LBFGS, PGD, SPSA, GradientMaskingWarning, Robustness, evaluate
+from pyrobnn.training import fit
 
 X = torch.linspace(-1.0, 1.0, 40).reshape(40, 1)
 Y = (X[:, 0] > 0).long()
@@ -117,3 +119,19 @@ def test_regression_has_no_accuracy() -> None:
     model = SupervisedModel(nn.Linear(1, 1), likelihoods.Normal(0.5), dist.Normal(0.0, 1.0), num_data=8)
     with pytest.raises(TypeError, match="model: accuracy under attack needs a likelihood of classes"):
         evaluate(model, MAP(model), [(X, X)], [FGSM(0.1)])
+
+
+def test_more_steps_leave_less_accuracy() -> None:
+    """PGD-100 <= PGD-20 <= FGSM < clean, of a small network on two noisy moons."""
+    x, y = make_moons(400, noise=0.1, random_state=0)
+    inputs, labels = torch.as_tensor(x).float(), torch.as_tensor(y)
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(2, 32), nn.Tanh(), nn.Linear(32, 2))
+    model = SupervisedModel(net, likelihoods.Categorical(), dist.Normal(0.0, 1.0), num_data=400)
+    guide = MAP(model)
+    fit(model, guide, [(inputs, labels)], epochs=300, lr=0.05, seed=0, progress=False)
+    attacks = [FGSM(0.4), PGD(0.4, steps=20), PGD(0.4, steps=100)]
+    found = evaluate(model, guide, [(inputs, labels)], attacks, num_samples=1, seed=0, check_masking=False)
+    clean, one, twenty, hundred = (found.accuracy[name][0] for name in ("A_nat", "FGSM", "PGD-20", "PGD-100"))
+    assert clean > 0.97
+    assert hundred <= twenty <= one < clean - 0.1
