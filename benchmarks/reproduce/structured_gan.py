@@ -1,7 +1,7 @@
 """MNIST at 14 x 14 pixels with few labels: a structured GAN beside supervised training, Pi-model and conditional GAN.
 
 All methods have the same classifier, a perceptron with dropout, and the same labels, as many of each class. Settings
-were chosen on training digits that no row uses for training, with one seed, and are those of :data:`SETTINGS`. Test
+are those of :data:`SETTINGS`, stated in advance and not tuned; ``--validation`` scores held-out training digits. Test
 labels are used for the table alone, once, after the last epoch. Samples are judged by a classifier of 20,000 other
 training digits.
 
