@@ -25,6 +25,7 @@ NAMES = [
     "10_out_of_distribution",
     "11_active_learning_and_bandits",
     "12_function_space",
+    "13_attacks_and_defences",
     "14_influence",
     "15_structured_gan",
 ]
