@@ -6,8 +6,8 @@ test losses for the 20 rows of largest self-influence and 20 others; r, and the 
 3 and 8 again; for each of 10 test images, the training image with the largest gradient is moved by at most ``EPSILON``
 in any pixel (of a range of 1). Koh & Liang (2017) report that one image flips 57 % of their predictions. "Wrong
 labels": 10 % of the labels of 400 rows are wrong; AUROC of self-influence. "Datamodeling": a network of 8 hidden units,
-200 rows, 24 groups of half of the rows, each left out by refitting from the maximum. All settings were stated before
-the runs.
+200 rows, 24 groups of half of the rows, each left out by refitting from the maximum. Settings were stated before
+the runs, but for the second one of the poisoned image, which was chosen after the first.
 
     python -m benchmarks.reproduce.influence --json influence.json
 """
