@@ -21,7 +21,7 @@ from pyrobnn.core.arguments import check_positive_int, check_probability
 from pyrobnn.core.explanations import explained
 from pyrobnn.robustness.attacks.base import Attack
 from pyrobnn.robustness.attacks.dlr import TargetedDLR
-from pyrobnn.robustness.attacks.losses import Loss, Margin
+from pyrobnn.robustness.attacks.per_class import PerClassAttack
 from pyrobnn.robustness.attacks.problem import Problem
 
 __all__ = ["APGD", "APGDTargeted", "adaptive_ascent"]
@@ -79,7 +79,7 @@ class APGD(Attack):
 
 @explained
 @dataclass(frozen=True)
-class APGDTargeted(Attack):
+class APGDTargeted(PerClassAttack):
     """Auto-PGD toward each of the most probable other classes in turn (APGD-T of the paper).
 
     The result is the input with the largest margin of all; inputs that are misclassified by then are left alone.
@@ -101,46 +101,24 @@ class APGDTargeted(Attack):
             for an input.
     """
 
-    loss: str | Loss = "margin"
-    steps: int = 100
-    num_classes: int = 9
     rho: float = 0.75
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_positive_int("steps", self.steps)
-        check_positive_int("num_classes", self.num_classes)
         check_probability("rho", self.rho)
-        if self.targeted:
-            raise ValueError("targeted: the attack chooses its own classes; for one class, use APGD(targeted=True).")
-        if not isinstance(self.objective_loss(), Margin):
-            raise ValueError(f"loss: results are compared by their 'margin', got {self.loss!r}.")
 
     @property
     def label(self) -> str:
         """As in the paper."""
         return "APGD-T"
 
-    def search(self, problem: Problem) -> Tensor:
-        """The best toward any class."""
-        clean = problem.target.log_probabilities(problem.x)
-        if clean.dim() != 2:
-            raise ValueError(
-                f"y: {type(self).__name__} expects one label for each input, but predictions have shape "
-                f"{list(clean.shape)}; use APGD, which takes several."
-            )
-        assert problem.y is not None
-        labels = problem.y.long()
-        wrong = problem.objective(problem.x) > 0
-        others = clean.scatter(1, labels.unsqueeze(1), -torch.inf).argsort(1, descending=True)
-        for rank in range(min(self.num_classes, clean.shape[1] - 1)):
-            rows = (~wrong).nonzero().squeeze(1)
-            if not len(rows):
-                break
-            pairs = torch.stack([labels, others[:, rank]], 1)
-            own = problem.part(rows, TargetedDLR(), pairs[rows])
-            adaptive_ascent(own, own.start(rank), self.steps, self.rho)
-            wrong[rows] |= problem.objective(own.best, rows) > 0
+    def pair_loss(self) -> TargetedDLR:
+        """The targeted DLR."""
+        return TargetedDLR()
+
+    def toward(self, problem: Problem, rank: int) -> Tensor:
+        """The best iterate from a start of its own."""
+        adaptive_ascent(problem, problem.start(rank), self.steps, self.rho)
         return problem.best
 
 

@@ -14,7 +14,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from pyrobnn.core.explanations import explained
-from pyrobnn.robustness.attacks.losses import ClassLoss, NetworkRun, margins
+from pyrobnn.robustness.attacks.losses import ClassLoss, margins
+from pyrobnn.robustness.attacks.per_class import PairLoss
 
 __all__ = ["DLR", "TargetedDLR"]
 
@@ -40,16 +41,12 @@ class DLR(ClassLoss):
         return "DLR()"
 
 
-class TargetedDLR(ClassLoss):
+class TargetedDLR(PairLoss):
     """The form for a class that is to be reached; targets are pairs ``[N, 2]`` of the true class and that one.
 
     Raises:
         ValueError: When it is evaluated, if there are fewer than four classes.
     """
-
-    def summary(self, run: NetworkRun) -> Tensor:
-        """Log probabilities ``[N, C]``."""
-        return super().summary(run._replace(targets=None))
 
     def value(self, pooled: Tensor, targets: Tensor | None) -> Tensor:
         """The loss of each input."""

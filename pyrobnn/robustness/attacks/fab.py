@@ -20,11 +20,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pyrobnn.core.arguments import check_number, check_positive, check_positive_int
+from pyrobnn.core.arguments import check_number, check_positive
 from pyrobnn.core.explanations import explained
 from pyrobnn.robustness.attacks.balls import Clip
-from pyrobnn.robustness.attacks.base import Attack
-from pyrobnn.robustness.attacks.losses import ClassLoss, Loss, Margin, NetworkRun
+from pyrobnn.robustness.attacks.per_class import PairLoss, PerClassAttack
 from pyrobnn.robustness.attacks.problem import Problem
 
 __all__ = ["FAB", "project_to_plane"]
@@ -34,7 +33,7 @@ _TINY = 1e-12
 
 @explained
 @dataclass(frozen=True)
-class FAB(Attack):
+class FAB(PerClassAttack):
     """Targeted FAB: the closest misclassified inputs that are found, of those in the ball.
 
     ::
@@ -58,52 +57,27 @@ class FAB(Attack):
         ValueError: If one is out of its range; at the call, if there are several labels for an input.
     """
 
-    loss: str | Loss = "margin"
-    steps: int = 100
-    num_classes: int = 9
     bias: float = 0.1
     overshoot: float = 1.05
     backward: float = 0.9
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_positive_int("steps", self.steps)
-        check_positive_int("num_classes", self.num_classes)
         check_number("bias", self.bias, 0.0, 1.0)
         check_number("backward", self.backward, 0.0, 1.0)
         check_positive("overshoot", self.overshoot)
-        if self.targeted:
-            raise ValueError("targeted: the attack chooses its own classes.")
-        if not isinstance(self.objective_loss(), Margin):
-            raise ValueError(f"loss: results are compared by their 'margin', got {self.loss!r}.")
 
     @property
     def label(self) -> str:
         """As in the paper of AutoAttack."""
         return "FAB-T"
 
-    def search(self, problem: Problem) -> Tensor:
-        """The best toward any class."""
-        clean = problem.target.log_probabilities(problem.x)
-        if clean.dim() != 2:
-            raise ValueError(
-                f"y: FAB expects one label for each input, but predictions have shape {list(clean.shape)}."
-            )
-        assert problem.y is not None
-        labels = problem.y.long()
-        wrong = problem.objective(problem.x) > 0
-        others = clean.scatter(1, labels.unsqueeze(1), -torch.inf).argsort(1, descending=True)
-        for rank in range(min(self.num_classes, clean.shape[1] - 1)):
-            rows = (~wrong).nonzero().squeeze(1)
-            if not len(rows):
-                break
-            pairs = torch.stack([labels, others[:, rank]], 1)
-            found = self._toward(problem.part(rows, _Gap(), pairs[rows]))
-            wrong[rows] |= problem.objective(found, rows) > 0
-        return problem.best
+    def pair_loss(self) -> _Gap:
+        """The difference of log probabilities."""
+        return _Gap()
 
-    def _toward(self, problem: Problem) -> Tensor:
-        """The closest inputs in the ball of the class in the second column, the clean ones where there are none."""
+    def toward(self, problem: Problem, rank: int) -> Tensor:
+        """The closest inputs in the ball of the class, the clean ones where there are none."""
         ball, x = problem.ball, problem.x
         shape = (-1, *[1] * (x.dim() - 1))
         current, best = x, x
@@ -128,11 +102,8 @@ class FAB(Attack):
         return best
 
 
-class _Gap(ClassLoss):
-    """``log p_t - log p_y`` of pairs ``[N, 2]`` of the true class y and the class t."""
-
-    def summary(self, run: NetworkRun) -> Tensor:
-        return super().summary(run._replace(targets=None))
+class _Gap(PairLoss):
+    """``log p_t - log p_y`` of pairs of the true class y and the class t."""
 
     def value(self, pooled: Tensor, targets: Tensor | None) -> Tensor:
         assert targets is not None
