@@ -132,6 +132,7 @@ def adaptive_ascent(problem: Problem, start: Tensor, steps: int, rho: float = 0.
         rho: Share of steps that must raise the objective.
     """
     ball, x = problem.ball, problem.x
+    project = ball.projector(x)
     shape = (-1, *[1] * (x.dim() - 1))
     value, gradient = problem.objective_and_gradient(start)
     best, best_value, best_gradient = start, value, gradient
@@ -142,9 +143,9 @@ def adaptive_ascent(problem: Problem, start: Tensor, steps: int, rho: float = 0.
     before, current = start, start
     for step in range(steps):
         momentum = 1.0 if step == 0 else _MOMENTUM
-        moved = ball.project(x, current + size.to(x.dtype).reshape(shape) * ball.steepest(gradient))
+        moved = project(current + size.to(x.dtype).reshape(shape) * ball.steepest(gradient))
         moved = current + momentum * (moved - current) + (1.0 - momentum) * (current - before)
-        before, current = current, ball.project(x, moved)
+        before, current = current, project(moved)
         if step == steps - 1:
             problem.objective(current)
             return

@@ -14,8 +14,10 @@ state other than the generator given. Training against attacks uses them, too.
 
 from __future__ import annotations
 
+import functools
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -76,6 +78,10 @@ class Ball(ABC):
         """
         return self.clipped(self.inside(x, moved))
 
+    def projector(self, x: Tensor) -> Callable[[Tensor], Tensor]:
+        """:meth:`project` around fixed centers ``[N, ...]``, for attacks of many steps."""
+        return functools.partial(self.project, x)
+
     def clipped(self, moved: Tensor) -> Tensor:
         """The points, clipped to the range."""
         return moved if self.clip is None else moved.clamp(*self.clip)
@@ -128,6 +134,11 @@ class LInf(Ball):
     def inside(self, x: Tensor, moved: Tensor) -> Tensor:
         """Each entry cut to its interval."""
         return torch.clamp(moved, x - self.epsilon, x + self.epsilon)
+
+    def projector(self, x: Tensor) -> Callable[[Tensor], Tensor]:
+        """The intervals are cut to the range once, so that a projection is one pass over the inputs."""
+        low, high = self.clipped(x - self.epsilon), self.clipped(x + self.epsilon)
+        return lambda moved: torch.clamp(moved, low, high)
 
     def steepest(self, gradient: Tensor) -> Tensor:
         """The sign."""

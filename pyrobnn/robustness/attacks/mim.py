@@ -58,10 +58,10 @@ class MIM(PGD):
 
     def ascend(self, problem: Problem, moved: Tensor) -> Tensor:
         """All steps of one start."""
-        direction = torch.zeros_like(moved)
+        direction, project = torch.zeros_like(moved), problem.ball.projector(problem.x)
         for _ in range(self.steps):
             _, gradient = problem.objective_and_gradient(moved)
             size = gradient.reshape(len(gradient), -1).abs().mean(1).reshape(column(gradient))
             direction = self.momentum * direction + gradient / torch.where(size > 0, size, 1.0)
-            moved = problem.ball.project(problem.x, moved + self.length * problem.ball.steepest(direction))
+            moved = project(moved + self.length * problem.ball.steepest(direction))
         return moved

@@ -84,9 +84,8 @@ class PGD(Attack):
 
     def ascend(self, problem: Problem, moved: Tensor) -> Tensor:
         """All steps of one start."""
+        project = problem.ball.projector(problem.x)
         for _ in range(self.steps):
             _, gradient = problem.objective_and_gradient(moved)
-            moved = problem.ball.project(
-                problem.x, torch.add(moved, problem.ball.steepest(gradient), alpha=self.length)
-            )
+            moved = project(torch.add(moved, problem.ball.steepest(gradient), alpha=self.length))
         return moved
