@@ -8,7 +8,7 @@ export OMP_NUM_THREADS ?= 1
 WORKERS ?= 2
 FUZZ ?= 1000
 
-.PHONY: demo test test-fast fuzz test-py313 lint types bench docs format clean
+.PHONY: demo test test-notebooks test-fast fuzz test-py313 lint types bench docs format clean
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -27,10 +27,13 @@ demo: $(VENV)/.package  ## train on real digits, write demo-output/
 	$(BIN)/pyrobnn demo --output demo-output
 
 test: lint types  ## everything CI runs
-	$(BIN)/python -m pytest -q -n $(WORKERS)
+	$(BIN)/python -m pytest -q -n $(WORKERS) -m 'not notebook'
+
+test-notebooks: $(VENV)/.test  ## every tutorial in smoke mode
+	$(BIN)/python -m pytest -q -n $(WORKERS) -m notebook
 
 test-fast: $(VENV)/.test  ## without the heavy statistical tests
-	$(BIN)/python -m pytest -q -n $(WORKERS) -m 'not statistical'
+	$(BIN)/python -m pytest -q -n $(WORKERS) -m 'not statistical and not notebook'
 
 fuzz: $(VENV)/.test  ## many random configurations and inputs; FUZZ is their number for each test
 	PYROBNN_FUZZ=$(FUZZ) $(BIN)/python -m pytest -q -n $(WORKERS) tests/robust_use/test_random_configurations.py

@@ -62,6 +62,7 @@ def test_no_notebook_is_forgotten() -> None:
     assert sorted(path.stem for path in TUTORIALS.glob("*.ipynb")) == NAMES
 
 
+@pytest.mark.notebook
 @pytest.mark.parametrize("name", NAMES)
 def test_runs_in_smoke_mode(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYROBNN_SMOKE", "1")
