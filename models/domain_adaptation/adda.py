@@ -82,12 +82,12 @@ def adapt_encoder(
 
     def of_discriminator(raw: Any) -> tuple[Tensor, dict[str, Tensor]]:
         with torch.no_grad():
-            pair = features(model, guide, inputs_of(raw, "source")[0]), features(adapted, own, term.next_target())
+            pair = features(model, guide, inputs_of(raw, "source")[0]), features(adapted, own, term.source.next(None))
         real, fake = (logits(side) for side in pair)
         return F.softplus(-real).mean() + F.softplus(fake).mean(), discriminator_values(real, fake)
 
     def of_encoder(_: Any) -> Tensor:
-        return F.softplus(-logits(features(adapted, own, term.next_target()))).mean()
+        return F.softplus(-logits(features(adapted, own, term.source.next(None)))).mean()
 
     players = GamePlayer("discriminator", discriminator, optimizer, lr), GamePlayer("encoder", own, optimizer, lr)
     game = Game([Phase(players[0], of_discriminator), Phase(players[1], of_encoder)])

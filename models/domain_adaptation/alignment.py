@@ -23,7 +23,7 @@ from pyrobnn.model.last_layer import layers_with_matrices, recorded_calls
 from pyrobnn.model.likelihoods import ClassLikelihood
 from pyrobnn.model.likelihoods.reductions import widened
 from pyrobnn.model.supervised import SupervisedModel
-from pyrobnn.objectives.auxiliary import Auxiliary, AuxiliaryTerm, beside
+from pyrobnn.objectives.auxiliary import Auxiliary, AuxiliaryTerm
 from pyrobnn.objectives.consistency import Augmentation
 from pyrobnn.objectives.parts import explaining_non_finite_draws
 from pyrobnn.objectives.terms import Evaluation, Run
@@ -118,11 +118,7 @@ class DomainAlignment(AuxiliaryTerm):
         if len(evaluation.args) < 2 or not isinstance(evaluation.args[1], Tensor):
             raise TypeError("loader: the source must yield pairs (x, y) of inputs and labels.")
         x, labels = evaluation.args[:2]
-        if isinstance(self.auxiliary, UnlabeledLoader):
-            found, index = self.auxiliary.next_batch()
-            target_x = beside(found, evaluation)
-        else:
-            target_x, index = self.inputs(evaluation), None
+        target_x, index = self.inputs_and_rows(evaluation)
         with evaluating(model):
             draws = evaluation.step.draw(None)
             source, target = (self.run(model, draws, self._augmented(inputs)) for inputs in (x, target_x))
@@ -135,12 +131,6 @@ class DomainAlignment(AuxiliaryTerm):
                     evaluation, target_x, index, target.probabilities, lambda *given: self.run(*given).probabilities
                 )
         return DomainBatch(source, target, labels, taught, other, lambda inputs: self._again(model, draws, inputs))
-
-    def next_target(self) -> Any:
-        """The next batch of targets."""
-        if isinstance(self.auxiliary, UnlabeledLoader):
-            return self.auxiliary.next_batch()[0]
-        return self.source.next(None)
 
     def run(self, model: SupervisedModel, draws: Draws, x: Any) -> Domain:
         """The network on a batch under a draw, in its present mode; buffers are left alone."""
@@ -169,17 +159,14 @@ class DomainAlignment(AuxiliaryTerm):
 
     def state(self) -> dict[str, Tensor]:
         """The position among the targets, the teacher, and what losses remember."""
-        found: dict[str, Tensor] = {}
-        if isinstance(self.auxiliary, UnlabeledLoader):
-            found |= _prefixed("target", self.auxiliary.state())
+        found = super().state()
         for loss in self.losses:
             found |= _prefixed(loss.name, loss.state())
         return found | _prefixed("teacher", self.teacher.state())
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Continues there."""
-        if isinstance(self.auxiliary, UnlabeledLoader) and (rows := _without("target", state)):
-            self.auxiliary.load_state(rows)
+        super().load_state(state)
         for loss in self.losses:
             loss.load_state(_without(loss.name, state))
         self.teacher.load_state(_without("teacher", state))

@@ -8,7 +8,7 @@ running statistics are not touched.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 from torch import Tensor
@@ -21,6 +21,7 @@ from pyrobnn.model.likelihoods import Likelihood
 from pyrobnn.model.supervised import SupervisedModel
 from pyrobnn.objectives.parts import explaining_non_finite_draws
 from pyrobnn.objectives.terms import Evaluation, Run, Term
+from pyrobnn.objectives.unlabeled import UnlabeledLoader
 
 __all__ = ["Auxiliary", "AuxiliaryTerm", "InputSource", "OutlierTerm", "beside"]
 
@@ -30,6 +31,8 @@ Auxiliary = Callable[[Any], Any] | Iterable[Any]
 
 class InputSource:
     """Inputs for each step, of a function of the batch's inputs, or of an iterable that is begun again when it ends.
+
+    An :class:`~pyrobnn.objectives.UnlabeledLoader` also says which rows they are, and its position can be kept.
 
     Args:
         argument: What errors call it.
@@ -58,15 +61,42 @@ class InputSource:
         Raises:
             ValueError: If there are none.
         """
+        return self.next_rows(x)[0]
+
+    def next_rows(self, x: Any) -> tuple[Any, Tensor | None]:
+        """The next inputs, and the indices of their rows ``[B]``, None where these are not known.
+
+        Raises:
+            ValueError: If there are none.
+        """
+        if isinstance(self.given, UnlabeledLoader):
+            return self.given.next_batch()
         if callable(self.given):
-            return self.given(x)
+            return self.given(x), None
         for _ in range(2):
             if self._batches is None:
                 self._batches = iter(self.given)
             for batch in self._batches:
-                return inputs_of(batch, self.argument)[0]
+                return inputs_of(batch, self.argument)[0], None
             self._batches = None
         raise ValueError(f"{self.argument}: it yields no batch of inputs.")
+
+    def state(self) -> dict[str, Tensor]:
+        """The position, named after the argument; empty where it cannot be kept."""
+        if not isinstance(self.given, UnlabeledLoader):
+            return {}
+        return {f"{self.argument}.{name}": value for name, value in self.given.state().items()}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Continues there, if the state says where.
+
+        Raises:
+            ValueError: If there were other numbers of rows.
+        """
+        start = f"{self.argument}."
+        own = {name.removeprefix(start): value for name, value in state.items() if name.startswith(start)}
+        if isinstance(self.given, UnlabeledLoader) and own:
+            self.given.load_state(own)
 
 
 class AuxiliaryTerm(Term):
@@ -95,9 +125,25 @@ class AuxiliaryTerm(Term):
         Raises:
             ValueError: If there are none.
         """
+        return self.inputs_and_rows(evaluation)[0]
+
+    def inputs_and_rows(self, evaluation: Evaluation) -> tuple[Any, Tensor | None]:
+        """The next inputs, on the device of the batch, and the indices of their rows ``[B]`` if these are known.
+
+        Raises:
+            ValueError: If there are none.
+        """
         args, kwargs = evaluation.args, evaluation.kwargs
-        found = self.source.next(args[0] if args else kwargs.get("x"))
-        return found if callable(self.auxiliary) else beside(found, evaluation)
+        found, rows = self.source.next_rows(args[0] if args else kwargs.get("x"))
+        return (found if callable(self.auxiliary) else beside(found, evaluation)), rows
+
+    def state(self) -> dict[str, Tensor]:
+        """The position among the inputs, where it can be kept."""
+        return self.source.state()
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Continues there."""
+        self.source.load_state(state)
 
 
 def beside(x: Any, evaluation: Evaluation) -> Any:

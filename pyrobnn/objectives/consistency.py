@@ -32,7 +32,7 @@ from pyrobnn.model.draws import Draws
 from pyrobnn.model.likelihoods import ClassLikelihood
 from pyrobnn.model.likelihoods.reductions import widened
 from pyrobnn.model.supervised import SupervisedModel
-from pyrobnn.objectives.auxiliary import Auxiliary, AuxiliaryTerm, beside
+from pyrobnn.objectives.auxiliary import Auxiliary, AuxiliaryTerm
 from pyrobnn.objectives.parts import explaining_non_finite_draws
 from pyrobnn.objectives.terms import Evaluation, Run
 from pyrobnn.objectives.unlabeled import UnlabeledLoader
@@ -85,11 +85,7 @@ class ConsistencyTerm(AuxiliaryTerm):
                 f"model: {type(self).__name__} compares class probabilities; it needs a SupervisedModel with a "
                 "likelihood of classes."
             )
-        if isinstance(self.auxiliary, UnlabeledLoader):
-            x, index = self.auxiliary.next_batch()
-            x = beside(x, evaluation)
-        else:
-            x, index = self.inputs(evaluation), None
+        x, index = self.inputs_and_rows(evaluation)
         with evaluating(model):
             return model.num_data * self.distance(x, index, evaluation)
 
@@ -102,17 +98,6 @@ class ConsistencyTerm(AuxiliaryTerm):
             index: Which rows they are ``[B]``, None if ``unlabeled`` does not say.
             evaluation: Model, guide and step.
         """
-
-    def state(self) -> dict[str, Tensor]:
-        """The position among the unlabeled rows."""
-        if isinstance(self.auxiliary, UnlabeledLoader):
-            return {f"unlabeled.{name}": value for name, value in self.auxiliary.state().items()}
-        return {}
-
-    def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Continues there."""
-        if isinstance(self.auxiliary, UnlabeledLoader) and "unlabeled.order" in state:
-            self.auxiliary.load_state({name: state[f"unlabeled.{name}"] for name in ("order", "position")})
 
     def probabilities(self, model: SupervisedModel, draws: Draws, x: Any) -> Tensor:
         """Class probabilities ``[B, ..., C]`` of augmented inputs under a draw, whose buffers are left alone."""
