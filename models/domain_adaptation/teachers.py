@@ -16,7 +16,7 @@ from torch import Tensor
 from pyrobnn.core.arguments import check_number, check_positive_int
 from pyrobnn.model.bayesianize import evaluating
 from pyrobnn.model.draws import Draws
-from pyrobnn.objectives.teacher import Teacher
+from pyrobnn.objectives.teacher import Teacher, AveragingTeacher
 from pyrobnn.objectives.terms import Evaluation
 
 __all__ = ["MeanTeacher", "PosteriorTeacher", "StudentTeacher", "TargetTeacher", "TemporalTeacher"]
@@ -74,39 +74,28 @@ class MeanTeacher(TargetTeacher):
     """
 
     def __init__(self, decay: float = 0.99) -> None:
-        check_number("decay", decay, 0.0, 1.0, below=True)
-        self.decay = decay
-        self._made: Teacher | None = None
-        self._restored: Mapping[str, Tensor] = {}
+        self._teacher = AveragingTeacher(decay)
 
     @property
     def teacher(self) -> Teacher | None:
         """Model and guide with the averages; None before the first step."""
-        return self._made
+        return self._teacher.teacher
 
     def probabilities(
         self, evaluation: Evaluation, x: Any, index: Tensor | None, student: Tensor, predict: Probabilities
     ) -> Tensor:
         """Those of the averaged parameters."""
-        model, guide = evaluation.model, evaluation.guide
-        made = self._made
-        if made is None or not made.is_of(model, guide):
-            made = Teacher(model, guide, self._restored if made is None else {})
-        made.take_buffers(model, guide)
-        if torch.is_grad_enabled():
-            made.follow(model, guide, 1.0 - self.decay)
-            self._made, self._restored = made, {}
+        made = self._teacher.follow(evaluation.model, evaluation.guide)
         with torch.no_grad(), evaluating(made.model):
             return predict(made.model, made.step.draw(None), x)
 
     def state(self) -> dict[str, Tensor]:
         """The averages."""
-        named = self._restored if self._made is None else self._made.parameters
-        return {name: value.detach().clone() for name, value in named.items()}
+        return self._teacher.parameters()
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Continues with them."""
-        self._made, self._restored = None, {name: value.clone() for name, value in state.items()}
+        self._teacher.restore(state)
 
 
 class TemporalTeacher(TargetTeacher):

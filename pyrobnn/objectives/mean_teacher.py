@@ -9,14 +9,13 @@ import torch
 from torch import Tensor
 
 from pyrobnn.core import schedules
-from pyrobnn.core.arguments import check_number
 from pyrobnn.core.explanations import explained
 from pyrobnn.guides.base import Guide
 from pyrobnn.model.bayesianize import evaluating
 from pyrobnn.model.supervised import SupervisedModel
 from pyrobnn.objectives.auxiliary import Auxiliary
 from pyrobnn.objectives.consistency import Augmentation, ConsistencyTerm, squared_distances
-from pyrobnn.objectives.teacher import Teacher
+from pyrobnn.objectives.teacher import AveragingTeacher
 from pyrobnn.objectives.terms import Evaluation
 from pyrobnn.objectives.unlabeled import UnlabeledLoader
 
@@ -56,23 +55,27 @@ class MeanTeacher(ConsistencyTerm):
         decay: float = 0.99,
     ) -> None:
         super().__init__(unlabeled, weight, augment=augment)
-        check_number("decay", decay, 0.0, 1.0, below=True)
-        self.decay = decay
-        self._made: Teacher | None = None
-        self._restored: Mapping[str, Tensor] = {}
+        self._teacher = AveragingTeacher(decay)
 
-    def __getstate__(self) -> dict[str, Any]:
-        """The state without the teacher's networks; copies make their own from its parameters."""
-        return self.__dict__ | {"_made": None, "_restored": self._parameters()}
+    @property
+    def decay(self) -> float:
+        """The factor α."""
+        return self._teacher.decay
 
     @property
     def teacher(self) -> tuple[SupervisedModel, Guide] | None:
         """Model and guide with the averaged parameters, to predict with; None before the first step."""
-        return None if self._made is None else (self._made.model, self._made.guide)
+        made = self._teacher.teacher
+        return None if made is None else (made.model, made.guide)
 
     def distance(self, x: Any, index: Tensor | None, evaluation: Evaluation) -> Tensor:
         """From the teacher's prediction."""
-        teacher = self._current(evaluation)
+        if not isinstance(evaluation.guide, Guide):
+            raise TypeError(
+                "guide: the mean teacher averages the parameters of model and guide; pass the objective a guide, got "
+                f"{type(evaluation.guide).__name__}."
+            )
+        teacher = self._teacher.follow(evaluation.model, evaluation.guide)
         with torch.no_grad(), evaluating(teacher.model):
             target = self.probabilities(teacher.model, teacher.step.draw(None), x)
         found = self.probabilities(evaluation.model, evaluation.step.draw(None), x)
@@ -80,33 +83,10 @@ class MeanTeacher(ConsistencyTerm):
 
     def state(self) -> dict[str, Tensor]:
         """The teacher's parameters, and the position among the rows."""
-        return super().state() | {f"{_PREFIX}{name}": value for name, value in self._parameters().items()}
+        return super().state() | {f"{_PREFIX}{name}": value for name, value in self._teacher.parameters().items()}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Continues there."""
         super().load_state(state)
         kept = {name: value for name, value in state.items() if name.startswith(_PREFIX)}
-        self._made = None
-        self._restored = {name.removeprefix(_PREFIX): value.clone() for name, value in kept.items()}
-
-    def _parameters(self) -> dict[str, Tensor]:
-        """Copies of the teacher's parameters; none before the first step."""
-        named = self._restored if self._made is None else self._made.parameters
-        return {name: value.detach().clone() for name, value in named.items()}
-
-    def _current(self, evaluation: Evaluation) -> Teacher:
-        """The teacher of this step. Where the value alone is computed, it is not updated."""
-        model, guide = evaluation.model, evaluation.guide
-        if not isinstance(guide, Guide):
-            raise TypeError(
-                "guide: the mean teacher averages the parameters of model and guide; pass the objective a guide, got "
-                f"{type(guide).__name__}."
-            )
-        made = self._made
-        if made is None or not made.is_of(model, guide):
-            made = Teacher(model, guide, self._restored if made is None else {})
-        made.take_buffers(model, guide)
-        if torch.is_grad_enabled():
-            made.follow(model, guide, 1.0 - self.decay)
-            self._made, self._restored = made, {}
-        return made
+        self._teacher.restore({name.removeprefix(_PREFIX): value for name, value in kept.items()})

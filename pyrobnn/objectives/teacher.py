@@ -10,15 +10,17 @@ from __future__ import annotations
 import copy
 import weakref
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from pyrobnn.core.arguments import check_number
 from pyrobnn.core.module_state import fill_tensors
 from pyrobnn.guides.base import Guide
 from pyrobnn.model.supervised import SupervisedModel
 
-__all__ = ["Teacher"]
+__all__ = ["Teacher", "AveragingTeacher"]
 
 
 class Teacher:
@@ -56,6 +58,52 @@ class Teacher:
         pairs = zip(_both(self.model, self.guide).buffers(), _both(model, guide).buffers(), strict=True)
         for own, buffer in pairs:
             own.copy_(buffer)
+
+
+class AveragingTeacher:
+    """The teacher of whichever student it is asked for, made at the first request; its parameters can be kept.
+
+    Args:
+        decay: The factor α.
+
+    Attributes:
+        teacher: The present one; None before the first step.
+    """
+
+    def __init__(self, decay: float) -> None:
+        check_number("decay", decay, 0.0, 1.0, below=True)
+        self.decay = decay
+        self.teacher: Teacher | None = None
+        self._restored: Mapping[str, Tensor] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The state without the teacher's networks; copies make their own from its parameters."""
+        return self.__dict__ | {"teacher": None, "_restored": self.parameters()}
+
+    def follow(self, model: SupervisedModel, guide: Guide) -> Teacher:
+        """The teacher of this step. Where the value alone is computed, it is not updated.
+
+        Args:
+            model: The student's model.
+            guide: Its guide.
+        """
+        made = self.teacher
+        if made is None or not made.is_of(model, guide):
+            made = Teacher(model, guide, self._restored if made is None else {})
+        made.take_buffers(model, guide)
+        if torch.is_grad_enabled():
+            made.follow(model, guide, 1.0 - self.decay)
+            self.teacher, self._restored = made, {}
+        return made
+
+    def parameters(self) -> dict[str, Tensor]:
+        """Copies of the teacher's parameters; none before the first step."""
+        named = self._restored if self.teacher is None else self.teacher.parameters
+        return {name: value.detach().clone() for name, value in named.items()}
+
+    def restore(self, parameters: Mapping[str, Tensor]) -> None:
+        """Continues with parameters that :meth:`parameters` returned."""
+        self.teacher, self._restored = None, {name: value.clone() for name, value in parameters.items()}
 
 
 def _both(model: nn.Module, guide: nn.Module) -> nn.ModuleList:
