@@ -34,8 +34,6 @@ from pyrobnn.metrics.wilson import wilson_interval
 from pyrobnn.model.likelihoods import ClassLikelihood, Likelihood
 from pyrobnn.prediction.predict import predict
 from pyrobnn.robustness.attacks.base import Attack
-from pyrobnn.robustness.attacks.fgsm import FGSM
-from pyrobnn.robustness.attacks.pgd import PGD
 from pyrobnn.robustness.attacks.target import GradientMaskingWarning
 
 __all__ = ["Robustness", "evaluate"]
@@ -259,10 +257,9 @@ def _findings(
                 f"{name}, which uses no gradients, is stronger than all attacks that do, and alone breaks "
                 f"{int(alone.sum())} examples: gradients may be masked."
             )
-    single = [name for name, attack in attacks.items() if isinstance(attack, FGSM)]
-    many = [name for name, attack in attacks.items() if isinstance(attack, PGD)]
-    for one in single:
-        for name in many:
+    steps = {name: attack.ascent_steps for name, attack in attacks.items() if attack.ascent_steps is not None}
+    for one in (name for name, count in steps.items() if count == 1):
+        for name in (name for name, count in steps.items() if count > 1):
             same = attacks[one].ball == attacks[name].ball
             if same and counts[one] + _FEWEST <= counts[name]:
                 found.append(f"one step of {one} does more harm than {name}: gradients may be masked.")

@@ -16,7 +16,7 @@ from pyrobnn.core import random_state
 from pyrobnn.core.explanations import explained
 from pyrobnn.core.gradient_modes import gradients_enabled, ordinary
 from pyrobnn.model.likelihoods import Likelihood
-from pyrobnn.robustness.attacks.balls import Ball, Clip, Norm, ball_of
+from pyrobnn.robustness.attacks.balls import Ball, Clip, Norm, ball_of, column
 from pyrobnn.robustness.attacks.losses import Loss, loss_of
 from pyrobnn.robustness.attacks.problem import Problem
 from pyrobnn.robustness.attacks.target import QueriesUsedUpError, Target, stream
@@ -102,6 +102,15 @@ class Attack(ABC):
             The last inputs, in the ball and the range, which are evaluated once more; ``problem.best`` if nothing is
             left to evaluate.
         """
+
+    @property
+    def ascent_steps(self) -> int | None:
+        """Steps of a plain ascent along the gradient from one start; None where the search is of another kind.
+
+        More of them should not do less harm in the same ball: :func:`~pyrobnn.robustness.evaluate` looks whether they
+        do.
+        """
+        return None
 
     @property
     def label(self) -> str:
@@ -252,7 +261,7 @@ class Attack(ABC):
         else:
             objective = problem.objective(last)
             better = objective >= clean
-            moved = torch.where(better.reshape(-1, *[1] * (x.dim() - 1)), last, x)
+            moved = torch.where(better.reshape(column(x)), last, x)
             objective = torch.where(better, objective, clean)
         assert objective is not None
         if not bool(self.ball.contains(x, moved).all()):

@@ -42,6 +42,11 @@ class FGSM(Attack):
         ValueError: If one is out of its range.
     """
 
+    @property
+    def ascent_steps(self) -> int:
+        """One."""
+        return 1
+
     def search(self, problem: Problem) -> Tensor:
         """The point at the boundary."""
         _, gradient = problem.objective_and_gradient(problem.x)

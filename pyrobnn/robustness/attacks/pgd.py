@@ -69,6 +69,11 @@ class PGD(Attack):
         return f"{type(self).__name__}-{self.steps}"
 
     @property
+    def ascent_steps(self) -> int:
+        """All of them."""
+        return self.steps
+
+    @property
     def length(self) -> float:
         """Length of a step."""
         return 2.5 * self.epsilon / self.steps if self.step_size is None else self.step_size
