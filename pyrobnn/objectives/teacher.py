@@ -20,7 +20,7 @@ from pyrobnn.core.module_state import fill_tensors
 from pyrobnn.guides.base import Guide
 from pyrobnn.model.supervised import SupervisedModel
 
-__all__ = ["Teacher", "AveragingTeacher"]
+__all__ = ["AveragingTeacher", "Teacher"]
 
 
 class Teacher:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from pyrobnn.core.arguments import check_positive_int, check_probability
 from pyrobnn.core.explanations import explained
+from pyrobnn.robustness.attacks.balls import column
 from pyrobnn.robustness.attacks.base import Attack
 from pyrobnn.robustness.attacks.dlr import TargetedDLR
 from pyrobnn.robustness.attacks.per_class import PerClassAttack
@@ -133,7 +134,7 @@ def adaptive_ascent(problem: Problem, start: Tensor, steps: int, rho: float = 0.
     """
     ball, x = problem.ball, problem.x
     project = ball.projector(x)
-    shape = (-1, *[1] * (x.dim() - 1))
+    shape = column(x)
     value, gradient = problem.objective_and_gradient(start)
     best, best_value, best_gradient = start, value, gradient
     size = torch.full_like(value, 2.0 * ball.epsilon)

@@ -30,7 +30,7 @@ from pyrobnn.robustness.attacks.base import Attack
 from pyrobnn.robustness.attacks.dlr import DLR
 from pyrobnn.robustness.attacks.fab import FAB
 from pyrobnn.robustness.attacks.fgsm import FGSM
-from pyrobnn.robustness.attacks.losses import Loss, Margin
+from pyrobnn.robustness.attacks.margin_attack import MarginAttack
 from pyrobnn.robustness.attacks.problem import Problem
 from pyrobnn.robustness.attacks.square import Square
 from pyrobnn.robustness.attacks.target import stream
@@ -42,7 +42,7 @@ Version = Literal["standard", "rand"]
 
 @explained
 @dataclass(frozen=True)
-class AutoAttack(Attack):
+class AutoAttack(MarginAttack):
     """The suite as one attack: the inputs with the largest margin of all attacks.
 
     ::
@@ -64,7 +64,6 @@ class AutoAttack(Attack):
         ValueError: If one is out of its range.
     """
 
-    loss: str | Loss = "margin"
     version: Version = "standard"
     steps: int = 100
     queries: int = 5000
@@ -75,10 +74,6 @@ class AutoAttack(Attack):
             raise ValueError(f"version: expected 'standard' or 'rand', got {self.version!r}.")
         check_positive_int("steps", self.steps)
         check_positive_int("queries", self.queries)
-        if self.targeted:
-            raise ValueError("targeted: the suite chooses its own classes; use APGD(targeted=True) for one.")
-        if not isinstance(self.objective_loss(), Margin):
-            raise ValueError(f"loss: results are compared by their 'margin', got {self.loss!r}.")
 
     def attacks(self, num_classes: int) -> list[Attack]:
         """The suite, in order. Losses that compare more classes than there are become margins.
@@ -190,7 +185,7 @@ def auto_attack(
     given = {"num_samples": num_samples, **options}
     robust = torch.ones(len(x), dtype=torch.bool, device=x.device)
     seeds = [stream(first, 5, repeat) for repeat in range(repeats)]
-    clean = FGSM(0.0, norm, clip, loss="margin")
+    clean = FGSM(0.0, norm, clip, loss="margin")  # of radius 0: the margin of inputs as they are
     for own in seeds:
         robust &= clean.run(model, guide, x, y, seed=own, **given).objective <= 0
     natural, found, accuracies = float(robust.float().mean()), x.clone(), dict[str, float]()

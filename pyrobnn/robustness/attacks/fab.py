@@ -22,7 +22,7 @@ from torch import Tensor
 
 from pyrobnn.core.arguments import check_number, check_positive
 from pyrobnn.core.explanations import explained
-from pyrobnn.robustness.attacks.balls import Clip
+from pyrobnn.robustness.attacks.balls import Clip, column
 from pyrobnn.robustness.attacks.per_class import PairLoss, PerClassAttack
 from pyrobnn.robustness.attacks.problem import Problem
 
@@ -79,7 +79,7 @@ class FAB(PerClassAttack):
     def toward(self, problem: Problem, rank: int) -> Tensor:
         """The closest inputs in the ball of the class, the clean ones where there are none."""
         ball, x = problem.ball, problem.x
-        shape = (-1, *[1] * (x.dim() - 1))
+        shape = column(x)
         current, best = x, x
         closest = torch.full((len(x),), torch.inf, dtype=x.dtype, device=x.device)
         for _ in range(self.steps):

@@ -27,8 +27,8 @@ from torch import Tensor
 
 from pyrobnn.core.arguments import check_positive, check_positive_int
 from pyrobnn.core.explanations import explained
-from pyrobnn.robustness.attacks.base import Attack
-from pyrobnn.robustness.attacks.losses import ClassLoss, Loss, Margin, NetworkRun
+from pyrobnn.robustness.attacks.losses import ClassLoss, Margin, NetworkRun
+from pyrobnn.robustness.attacks.margin_attack import MarginAttack
 from pyrobnn.robustness.attacks.problem import Problem
 from pyrobnn.robustness.attacks.target import Target, tensor_of
 
@@ -37,7 +37,7 @@ __all__ = ["FeatureAttack"]
 
 @explained
 @dataclass(frozen=True, eq=False)
-class FeatureAttack(Attack):
+class FeatureAttack(MarginAttack):
     """Steps that bring the features of an input near those of images of other classes.
 
     ::
@@ -63,7 +63,6 @@ class FeatureAttack(Attack):
         ValueError: If one is out of its range.
     """
 
-    loss: str | Loss = "margin"
     layer: str = ""
     images: Tensor | None = None
     labels: Tensor | None = None
@@ -73,10 +72,6 @@ class FeatureAttack(Attack):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.targeted:
-            raise ValueError("targeted: FeatureAttack moves inputs to images of other classes; leave it at False.")
-        if self.loss != "margin" and not isinstance(self.loss, Margin):
-            raise ValueError(f"loss: FeatureAttack compares inputs by the 'margin', got {self.loss!r}.")
         if not isinstance(self.layer, str) or not self.layer:
             raise ValueError(f"layer: expected the name of a module of the network, got {self.layer!r}.")
         if not isinstance(self.images, Tensor) or not self.images.is_floating_point() or not self.images.dim():

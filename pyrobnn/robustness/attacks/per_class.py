@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from pyrobnn.core.arguments import check_positive_int
-from pyrobnn.robustness.attacks.base import Attack
-from pyrobnn.robustness.attacks.losses import ClassLoss, Loss, Margin, NetworkRun
+from pyrobnn.robustness.attacks.losses import ClassLoss, NetworkRun
+from pyrobnn.robustness.attacks.margin_attack import MarginAttack
 from pyrobnn.robustness.attacks.problem import Problem
 
 __all__ = ["PairLoss", "PerClassAttack"]
@@ -25,18 +25,15 @@ class PairLoss(ClassLoss):
 
 
 @dataclass(frozen=True)
-class PerClassAttack(Attack):
+class PerClassAttack(MarginAttack):
     """Base class: subclasses implement :meth:`toward`; inputs that are misclassified by then are left alone.
 
     Args:
-        loss: ``"margin"``, by which results are compared.
-        targeted: False; the classes to be reached are the attack's own.
         steps: Number of steps toward each class.
         num_classes: How many classes, in the order of their probability at the clean input; at most as many as there
             are others.
     """
 
-    loss: str | Loss = "margin"
     steps: int = 100
     num_classes: int = 9
 
@@ -44,10 +41,6 @@ class PerClassAttack(Attack):
         super().__post_init__()
         check_positive_int("steps", self.steps)
         check_positive_int("num_classes", self.num_classes)
-        if self.targeted:
-            raise ValueError("targeted: the attack chooses its own classes; for one class, use APGD(targeted=True).")
-        if not isinstance(self.objective_loss(), Margin):
-            raise ValueError(f"loss: results are compared by their 'margin', got {self.loss!r}.")
 
     @abstractmethod
     def pair_loss(self) -> PairLoss:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from pyrobnn.robustness.attacks.balls import Ball
+from pyrobnn.robustness.attacks.balls import Ball, column
 from pyrobnn.robustness.attacks.losses import Loss
 from pyrobnn.robustness.attacks.target import Target
 
@@ -127,10 +127,9 @@ class Problem:
             self.best_objective = self.x.new_full((len(self.x),), float("-inf"), dtype=objective.dtype)
         kept = self.best_objective if rows is None else self.best_objective[rows]
         better = objective > kept
-        shape = (-1, *[1] * (self.x.dim() - 1))
         if rows is None:
             all_better = bool(better.all())
-            self.best = moved if all_better else torch.where(better.reshape(shape), moved, self.best)
+            self.best = moved if all_better else torch.where(better.reshape(column(self.x)), moved, self.best)
             self.best_objective = torch.where(better, objective, kept)
             self._is_shared = all_better
         else:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from pyrobnn.core.arguments import check_positive, check_positive_int
 from pyrobnn.core.explanations import explained
+from pyrobnn.robustness.attacks.balls import column
 from pyrobnn.robustness.attacks.base import Attack
 from pyrobnn.robustness.attacks.losses import Loss
 from pyrobnn.robustness.attacks.problem import Problem
@@ -85,7 +86,7 @@ class SPSA(Attack):
 
     def _estimate(self, problem: Problem, moved: Tensor) -> Tensor:
         total = torch.zeros_like(moved)
-        shape = (-1, *[1] * (moved.dim() - 1))
+        shape = column(moved)
         for _ in range(self.directions):
             coins = torch.rand(moved[:1].shape, generator=problem.generator, device=moved.device, dtype=moved.dtype)
             direction = torch.where(coins < 0.5, -1.0, 1.0).to(moved)

@@ -29,6 +29,9 @@ from pyrobnn.robustness.attacks.losses import ClassLoss, NetworkRun, margins
 
 __all__ = ["Evasion", "Uncertainty"]
 
+_WITH_ANOTHER_MEAN = ("mutual_information", "expected_entropy", "variance")
+"""Scores that need the mean over draws of something else than the probabilities."""
+
 Score = Literal["mutual_information", "entropy", "expected_entropy", "variance", "least_confidence"]
 
 
@@ -76,8 +79,7 @@ class Uncertainty(ClassLoss):
 
     def measure(self, pooled: Tensor) -> Tensor:
         """The measure ``[N, ...]``, given the logarithm of the mean of :meth:`summary`."""
-        has_more = self.score in ("mutual_information", "expected_entropy", "variance")
-        logs, more = (pooled[..., :-1], pooled[..., -1].exp()) if has_more else (pooled, pooled[..., 0])
+        logs, more = self._log_probabilities(pooled), pooled[..., -1].exp()
         probabilities = logs.exp()
         if self.score == "expected_entropy":
             return more
@@ -87,6 +89,9 @@ class Uncertainty(ClassLoss):
             return 1 - probabilities.amax(-1)
         entropy = -(probabilities * logs.clamp_min(torch.finfo(logs.dtype).min)).sum(-1)
         return entropy - more if self.score == "mutual_information" else entropy
+
+    def _log_probabilities(self, pooled: Tensor) -> Tensor:
+        return pooled[..., :-1] if self.score in _WITH_ANOTHER_MEAN else pooled
 
     def __repr__(self) -> str:
         return f"Uncertainty({self.score!r}, {self.direction!r})"
@@ -120,8 +125,7 @@ class Evasion(Uncertainty):
     def value(self, pooled: Tensor, targets: Tensor | None) -> Tensor:
         """The margin minus the weighted measure."""
         assert targets is not None
-        has_more = self.score in ("mutual_information", "expected_entropy", "variance")
-        margin = margins(pooled[..., :-1] if has_more else pooled, targets).clamp_max(self.kappa)
+        margin = margins(self._log_probabilities(pooled), targets).clamp_max(self.kappa)
         return (margin - self.weight * self.measure(pooled)).reshape(len(pooled), -1).mean(1)
 
     def __repr__(self) -> str:
