@@ -16,6 +16,7 @@ from pyrobnn.model.likelihoods.constant import mean_target
 from pyrobnn.model.likelihoods.gaussian_prediction import GaussianPrediction
 from pyrobnn.model.likelihoods.information import FisherInformation
 from pyrobnn.model.likelihoods.predictions import Prediction
+from pyrobnn.model.likelihoods.stated import StatedNumbers
 from pyrobnn.model.priors import FixedPrior
 from pyrobnn.model.priors.base import is_positive
 
@@ -226,24 +227,19 @@ def _as_scale(scale: Any) -> Tensor:
     return found
 
 
-class _NoiseScale(nn.Module):
-    """Positive numbers, fixed or trained in log space; those that were given, not rounded, also after ``double()``."""
+class _NoiseScale(StatedNumbers):
+    """Positive numbers, fixed or trained in log space."""
 
     def __init__(self, scale: Tensor, dtype: torch.dtype, learned: bool) -> None:
-        super().__init__()
-        self._given = scale.log()
-        log_scale = self._given.to(dtype, copy=True)
+        super().__init__(scale.log())
+        log_scale = scale.log().to(dtype)
         if learned:
             self.log_scale = nn.Parameter(log_scale)
         else:
             self.register_buffer("log_scale", log_scale)
 
+    def numbers(self) -> Tensor:
+        return self.log_scale
+
     def forward(self) -> Tensor:
         return self.log_scale.exp()
-
-    def _apply(self, fn, recurse=True):  # type: ignore[no-untyped-def]
-        before = self.log_scale.detach().clone()
-        super()._apply(fn, recurse)
-        if self.log_scale.dtype != before.dtype and torch.equal(self._given.to(before), before):
-            self.log_scale.data.copy_(self._given)
-        return self

@@ -15,6 +15,7 @@ from pyrobnn.core.explanations import explained
 from pyrobnn.distributions.softmax import Softmax
 from pyrobnn.model.likelihoods.classes import ClassLikelihood
 from pyrobnn.model.likelihoods.information import FisherInformation
+from pyrobnn.model.likelihoods.stated import StatedNumbers
 from pyrobnn.model.likelihoods.supports import check_ignore_index, check_labels
 
 __all__ = ["Ordinal"]
@@ -57,8 +58,8 @@ class Ordinal(ClassLikelihood):
         self.is_learned = thresholds is None
         start = _equally_probable(num_classes) if num_classes is not None else _checked(thresholds)
         self.num_classes = len(start) + 1
-        given = start if thresholds is None else torch.as_tensor(thresholds, dtype=torch.float64).detach().clone()
-        self.add_plain("cuts", _Thresholds(start, self.is_learned, given))
+        stated = None if thresholds is None else torch.as_tensor(thresholds, dtype=torch.float64).detach().clone()
+        self.add_plain("cuts", _Thresholds(start, stated))
 
     def thresholds(self) -> Tensor:
         """The present thresholds ``[C - 1]``."""
@@ -118,32 +119,27 @@ class Ordinal(ClassLikelihood):
         return {**given, "ignore_index": self.ignore_index}
 
 
-class _Thresholds(nn.Module):
-    """Increasing numbers, trained as the first and the logarithms of the gaps, or fixed: as given, not rounded, also
-    after ``double()``."""
+class _Thresholds(StatedNumbers):
+    """Increasing numbers, trained as the first and the logarithms of the gaps, or fixed."""
 
-    def __init__(self, start: Tensor, learned: bool, given: Tensor) -> None:
-        super().__init__()
-        self.learned, self._given = learned, given
-        if learned:
+    values: Tensor
+
+    def __init__(self, start: Tensor, stated: Tensor | None) -> None:
+        super().__init__(stated)
+        self.learned = stated is None
+        if self.learned:
             self.first = nn.Parameter(start[:1].clone())
             self.log_gaps = nn.Parameter(start.diff().log())
         else:
             self.register_buffer("values", start)
 
-    values: Tensor
+    def numbers(self) -> Tensor:
+        return self.values
 
     def forward(self) -> Tensor:
         if not self.learned:
             return self.values
         return torch.cat([self.first, self.first + self.log_gaps.exp().cumsum(0)])
-
-    def _apply(self, fn, recurse=True):  # type: ignore[no-untyped-def]
-        before = None if self.learned else self.values.clone()
-        super()._apply(fn, recurse)
-        if before is not None and self.values.dtype != before.dtype and torch.equal(self._given.to(before), before):
-            self.values.copy_(self._given)
-        return self
 
 
 def _equally_probable(classes: int) -> Tensor:
