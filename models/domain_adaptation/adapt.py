@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from models.domain_adaptation.alignment import DomainAlignment
+from models.domain_adaptation.alignment import DomainAlignment, check_losses
 from models.domain_adaptation.batches import Adversaries, AlignmentLoss, DomainBatch
 from models.domain_adaptation.teachers import TargetTeacher
 from models.domain_adaptation.unlabeled_targets import unlabeled
@@ -40,7 +40,7 @@ from pyrobnn.model.supervised import SupervisedModel
 from pyrobnn.objectives import ELBO, UnlabeledLoader
 from pyrobnn.objectives.consistency import Augmentation
 from pyrobnn.objectives.terms import Evaluation
-from pyrobnn.training import DiscriminatorWatch, Game, GameHistory, GamePlayer, Phase
+from pyrobnn.training import Game, GameHistory, GamePlayer, Phase
 from pyrobnn.training.checks import check_targets
 
 __all__ = ["adapt"]
@@ -105,7 +105,8 @@ def adapt(
     """
     if not isinstance(guide, Guide):
         raise TypeError(f"guide: expected a guide of pyrobnn, got {type(guide).__name__}.")
-    active = [loss for loss in DomainAlignment([], losses).losses if not _is_off(loss)]
+    check_losses(losses)
+    active = [loss for loss in losses if not loss.is_off]
     term = DomainAlignment(unlabeled(target), active, layer=layer, teacher=teacher, augment=augment)
     elbo = objective(terms=[term] if any(loss.in_objective for loss in active) else [])
     check = _SourceCheck(model, bool(active))
@@ -146,14 +147,10 @@ def adapt(
         lambda: elbo.num_steps,
     )
     further = [phase for loss in active for phase in loss.further_phases(game)]
-    watches = [DiscriminatorWatch(phase.title) for phase in further if phase.title == "discriminator"]
+    watches = [watch for loss in active for watch in loss.callbacks()]
     return Game([Phase(classifier, of_classifier), *further]).play(
         source, epochs=epochs, callbacks=[*watches, *callbacks], seed=seed, device=device, progress=progress
     )
-
-
-def _is_off(loss: AlignmentLoss) -> bool:
-    return not callable(loss.weight) and loss.weight == 0
 
 
 class _SourceCheck:

@@ -19,7 +19,7 @@ from models.domain_adaptation.teachers import MeanTeacher, TargetTeacher
 from pyrobnn.detection.last_layer_inputs import features_by_row
 from pyrobnn.model.bayesianize import evaluating
 from pyrobnn.model.draws import Draws
-from pyrobnn.model.last_layer import layers_with_matrices, recorded_calls
+from pyrobnn.model.last_layer import layers_named, recorded_calls
 from pyrobnn.model.likelihoods import ClassLikelihood
 from pyrobnn.model.likelihoods.reductions import widened
 from pyrobnn.model.supervised import SupervisedModel
@@ -29,7 +29,7 @@ from pyrobnn.objectives.parts import explaining_non_finite_draws
 from pyrobnn.objectives.terms import Evaluation, Run
 from pyrobnn.objectives.unlabeled import UnlabeledLoader
 
-__all__ = ["DomainAlignment"]
+__all__ = ["DomainAlignment", "check_losses"]
 
 
 class DomainAlignment(AuxiliaryTerm):
@@ -73,11 +73,7 @@ class DomainAlignment(AuxiliaryTerm):
         super().__init__(target)
         if augment is not None and (not callable(augment) or isinstance(augment, type)):
             raise TypeError(f"augment: expected a function of a batch of inputs or None, got {augment!r}.")
-        if wrong := [loss for loss in losses if not isinstance(loss, AlignmentLoss)]:
-            raise TypeError(f"losses: expected losses of models.domain_adaptation, got {wrong[0]!r}.")
-        names = [loss.name for loss in losses]
-        if len(set(names)) < len(names):
-            raise ValueError(f"losses: two of them have one name: {', '.join(names)}.")
+        check_losses(losses)
         self.teacher = MeanTeacher() if teacher is None else teacher
         if self.teacher.needs_rows and not isinstance(target, UnlabeledLoader):
             raise TypeError(
@@ -134,13 +130,7 @@ class DomainAlignment(AuxiliaryTerm):
 
     def run(self, model: SupervisedModel, draws: Draws, x: Any) -> Domain:
         """The network on a batch under a draw, in its present mode; buffers are left alone."""
-        net = model.net.network
-        layers = layers_with_matrices(net)
-        if self.layer is not None:
-            known = dict(net.named_modules())
-            if self.layer not in known:
-                raise ValueError(f"layer: the network has no layer {self.layer!r}; it has {', '.join(layers)}.")
-            layers = {self.layer: known[self.layer]}
+        layers = layers_named(model.net.network, self.layer)
         running = draws.running(model, update=False)
         with explaining_non_finite_draws(draws, self.name), running, recorded_calls(layers) as calls:
             outputs = model.predictive(x)
@@ -170,6 +160,20 @@ class DomainAlignment(AuxiliaryTerm):
         for loss in self.losses:
             loss.load_state(_without(loss.name, state))
         self.teacher.load_state(_without("teacher", state))
+
+
+def check_losses(losses: Sequence[AlignmentLoss]) -> None:
+    """Refuses what are no losses, or two of one name.
+
+    Raises:
+        TypeError: If one is of another kind.
+        ValueError: If two have one name.
+    """
+    if wrong := [loss for loss in losses if not isinstance(loss, AlignmentLoss)]:
+        raise TypeError(f"losses: expected losses of models.domain_adaptation, got {wrong[0]!r}.")
+    names = [loss.name for loss in losses]
+    if len(set(names)) < len(names):
+        raise ValueError(f"losses: two of them have one name: {', '.join(names)}.")
 
 
 def _checked(model: Any) -> SupervisedModel:

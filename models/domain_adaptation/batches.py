@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from pyrobnn.core import schedules
-from pyrobnn.training import GamePlayer, Phase
+from pyrobnn.training import GameHistory, GamePlayer, Phase
 
 __all__ = ["Adversaries", "AlignmentLoss", "Domain", "DomainBatch"]
 
@@ -111,7 +111,7 @@ class AlignmentLoss(ABC):
     """
 
     name: ClassVar[str]
-    needs_teacher: ClassVar[bool] = False
+    needs_teacher: bool = False
     needs_other: ClassVar[bool] = False
     in_objective: ClassVar[bool] = True
     observes: ClassVar[bool] = False
@@ -122,6 +122,11 @@ class AlignmentLoss(ABC):
     def weight_at(self, step: int) -> float:
         """The factor at a training step."""
         return schedules.value_at("weight", self.weight, step, allow_zero=True)
+
+    @property
+    def is_off(self) -> bool:
+        """Whether its weight is 0 at every step."""
+        return not callable(self.weight) and self.weight == 0
 
     @abstractmethod
     def __call__(self, batch: DomainBatch, weight: float) -> Tensor:
@@ -138,6 +143,10 @@ class AlignmentLoss(ABC):
         Args:
             game: The game so far.
         """
+        return []
+
+    def callbacks(self) -> list[Callable[[GameHistory], bool | None]]:
+        """What watches its phases, called with the history after each epoch; nothing by default."""
         return []
 
     def state(self) -> dict[str, Tensor]:

@@ -11,6 +11,7 @@ known. With a teacher that averages over a posterior, the gate knows the uncerta
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch.nn.functional as F
@@ -20,7 +21,7 @@ from models.domain_adaptation.batches import Adversaries, AlignmentLoss, DomainB
 from models.domain_adaptation.gradient_reversal import reverse_gradient
 from pyrobnn.core import schedules
 from pyrobnn.core.arguments import check_number, check_positive_int
-from pyrobnn.training import Phase, discriminator_values
+from pyrobnn.training import DiscriminatorWatch, GameHistory, Phase, discriminator_values
 
 __all__ = ["DomainAdversarial", "DomainRamp", "domain_discriminator"]
 
@@ -68,7 +69,7 @@ class DomainAdversarial(AlignmentLoss):
         if gate is not None:
             check_number("gate", gate, 0.0, 1.0, below=True)
         self.discriminator, self.gate = discriminator, gate
-        self.needs_teacher = gate is not None  # type: ignore[misc]
+        self.needs_teacher = gate is not None
 
     def __call__(self, batch: DomainBatch, weight: float) -> Tensor:
         """The domain loss; features get ``-weight`` times its gradient."""
@@ -86,6 +87,10 @@ class DomainAdversarial(AlignmentLoss):
             return self._loss(source, target, batch), discriminator_values(source, target)
 
         return [Phase(player, of_discriminator)]
+
+    def callbacks(self) -> list[Callable[[GameHistory], bool | None]]:
+        """A warning if the discriminator collapses."""
+        return [DiscriminatorWatch("discriminator")]
 
     def _loss(self, source: Tensor, target: Tensor, batch: DomainBatch) -> Tensor:
         of_source, of_target = F.softplus(-source).mean(), F.softplus(target)

@@ -16,7 +16,7 @@ from torch import Tensor
 from pyrobnn.core.arguments import check_number, check_positive_int
 from pyrobnn.model.bayesianize import evaluating
 from pyrobnn.model.draws import Draws
-from pyrobnn.objectives.teacher import Teacher, AveragingTeacher
+from pyrobnn.objectives.teacher import AveragingTeacher, Teacher
 from pyrobnn.objectives.terms import Evaluation
 
 __all__ = ["MeanTeacher", "PosteriorTeacher", "StudentTeacher", "TargetTeacher", "TemporalTeacher"]

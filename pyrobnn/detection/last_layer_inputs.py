@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from pyrobnn.core.denormals import denormals_as_zero
 from pyrobnn.model.bayesianize import BayesianModule
 from pyrobnn.model.draws import Draws
-from pyrobnn.model.last_layer import layers_with_matrices, recorded_calls
+from pyrobnn.model.last_layer import layers_named, recorded_calls
 from pyrobnn.model.likelihoods.predictions import Prediction
 from pyrobnn.model.supervised import SupervisedModel
 from pyrobnn.prediction.draws import PinnedDraws, check_posterior
@@ -42,12 +42,7 @@ class FeaturePredictor(Predictor):
         )
         net: nn.Module = model.net if isinstance(model, SupervisedModel) else model
         net = net.network if isinstance(net, BayesianModule) else net
-        self.layers = layers_with_matrices(net)
-        if layer is not None:
-            known = dict(net.named_modules())
-            if layer not in known:
-                raise ValueError(f"layer: the network has no layer {layer!r}; it has {', '.join(self.layers)}.")
-            self.layers = {layer: known[layer]}
+        self.layers = layers_named(net, layer)
 
     def __call__(self, x: Any, targets: Tensor | None = None) -> Prediction:
         """The outputs, features and weights of all draws as parameters of a prediction."""

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from pyrobnn.core.attention import attention_as_trained
 from pyrobnn.model.priors import NORM_LAYERS
 
-__all__ = ["LayerCalls", "last_layer_of", "layers_with_matrices", "recorded_calls", "weights_besides"]
+__all__ = ["LayerCalls", "last_layer_of", "layers_named", "layers_with_matrices", "recorded_calls", "weights_besides"]
 
 
 def layers_with_matrices(net: nn.Module) -> dict[str, nn.Module]:
@@ -30,6 +30,25 @@ def layers_with_matrices(net: nn.Module) -> dict[str, nn.Module]:
         if has_matrix and not is_container and not isinstance(module, NORM_LAYERS):
             found[name] = module
     return found
+
+
+def layers_named(net: nn.Module, layer: str | None) -> dict[str, nn.Module]:
+    """One layer by its name, or all those with a weight matrix, of which the last to run has the features.
+
+    Args:
+        net: The network.
+        layer: The name; None for all.
+
+    Raises:
+        ValueError: If there is no such layer.
+    """
+    layers = layers_with_matrices(net)
+    if layer is None:
+        return layers
+    known = dict(net.named_modules())
+    if layer not in known:
+        raise ValueError(f"layer: the network has no layer {layer!r}; it has {', '.join(layers)}.")
+    return {layer: known[layer]}
 
 
 @dataclass
