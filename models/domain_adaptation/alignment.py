@@ -24,7 +24,7 @@ from pyrobnn.model.likelihoods import ClassLikelihood
 from pyrobnn.model.likelihoods.reductions import widened
 from pyrobnn.model.supervised import SupervisedModel
 from pyrobnn.objectives.auxiliary import Auxiliary, AuxiliaryTerm
-from pyrobnn.objectives.consistency import Augmentation
+from pyrobnn.objectives.consistency import Augmentation, augmented, check_augmentation
 from pyrobnn.objectives.parts import explaining_non_finite_draws
 from pyrobnn.objectives.terms import Evaluation, Run
 from pyrobnn.objectives.unlabeled import UnlabeledLoader
@@ -45,8 +45,7 @@ class DomainAlignment(AuxiliaryTerm):
         layer: The layer whose inputs are the features; None for the one with a weight matrix that runs last.
         teacher: Who says which class a target is, for losses that ask; it sees inputs as they are.
         augment: A random function of a batch of inputs that keeps its rows, such as noise, applied to both domains for
-            the losses, not for the source's likelihood. Clusters need it: a boundary through dense targets is moved
-            only where neighbors have to agree.
+            the losses, not for the source's likelihood.
 
     Attributes:
         batch: The last batch of both domains, without its graph; None before the first step.
@@ -71,8 +70,7 @@ class DomainAlignment(AuxiliaryTerm):
         augment: Augmentation = None,
     ) -> None:
         super().__init__(target)
-        if augment is not None and (not callable(augment) or isinstance(augment, type)):
-            raise TypeError(f"augment: expected a function of a batch of inputs or None, got {augment!r}.")
+        check_augmentation(augment)
         check_losses(losses)
         self.teacher = MeanTeacher() if teacher is None else teacher
         if self.teacher.needs_rows and not isinstance(target, UnlabeledLoader):
@@ -117,7 +115,7 @@ class DomainAlignment(AuxiliaryTerm):
         target_x, index = self.inputs_and_rows(evaluation)
         with evaluating(model):
             draws = evaluation.step.draw(None)
-            source, target = (self.run(model, draws, self._augmented(inputs)) for inputs in (x, target_x))
+            source, target = (self.run(model, draws, augmented(self.augment, inputs)) for inputs in (x, target_x))
             other = taught = None
             if any(loss.needs_other for loss in losses):
                 second = evaluation.step.draw(None, avoid=draws.component)
@@ -139,9 +137,6 @@ class DomainAlignment(AuxiliaryTerm):
         features = features_by_row(calls.last, calls.inputs, layers[calls.last], len(outputs))
         assert isinstance(model.likelihood, ClassLikelihood)
         return Domain(x, features, model.likelihood.log_probabilities(widened(outputs)))
-
-    def _augmented(self, x: Any) -> Any:
-        return x if self.augment is None else self.augment(x)
 
     def _again(self, model: SupervisedModel, draws: Draws, x: Any) -> Domain:
         with evaluating(model):

@@ -37,7 +37,15 @@ from pyrobnn.objectives.parts import explaining_non_finite_draws
 from pyrobnn.objectives.terms import Evaluation, Run
 from pyrobnn.objectives.unlabeled import UnlabeledLoader
 
-__all__ = ["Augmentation", "ConsistencyTerm", "PiModel", "TemporalEnsembling", "squared_distances"]
+__all__ = [
+    "Augmentation",
+    "ConsistencyTerm",
+    "PiModel",
+    "TemporalEnsembling",
+    "augmented",
+    "check_augmentation",
+    "squared_distances",
+]
 
 Augmentation = Callable[[Any], Any] | None
 """A random function of a batch of inputs that keeps its rows; None leaves inputs as they are."""
@@ -67,8 +75,7 @@ class ConsistencyTerm(AuxiliaryTerm):
         self, unlabeled: Auxiliary | UnlabeledLoader, weight: schedules.Schedule = 1.0, *, augment: Augmentation = None
     ) -> None:
         weight = schedules.resolve("weight", weight, allow_zero=True, zero_constant=True)
-        if augment is not None and (not callable(augment) or isinstance(augment, type)):
-            raise TypeError(f"augment: expected a function of a batch of inputs or None, got {augment!r}.")
+        check_augmentation(augment)
         super().__init__(unlabeled, weight)
         self.augment = augment
 
@@ -103,10 +110,7 @@ class ConsistencyTerm(AuxiliaryTerm):
         """Class probabilities ``[B, ..., C]`` of augmented inputs under a draw, whose buffers are left alone."""
         with explaining_non_finite_draws(draws, self.name), draws.running(model, update=False):
             assert isinstance(model.likelihood, ClassLikelihood)
-            augmented = x if self.augment is None else self.augment(x)
-            if isinstance(x, Tensor) and isinstance(augmented, Tensor) and len(x) != len(augmented):
-                raise ValueError(f"augment: it made {len(augmented)} rows of {len(x)}; it must keep them.")
-            return model.likelihood.probabilities(widened(model.predictive(augmented)))
+            return model.likelihood.probabilities(widened(model.predictive(augmented(self.augment, x))))
 
 
 @explained
@@ -244,6 +248,28 @@ class TemporalEnsembling(ConsistencyTerm):
     def _share(self, visits: Tensor, like: Tensor) -> Tensor:
         """What predictions weigh in an average, of as many dimensions as it has."""
         return (1.0 - self.momentum ** visits.to(like.dtype)).reshape(-1, *[1] * (like.dim() - 1))
+
+
+def check_augmentation(augment: Augmentation) -> None:
+    """Refuses what is no function.
+
+    Raises:
+        TypeError: If it is none.
+    """
+    if augment is not None and (not callable(augment) or isinstance(augment, type)):
+        raise TypeError(f"augment: expected a function of a batch of inputs or None, got {augment!r}.")
+
+
+def augmented(augment: Augmentation, x: Any) -> Any:
+    """A batch of inputs after its augmentation.
+
+    Raises:
+        ValueError: If there are other numbers of rows.
+    """
+    found = x if augment is None else augment(x)
+    if isinstance(x, Tensor) and isinstance(found, Tensor) and len(x) != len(found):
+        raise ValueError(f"augment: it made {len(found)} rows of {len(x)}; it must keep them.")
+    return found
 
 
 def squared_distances(first: Tensor, second: Tensor) -> Tensor:
