@@ -2,11 +2,52 @@
 
 from __future__ import annotations
 
+import importlib
 from types import ModuleType
 
 from pyrobnn.core.pyro_compat import validation_kept
 
-__all__ = ["import_gpytorch", "import_zuko"]
+__all__ = ["import_extra", "import_gpytorch", "import_mlflow", "import_tensorboard", "import_wandb", "import_zuko"]
+
+
+def import_extra(name: str, module: str, extra: str, package: str | None = None) -> ModuleType:
+    """A module of an optional package.
+
+    Args:
+        name: Who needs it, for the message.
+        module: The module.
+        extra: The extra of this library that installs it.
+        package: The package, if it is not called like the module.
+
+    Raises:
+        ImportError: If it is not installed.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        package = package or module
+        if error.name is None or error.name.partition(".")[0] != package:
+            raise
+        raise ImportError(
+            f"{name}: it needs the package {package}, which is not installed; install it with pip install "
+            f"'pyrobnn[{extra}]'.",
+            name=package,
+        ) from error
+
+
+def import_tensorboard(name: str) -> ModuleType:
+    """torch's writer of TensorBoard's files; arguments and errors as for :func:`import_extra`."""
+    return import_extra(name, "torch.utils.tensorboard", "trackers", "tensorboard")
+
+
+def import_mlflow(name: str) -> ModuleType:
+    """MLflow; arguments and errors as for :func:`import_extra`."""
+    return import_extra(name, "mlflow", "trackers")
+
+
+def import_wandb(name: str) -> ModuleType:
+    """Weights & Biases; arguments and errors as for :func:`import_extra`."""
+    return import_extra(name, "wandb", "trackers")
 
 
 def import_gpytorch(name: str) -> ModuleType:

@@ -15,12 +15,12 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from pyrobnn.core import random_state
 from pyrobnn.core.arguments import check_int, check_positive_int
 from pyrobnn.core.explanations import explained
 from pyrobnn.core.files import check_path
+from pyrobnn.core.progress import progress_bar
 from pyrobnn.decisions.acquisition import Acquisition, Pool
 from pyrobnn.model.likelihoods.predictions import ClassPrediction
 from pyrobnn.prediction.predict import predict
@@ -164,7 +164,9 @@ class ActiveLearning:
                 f"num_rounds: {num_rounds} rounds of {self.query_size} labels and {len(self.initial)} at first make "
                 f"{needed}, and the pool has {len(self.inputs)} inputs; take fewer."
             )
-        for _ in tqdm(range(len(self.rounds), num_rounds), disable=not progress, desc="active learning"):
+        for _ in progress_bar(
+            range(len(self.rounds), num_rounds), shown=progress, unit="round", title="active learning"
+        ):
             self._round()
         return self.rounds
 

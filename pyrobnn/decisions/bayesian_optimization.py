@@ -23,11 +23,11 @@ from typing import Any, Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from pyrobnn.core import random_state
 from pyrobnn.core.arguments import check_int, check_positive_int
 from pyrobnn.core.explanations import explained
+from pyrobnn.core.progress import progress_bar
 from pyrobnn.prediction.joint import function_at
 from pyrobnn.prediction.predict import predict
 
@@ -164,7 +164,7 @@ class BayesianOptimization:
         """
         check_positive_int("num_evaluations", num_evaluations)
         steps = range(len(self.evaluations), num_evaluations)
-        for step in tqdm(steps, disable=not progress, desc="Bayesian optimization"):
+        for step in progress_bar(steps, shown=progress, unit="evaluation", title="Bayesian optimization"):
             with random_state.local(self.seed * 1_000_003 + step):
                 x = self._next(step)
             self.evaluations.append(Evaluation(x, self._value(x)))

@@ -8,9 +8,9 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import trange
 
 from pyrobnn.core.batches import Batch, Reader
+from pyrobnn.core.progress import progress_bar
 from pyrobnn.detection.encoder import PointEncoder
 from pyrobnn.metrics.detection import aupr
 from pyrobnn.model.likelihoods.predictions import Prediction
@@ -171,7 +171,7 @@ class Trainer:
         """Trains the head on the features as they are, by Adam."""
         optimizer = torch.optim.Adam(self.head.parameters(), lr)
         data, chosen = self.data, self.chosen
-        for _ in trange(epochs, disable=not self.progress, desc="head", unit="epoch"):
+        for _ in progress_bar(range(epochs), shown=self.progress, title="head", unit="epoch"):
             total = torch.zeros((), device=data.tcp.device)
             for rows in chosen[torch.randperm(len(chosen), device="cpu").to(chosen.device)].split(batch_size):
                 total += len(rows) * self._step(optimizer, data.features[rows], rows)
@@ -183,7 +183,7 @@ class Trainer:
         optimizer = torch.optim.Adam([*self.head.parameters(), *self.encoder.parameters_to_train()], lr)
         is_chosen = torch.zeros(len(self.data.tcp), dtype=torch.bool, device=self.chosen.device)
         is_chosen[self.chosen] = True
-        for _ in trange(epochs, disable=not self.progress, desc="encoder and head", unit="epoch"):
+        for _ in progress_bar(range(epochs), shown=self.progress, title="encoder and head", unit="epoch"):
             total = torch.zeros((), device=is_chosen.device)
             for index in torch.randperm(len(self.data.blocks), device="cpu").tolist():
                 block = self.data.blocks[index]

@@ -24,10 +24,10 @@ import numpy as np
 import torch
 from pyro.infer import MCMC
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from pyrobnn.core import random_state
 from pyrobnn.core.arguments import check_positive_int
+from pyrobnn.core.progress import progress_bar
 from pyrobnn.diagnostics._draws import at_draw, log_prob_sum, undisturbed
 from pyrobnn.guides.base import Guide
 from pyrobnn.model.declarations import declared_num_data
@@ -193,7 +193,7 @@ def sbc(
         seeds = torch.randint(2**62, (num_simulations, 2), device="cpu").tolist()
         ranks: list[Tensor] = []
         names: tuple[str, ...] = ()
-        for before, after in tqdm(seeds, disable=not progress, unit="simulation"):
+        for before, after in progress_bar(seeds, shown=progress, unit="simulation"):
             with random_state.seeded(before, device):
                 truth, target = _simulate(model, arguments, observed)
             own = copied(model)

@@ -20,13 +20,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from pyrobnn.core import random_state
 from pyrobnn.core.arguments import check_positive_int
 from pyrobnn.core.explanations import explained
 from pyrobnn.core.gradient_modes import gradients_enabled
 from pyrobnn.core.processes import refuse_process_group
+from pyrobnn.core.progress import progress_bar
 from pyrobnn.distillation.flat_draws import FlatDraws, random_rows
 from pyrobnn.distillation.standardization import Standards, principal_axes
 from pyrobnn.distillation.wgan import WGAN, WGANSettings
@@ -150,7 +150,7 @@ def distill(
         generator.loc.copy_(standards.loc)
         generator.scale.copy_(standards.scale)
         wgan = WGAN(generator.to(train_device), settings, spread)
-        with tqdm(total=steps, disable=not progress, unit="step") as bar:
+        with progress_bar(total=steps, shown=progress) as bar:
             while wgan.step < steps:
                 _train(wgan, batch, min(100, steps - wgan.step), bar)
         return wgan.finish().to(draws_device)

@@ -20,12 +20,12 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from pyrobnn.core.batches import Batch, Reader
 from pyrobnn.core.explanations import explained
 from pyrobnn.core.gradient_modes import gradients_enabled, refuse_inference_tensors
 from pyrobnn.core.processes import refuse_process_group
+from pyrobnn.core.progress import progress_bar
 from pyrobnn.core.training_rows import remember, share_rows
 from pyrobnn.curvature import (
     Structure,
@@ -287,5 +287,5 @@ class Laplace(BlockPosterior):
 
 
 def _read(loader: Iterable[Any], reader: Reader | None, device: torch.device, progress: bool) -> Iterator[Batch]:
-    for raw in tqdm(loader, disable=not progress, unit="batch"):
+    for raw in progress_bar(loader, shown=progress, unit="batch"):
         yield Batch.read(raw, device, reader)

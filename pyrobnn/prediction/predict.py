@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
-from tqdm.auto import tqdm
 
 from pyrobnn.core.batches import Batch, Reader, inputs_of
 from pyrobnn.core.explanations import explained
 from pyrobnn.core.finite import check_inputs
+from pyrobnn.core.progress import progress_bar
 from pyrobnn.core.training_rows import were_trained_on
 from pyrobnn.core.trees import is_empty, refuse_arrays
 from pyrobnn.guides.base import Guide
@@ -178,7 +178,7 @@ def predict_batches(
     )
     predicted = make(model, guide, options)
     is_known = were_trained_on(guide, data)
-    for index, (x, y) in enumerate(tqdm(blocks, total=count, disable=not progress, unit="batch")):
+    for index, (x, y) in enumerate(progress_bar(blocks, total=count, shown=progress, unit="batch")):
         check_inputs(x, index)
         prediction = predicted(x, y)
         if y is not None:

@@ -1,5 +1,6 @@
 """Training: one loop over (model, guide, loader), and one for games of several players."""
 
+from pyrobnn.training import trackers
 from pyrobnn.training.fit import fit
 from pyrobnn.training.game import DiscriminatorWatch, Game, GameHistory, GamePlayer, Phase, discriminator_values
 from pyrobnn.training.history import Callback, History
@@ -23,5 +24,6 @@ __all__ = [
     "discriminator_values",
     "fit",
     "make_optimizer",
+    "trackers",
     "train_step",
 ]

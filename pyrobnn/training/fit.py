@@ -17,7 +17,6 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
-from tqdm.auto import tqdm
 
 from pyrobnn.core import random_state
 from pyrobnn.core.batches import Reader
@@ -28,6 +27,7 @@ from pyrobnn.core.files import check_directory
 from pyrobnn.core.gradient_modes import gradients_enabled
 from pyrobnn.core.handlers import validation_enabled
 from pyrobnn.core.processes import refuse_process_group, refuse_wrapped
+from pyrobnn.core.progress import progress_bar
 from pyrobnn.core.training_rows import remember
 from pyrobnn.guides.base import Guide
 from pyrobnn.objectives import ELBO, Objective
@@ -41,6 +41,7 @@ from pyrobnn.training.resume import recorded, save_run
 from pyrobnn.training.run import Run
 from pyrobnn.training.schedule import LearningRates, SchedulerPer, check_scheduler_per
 from pyrobnn.training.state import write_tensors
+from pyrobnn.training.trackers.base import Tracker, TrackerCalls
 
 __all__ = ["fit"]
 
@@ -65,6 +66,8 @@ def fit(
     early_stopping: bool = False,
     patience: int | None = None,
     callbacks: Sequence[Callback] = (),
+    trackers: Sequence[Tracker] = (),
+    log_every: int | None = None,
     seed: int | None = None,
     device: torch.device | str | None = None,
     progress: bool = True,
@@ -106,9 +109,12 @@ def fit(
         patience: Stop after so many epochs without a better validation value, and go back to the best epoch. None: a
             tenth of ``epochs``, and at least 10, with ``early_stopping``; else training goes on to its end.
         callbacks: Called with the history after each epoch; one that returns True ends the training.
+        trackers: Objects with a method ``log(values, step)``, which is called after each epoch
+            (:mod:`pyrobnn.training.trackers`).
+        log_every: Steps between further calls of trackers, with the values of a single step; None: after epochs only.
         seed: Seeds torch, NumPy, Python and Pyro for this call; their states are restored afterwards.
         device: Moves the model, the guide and each batch there.
-        progress: Show a progress bar.
+        progress: Show a progress bar; where standard error is no terminal, lines.
         checkpoint: A directory to which the whole training state is saved after each epoch. No other run may write
             to it meanwhile.
         resume: Continue from ``checkpoint`` if it is there, bit for bit as if training had never stopped.
@@ -143,6 +149,7 @@ def fit(
     )
     check_optimizer(optimizer, scheduler, checkpoint)
     check_scheduler_per(scheduler, scheduler_per)
+    calls = TrackerCalls(trackers, log_every)
     directory = None if checkpoint is None else check_directory("checkpoint", checkpoint)
     with contextlib.ExitStack() as stack:
         stack.enter_context(gradients_enabled())
@@ -169,6 +176,7 @@ def fit(
             reader=batch,
             epochs=default_epochs(loader) if epochs is None else epochs,
             players=players,
+            calls=calls,
         )
         patience = default_patience(run.epochs) if early_stopping and patience is None else patience
         with recorded(run, directory, resume), denormals_as_zero():
@@ -190,7 +198,7 @@ def _train(
     """Epochs until there are enough, or something stops them; each module's mode is restored."""
     history = run.history
     modes = [(module, module.training) for module in run.model.modules()]
-    bar = tqdm(total=run.epochs, initial=history.epochs, disable=not progress, unit="epoch")
+    bar = progress_bar(total=run.epochs, initial=history.epochs, shown=progress, unit="epoch")
     try:
         run.model.train()
         while not run.is_finished:
@@ -200,6 +208,7 @@ def _train(
                 run.epoch()
             bar.set_postfix_str(history.summary())
             bar.update()
+            run.calls.after_epoch(history.latest, history.epochs, history.steps)
             if patience is not None and run.epochs_since_best >= patience:
                 history.stopped = "patience"
             elif [callback(history) for callback in callbacks].count(True):

@@ -48,6 +48,12 @@ class History:
         """Number of finished epochs."""
         return len(self.elbo)
 
+    @property
+    def latest(self) -> dict[str, float]:
+        """The last epoch's entries by name."""
+        named = {name: getattr(self, name) for name in _NAMED}
+        return {name: values[-1] for name, values in {**named, **self.terms}.items() if values}
+
     def append(self, entries: dict[str, float]) -> None:
         """Adds a finished epoch's entries, by attribute."""
         for name, value in entries.items():

@@ -33,6 +33,7 @@ from pyrobnn.training.optimizers import trainable_parameters
 from pyrobnn.training.players import Player
 from pyrobnn.training.schedule import LearningRates
 from pyrobnn.training.state import Tensors, became_non_finite, read_tensors, write_tensors
+from pyrobnn.training.trackers.base import TrackerCalls
 from pyrobnn.training.validation import log_predictive
 
 __all__ = ["Run", "train_step"]
@@ -94,6 +95,7 @@ class Run:
         rates: The learning-rate schedule.
         scale: What the first epoch shows of the inputs' scale.
         watch: Comparison with a constant predictor.
+        calls: Calls of the trackers.
     """
 
     model: nn.Module
@@ -116,6 +118,7 @@ class Run:
     form: Form | None = None
     scale: InputScale = field(default_factory=InputScale)
     watch: CollapseWatch = field(default_factory=CollapseWatch)
+    calls: TrackerCalls = field(default_factory=lambda: TrackerCalls((), None))
 
     @property
     def torch_optimizer(self) -> Optimizer:
@@ -153,7 +156,9 @@ class Run:
             self.watch.add(self.model, batch)
             parts = self._step(batch, index, good)
             rows += batch.rows
-            for name, value in (parts.per_datum() | self._play(batch, index, good)).items():
+            values = parts.per_datum() | self._play(batch, index, good)
+            self.calls.after_step(values, self.history.steps)
+            for name, value in values.items():
                 totals[name] = totals.get(name, 0.0) + batch.rows * value
             self.history.divergence_name, temperature = parts.divergence_name, parts.temperature
         if rows == 0:

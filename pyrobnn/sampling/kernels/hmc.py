@@ -17,11 +17,11 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from pyrobnn.core import random_state
 from pyrobnn.core.arguments import check_number, check_positive, check_positive_int, check_probability
 from pyrobnn.core.explanations import explained
+from pyrobnn.core.progress import progress_bar
 from pyrobnn.sampling.hmc.adaptation import Warmup, reasonable_step_size
 from pyrobnn.sampling.hmc.failures import warn_of_failed_chains
 from pyrobnn.sampling.hmc.leapfrog import Compile, Leapfrogs, State, check_compile
@@ -116,7 +116,7 @@ class HMC(FullBatchKernel):
         draws = q.new_empty(num_chains, num_samples, q.shape[-1])
         stats: dict[str, list[Tensor]] = {}
         total = warmup_steps + num_samples * thinning
-        with torch.no_grad(), tqdm(total=total, disable=not progress, desc="HMC", leave=False) as bar:
+        with torch.no_grad(), progress_bar(total=total, shown=progress, title="HMC", leave=False) as bar:
             chain = Chains(self, potential, q, warmup_steps, total, seed)
             for index in range(total):
                 kept, rest = divmod(index - warmup_steps + 1, thinning)

@@ -18,12 +18,12 @@ from typing import Any, Literal
 import torch
 from pyro.infer import NUTS as PyroNUTS
 from torch import Tensor
-from tqdm import tqdm
 
 from pyrobnn.core import random_state
 from pyrobnn.core.arguments import check_positive, check_positive_int, check_probability
 from pyrobnn.core.explanations import explained
 from pyrobnn.core.handlers import validation_enabled
+from pyrobnn.core.progress import progress_bar
 from pyrobnn.sampling.hmc.failures import warn_of_failed_chains
 from pyrobnn.sampling.hmc.potential import Potential, ValueAndGrad
 from pyrobnn.sampling.kernels.base import ChainResult, FullBatchKernel
@@ -67,7 +67,7 @@ class _OnFlatPotential(FullBatchKernel):
         with (
             contextlib.nullcontext() if seed is None else random_state.seeded(seed, init.device),
             validation_enabled(False),
-            tqdm(total=total, disable=not progress, desc=type(self).__name__, leave=False) as bar,
+            progress_bar(total=total, shown=progress, title=type(self).__name__, leave=False) as bar,
         ):
             for start in init:
                 states, figures = self._run_chain(potential, start, num_samples, warmup_steps, thinning, bar)

@@ -9,13 +9,13 @@ from typing import Any, Literal
 import pyro
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from pyrobnn.core import random_state, schema
 from pyrobnn.core.batch_form import FORM
 from pyrobnn.core.batches import Reader
 from pyrobnn.core.handlers import validation_enabled
 from pyrobnn.core.module_state import fill_tensors
+from pyrobnn.core.progress import progress_bar
 from pyrobnn.core.storage import described, restoring
 from pyrobnn.model.declarations import declared_num_data, example_if_needed
 from pyrobnn.model.layout import Layout
@@ -112,7 +112,7 @@ class Run:
     def until(self, num_samples: int, progress: bool) -> None:
         """Steps until so many draws are kept, or something ends them."""
         validates = pyro.settings.get("validate_distributions_pyro")
-        bar = tqdm(total=num_samples, initial=self.store.kept, disable=not progress, unit="draw")
+        bar = progress_bar(total=num_samples, initial=self.store.kept, shown=progress, unit="draw")
         try:
             with untrained(self.model):
                 while self.store.kept < num_samples:

@@ -20,7 +20,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from tqdm.auto import tqdm
 
 from pyrobnn.core import random_state
 from pyrobnn.core.denormals import denormals_as_zero
@@ -30,6 +29,7 @@ from pyrobnn.core.files import check_directory
 from pyrobnn.core.gradient_modes import gradients_enabled, refuse_inference_tensors
 from pyrobnn.core.module_state import fill, modes_restored
 from pyrobnn.core.processes import refuse_process_group
+from pyrobnn.core.progress import progress_bar
 from pyrobnn.core.storage import write_state
 from pyrobnn.core.trees import to_device
 from pyrobnn.objectives import NonFiniteLossError
@@ -42,6 +42,7 @@ from pyrobnn.training.game.rounds import LOSS, play_rounds
 from pyrobnn.training.length import num_batches
 from pyrobnn.training.recording import recorded
 from pyrobnn.training.state import generators
+from pyrobnn.training.trackers.base import Tracker, TrackerCalls
 
 __all__ = ["Game"]
 
@@ -104,6 +105,8 @@ class Game:
         *,
         epochs: int,
         callbacks: Sequence[GameCallback] = (),
+        trackers: Sequence[Tracker] = (),
+        log_every: int | None = None,
         seed: int | None = None,
         device: torch.device | str | None = None,
         progress: bool = True,
@@ -117,6 +120,9 @@ class Game:
             epochs: Passes over the loader, in all: a game that has been played goes on up to this number. A round that
                 the loader's end cuts short (``Phase(fresh=True)``) ends there.
             callbacks: Called with the history after each epoch; one that returns True ends the game.
+            trackers: Objects with a method ``log(values, step)``, which is called after each epoch
+                (:mod:`pyrobnn.training.trackers`); a step is a round.
+            log_every: Rounds between further calls of trackers, with the values of a single round.
             seed: Seeds torch, NumPy, Python and Pyro for this call; their states are restored afterwards.
             device: Moves players, kept modules and each batch there.
             progress: Show a progress bar.
@@ -137,6 +143,7 @@ class Game:
         """
         refuse_process_group("Game.play")
         check_play(loader, epochs, callbacks, device, checkpoint, resume)
+        calls = TrackerCalls(trackers, log_every)
         directory = None if checkpoint is None else check_directory("checkpoint", checkpoint)
         modules = self._modules()
         refuse_inference_tensors(**modules)
@@ -166,13 +173,14 @@ class Game:
                 stack.enter_context(modes_restored(player.module))
                 player.module.train()
             bar = stack.enter_context(
-                tqdm(total=epochs, initial=self.history.epochs, disable=not progress, unit="epoch")
+                progress_bar(total=epochs, initial=self.history.epochs, shown=progress, unit="epoch")
             )
             with contextlib.suppress(KeyboardInterrupt):
                 while not is_finished():
-                    self._epoch(loader, device)
+                    self._epoch(loader, device, calls)
                     bar.set_postfix_str(self.history.summary())
                     bar.update()
+                    calls.after_epoch(self.history.latest, self.history.epochs, self.history.rounds)
                     for callback in callbacks:
                         if callback(self.history) is True:
                             self.history.stopped = "callback"
@@ -198,13 +206,15 @@ class Game:
         """
         return play_rounds(self.phases, self.players, self.simultaneous, self.history, batches, count)
 
-    def _epoch(self, loader: Iterable[Any], device: torch.device | str | None) -> None:
+    def _epoch(self, loader: Iterable[Any], device: torch.device | str | None, calls: TrackerCalls) -> None:
         """One pass over the loader; the history is written when all of it is done."""
         started, modules = time.perf_counter(), self._modules()
         good = read_modules(modules)
         batches = (to_device(batch, device) for batch in loader)
         try:
-            rows = self.rounds(batches)
+            rows = play_rounds(
+                self.phases, self.players, self.simultaneous, self.history, batches, None, calls.after_step
+            )
             if not rows:
                 raise ValueError("loader: it yielded too few batches for a round; see Phase(fresh=, steps=).")
             for player in self.players:

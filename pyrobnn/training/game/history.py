@@ -33,6 +33,12 @@ class GameHistory:
         """Number of finished epochs."""
         return len(self.seconds)
 
+    @property
+    def latest(self) -> dict[str, float]:
+        """The last epoch's terms by name, and its ``seconds``."""
+        named = {**self.terms, "seconds": self.seconds}
+        return {name: values[-1] for name, values in named.items() if values}
+
     def append(self, entries: dict[str, float], seconds: float) -> None:
         """Adds a finished epoch; a term that it lacks, or that is new, is NaN where it was not computed."""
         for name in {**self.terms, **entries}:

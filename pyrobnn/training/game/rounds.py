@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -24,6 +24,9 @@ _SETTLED_EVERY = 100  # rounds between two checks that all losses are finite, wh
 
 _Row = dict[str, Tensor | float]
 
+AfterRound = Callable[[Mapping[str, Tensor | float], int], None]
+"""Is given a round's values, which may not have been read from their device, and its number."""
+
 
 def play_rounds(
     phases: Sequence[Phase],
@@ -32,6 +35,7 @@ def play_rounds(
     history: GameHistory,
     batches: Iterator[Any],
     count: int | None,
+    after: AfterRound | None = None,
 ) -> list[dict[str, float]]:
     """Plays rounds; see :meth:`~pyrobnn.training.Game.rounds`.
 
@@ -42,6 +46,7 @@ def play_rounds(
         history: Its number of rounds goes on.
         batches: The batches.
         count: How many rounds.
+        after: Called after each round.
 
     Raises:
         NonFiniteLossError: If a loss becomes NaN or infinite.
@@ -62,6 +67,8 @@ def play_rounds(
             rows.pop()
             break
         history.rounds += 1
+        if after is not None:
+            after(row, history.rounds)
         if len(rows) - settled >= _SETTLED_EVERY:
             _check(rows, settled, before)
             settled = len(rows)
