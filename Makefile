@@ -57,9 +57,9 @@ bench: $(VENV)/.test  ## speed, side by side with peers
 	$(BIN)/python -m benchmarks.prediction
 	$(BIN)/python -m benchmarks.laplace
 
-docs: $(VENV)/.test  ## the documentation as pages under site/
+docs: $(VENV)/.package  ## the documentation as pages under site/
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[docs]'
-	$(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 format: $(VENV)/.test
 	$(BIN)/ruff check --fix .

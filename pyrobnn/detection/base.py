@@ -42,7 +42,7 @@ class Detector(Fitted):
     """A score of inputs, larger for what is more abnormal: a pure function once it is fitted.
 
     Args:
-        buffers: What is found from training data.
+        names: Buffers that hold what is found from training data.
 
     Attributes:
         name: Its name in tables.

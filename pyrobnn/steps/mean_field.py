@@ -37,7 +37,8 @@ class MeanFieldStep(Step):
 
     Args:
         layout: The sites.
-        loc, log_scale: Means and log standard deviations, ``[d]``.
+        loc: Means ``[d]``.
+        log_scale: Log standard deviations ``[d]``.
         marginal: The distribution of a site on its support, for priors that are no fixed Normals.
         estimators: Estimators by site, for the layers that draw.
         antithetic: Whether eight draws in a row share one block of random numbers.

@@ -41,7 +41,7 @@ def main() -> None:
     axes[0].legend(loc="lower left", fontsize=8)
     axes[1].get_legend().remove()
     axes[1].set_ylabel("")
-    figure.savefig(Path(__file__).parent / "images" / "regression.png", dpi=130)
+    figure.savefig(Path(__file__).parents[2] / "docs" / "images" / "regression.png", dpi=130)
 
 
 if __name__ == "__main__":
