@@ -134,7 +134,7 @@ def _pooled(model: nn.Module, draws: Iterable[Mapping[str, Tensor]], x: Tensor, 
     """The logarithm of the mean, without a graph."""
     total, count = None, 0
     for count, draw in enumerate(_singles(draws), 1):
-        with installed_buffers(model, draw.buffers), SubstituteMessenger(draw):
+        with installed_buffers(model, draw.buffers), SubstituteMessenger(draw, direct=True):
             logs = summary(model_outputs(model, x.clone()), count - 1)
         total = logs if total is None else torch.logaddexp(total, logs)
     assert total is not None
@@ -151,8 +151,8 @@ def _singles(draws: Iterable[Mapping[str, Tensor]]) -> Iterator[Draws]:
 
 def _run(model: nn.Module, draw: Draws, x: Tensor, summary: Summary, index: int) -> tuple[Tensor, Tensor]:
     """A leaf for the inputs, and the summary under a draw."""
-    leaf = x.detach().clone().requires_grad_()
-    with torch.enable_grad(), installed_buffers(model, draw.buffers), SubstituteMessenger(draw):
+    leaf = x.detach().requires_grad_()  # no network can write into a leaf
+    with torch.enable_grad(), installed_buffers(model, draw.buffers), SubstituteMessenger(draw, direct=True):
         return leaf, summary(model_outputs(model, leaf), index)
 
 

@@ -82,6 +82,19 @@ class Ball(ABC):
         """:meth:`project` around fixed centers ``[N, ...]``, for attacks of many steps."""
         return functools.partial(self.project, x)
 
+    def stepper(self, x: Tensor, length: float) -> Callable[[Tensor, Tensor], Tensor]:
+        """Steps of one length along the steepest direction, each followed by the projection around fixed centers.
+
+        Args:
+            x: Centers ``[N, ...]``.
+            length: Of a step.
+
+        Returns:
+            From points and a gradient there, which it may write into, to the next points.
+        """
+        project = self.projector(x)
+        return lambda moved, gradient: project(torch.add(moved, self.steepest(gradient), alpha=length))
+
     def clipped(self, moved: Tensor) -> Tensor:
         """The points, clipped to the range."""
         return moved if self.clip is None else moved.clamp(*self.clip)
@@ -139,6 +152,17 @@ class LInf(Ball):
         """The intervals are cut to the range once, so that a projection is one pass over the inputs."""
         low, high = self.clipped(x - self.epsilon), self.clipped(x + self.epsilon)
         return lambda moved: torch.clamp(moved, low, high)
+
+    def stepper(self, x: Tensor, length: float) -> Callable[[Tensor, Tensor], Tensor]:
+        """The gradient's memory becomes the next points: new memory costs more than the arithmetic."""
+        low, high = self.clipped(x - self.epsilon), self.clipped(x + self.epsilon)
+
+        def step(moved: Tensor, gradient: Tensor) -> Tensor:
+            if not gradient.is_contiguous():  # an expanded one, as of a sum, has fewer entries than it shows
+                gradient = gradient.contiguous()
+            return torch.add(moved, gradient.sign_(), alpha=length, out=gradient).clamp_(low, high)
+
+        return step
 
     def steepest(self, gradient: Tensor) -> Tensor:
         """The sign."""

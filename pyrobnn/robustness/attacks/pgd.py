@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from pyrobnn.core.arguments import check_positive, check_positive_int
@@ -89,8 +88,8 @@ class PGD(Attack):
 
     def ascend(self, problem: Problem, moved: Tensor) -> Tensor:
         """All steps of one start."""
-        project = problem.ball.projector(problem.x)
+        step = problem.ball.stepper(problem.x, self.length)
         for _ in range(self.steps):
             _, gradient = problem.objective_and_gradient(moved)
-            moved = project(torch.add(moved, problem.ball.steepest(gradient), alpha=self.length))
+            moved = step(moved, gradient)
         return moved

@@ -128,10 +128,13 @@ class Problem:
         kept = self.best_objective if rows is None else self.best_objective[rows]
         better = objective > kept
         if rows is None:
-            all_better = bool(better.all())
-            self.best = moved if all_better else torch.where(better.reshape(column(self.x)), moved, self.best)
             self.best_objective = torch.where(better, objective, kept)
-            self._is_shared = all_better
+            if bool(better.all()):
+                self.best, self._is_shared = moved, True
+            elif self._is_shared:
+                self.best, self._is_shared = torch.where(better.reshape(column(self.x)), moved, self.best), False
+            else:
+                self.best[better] = moved[better]
         else:
             if self._is_shared:
                 self.best, self._is_shared = self.best.clone(), False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import warnings
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from pyrobnn.core.arguments import check_int, check_positive_int
 from pyrobnn.core.gradient_modes import refuse_inference_tensors
+from pyrobnn.core.handlers import validation_enabled
 from pyrobnn.guides.base import Guide
 from pyrobnn.model.draws import Draws
 from pyrobnn.model.likelihoods import ClassLikelihood, Likelihood
@@ -116,7 +118,8 @@ class Target:
         """
         self._count()
         run = functools.partial(self._summary, y, loss, rows)
-        return pooled_value(self.model, self._draws, x, run, lambda pooled: loss.value(pooled, y))
+        with self._validated_once():
+            return pooled_value(self.model, self._draws, x, run, lambda pooled: loss.value(pooled, y))
 
     def loss_and_gradient(
         self, x: Tensor, y: Tensor | None, loss: Loss, rows: Tensor | None = None
@@ -131,7 +134,8 @@ class Target:
         run = functools.partial(self._summary, y, loss, rows)
         self._gradients += 1
         draws = self._fresh(seed=stream(self.seed, 1, self._gradients)) if self.is_fresh else self._draws
-        found = pooled_gradient(self.model, draws, x, run, lambda pooled: loss.value(pooled, y))
+        with self._validated_once():
+            found = pooled_gradient(self.model, draws, x, run, lambda pooled: loss.value(pooled, y))
         if self._gradients == 1 and not bool(found[1].any()):
             self._warn_of_flatness(x, run)
         return found
@@ -212,6 +216,10 @@ class Target:
                 GradientMaskingWarning,
                 stacklevel=3,
             )
+
+    def _validated_once(self) -> contextlib.AbstractContextManager[None]:
+        """Distributions check their arguments in the first evaluation of some inputs, as in the first epoch of fit."""
+        return contextlib.nullcontext() if self.queries <= 1 else validation_enabled(False)
 
     def _count(self) -> None:
         if self.is_limited and self.max_queries is not None and self.queries >= self.max_queries:
