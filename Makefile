@@ -8,7 +8,7 @@ export OMP_NUM_THREADS ?= 1
 WORKERS ?= 2
 FUZZ ?= 1000
 
-.PHONY: demo test test-notebooks test-fast fuzz test-py313 lint types bench docs format clean
+.PHONY: demo test test-extras test-notebooks test-fast fuzz test-py313 lint types bench docs format clean
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -28,6 +28,10 @@ demo: $(VENV)/.package  ## train on real digits, write demo-output/
 
 test: lint types  ## everything CI runs
 	$(BIN)/python -m pytest -q -n $(WORKERS) -m 'not notebook'
+
+test-extras: $(VENV)/.test  ## what needs large optional packages
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[lora]'
+	$(BIN)/python -m pytest -q -n $(WORKERS) tests/lora tests/test_docs.py
 
 test-notebooks: $(VENV)/.test  ## every tutorial in smoke mode
 	$(BIN)/python -m pytest -q -n $(WORKERS) -m notebook

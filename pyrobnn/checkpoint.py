@@ -6,7 +6,9 @@ A checkpoint is a directory with two files.
   other network), the prior of each parameter, the likelihood, the guide and its sites
   (:mod:`pyrobnn.reporting.specification`); a digest of each entry, and of the other file.
 * ``tensors-<token>.safetensors``: parameters and persistent buffers of the model (``model.<name>``) and the
-  guide (``guide.<name>``). Weights that are random are left out: their values are the guide's draws.
+  guide (``guide.<name>``). Weights that are random are left out: their values are the guide's draws. So are frozen ones
+  that the model shares with the network it was made from (``bayesianize(..., share_frozen=True)``), of which
+  ``spec.json`` has a digest.
 
 Both are written and read by :mod:`pyrobnn.core.documents`: atomically, without pickle. A save that fails or is cut
 short leaves the earlier checkpoint as it was. The tensor file before the present one is kept until the next save, for
@@ -168,6 +170,11 @@ def _check_model(spec: dict[str, Any], model: nn.Module) -> None:
     ]
     found += differences("entry", *parts)
     refuse_differences("model", "it is not the one that was saved", found, "Build it as it was built then.")
+    if saved.get("shared_sha256") != given.get("shared_sha256"):
+        raise ValueError(
+            "net: its frozen parameters, which the saved model shared and the checkpoint does not hold, have other "
+            "values, or others are frozen; pass the network with the same pretrained weights, prepared as it was then."
+        )
 
 
 def _without_summary(prior: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,6 +13,8 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"^(?P<indent> *)```python[^\n]*\n(?P<code>.*?)^(?P=indent)```", re.DOTALL | re.MULTILINE)
 SKIPPED = "# not run"
+NEEDED = {"lora.md": ("transformers", "peft")}
+"""Optional packages that a page's code needs."""
 
 
 def blocks(page: str) -> list[tuple[int, str]]:
@@ -30,6 +32,8 @@ RUNNABLE = [page for page in PAGES if blocks(page.read_text(encoding="utf-8"))]
 
 @pytest.mark.parametrize("page", RUNNABLE, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_the_code_of_a_page_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for package in NEEDED.get(page.name, ()):
+        pytest.importorskip(package, reason=package)
     monkeypatch.chdir(tmp_path)  # examples may save files
     namespace: dict[str, Any] = {"__name__": page.stem}
     try:

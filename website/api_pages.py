@@ -12,7 +12,7 @@ __all__ = ["index", "page_of", "pages"]
 # The order of the index. Modules that are not named here come after those that are, by their names.
 GROUPS = {
     "Begin here": ["pyrobnn", "pyrobnn.sklearn"],
-    "Build a model": ["pyrobnn.likelihoods", "pyrobnn.priors", "pyrobnn.structure", "pyrobnn.layers"],
+    "Build a model": ["pyrobnn.likelihoods", "pyrobnn.priors", "pyrobnn.structure", "pyrobnn.layers", "pyrobnn.lora"],
     "Fit a posterior": [
         "pyrobnn.guides",
         "pyrobnn.training",

@@ -7,7 +7,15 @@ from types import ModuleType
 
 from pyrobnn.core.pyro_compat import validation_kept
 
-__all__ = ["import_extra", "import_gpytorch", "import_mlflow", "import_tensorboard", "import_wandb", "import_zuko"]
+__all__ = [
+    "import_extra",
+    "import_gpytorch",
+    "import_mlflow",
+    "import_peft",
+    "import_tensorboard",
+    "import_wandb",
+    "import_zuko",
+]
 
 
 def import_extra(name: str, module: str, extra: str, package: str | None = None) -> ModuleType:
@@ -71,6 +79,11 @@ def import_gpytorch(name: str) -> ModuleType:
         ) from error
     found: ModuleType = gpytorch
     return found
+
+
+def import_peft(name: str) -> ModuleType:
+    """The package of adapters; arguments and errors as for :func:`import_extra`."""
+    return import_extra(name, "peft", "lora")
 
 
 def import_zuko(name: str) -> ModuleType:

@@ -33,7 +33,7 @@ __all__ = ["BayesianModule", "bayesianize", "has_default_prior"]
 
 
 @explained
-def bayesianize(net: nn.Module, prior: PriorSpec | None = None) -> BayesianModule:
+def bayesianize(net: nn.Module, prior: PriorSpec | None = None, *, share_frozen: bool = False) -> BayesianModule:
     """Turns a network into a Pyro model with sample sites for its weights.
 
     Args:
@@ -44,6 +44,9 @@ def bayesianize(net: nn.Module, prior: PriorSpec | None = None) -> BayesianModul
             (:mod:`pyrobnn.structure`) have priors of their own. None for the default prior
             (:func:`pyrobnn.priors.default`), under which objectives temper the divergence of guides that have more
             numbers than there are data (:mod:`pyrobnn.objectives.tempering`).
+        share_frozen: Frozen parameters are not copied but share the original's memory, as the base of a network with
+            adapters should. They must stay frozen; checkpoints leave them out, with a digest
+            (:mod:`pyrobnn.model.shared`).
 
     Returns:
         A :class:`~pyro.nn.PyroModule` called like the network. Inside another PyroModule, as ``self.net``, its
@@ -60,7 +63,8 @@ def bayesianize(net: nn.Module, prior: PriorSpec | None = None) -> BayesianModul
     if isinstance(net, StochasticModule):
         raise TypeError("net: it already is a Bayesian network; pass the plain torch network.")
     check_network(net)
-    return BayesianModule(copied(net), prior)
+    shared = [name for name, parameter in net.named_parameters() if share_frozen and not parameter.requires_grad]
+    return BayesianModule(copied(net, share_frozen=share_frozen), prior, shared)
 
 
 class BayesianModule(StochasticModule):
@@ -69,9 +73,10 @@ class BayesianModule(StochasticModule):
     Attributes:
         parameter_names: For each site, all the names its (possibly tied) parameter has in the network.
         has_default_prior: Whether no prior was stated.
+        shared: Names of the network's parameters whose memory is that of the network it was converted from.
     """
 
-    def __init__(self, network: nn.Module, prior: PriorSpec | None = None) -> None:
+    def __init__(self, network: nn.Module, prior: PriorSpec | None = None, shared: Iterable[str] = ()) -> None:
         super().__init__()
         self.has_default_prior = prior is None
         self.add_plain("net", network)
@@ -92,6 +97,7 @@ class BayesianModule(StochasticModule):
             self.parameter_names[name] = aliases[id(owned[name])]
             self.add_site(name, assigned, initial=owned[name].detach().clone())
             owned[name].requires_grad_(False)  # a placeholder from now on: draws take its place
+        self.shared = frozenset(shared) - set(self.parameter_names)
 
     @property
     def network(self) -> nn.Module:

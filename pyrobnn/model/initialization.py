@@ -122,7 +122,7 @@ def he_values(model: Any) -> dict[str, Tensor]:
     """
     values: dict[str, Tensor] = {}
     for module in bayesian_modules(model) if isinstance(model, nn.Module) else []:
-        network, names = copied(module.network), set()
+        network, names = copied(module.network, hollow=module.shared), set()
         for path, layer in network.named_modules():
             own = dict(layer.named_parameters(recurse=False))
             if not isinstance(layer, _HE_LAYERS) or "weight" not in own:

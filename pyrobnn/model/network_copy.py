@@ -18,14 +18,30 @@ from pyrobnn.core.trees import leaves
 __all__ = ["check_network", "check_sites", "copied"]
 
 
-def copied(net: nn.Module) -> nn.Module:
-    """A deep copy; tensors that a run left in attributes (``self.hidden = h``) are copied without their graph."""
-    memo = {
+def copied(net: nn.Module, *, share_frozen: bool = False, hollow: Collection[str] = ()) -> nn.Module:
+    """A deep copy; tensors that a run left in attributes (``self.hidden = h``) are copied without their graph.
+
+    Args:
+        net: The network.
+        share_frozen: Frozen parameters of the copy use the memory of the original's. They are parameters of their own,
+            so that a copy that is moved to another device leaves the original where it is; parameters of special
+            classes (quantized weights) are the original's.
+        hollow: Names of parameters that the copy has without values, on the device ``meta``.
+    """
+    memo: dict[int, Any] = {
         id(value): value.detach().clone()
         for module in net.modules()
         for value in leaves(vars(module))
         if isinstance(value, Tensor) and not value.is_leaf
     }
+    for parameter in net.parameters() if share_frozen else ():
+        if not parameter.requires_grad:
+            is_plain = type(parameter) is nn.Parameter
+            memo[id(parameter)] = nn.Parameter(parameter.detach(), requires_grad=False) if is_plain else parameter
+    for name in hollow:
+        memo[id(net.get_parameter(name))] = nn.Parameter(
+            torch.empty_like(net.get_parameter(name), device="meta"), requires_grad=False
+        )
     return copy.deepcopy(net, memo)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyrobnn.core.attention import attention_under_vmap
 from pyrobnn.core.handlers import validation_enabled
 from pyrobnn.model.divergence import prior_terms
 from pyrobnn.model.draws import Draws
@@ -49,7 +50,7 @@ def evaluate_members(
 
     try:
         # Validation needs the values of tensors, which vmap does not provide; non-finite losses are detected anyway.
-        with validation_enabled(False):
+        with validation_enabled(False), attention_under_vmap(next(iter(draws.values())).device):
             log_likelihood, varying_divergence = torch.func.vmap(one, randomness="different")(dict(draws))
     except ValueError:
         return None

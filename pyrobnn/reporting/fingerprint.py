@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from pyrobnn.model.bayesianize import bayesian_modules
 from pyrobnn.model.layout import Layout
+from pyrobnn.model.shared import shared_parameters
 from pyrobnn.reporting.description import family
 
 __all__ = [
@@ -67,12 +68,13 @@ def site_table(layout: Layout) -> dict[str, dict[str, Any]]:
 
 
 def saved_state(module: nn.Module) -> dict[str, Tensor]:
-    """Parameters and persistent buffers; tied ones once, placeholders of random weights not at all.
+    """Parameters and persistent buffers; tied ones once, placeholders and shared parameters not at all.
 
     Raises:
         TypeError: If an entry of the state is no tensor.
+        ValueError: If a shared parameter is not frozen any more.
     """
-    seen = _placeholders(module)
+    seen = _placeholders(module) | {id(parameter) for parameter in shared_parameters(module).values()}
     state: dict[str, Tensor] = {}
     for name, tensor in module.state_dict(keep_vars=True).items():
         if not isinstance(tensor, Tensor):

@@ -76,7 +76,8 @@ def rebuild_model(source: str, spec: dict[str, Any], net: nn.Module, tensors: Ma
     with _reading(source, "model.likelihood"):
         likelihood = _rebuild_likelihood(kind, spec["likelihood"], tensors).to(next(net.parameters()).device)
     with _reading(source, "model"):
-        network = bayesianize(net, [(nn.Module, lambda name, parameter, module: rebuilt.get(name))])
+        rule = [(nn.Module, lambda name, parameter, module: rebuilt.get(name))]
+        network = bayesianize(net, rule, share_frozen="shared_sha256" in spec)
         network.has_default_prior = spec["default_prior"]
         model = SupervisedModel(network, likelihood, num_data=spec["num_data"], output=spec["output"])
         freeze(model, spec["frozen"])

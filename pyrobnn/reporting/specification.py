@@ -26,6 +26,7 @@ from pyrobnn.core.schema import (
 )
 from pyrobnn.guides import Guide
 from pyrobnn.model import likelihoods, priors
+from pyrobnn.model.shared import shared_digest
 from pyrobnn.model.supervised import SupervisedModel
 from pyrobnn.reporting.fingerprint import fingerprint, frozen_parameters, site_table
 
@@ -79,7 +80,8 @@ _SUPERVISED = record(
         "default_prior": flag,
         "priors": table(_PRIOR),
         "likelihood": _LIKELIHOOD,
-    }
+    },
+    {"shared_sha256": text},
 )
 _OWN_MODEL = record({"class": text, "frozen": items(text)}, {"num_data": whole(1)})
 
@@ -114,6 +116,8 @@ def model_spec(model: nn.Module) -> dict[str, Any]:
         spec["class"] = "SupervisedModel"
         spec["output"] = output_spec(model)
         spec["network"] = fingerprint(model.net.network)
+        if (digest := shared_digest(model.net)) is not None:
+            spec["shared_sha256"] = digest
         spec["default_prior"] = model.has_default_prior
         spec["priors"] = {name: _prior_spec(prior) for name, prior in model.net.site_priors.items()}
         spec["likelihood"] = {

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pyrobnn.core.module_state import fill
+from pyrobnn.model.shared import own_state
 
 __all__ = [
     "Tensors",
@@ -24,9 +25,9 @@ Tensors = dict[str, dict[str, Tensor]]
 
 
 def read_tensors(model: nn.Module, guide: nn.Module) -> Tensors:
-    """Copies of all parameters and buffers."""
+    """Copies of all parameters and buffers, but for those that are shared with another network."""
     return {
-        key: {name: value.detach().clone() for name, value in module.state_dict().items()}
+        key: {name: value.detach().clone() for name, value in own_state(module).items()}
         for key, module in (("model", model), ("guide", guide))
     }
 
@@ -39,7 +40,7 @@ def write_tensors(model: nn.Module, guide: nn.Module, tensors: Mapping[str, Mapp
 
 def different_tensor(module: nn.Module, tensors: Mapping[str, Tensor]) -> str | None:
     """In words, the first tensor whose name, shape or dtype differs; None if there is none."""
-    own = module.state_dict()
+    own = own_state(module)
     for name in {**own, **tensors}:
         if name not in tensors or name not in own:
             return f"the tensor {name!r} is {'missing' if name in own else 'not expected'}"
@@ -54,7 +55,7 @@ def became_non_finite(model: nn.Module, guide: nn.Module, before: Tensors) -> li
     return [
         f"{key}.{name}"
         for key, module in (("guide", guide), ("model", model))
-        for name, value in module.state_dict().items()
+        for name, value in own_state(module).items()
         if value.is_floating_point() and not bool(value.isfinite().all()) and bool(before[key][name].isfinite().all())
     ]
 

@@ -1,4 +1,4 @@
-"""Fresh weights of a network's layers, as their constructors draw them."""
+"""Fresh weights of a network's layers, as their constructors draw them; of LoRA adapters as PEFT does, B at zero."""
 
 from __future__ import annotations
 
@@ -35,6 +35,9 @@ def draw_fresh_weights(network: nn.Module, used: Collection[str]) -> None:
     for layer in layers.values():  # after the layers that they consist of
         if isinstance(layer, nn.MultiheadAttention):
             _reset_attention(layer)
+        elif (reset_adapter := getattr(layer, "reset_lora_parameters", None)) is not None:
+            for adapter in layer.active_adapters:
+                reset_adapter(adapter, True)  # True for PEFT's own start, which needs no base weights
         elif isinstance(layer, nn.Transformer):
             for parameter in layer.parameters():
                 if parameter.dim() > 1:

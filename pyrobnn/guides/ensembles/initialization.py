@@ -152,7 +152,7 @@ def _reinitialized(layout: Layout, model: Any) -> _Start:
     buffers: dict[str, Tensor] = {}
     for prefix, module in model.named_modules() if isinstance(model, nn.Module) else ():
         if isinstance(module, BayesianModule):
-            network = copied(module.network)
+            network = copied(module.network, hollow=module.shared)  # layers that are drawn anew must not write there
             used = {
                 alias
                 for name, aliases in module.parameter_names.items()
