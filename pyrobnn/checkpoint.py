@@ -45,7 +45,7 @@ from pyrobnn.reporting.fingerprint import (
 from pyrobnn.reporting.rebuilding import rebuild_guide, rebuild_model, under
 from pyrobnn.reporting.specification import GUIDE, check_model, class_name, guide_spec, model_spec, output_spec
 
-__all__ = ["CheckpointError", "DirectoryInUseError", "load", "load_state", "save", "save_state"]
+__all__ = ["CheckpointError", "DirectoryInUseError", "load", "load_state", "save", "save_state", "specification"]
 
 _CHECKPOINT = Document("pyrobnn checkpoint", "spec.json", "tensors", {"model": check_model, "guide": GUIDE})
 _PATIENCE = 60.0  # seconds for another save to end
@@ -133,6 +133,23 @@ def load(
     _check_guide(spec["guide"], guide)
     _fill("guide", guide, tensors)
     return model, guide.to(device)
+
+
+@explained
+def specification(path: _Path) -> dict[str, Any]:
+    """What a checkpoint says about its model and guide, without the network that :func:`load` needs.
+
+    Args:
+        path: The checkpoint's directory.
+
+    Returns:
+        The content of ``spec.json``, checked against its digests: ``versions``, ``tensors``, ``model``, ``guide``.
+
+    Raises:
+        FileNotFoundError: If ``path`` is no checkpoint.
+        CheckpointError: If the checkpoint is damaged or of another format; a ValueError.
+    """
+    return read(check_directory("path", path), _CHECKPOINT)[0]
 
 
 # --------------------------------------------------------------------------------------- filling and refusing

@@ -1,6 +1,7 @@
-"""The command line: ``pyrobnn demo``, ``pyrobnn report`` and ``pyrobnn --version``.
+"""The command line: ``pyrobnn demo``, ``report``, ``describe``, ``check`` and ``--version``.
 
-A mistake in the arguments gives one line on the standard error and exit code 2.
+A mistake in the arguments gives one line on the standard error and exit code 2. ``check`` ends with 1 if a check
+failed, so that a script can stop there.
 """
 
 from __future__ import annotations
@@ -20,7 +21,11 @@ import torch
 from pyrobnn import demo
 from pyrobnn._version import __version__
 from pyrobnn.assessment import report
-from pyrobnn.checkpoint import load
+from pyrobnn.checkpoint import load, specification
+from pyrobnn.core import random_state
+from pyrobnn.diagnostics import check
+from pyrobnn.reporting.description import describe
+from pyrobnn.reporting.saved_description import describe_specification
 
 __all__ = ["main"]
 
@@ -45,8 +50,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return _COMMANDS[options.command](options)
     except OSError as error:
-        named = f"{error.filename or options.output}: {error.strerror or error}"
-        print(f"pyrobnn {options.command}: --output: {named}", file=sys.stderr)
+        where = "--output: " if "output" in options else ""
+        named = f"{error.filename or getattr(options, 'output', options.command)}: {error.strerror or error}"
+        print(f"pyrobnn {options.command}: {where}{named}", file=sys.stderr)
         return 2
     except _UsageError as error:
         print(f"pyrobnn {options.command}: {error}", file=sys.stderr)
@@ -81,18 +87,8 @@ class _UsageError(Exception):
 
 def _report(options: argparse.Namespace) -> int:
     matplotlib.use("agg")
-    sys.path.insert(0, "")  # modules of the folder that the command is called in
-    data = _called("--data", options.data)
-    if not isinstance(data, Mapping) or "test" not in data:
-        what = f"a mapping without it, of {', '.join(map(str, data))}" if isinstance(data, Mapping) else repr(data)
-        raise _UsageError(
-            f"--data: {options.data} must return a mapping of loaders with 'test' among them ('ood', 'calibration', "
-            f"'train' and other arguments of pyrobnn.report may be there, too), got {what}"
-        )
-    try:
-        model, guide = load(options.checkpoint, net=_called("--net", options.net))
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise _UsageError(f"CHECKPOINT: {options.checkpoint} cannot be loaded: {error}") from error
+    data = _data(options, "test", "'ood', 'calibration', 'train' and other arguments of pyrobnn.report")
+    model, guide = _loaded(options)
     given = {"num_samples": options.samples, "seed": options.seed, "command": shlex.join(["pyrobnn", *sys.argv[1:]])}
     try:
         found = report(model, guide, **{**given, "title": options.title, **data})
@@ -103,8 +99,54 @@ def _report(options: argparse.Namespace) -> int:
     return 0
 
 
+def _describe(options: argparse.Namespace) -> int:
+    if options.net is not None:
+        found = describe(*_loaded(options))
+    else:
+        try:
+            found = describe_specification(specification(options.checkpoint))
+        except (OSError, ValueError) as error:
+            raise _UsageError(f"CHECKPOINT: {options.checkpoint} cannot be read: {error}") from error
+    print(json.dumps({"rows": found.rows, "notes": found.notes}, indent=2) if options.json else str(found))
+    return 0
+
+
+def _check(options: argparse.Namespace) -> int:
+    data = _data(options, "train", "'test', on which calibration is then judged,")
+    model, guide = _loaded(options)
+    try:
+        with random_state.local(options.seed):
+            found = check(model, guide, data["train"], held_out=data.get("test"), num_samples=options.samples)
+    except (ValueError, TypeError) as error:
+        raise _UsageError(str(error)) from error
+    rows = [{"check": c.name, "result": c.status, "value": c.value, "reason": c.reason} for c in found.checks]
+    print(json.dumps(rows, indent=2) if options.json else str(found))
+    return int(any(row["result"] == "fail" for row in rows))
+
+
+def _data(options: argparse.Namespace, needed: str, others: str) -> Mapping[str, Any]:
+    """The loaders that the function of ``--data`` returns."""
+    data = _called("--data", options.data)
+    if not isinstance(data, Mapping) or needed not in data:
+        what = f"a mapping without it, of {', '.join(map(str, data))}" if isinstance(data, Mapping) else repr(data)
+        raise _UsageError(
+            f"--data: {options.data} must return a mapping of loaders with {needed!r} among them ({others} may be "
+            f"there, too), got {what}"
+        )
+    return data
+
+
+def _loaded(options: argparse.Namespace) -> tuple[Any, Any]:
+    """Model and guide of the checkpoint."""
+    try:
+        return load(options.checkpoint, net=_called("--net", options.net))
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise _UsageError(f"CHECKPOINT: {options.checkpoint} cannot be loaded: {error}") from error
+
+
 def _called(argument: str, name: str) -> Any:
     """What the function of a dotted name returns."""
+    sys.path.insert(0, "")  # modules of the folder that the command is called in
     module, _, function = name.partition(":")
     if not module or not function:
         raise _UsageError(f"{argument}: expected a function as package.module:function, got {name!r}")
@@ -119,7 +161,12 @@ def _called(argument: str, name: str) -> Any:
     return found()
 
 
-_COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {"demo": _demo, "report": _report}
+_COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
+    "demo": _demo,
+    "report": _report,
+    "describe": _describe,
+    "check": _check,
+}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -153,6 +200,8 @@ def _parser() -> _Parser:
     )
     command.add_argument("--json", action="store_true", help="print the metrics as JSON, and nothing else")
     _add_report(commands)
+    _add_describe(commands)
+    _add_check(commands)
     return parser
 
 
@@ -162,10 +211,7 @@ def _add_report(commands: Any) -> None:
         help="assess a checkpoint on data of your own, write a page",
         description="Assesses a model and its posterior, saved by pyrobnn.save, on held-out data.",
     )
-    command.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="folder that pyrobnn.save wrote")
-    command.add_argument(
-        "--net", required=True, metavar="MODULE:FUNCTION", help="function that returns the plain network"
-    )
+    _add_checkpoint(command, needs_net=True)
     command.add_argument(
         "--data",
         required=True,
@@ -180,6 +226,41 @@ def _add_report(commands: Any) -> None:
     command.add_argument("--seed", type=_seed, default=0, help="fixes draws and resamples (default: %(default)s)")
     command.add_argument("--title", default="Model report", help="heading of the page (default: %(default)s)")
     command.add_argument("--json", action="store_true", help="print all numbers as JSON, and nothing else")
+
+
+def _add_describe(commands: Any) -> None:
+    command = commands.add_parser(
+        "describe",
+        help="list the parameters of a checkpoint with their priors and posteriors",
+        description="Lists what a checkpoint holds; with --net also families of factors and how the KL is computed.",
+    )
+    _add_checkpoint(command, needs_net=False)
+    command.add_argument("--json", action="store_true", help="print the table as JSON, and nothing else")
+
+
+def _add_check(commands: Any) -> None:
+    command = commands.add_parser(
+        "check",
+        help="ask whether the posterior of a checkpoint can be trusted",
+        description="Runs the checks of pyrobnn.check. Exit code 1 if one of them failed; warnings leave it at 0.",
+    )
+    _add_checkpoint(command, needs_net=True)
+    command.add_argument(
+        "--data",
+        required=True,
+        metavar="MODULE:FUNCTION",
+        help="function that returns a mapping of loaders: 'train', and if wanted 'test'",
+    )
+    command.add_argument("--samples", type=_epochs, default=200, help="posterior draws (default: %(default)s)")
+    command.add_argument("--seed", type=_seed, default=0, help="fixes the draws (default: %(default)s)")
+    command.add_argument("--json", action="store_true", help="print the checks as JSON, and nothing else")
+
+
+def _add_checkpoint(command: argparse.ArgumentParser, needs_net: bool) -> None:
+    command.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="folder that pyrobnn.save wrote")
+    command.add_argument(
+        "--net", required=needs_net, metavar="MODULE:FUNCTION", help="function that returns the plain network"
+    )
 
 
 def _epochs(text: str) -> int:

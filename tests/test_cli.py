@@ -158,7 +158,8 @@ def data():
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(30, 3, generator=generator)
     test = DataLoader(TensorDataset(x, (x[:, 0] > 0).long()), 10)
-    return {"test": test, "ood": {"far": DataLoader(TensorDataset(10 + x, torch.zeros(30)), 10)}, "num_bootstrap": 20}
+    far = DataLoader(TensorDataset(10 + x, torch.zeros(30)), 10)
+    return {"train": test, "test": test, "ood": {"far": far}, "num_bootstrap": 20}
 
 def nothing():
     return {"train": []}
@@ -209,6 +210,67 @@ def test_mistakes_in_a_report_are_one_line(
     given = {"checkpoint": "checkpoint", "--net": "own_project:net", "--data": "own_project:data"} | changed
     checkpoint = given.pop("checkpoint")
     assert main(["report", checkpoint, *[word for pair in given.items() for word in pair]]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+# ----------------------------------------------------------------------------------- pyrobnn describe, pyrobnn check
+
+
+def test_a_checkpoint_is_described_without_its_network(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["describe", "checkpoint"]) == 0
+    printed = capsys.readouterr().out
+    assert "net.weight" in printed and "posterior: MeanField" in printed and "fitted to 30 data" in printed
+    assert main(["describe", "checkpoint", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert [(row["parameter"], row["posterior"], row["kl"]) for row in rows] == [
+        ("weight", "MeanField", None),
+        ("bias", "MeanField", None),
+    ]
+
+
+def test_with_its_network_a_checkpoint_is_described_as_by_describe(
+    saved: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["describe", "checkpoint", "--net", "own_project:net"]) == 0
+    printed = capsys.readouterr().out
+    assert printed == f"{pb.describe(*pb.load('checkpoint', net=torch.nn.Linear(3, 2)))}\n"
+    assert "exact" in printed
+
+
+def test_checks_of_a_checkpoint(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["check", "checkpoint", "--net", "own_project:net", "--data", "own_project:data", "--samples", "25"]
+    code = main([*arguments, "--json"])
+    rows = json.loads(capsys.readouterr().out)
+    assert {"check", "result", "value", "reason"} == set(rows[0])
+    # The guide was not fitted, so it cannot be better than a constant.
+    assert code == 1 and any(row["result"] == "fail" for row in rows)
+    assert main([*arguments, "--json"]) == 1
+    assert json.loads(capsys.readouterr().out) == rows  # the seed fixes the draws
+    assert main(arguments) == 1
+    assert rows[0]["check"] in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["describe", "nowhere"], "CHECKPOINT: nowhere cannot be read: path: nowhere is no pyrobnn checkpoint"),
+        (["describe", "checkpoint", "--net", "own_project:missing"], "--net: own_project:missing"),
+        (
+            ["check", "checkpoint", "--net", "own_project:net", "--data", "own_project:net"],
+            "--data: own_project:net must return a mapping of loaders with 'train' among them",
+        ),
+        (
+            ["check", "checkpoint", "--net", "own_project:net", "--data", "own_project:data", "--samples", "3"],
+            "num_samples: the checks need at least 25 draws, got 3",
+        ),
+    ],
+)
+def test_mistakes_in_describe_and_check_are_one_line(
+    saved: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    assert main(arguments) == 2
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from torch import Tensor
 from pyrobnn.assessment.base import Assessor, Settings, interval, values_of
 from pyrobnn.assessment.bootstrap import Score, bootstrap
 from pyrobnn.assessment.stream import Seen
-from pyrobnn.metrics.calibration import ReliabilityCurve, bin_sums, make_curve, width_edges
+from pyrobnn.metrics.calibration import bin_sums, make_curve, width_edges
 from pyrobnn.metrics.scores import brier
 from pyrobnn.metrics.selective import RiskCoverage, risk_coverage
 from pyrobnn.prediction import ClassPrediction, Prediction
@@ -20,6 +20,9 @@ from pyrobnn.prediction.held_out import held_out_classes
 from pyrobnn.reporting.figures import panel
 from pyrobnn.reporting.plots.classification import draw_confidence, draw_reliability
 from pyrobnn.reporting.report import Report
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 __all__ = ["ClassAssessor"]
 
@@ -67,11 +70,15 @@ class Labels:
         """Whether each label was predicted."""
         return self.predicted == self.label
 
-    @property
-    def curve(self) -> ReliabilityCurve:
-        """The reliability curve."""
+    def draw_reliability(self, ax: Axes | None = None) -> Axes:
+        """Accuracy by confidence."""
         edges = width_edges(NUM_BINS, self.confidence)
-        return make_curve(edges, *bin_sums(self.confidence, self.correct.double(), edges))
+        curve = make_curve(edges, *bin_sums(self.confidence, self.correct.double(), edges))
+        return draw_reliability(curve, ax=ax)
+
+    def draw_confidence(self, ax: Axes | None = None) -> Axes:
+        """How confident wrong and right predictions are."""
+        return draw_confidence(self.confidence, self.correct, ax=ax)
 
     def scores(self, counts: Tensor) -> dict[str, float]:
         """The scores by how often each input counts."""
@@ -167,8 +174,9 @@ class ClassAssessor(Assessor):
                 "logarithms of the probabilities, which leaves the predicted class as it is."
             )
             shown["after scaling"] = self.calibrated
-        for draw, what in ((draw_reliability, "Reliability"), (draw_confidence, "Confidence")):
-            page.figures([(panel(partial(draw, kept.curve)), f"{what} {name}", alt) for name, kept in shown.items()])
+        drawn = {"Reliability": Labels.draw_reliability, "Confidence": Labels.draw_confidence}
+        for what, draw in drawn.items():
+            page.figures([(panel(partial(draw, kept)), f"{what} {name}", alt) for name, kept in shown.items()])
         self._write_classes(page)
 
     def selective(self) -> tuple[dict[str, RiskCoverage], str]:

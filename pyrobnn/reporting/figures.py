@@ -56,6 +56,6 @@ def panel(draw: Callable[..., object]) -> Figure:
     if (legend := ax.get_legend()) is not None:
         legend.remove()
         handles, names = ax.get_legend_handles_labels()
-        columns = 2 if len(names) > 1 and max(map(len, names)) < 26 else 1
-        figure.legend(handles, names, loc="outside lower center", ncols=columns, fontsize="small", frameon=False)
+        columns = 2 if len(names) > 1 and max(map(len, names)) < 23 else 1
+        figure.legend(handles, names, loc="outside lower center", ncols=columns, fontsize=9.5, frameon=False)
     return figure

@@ -104,14 +104,17 @@ class Report:
         )
         lines = [
             "".join(
-                f"<td{kind}>{escape(_cell(value, column, formats.get(column)))}</td>"
+                f'<td{kind} data-label="{escape(str(column))}">{escape(_cell(value, column, formats.get(column)))}</td>'
                 for value, column, kind in zip(values, columns, kinds, strict=True)
             )
             for values in body
         ]
         label = escape(caption or "table")
+        # On a phone the rows of a wide table are shown below each other, each number beside the name of its column.
+        is_wide = len(columns) > 4 or (len(columns) > 2 and any("text" in kind for kind in kinds))
+        table = '<table class="cards">' if is_wide else "<table>"
         self._append(
-            f'<div class="wide" role="region" tabindex="0" aria-label="{label}">\n<table>'
+            f'<div class="wide" role="region" tabindex="0" aria-label="{label}">\n{table}'
             + (f"<caption>{escape(caption)}</caption>" if caption else "")
             + f"\n<thead><tr>{head}</tr></thead>\n<tbody>\n"
             + "\n".join(f"<tr>{line}</tr>" for line in lines)

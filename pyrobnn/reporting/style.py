@@ -38,7 +38,17 @@ figure { margin: 1.25rem 0 }
 img { max-width: 100%; height: auto; background: #ffffff; border-radius: 4px }
 pre { overflow-x: auto; padding: .75rem; background: var(--soft); border: 1px solid var(--line);
   border-radius: 4px; font: .875rem/1.45 ui-monospace, monospace }
-@media (max-width: 30rem) { th, td { padding: .3rem .45rem } }
+@media (max-width: 36rem) {
+  th, td { padding: .3rem .45rem }
+  td.text { min-width: 0 }
+  .cards, .cards caption, .cards tbody, .cards tr { display: block }
+  .cards thead { display: none }
+  .cards tr { border: 1px solid var(--line); border-radius: 4px; margin-bottom: .6rem; padding: .2rem 0 }
+  .cards td { display: flex; justify-content: space-between; gap: 1rem; border: none; padding: .1rem .6rem;
+    text-align: right; white-space: normal; overflow-wrap: anywhere }
+  .cards td:first-child { font-weight: 600 }
+  .cards td::before { content: attr(data-label); color: var(--muted); font-weight: 400; text-align: left;
+    overflow-wrap: normal } }
 @media print {
   .wide, pre { overflow: visible } pre { white-space: pre-wrap } tr, figure { break-inside: avoid } }
 """

@@ -118,12 +118,21 @@ def test_reliability_gap_of_an_underconfident_bin_hangs_from_the_accuracy(ax: Ax
 
 def test_confidence_histogram_known_bars_and_means(ax: Axes) -> None:
     plots.confidence_histogram(PROBS, LABELS, num_bins=10, ax=ax)
-    assert np.allclose(bars(ax, "wrong (2)"), [(0.6, 0, 1), (0.9, 0, 1)])
-    assert np.allclose(bars(ax, "correct (2)"), [(0.9, 0, 2)])
+    # Bins of width 0.04 from 0.6 on, which is the last tenth below the smallest confidence.
+    assert np.allclose(bars(ax, "wrong (2)"), [(0.64, 0, 1), (0.92, 0, 1)])
+    assert np.allclose(bars(ax, "correct (2)"), [(0.92, 0, 2)])
+    assert ax.get_xlim() == (0.6, 1.0)
     assert ax.get_yscale() == "log"  # one bin holds most examples of a good classifier, and others would not be seen
     assert ax.get_ylim()[0] == 0.5
     assert np.allclose(line(ax, "accuracy 0.500")[0], 0.5)
     assert np.allclose(line(ax, "mean confidence 0.875")[0], 0.875)
+
+
+def test_confidence_histogram_of_a_sure_network_has_more_than_one_bar(ax: Axes) -> None:
+    confidence = torch.linspace(0.9992, 0.99999, 20, dtype=torch.float64)
+    plots.confidence_histogram(torch.stack([confidence, 1 - confidence], -1), torch.zeros(20).long(), ax=ax)
+    assert ax.get_xlim()[0] == 0.999
+    assert len(bars(ax, "correct (20)")) > 10
 
 
 @settings(max_examples=15, deadline=None)

@@ -228,6 +228,17 @@ def test_table_values_alignment_and_gaps(tmp_path: Path) -> None:
     assert [attributes.get("class") == "number" for attributes in page.attributes("td")] == numeric * 2
 
 
+def test_rows_of_wide_tables_are_cards_on_a_phone(tmp_path: Path) -> None:
+    report = Report("Tables")
+    report.table([{"method": "MAP", "ECE": 0.1}])
+    report.table([dict.fromkeys("abcde", 1.0)])
+    report.table([{"check": "a", "result": "pass", "reason": "x" * 50}])
+    page = parse(report, tmp_path)
+    assert [attributes.get("class") for attributes in page.attributes("table")] == [None, "cards", "cards"]
+    labels = [attributes["data-label"] for attributes in page.attributes("td")]
+    assert labels == ["method", "ECE", *"abcde", "check", "result", "reason"]
+
+
 @pytest.mark.parametrize(
     ("rows", "formats", "message"),
     [

@@ -9,7 +9,14 @@ import numpy as np
 from torch import Tensor
 
 from pyrobnn.core.explanations import explained
-from pyrobnn.metrics.calibration import ReliabilityCurve, reliability_curve
+from pyrobnn.metrics.calibration import (
+    ReliabilityCurve,
+    bin_sums,
+    check_num_bins,
+    reliability_curve,
+    top_confidence,
+    width_edges,
+)
 from pyrobnn.metrics.wilson import wilson_interval
 from pyrobnn.reporting.figures import BLACK, BLUE, COLORS, LINES, SKY, VERMILLION, new_axes
 from pyrobnn.reporting.plots.arrays import to_numpy, vector
@@ -18,6 +25,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 __all__ = ["confidence_histogram", "draw_confidence", "draw_reliability", "reliability", "uncertainty_histogram"]
+
+STARTS = (*(i / 10 for i in range(10)), 0.99, 0.999, 0.9999)
+"""Where the bins of confidences may begin."""
 
 
 @explained
@@ -73,8 +83,10 @@ def draw_reliability(curve: ReliabilityCurve, *, level: float | None = 0.95, ax:
 def confidence_histogram(probs: Tensor, y: Tensor, *, num_bins: int = 20, ax: Axes | None = None) -> Axes:
     """How confident the wrong and the correct predictions are: bars from zero, the wrong ones in front.
 
-    Counts are on a logarithmic scale, since most predictions of a good classifier are in the last bin. Two vertical
-    lines mark accuracy and mean confidence; accuracy left of confidence means overconfidence.
+    Counts are on a logarithmic scale, since most predictions of a good classifier are in the last bin. Bins begin at
+    the last of 0, 0.1, ..., 0.9, 0.99, 0.999, 0.9999 that is below every confidence, so that a sure network has more
+    than one bar. Two vertical lines mark accuracy and mean confidence; accuracy left of confidence means
+    overconfidence.
 
     Args:
         probs: Predicted probabilities, ``[N, C]``.
@@ -88,25 +100,28 @@ def confidence_histogram(probs: Tensor, y: Tensor, *, num_bins: int = 20, ax: Ax
     Raises:
         TypeError, ValueError: As :func:`pyrobnn.metrics.reliability_curve`.
     """
-    return draw_confidence(reliability_curve(probs, y, num_bins=num_bins), ax=ax)
+    check_num_bins(num_bins)
+    return draw_confidence(*top_confidence(probs, y), num_bins=num_bins, ax=ax)
 
 
-def draw_confidence(curve: ReliabilityCurve, *, ax: Axes | None = None) -> Axes:
-    """:func:`confidence_histogram` of a curve that is known already."""
-    edges, count = to_numpy(curve.bin_edges), to_numpy(curve.count)
-    correct = np.rint(np.nan_to_num(count * to_numpy(curve.accuracy)))
-    wrong = count - correct
-    mean_accuracy = correct.sum() / count.sum()
-    mean_confidence = np.nansum(count * to_numpy(curve.confidence)) / count.sum()
+def draw_confidence(confidence: Tensor, correct: Tensor, *, num_bins: int = 20, ax: Axes | None = None) -> Axes:
+    """:func:`confidence_histogram` of confidences that are known already, and whether each is of the right class."""
+    start = max((edge for edge in STARTS if edge < confidence.min()), default=0.0)
+    cuts = start + (1.0 - start) * width_edges(num_bins, confidence.double())
+    confidence_sum, correct_sum, number = bin_sums(confidence.double(), correct, cuts)
+    edges, count, right = map(to_numpy, (cuts, number, correct_sum))
+    wrong = count - right
+    mean_accuracy, mean_confidence = right.sum() / count.sum(), float(confidence_sum.sum()) / count.sum()
     place: dict[str, Any] = {"x": edges[:-1], "width": np.diff(edges), "align": "edge"}
     hatched: dict[str, Any] = {"facecolor": (VERMILLION, 0.5), "edgecolor": VERMILLION, "hatch": "//"}
 
     ax = new_axes(ax)
-    ax.bar(**place, edgecolor="white", height=correct, color=SKY, label=f"correct ({correct.sum():.0f})")
+    ax.bar(**place, edgecolor="white", height=right, color=SKY, label=f"correct ({right.sum():.0f})")
     ax.bar(**place, **hatched, height=wrong, label=f"wrong ({wrong.sum():.0f})")
     ax.axvline(mean_accuracy, color=BLACK, linestyle="-", label=f"accuracy {mean_accuracy:.3f}")
     ax.axvline(mean_confidence, color=BLACK, linestyle=":", label=f"mean confidence {mean_confidence:.3f}")
-    ax.set(xlim=(0, 1), xlabel="confidence (largest probability)", ylabel="number of examples", yscale="log")
+    ax.set(xlim=(start, 1), xlabel="confidence (largest probability)", ylabel="number of examples", yscale="log")
+    ax.ticklabel_format(axis="x", useOffset=False)
     ax.set_ylim(bottom=0.5)
     ax.legend(loc="upper left")
     return ax
