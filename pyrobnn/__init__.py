@@ -24,6 +24,7 @@ from pyrobnn.assessment import report
 from pyrobnn.checkpoint import load, save
 from pyrobnn.core import schedules
 from pyrobnn.core.batches import Batch
+from pyrobnn.core.executors import SerialExecutor, WorkerLostError
 from pyrobnn.core.processes import independent_processes
 from pyrobnn.diagnostics import check, sbc, to_arviz
 from pyrobnn.distillation import distill
@@ -46,8 +47,10 @@ __all__ = [
     "History",
     "Prediction",
     "Predictive",
+    "SerialExecutor",
     "Standardizer",
     "SupervisedModel",
+    "WorkerLostError",
     "__version__",
     "bayesianize",
     "calibration",

@@ -23,6 +23,7 @@ OF_ONE_FAMILY = {
     ("guides", "*"),
     ("finetuning.py", "*"),  # recipes by family
     ("training/snapshot.py", "MAP"),
+    ("training/members.py", "DeltaMixture"),
     ("structure/distribution.py", "ConcreteStructure"),
     ("diagnostics/sampling.py", "Chains"),  # energies and temperatures of a sampler
 }

@@ -16,34 +16,26 @@ Talts et al., *Validating Bayesian inference algorithms with simulation-based ca
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from concurrent.futures import Executor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
 import torch
-from pyro.infer import MCMC
 from torch import Tensor
 
 from pyrobnn.core import random_state
 from pyrobnn.core.arguments import check_positive_int
+from pyrobnn.core.executors import Units, check_executor, unit_seeds
 from pyrobnn.core.progress import progress_bar
-from pyrobnn.diagnostics._draws import at_draw, log_prob_sum, undisturbed
-from pyrobnn.guides.base import Guide
+from pyrobnn.diagnostics._simulation import LOG_LIKELIHOOD, Infer, Quantities, simulated_ranks
 from pyrobnn.model.declarations import declared_num_data
-from pyrobnn.model.draws import Draws
-from pyrobnn.model.network_copy import copied
-from pyrobnn.model.substitution import SubstituteMessenger
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 __all__ = ["SimulationBasedCalibration", "sbc"]
 
-Infer: TypeAlias = Callable[[Any, tuple[Any, ...]], Guide | Mapping[str, Tensor] | MCMC]
-Quantities: TypeAlias = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
-
-_LOG_LIKELIHOOD = "log likelihood"
 _EXPECTED = 5  # ranks in a bin, from which the χ² distribution is a fair approximation
 
 
@@ -120,7 +112,7 @@ class SimulationBasedCalibration:
         found = f"{len(self.ranks)} simulations, {len(self.names)} quantities, p = {self.p_value:.2g}"
         if self.passed():
             return f"calibrated as far as these tell: {found}"
-        telling = [index for index, name in enumerate(self.names) if name != _LOG_LIKELIHOOD]
+        telling = [index for index, name in enumerate(self.names) if name != LOG_LIKELIHOOD]
         worst = min(telling, key=lambda index: float(self.p_values[index]), default=None)
         if worst is None or float(self.p_values[worst]) * len(self.names) >= 0.01:
             return f"not calibrated: seen in the log likelihood's ranks alone, which do not say how; {found}"
@@ -148,6 +140,9 @@ def sbc(
     num_samples: int = 99,
     num_bins: int = 10,
     seed: int | None = None,
+    executor: Executor | None = None,
+    directory: str | Path | None = None,
+    resume: bool = False,
     progress: bool = True,
 ) -> SimulationBasedCalibration:
     """Checks an inference on data simulated from the model.
@@ -173,102 +168,43 @@ def sbc(
         num_points: Number of these inputs, evenly spaced in their order.
         num_samples: Posterior draws L; 19 suffice, more make ranks finer.
         num_bins: Bins of the χ² test; it divides L + 1.
-        seed: Seeds the simulations, and torch, numpy, Python and Pyro at the start.
+        seed: Seeds the simulations; in each, torch, NumPy, Python and Pyro have a seed of their own when ``infer`` is
+            called.
+        executor: Where simulations run, such as a ``concurrent.futures.ProcessPoolExecutor``; None: here, one after
+            another, with the same ranks bit for bit, where workers compute with as many threads.
+        directory: Where the ranks of each simulation are written to.
+        resume: Whether to take the simulations that are in ``directory`` and run the others only.
         progress: Show a progress bar.
 
     Returns:
         The ranks with their test; ``passed()`` and ``plot()``.
 
     Raises:
-        TypeError: If ``infer`` returns something else.
+        TypeError: If ``infer`` returns something else, or cannot be sent to another process.
+        WorkerLostError: If a worker died: it names the simulations without a result.
+        DirectoryInUseError: If another process or thread writes to ``directory``.
         ValueError: If an argument is out of range, the inputs are not all data of the model, the observed site is not
             there, or the posterior has fewer draws than ``num_samples`` or lacks a site.
     """
     _check(model, num_simulations, num_points, num_samples, num_bins)
     arguments = inputs if isinstance(inputs, tuple) else (inputs,)
     _check_inputs(model, arguments)
-    device = next((p.device for p in getattr(model, "parameters", tuple)()), torch.device("cpu"))
+    check_executor(executor)
     with random_state.local(seed):
         # The inference may seed the generators: what is random here uses seeds drawn beforehand.
         seeds = torch.randint(2**62, (num_simulations, 2), device="cpu").tolist()
-        ranks: list[Tensor] = []
-        names: tuple[str, ...] = ()
-        for before, after in progress_bar(seeds, shown=progress, unit="simulation"):
-            with random_state.seeded(before, device):
-                truth, target = _simulate(model, arguments, observed)
-            own = copied(model)
-            data = (*arguments, target)
-            posterior = infer(own, data)
-            with random_state.seeded(after, device), undisturbed(own):
-                draws = _draws(posterior, num_samples)
-                if missing := sorted(set(truth) - set(draws)):
-                    raise ValueError(f"infer: the posterior it returned lacks the site {missing[0]!r} of the model.")
-                rows = [_evaluate(own, draws.at(i), data, quantities, num_points) for i in range(num_samples)]
-                true = _evaluate(own, truth, data, quantities, num_points)
-                names = tuple(true)
-                found = torch.stack([torch.stack([row[name] for name in names]) for row in rows])
-                value = torch.stack([true[name] for name in names])
-                ties = (found == value).sum(0)
-                ranks.append((found < value).sum(0) + (torch.rand(len(ties), device="cpu") * (ties + 1)).long())
+        own_seeds = unit_seeds(num_simulations)
+    settings = {"num_samples": num_samples, "observed": observed, "num_points": num_points}
+    drawn = {"seeds": seeds, "own_seeds": own_seeds}
+    units = Units("simulation", directory, resume, settings | drawn, drawn=drawn if seed is None else ())
+    shared = (model, infer, arguments, observed, quantities, num_points, num_samples)
+    with units.recorded() as taken, progress_bar(total=num_simulations, shown=progress, unit="simulation") as bar:
+        each = zip(taken["seeds"], taken["own_seeds"], strict=True)
+        simulations = {f"simulation-{i}": (*pair, own) for i, (pair, own) in enumerate(each)}
+        found = units.run(simulated_ranks, shared, simulations, executor, bar.update)
+    names = tuple(next(iter(found.values()))["names"])
+    ranks = [one["ranks"] for one in found.values()]
     return SimulationBasedCalibration(names, torch.stack(ranks), num_samples, num_bins)
-
-
-def _simulate(model: Any, arguments: tuple[Any, ...], observed: str) -> tuple[dict[str, Tensor], Tensor]:
-    """Parameters from the prior, and data given them."""
-    with undisturbed(model), SubstituteMessenger({}) as run:
-        model(*arguments)
-    values = {message["name"]: message["value"] for message in run.latent}
-    if observed not in values:
-        raise ValueError(
-            f"observed: the model drew no site {observed!r} when it was called without targets; it drew "
-            f"{', '.join(values) or 'none'}."
-        )
-    return values, values.pop(observed)
-
-
-def _draws(posterior: Any, num_samples: int) -> Draws:
-    """L draws, those of a longer run evenly thinned."""
-    if isinstance(posterior, Guide):
-        points = posterior.facts.num_points or 1
-        available = points if points > 1 else num_samples
-        draws = Draws.of(posterior.sample(num_samples))
-    elif isinstance(posterior, MCMC | Mapping):
-        samples = posterior if isinstance(posterior, Mapping) else posterior.get_samples()
-        available = min((len(value) for value in samples.values()), default=0)
-        draws = Draws.of(samples).at(torch.linspace(0, max(available - 1, 0), num_samples).round().long())
-    else:
-        raise TypeError(
-            f"infer: expected it to return a guide, draws {{site: [K, ...]}} or a finished MCMC, got "
-            f"{type(posterior).__name__}."
-        )
-    if available < num_samples:
-        raise ValueError(
-            f"num_samples: the posterior has {available} draws, fewer than the {num_samples} to rank among; "
-            "draw more, or lower num_samples (and num_bins, which divides num_samples + 1)."
-        )
-    return draws
-
-
-def _evaluate(
-    model: Any, values: dict[str, Tensor], data: tuple[Any, ...], quantities: Quantities | None, num_points: int
-) -> dict[str, Tensor]:
-    """The quantities at one draw, element by element."""
-    found: dict[str, Tensor] = {}
-    if quantities is not None:
-        found.update({name: torch.as_tensor(value) for name, value in quantities(values).items()})
-    else:
-        with at_draw(model, values) as run:
-            outputs = model(*data)
-        if isinstance(outputs, Tensor) and outputs.dim():
-            rows = np.unique(np.linspace(0, len(outputs) - 1, num_points).round().astype(int))
-            found.update({f"f(x_{row})": outputs[row] for row in rows})
-        found[_LOG_LIKELIHOOD] = torch.tensor(sum(log_prob_sum(message, scaled=False) for message in run.observed))
-        found.update({name: value for name, value in values.items() if value.numel() == 1})
-    elements: dict[str, Tensor] = {}
-    for name, value in found.items():
-        flat = value.detach().double().cpu().reshape(-1)
-        elements.update({name if len(flat) == 1 else f"{name}[{i}]": element for i, element in enumerate(flat)})
-    return elements
 
 
 def _check(model: Any, num_simulations: Any, num_points: Any, num_samples: Any, num_bins: Any) -> None:

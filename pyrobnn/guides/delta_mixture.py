@@ -13,6 +13,7 @@ smaller than :math:`\Lambda^{-1}`, from which only noise on the targets, too, wo
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Literal, get_args
 
@@ -31,6 +32,7 @@ from pyrobnn.model.draws import Draws
 from pyrobnn.model.initialization import network_of
 from pyrobnn.model.layout import Site
 from pyrobnn.steps.base import Step
+from pyrobnn.steps.member_buffers import MemberBuffers
 from pyrobnn.steps.member_order import MemberOrder
 from pyrobnn.steps.members import MemberStep
 from pyrobnn.steps.normal_prior import is_fixed_normal
@@ -180,6 +182,17 @@ class DeltaMixture(Ensemble):
         """All members' flat vectors, with one node of the graph for all."""
         # Views of the rows, since hooks of what unbind returns are called without a gradient for rows not used.
         return [self.scaled(row.view_as(row)) for row in self.flat_loc.unbind()]
+
+    def only(self, model: Callable[..., Any], index: int) -> DeltaMixture:
+        """A copy with one of the members, its buffers and its anchor, to be trained by itself."""
+        one = copy.deepcopy(self)
+        one.num_members, one.members_per_step = 1, None
+        one.loc = nn.Parameter(self.flat_loc.detach()[index : index + 1].clone())
+        one.buffers_by_member = MemberBuffers(model, 1).to(self.flat_loc.device)
+        one.own_buffers.write(0, self.own_buffers.copies(index))
+        if self.strategy == "anchored":
+            one.register_buffer("anchors", self.anchors[index : index + 1].clone())
+        return one
 
     def stacked(self, members: Tensor) -> dict[str, Tensor]:
         """Copies of members ``[K]``."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from pyrobnn.core.arguments import check_device, check_int, check_positive_int
 from pyrobnn.core.batches import Reader
 from pyrobnn.core.exclusive import in_one_thread
+from pyrobnn.core.executors import check_executor
 from pyrobnn.core.explanations import explained
 from pyrobnn.core.files import check_directory
 from pyrobnn.core.gradient_modes import gradients_enabled, refuse_inference_tensors
@@ -27,6 +29,7 @@ from pyrobnn.guides.chains import Chains
 from pyrobnn.model.declarations import example_if_needed
 from pyrobnn.model.layout import Layout
 from pyrobnn.model.likelihoods.learned import refuse_untrained
+from pyrobnn.sampling.apart import apart
 from pyrobnn.sampling.initialization import ChainInit, chain_seed, initial_points
 from pyrobnn.sampling.kernels.base import FullBatchKernel, Kernel, StochasticGradientKernel
 from pyrobnn.sampling.sampling_mode import BatchNormPolicy, sampled
@@ -56,6 +59,7 @@ def sample(
     max_bytes: int = 2**30,
     directory: str | Path | None = None,
     resume: bool = False,
+    executor: Executor | None = None,
     progress: bool = True,
 ) -> Chains:
     """Draws from the posterior by Markov chains.
@@ -88,6 +92,11 @@ def sample(
         directory: SG-MCMC only: where each kept draw is written to, in safetensors files, with the state of the run.
         resume: Continue the run in ``directory``, if there is one, bit for bit as if it had never stopped. A killed run
             has lost one thinning interval at most. ``num_samples`` may be larger than it was.
+        executor: Where chains run by themselves, each with a seed and batches of its own, such as a
+            ``concurrent.futures.ProcessPoolExecutor``. The draws are the same bits under any executor,
+            :class:`~pyrobnn.SerialExecutor` included, where workers compute with as many threads; they are others than
+            those of None, with which all chains step together here. ``directory`` then keeps whole chains of any
+            kernel, and ``resume`` runs those that are missing.
         progress: Show a progress bar.
 
     Returns:
@@ -104,6 +113,7 @@ def sample(
         ValueError: If an argument is out of its range, data and model do not fit, the draws would not fit into
             ``max_bytes``, the likelihood learns a scale that was not trained, or ``directory`` holds another run.
         CheckpointError: If what ``directory`` holds is damaged, which digests of all that is read tell; a ValueError.
+        WorkerLostError: If a worker of the executor died: it names the chains without draws.
         RuntimeError: In a process group of several processes (:func:`~pyrobnn.independent_processes`).
         DirectoryInUseError: If another process or thread samples to ``directory``.
         OSError: If the disk is full; the draws recorded before stay readable, and can be resumed from.
@@ -111,11 +121,26 @@ def sample(
     refuse_process_group("sample")
     refuse_wrapped(model=model)
     check_device("device", device)
-    _check(kernel, num_samples, warmup_steps, thinning, num_chains, vmap, max_bytes, directory, resume)
+    check_executor(executor)
+    _check(kernel, num_samples, warmup_steps, thinning, num_chains, vmap, max_bytes, directory, resume, executor)
     if device is not None and isinstance(model, nn.Module):
         model.to(device)
     refuse_inference_tensors(model=model)
     refuse_untrained(model, "sample()")
+    if executor is not None:
+        options = {
+            "kernel": kernel,
+            "num_samples": num_samples,
+            "batch": batch,
+            "warmup_steps": warmup_steps,
+            "thinning": thinning,
+            "batch_norm": batch_norm,
+            "vmap": vmap,
+            "device": device,
+            "max_bytes": max_bytes,
+        }
+        with gradients_enabled(), in_one_thread(model=model), sampled(model, batch_norm):
+            return apart(sample, model, data, init, num_chains, options, executor, seed, directory, resume)
     with gradients_enabled(), in_one_thread(model=model), chain_seed(seed), sampled(model, batch_norm):
         if isinstance(kernel, FullBatchKernel):
             args = all_data(model, data, device, batch)
@@ -189,6 +214,7 @@ def _check(
     max_bytes: Any,
     directory: Any,
     resume: bool,
+    executor: Executor | None,
 ) -> None:
     if not isinstance(kernel, StochasticGradientKernel | FullBatchKernel):
         hint = "; make an instance of it, such as SGLD(step_size=1e-5)" if isinstance(kernel, type) else ""
@@ -207,8 +233,11 @@ def _check(
         check_directory("directory", directory)
     if resume and directory is None:
         raise ValueError("resume: nothing to resume from; pass directory= that of the earlier run.")
-    if directory is not None and isinstance(kernel, FullBatchKernel):
-        raise ValueError("directory: only SG-MCMC streams its draws to disk; HMC and NUTS keep them in memory.")
+    if directory is not None and executor is None and isinstance(kernel, FullBatchKernel):
+        raise ValueError(
+            "directory: only SG-MCMC streams its draws to disk; HMC and NUTS keep them in memory. With executor=, such "
+            "as pyrobnn.SerialExecutor(), whole chains are kept."
+        )
 
 
 def _check_memory(num_samples: int, start: Tensor, max_bytes: int, directory: Any) -> None:

@@ -135,6 +135,11 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
         pb.sample,
         {"model": MODEL, "data": LOADER, "kernel": SGLD(1e-4), "num_samples": 2, "progress": False},
     ),
+    "fit_members": (
+        training.fit_members,
+        {"model": MODEL, "guide": guides.DeltaMixture(MODEL, 2), "loader": LOADER, "epochs": 1},
+    ),
+    "run_seeds": (training.run_seeds, {"function": float, "seeds": [1, 2]}),
     "finetune": (pb.finetune, {"net": network(), "loader": LOADER, "num_data": 6, "epochs": 1, "progress": False}),
     "predict": PREDICT,
     "predict of Laplace": (pb.predict, PREDICT[1] | {"guide": LAPLACE, "predictor": "linearized"}),

@@ -29,7 +29,7 @@ from pyrobnn.sampling.sgmcmc.noise import Noise
 from pyrobnn.sampling.sgmcmc.store import DiskStore, MemoryStore
 from pyrobnn.training.state import generators
 
-__all__ = ["Run", "SamplingDivergedWarning", "start_run"]
+__all__ = ["Run", "SamplingDivergedWarning", "described_kernel", "start_run"]
 
 _TENSOR = schema.instance(Tensor, "a tensor")
 _POSITION = {
@@ -164,7 +164,7 @@ class Run:
     def settings(self) -> dict[str, Any]:
         """What a resumed run must have in common with the one it continues."""
         return {
-            "kernel": _described(self.kernel),
+            "kernel": described_kernel(self.kernel),
             "warmup_steps": self.warmup_steps,
             "thinning": self.thinning,
             "num_chains": len(self.flat),
@@ -213,9 +213,9 @@ class Run:
             random_state.write_all(state["random"], generators(self.batches.data))
 
 
-def _described(kernel: object) -> str:
+def described_kernel(kernel: object) -> str:
     """The kernel's settings as text; functions by name, since their addresses differ from process to process."""
     fields = getattr(kernel, "__dataclass_fields__", None)
     if fields is not None:
-        return f"{type(kernel).__name__}({', '.join(f'{n}={_described(getattr(kernel, n))}' for n in fields)})"
+        return f"{type(kernel).__name__}({', '.join(f'{n}={described_kernel(getattr(kernel, n))}' for n in fields)})"
     return getattr(kernel, "__qualname__", type(kernel).__name__) if callable(kernel) else repr(kernel)
