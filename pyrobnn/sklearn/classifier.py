@@ -28,7 +28,7 @@ class BayesianClassifier(ClassifierMixin, BayesianEstimator):
         probabilities = classifier.predict_proba(X_test)
         ignorance = classifier.predictive(X_test).epistemic  # mutual information in nats
 
-    Inputs are standardized. Probabilities are means over the posterior's draws. The default is an ensemble of five
+    Inputs are standardized. Probabilities are means over the posterior's draws. The default is an ensemble of ten
     perceptrons that start at weights of He's scale. A share of each class chooses the epoch to stop at.
 
     Args and attributes are those of :class:`~pyrobnn.sklearn.BayesianRegressor`, without ``likelihood`` and

@@ -29,19 +29,21 @@ __all__ = ["POSTERIORS", "PosteriorSpec", "Training", "fit_posterior"]
 PosteriorSpec: TypeAlias = str | Callable[..., Guide]
 """A name in :data:`POSTERIORS`, or a function of the model, such as a class of :mod:`pyrobnn.guides`."""
 
+_ENSEMBLE = partial(guides.DeltaMixture, num_members=10)
+
 POSTERIORS: Mapping[str, Callable[..., Guide]] = {
     "map": guides.MAP,
     "mean_field": guides.MeanField,
     "low_rank_normal": guides.LowRankNormal,
-    "ensemble": guides.DeltaMixture,
-    "delta_mixture": guides.DeltaMixture,
+    "ensemble": _ENSEMBLE,
+    "delta_mixture": _ENSEMBLE,
     "low_rank_ensemble": guides.LowRankEnsemble,
     "mc_dropout": guides.MCDropout,
     "laplace": partial(guides.Laplace, structure="kronecker"),
     "last_layer_laplace": guides.Laplace,
     "swag": guides.SWAG,
 }
-"""Families by name; ``"ensemble"`` and ``"delta_mixture"`` are one."""
+"""Families by name; ``"ensemble"`` and ``"delta_mixture"`` are one, of ten members."""
 
 _SWAG_EPOCHS, _SWAG_LR = 20, 1e-3
 

@@ -53,9 +53,9 @@ class BayesianRegressor(RegressorMixin, BayesianEstimator):
     units. The noise is learned. A tenth of the rows chooses the epoch to stop at, and is no part of the posterior.
     With the same ``random_state`` a fit gives the same estimator, whose predictions never differ between calls.
 
-    The default is an ensemble of five perceptrons with noise of its own for each input: each network gives a mean
+    The default is an ensemble of ten perceptrons with noise of its own for each input: each network gives a mean
     :math:`f(x)` and a scale :math:`\sigma(x)`, and the predictive is the mixture
-    :math:`\frac15 \sum_m N(y; f_m(x), \sigma_m^2(x))` (Lakshminarayanan et al. 2017). Several targets
+    :math:`\frac1{10} \sum_m N(y; f_m(x), \sigma_m^2(x))` (Lakshminarayanan et al. 2017). Several targets
     (``y`` of ``[N, T]``) are independent given the weights.
 
     Args:
@@ -68,7 +68,7 @@ class BayesianRegressor(RegressorMixin, BayesianEstimator):
         hidden_layer_sizes: Widths of its hidden layers; None: twice 50, from 5,000 rows on 100, from 50,000 on 200.
         prior: Prior or prior rules of the weights; None for the default
             (:func:`~pyrobnn.model.bayesianize.bayesianize`).
-        posterior_options: Further arguments of the guide, such as ``{"num_members": 10}``.
+        posterior_options: Further arguments of the guide, such as ``{"num_members": 5}``.
         epochs: Passes over the data at most; None: as many as make 2,000 gradient steps, and at least 20.
         lr: Learning rate of Adam at the start; it falls along a cosine.
         batch_size: Rows of a gradient step; None: 64, from 10,000 rows on 256.
