@@ -1,4 +1,4 @@
-"""Every ```python block of README.md and docs/*.md runs; the blocks of one page share their names."""
+"""Every ```python block of README.md and docs/ runs; the blocks of one page share their names."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import matplotlib.pyplot as plt
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCK = re.compile(r"^(?P<indent> *)```python[^\n]*\n(?P<code>.*?)^(?P=indent)```", re.DOTALL | re.MULTILINE)
 SKIPPED = "# not run"
 NEEDED = {"lora.md": ("transformers", "peft")}

@@ -37,7 +37,10 @@ def _replaced(entries: list[Any], rest: list[str]) -> list[Any]:
     result: list[Any] = []
     for entry in entries:
         if isinstance(entry, dict):
-            result.append({k: _replaced(v, rest) if isinstance(v, list) else v for k, v in entry.items()})
+            pairs = {
+                title: _replaced(value, rest) if isinstance(value, list) else value for title, value in entry.items()
+            }
+            result.append(pairs)
         elif entry.endswith("*"):
             result += [page for page in rest if page.rpartition("/")[0] == entry.rstrip("*").rstrip("/")]
         else:
