@@ -28,6 +28,7 @@ from pyrobnn.core.executors import SerialExecutor, WorkerLostError
 from pyrobnn.core.processes import independent_processes
 from pyrobnn.diagnostics import check, sbc, to_arviz
 from pyrobnn.distillation import distill
+from pyrobnn.exporting import Exported, ExportError, export
 from pyrobnn.model import likelihoods, priors
 from pyrobnn.model.bayesianize import BayesianModule, bayesianize
 from pyrobnn.model.standardization import Standardizer
@@ -44,6 +45,8 @@ from pyrobnn.training.running_statistics import recalibrate_batch_norm
 __all__ = [
     "Batch",
     "BayesianModule",
+    "ExportError",
+    "Exported",
     "History",
     "Prediction",
     "Predictive",
@@ -63,6 +66,7 @@ __all__ = [
     "distill",
     "distillation",
     "estimators",
+    "export",
     "finetune",
     "fit",
     "function_space",

@@ -16,6 +16,7 @@ GROUPS = {
     "Fit a posterior": [
         "pyrobnn.guides",
         "pyrobnn.training",
+        "pyrobnn.training.trackers",
         "pyrobnn.objectives",
         "pyrobnn.estimators",
         "pyrobnn.schedules",
@@ -38,6 +39,7 @@ GROUPS = {
         "pyrobnn.plots",
         "pyrobnn.assessment",
         "pyrobnn.checkpoint",
+        "pyrobnn.exporting",
     ],
     "Extend the library": ["pyrobnn.model", "pyrobnn.steps", "pyrobnn.curvature", "pyrobnn.reporting"],
 }

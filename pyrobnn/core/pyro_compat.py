@@ -31,6 +31,7 @@ __all__ = [
     "is_in_transform",
     "sole_handler",
     "strictly_vectorized",
+    "transforms_left",
     "unvalidated",
     "validation_kept",
     "version",
@@ -156,6 +157,17 @@ def strictly_vectorized(is_strict: bool = True) -> Iterator[None]:
         yield
     finally:
         functions._set_vmap_fallback_enabled(before)
+
+
+@contextmanager
+def transforms_left() -> Iterator[None]:
+    """Leaves the function transforms that an error in the block left open: torch's own tracing does not."""
+    functions: Any = torch._C._functorch
+    depth = functions.get_dynamic_layer_stack_depth()
+    try:
+        yield
+    finally:
+        functions.pop_dynamic_layer_stack_and_undo_to_depth(depth)
 
 
 def has_forward_hooks(module: nn.Module) -> bool:

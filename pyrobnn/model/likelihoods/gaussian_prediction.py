@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from statistics import NormalDist
 
 import torch
 from torch import Tensor
@@ -62,6 +64,10 @@ class GaussianPrediction(MomentPrediction):
     def quantile_at(self, levels: Tensor) -> Tensor:
         """Quantiles at levels ``[Q, N, …]`` of each target, of their shape."""
         return (self.mean + torch.special.ndtri(levels) * self.std).to(self.mean.dtype)
+
+    def traced_quantile(self, levels: Sequence[float], dtype: torch.dtype) -> Tensor:
+        """Quantiles ``[Q, N, …]`` in closed form."""
+        return torch.stack([self.mean + NormalDist().inv_cdf(level) * self.std for level in levels])
 
     def pit(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """Probability of at most ``y [N, …]``, twice."""

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pyrobnn.core.arguments import check_positive_int, check_probability
 from pyrobnn.model.likelihoods.crps import mixture_crps, points_per_draw
+from pyrobnn.model.likelihoods.draw_indices import draw_indices
 from pyrobnn.model.likelihoods.entropies import (
     NODES_PER_DRAW,
     EntropySplit,
@@ -19,8 +20,14 @@ from pyrobnn.model.likelihoods.entropies import (
     entropy_split,
     joint_entropy_split,
 )
-from pyrobnn.model.likelihoods.predictions import Prediction, draw_indices
-from pyrobnn.model.likelihoods.quantiles import is_discrete, mixture_cdf, mixture_quantile, row_parts
+from pyrobnn.model.likelihoods.predictions import Prediction
+from pyrobnn.model.likelihoods.quantiles import (
+    bracketed_quantile,
+    is_discrete,
+    mixture_cdf,
+    mixture_quantile,
+    row_parts,
+)
 
 __all__ = ["MomentPrediction", "NoCdfError", "check_level", "check_levels"]
 
@@ -144,6 +151,14 @@ class MomentPrediction(Prediction):
                 each = self.likelihood.marginal(parameters)
                 parts.append(mixture_quantile(each, levels[:, rows], self.likelihood.placeholder))
         return torch.cat(parts, 1).to(self.mean.dtype)
+
+    def traced_quantile(self, levels: Sequence[float], dtype: torch.dtype) -> Tensor:
+        """:meth:`quantile` ``[Q, N, …]`` as exported programs compute it, in a dtype and without decisions."""
+        parameters = {name: value.to(dtype) for name, value in self._kept("quantiles").items()}
+        with self._of_marginals("quantiles"):
+            each = self.likelihood.marginal(parameters)
+            at, spread = self.mean.to(dtype), self.total.to(dtype)
+            return bracketed_quantile(each, levels, self.likelihood.placeholder, at, spread).to(self.mean.dtype)
 
     def interval(self, level: float = 0.9) -> tuple[Tensor, Tensor]:
         """Central predictive interval of each target alone, ``[N, …]`` twice: quantiles ``(1 ∓ level) / 2``.

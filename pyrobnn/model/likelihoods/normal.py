@@ -126,7 +126,7 @@ class Normal(Likelihood):
                     f"network's outputs have shape {tuple(outputs.shape)}); give one standard deviation, or one for "
                     "each output."
                 )
-        return scale.expand_as(outputs).to(torch.promote_types(scale.dtype, outputs.dtype))
+        return scale.expand(outputs.shape).to(torch.promote_types(scale.dtype, outputs.dtype))
 
     def distribution(self, parameters: Mapping[str, Tensor]) -> dist.Normal:
         """Normal with ``loc`` and ``scale``."""
@@ -157,7 +157,7 @@ class Normal(Likelihood):
             epistemic=epistemic,
             num_samples=num_samples,
             likelihood=self,
-            covariance=covariance + torch.diag_embed(aleatoric.reshape(len(outputs), -1)),
+            covariance=covariance + torch.diag_embed(aleatoric.reshape(outputs.shape[0], -1)),
         )
 
     @property

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from torch import Tensor
 
-from pyrobnn.core.arguments import check_positive_int
+from pyrobnn.model.likelihoods.draw_indices import draw_indices
 
 if TYPE_CHECKING:
     from pyrobnn.model.likelihoods.base import Likelihood
 
-__all__ = ["ClassPrediction", "Prediction", "draw_indices"]
+__all__ = ["ClassPrediction", "Prediction"]
 
 
 @dataclass
@@ -114,6 +114,10 @@ class Prediction:
         """Quantiles of each target alone (real-valued targets) under the mixture over draws."""
         raise ValueError("quantile: it is defined for real-valued targets; classes have mean and entropies.")
 
+    def traced_quantile(self, levels: Sequence[float], dtype: torch.dtype) -> Tensor:
+        """:meth:`quantile` ``[Q, N, …]`` as exported programs compute it, in a dtype and without decisions."""
+        raise ValueError("quantiles: they are defined for real-valued targets; classes have mean and entropies.")
+
     def crps(self, y: Tensor) -> Tensor:
         """Continuous ranked probability score of each target alone (real-valued targets)."""
         raise ValueError("crps: it is defined for real-valued targets; score classes by log_prob.")
@@ -195,21 +199,6 @@ def _selected(value: Any, index: slice | Tensor, dim: int) -> Any:
     if isinstance(value, dict):
         return {name: _selected(entry, index, dim) for name, entry in value.items()}
     return value[(slice(None),) * dim + (index,)] if isinstance(value, Tensor) else value
-
-
-def draw_indices(num_samples: int | None, draws: int, device: torch.device) -> Tensor | None:
-    """Which of the posterior draws each of ``num_samples`` targets is drawn from; None: each draw once.
-
-    Every draw is used equally often; a remainder is a random choice of them without repetition.
-
-    Raises:
-        ValueError: If ``num_samples`` is no positive int.
-    """
-    if num_samples is None:
-        return None
-    check_positive_int("num_samples", num_samples)
-    whole = torch.arange(draws, device=device).repeat(num_samples // draws)
-    return torch.cat([whole, torch.randperm(draws, device=device)[: num_samples % draws]])
 
 
 @dataclass
