@@ -26,6 +26,7 @@ from pyrobnn.core import schedules
 from pyrobnn.core.batches import Batch
 from pyrobnn.core.executors import SerialExecutor, WorkerLostError
 from pyrobnn.core.processes import independent_processes
+from pyrobnn.core.ranks import RankFailedError, RankLostError
 from pyrobnn.diagnostics import check, sbc, to_arviz
 from pyrobnn.distillation import distill
 from pyrobnn.exporting import Exported, ExportError, export
@@ -50,6 +51,8 @@ __all__ = [
     "History",
     "Prediction",
     "Predictive",
+    "RankFailedError",
+    "RankLostError",
     "SerialExecutor",
     "Standardizer",
     "SupervisedModel",

@@ -14,7 +14,7 @@ from typing import Any
 import torch.distributed
 from torch import nn
 
-__all__ = ["independent_processes", "refuse_process_group", "refuse_wrapped"]
+__all__ = ["are_independent", "independent_processes", "refuse_process_group", "refuse_wrapped"]
 
 _blocks: list[None] = []
 
@@ -41,11 +41,17 @@ def independent_processes() -> Iterator[None]:
         _blocks.pop()
 
 
-def refuse_process_group(function: str) -> None:
+def are_independent() -> bool:
+    """Whether this is in a block of :func:`independent_processes`."""
+    return bool(_blocks)
+
+
+def refuse_process_group(function: str, advice: str = "") -> None:
     """Refuses to go on in a group of several processes, but for blocks of :func:`independent_processes`.
 
     Args:
         function: What was called, as the message names it.
+        advice: What else to do, for the message.
 
     Raises:
         RuntimeError: If the default process group of ``torch.distributed`` has several processes.
@@ -57,7 +63,7 @@ def refuse_process_group(function: str) -> None:
             f"{function}: the process group of torch.distributed has {size} processes, which it does not synchronize: "
             "each would end with a posterior of its own, given its share of the data. Call it in one process without "
             "a group; or, where each process is to have a posterior of its own given all data, in a block `with "
-            "pyrobnn.independent_processes():`."
+            f"pyrobnn.independent_processes():`{advice}."
         )
 
 
@@ -79,6 +85,8 @@ def refuse_wrapped(**modules: Any) -> None:
 def _wrapper(module: nn.Module) -> str | None:
     """What wraps a module for several devices or processes, and what to pass instead; None if nothing does."""
     kind = type(module).__name__
+    if kind == "_FabricModule":
+        return "set up by Fabric; pass it as it was before fabric.setup(), which fit(fabric=...) does not need"
     if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
         return f"a {kind}; pass the network inside it (its .module)"
     fsdp = sys.modules.get("torch.distributed.fsdp")  # importing it takes long

@@ -45,8 +45,9 @@ def check_arguments(
     checkpoint: Any,
     resume: bool,
     reader: Reader | None = None,
+    draws: str | None = None,
 ) -> None:
-    """Checks that need no batch."""
+    """Checks that need no batch; what several processes have is counted when they are known (``draws`` is not None)."""
     advice = "; fit any other guide with pyro.infer.SVI(model, guide, optimizer, pyrobnn.objectives.ELBO())"
     check_guide(model, guide, advice=advice)
     refuse_inference_tensors(model=model, guide=guide)
@@ -67,7 +68,7 @@ def check_arguments(
         raise ValueError("patience: early stopping needs validation batches; pass validation=, or early_stopping=True.")
     if resume and checkpoint is None:
         raise ValueError("resume: nothing to resume from; pass checkpoint= the directory of the earlier run.")
-    check_loader(model, loader, epochs, reader)
+    check_loader(model, loader, epochs, reader, counts=draws is None)
     if validation is not None:
         _check_repeatable("validation", validation, epochs)
 
@@ -98,9 +99,15 @@ def check_options(elbo: Any, scheduler: Any, players: Any, callbacks: Any, check
 
 
 def check_loader(
-    model: Any, loader: Any, epochs: int | None, reader: Reader | None = None, argument: str = "loader"
+    model: Any,
+    loader: Any,
+    epochs: int | None,
+    reader: Reader | None = None,
+    argument: str = "loader",
+    *,
+    counts: bool = True,
 ) -> None:
-    """Checks of a loader that need no batch.
+    """Checks of a loader that need no batch; of its size, if ``counts``.
 
     Raises:
         TypeError: If it is an iterator, which is used up after one pass, or its reader is no function.
@@ -109,7 +116,8 @@ def check_loader(
     _check_repeatable(argument, loader, epochs)
     if reader is not None and not callable(reader):
         raise TypeError(f"batch: expected a function from a batch to (inputs, targets), got {reader!r}.")
-    check_stated_rows(declared_num_data(model), loader, reader, argument)
+    if counts:
+        check_stated_rows(declared_num_data(model), loader, reader, argument)
 
 
 def _check_repeatable(name: str, batches: Any, epochs: int | None) -> None:

@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from pyrobnn.core import random_state
+from pyrobnn.core.arguments import check_positive_int
 from pyrobnn.core.batches import Reader
 from pyrobnn.core.denormals import denormals_as_zero
 from pyrobnn.core.exclusive import in_one_thread
@@ -32,14 +33,17 @@ from pyrobnn.core.training_rows import remember
 from pyrobnn.guides.base import Guide
 from pyrobnn.objectives import ELBO, Objective
 from pyrobnn.training.checks import check_arguments, check_optimizer, check_options
+from pyrobnn.training.fabric import check_fabric
 from pyrobnn.training.held_out import held_out
 from pyrobnn.training.history import Callback, History
-from pyrobnn.training.length import default_epochs, default_patience, num_batches
+from pyrobnn.training.joint_run import DrawsOfRanks
+from pyrobnn.training.length import default_patience, epochs_of
 from pyrobnn.training.optimizers import OptimizerSpec, make_optimizer
 from pyrobnn.training.players import Player
 from pyrobnn.training.resume import recorded, save_run
 from pyrobnn.training.run import Run
 from pyrobnn.training.schedule import LearningRates, SchedulerPer, check_scheduler_per
+from pyrobnn.training.starting import check_draws, lost_ranks_explained, started
 from pyrobnn.training.state import write_tensors
 from pyrobnn.training.trackers.base import Tracker, TrackerCalls
 
@@ -73,6 +77,9 @@ def fit(
     progress: bool = True,
     checkpoint: str | Path | None = None,
     resume: bool = False,
+    accumulate: int = 1,
+    data_parallel: DrawsOfRanks = None,
+    fabric: Any = None,
 ) -> History:
     """Fits a guide to a model.
 
@@ -117,7 +124,19 @@ def fit(
         progress: Show a progress bar; where standard error is no terminal, lines.
         checkpoint: A directory to which the whole training state is saved after each epoch. No other run may write
             to it meanwhile.
-        resume: Continue from ``checkpoint`` if it is there, bit for bit as if training had never stopped.
+        resume: Continue from ``checkpoint`` if it is there, bit for bit as if training had never stopped; on another
+            number of processes with the same data in the same order.
+        accumulate: Batches in a gradient step: its gradient is that of their union, however many rows each has.
+        data_parallel: Train on the processes of the group of ``torch.distributed`` (those of ``torchrun``) together:
+            the gradient of a step is that of the union of their batches. ``"own_draws"``: each process draws weights
+            of its own, so that a step averages as many draws as there are processes. ``"same_draws"``: one draw for
+            all, as in one process. Each process makes the same call, with the ``DataLoader`` of the whole data set,
+            whose ``batch_size`` is that of all processes together and of which each reads its share; or with batches
+            of its own share. ``num_data`` is that of the whole set. The first process's model and guide are copied to
+            the others. BatchNorm normalizes by each process's rows; running statistics are averaged at the end of an
+            epoch. The first process writes ``checkpoint``, shows progress and calls trackers.
+        fabric: A ``lightning.fabric.Fabric`` that was launched (extra ``lightning``), whose device and precision are
+            used, with the strategy ``"ddp"`` or one device; ``data_parallel`` is ``"own_draws"`` then, if None.
 
     Gradients are enabled for the call, whatever the mode around it.
 
@@ -137,16 +156,25 @@ def fit(
         ValueError: If the loader does not fit the model, is empty, or a batch holds what the model cannot
             take; or if ``checkpoint`` is that of another run, or empty.
         CheckpointError: If what ``checkpoint`` holds is damaged; a ValueError.
-        RuntimeError: In a process group of several processes (:func:`~pyrobnn.independent_processes`).
+        RuntimeError: In a process group of several processes, without ``data_parallel``
+            (:func:`~pyrobnn.independent_processes`).
+        RankLostError: If another process died or hangs; the last checkpoint can be resumed from.
+        RankFailedError: If another process raised an error, which it repeats.
+        ImportError: If ``fabric`` is given and Lightning is not installed.
         DirectoryInUseError: If another process or thread writes to ``checkpoint``.
         OSError: If the disk is full; the last state that was saved stays there.
     """
-    refuse_process_group("fit")
+    draws = check_draws(data_parallel, fabric)
+    if draws is None:
+        refuse_process_group("fit", "; or pass data_parallel='own_draws' to train one posterior on all of them")
     refuse_wrapped(model=model, guide=guide)
     check_options(elbo, scheduler, players, callbacks, checkpoint, device)
+    check_positive_int("accumulate", accumulate)
     check_arguments(
-        model, guide, loader, epochs, patience, clip_norm, validation, early_stopping, checkpoint, resume, batch
+        model, guide, loader, epochs, patience, clip_norm, validation, early_stopping, checkpoint, resume, batch, draws
     )
+    if fabric is not None:
+        device = check_fabric(fabric, model, guide, device)
     check_optimizer(optimizer, scheduler, checkpoint)
     check_scheduler_per(scheduler, scheduler_per)
     calls = TrackerCalls(trackers, log_every)
@@ -163,24 +191,29 @@ def fit(
             guide.to(device)
         further = [parameter for player in players for parameter in player.parameters]
         made = make_optimizer(model, guide, optimizer, lr, scale_lr, further)
-        run = Run(
-            model,
-            guide,
-            elbo or ELBO(),
-            made,
-            LearningRates(scheduler, made, scheduler_per),
-            loader,
+        run = started(
+            draws,
+            accumulate,
+            seed,
+            fabric,
+            model=model,
+            guide=guide,
+            elbo=elbo or ELBO(),
+            optimizer=made,
+            rates=LearningRates(scheduler, made, scheduler_per),
+            loader=loader,
             validation=validation,
             clip_norm=clip_norm,
             device=device,
             reader=batch,
-            epochs=default_epochs(loader) if epochs is None else epochs,
             players=players,
             calls=calls,
         )
+        batches = run.batches_per_epoch
+        run.epochs = epochs_of(batches) if epochs is None else epochs
         patience = default_patience(run.epochs) if early_stopping and patience is None else patience
-        with recorded(run, directory, resume), denormals_as_zero():
-            run.rates.check(run.epochs, num_batches(loader))
+        with lost_ranks_explained(run, directory), recorded(run, directory, resume), denormals_as_zero():
+            run.rates.check(run.epochs, batches)
             run.history.planned = run.epochs
             _train(run, patience, callbacks, directory, progress)
         if patience is not None and run.best is not None:
@@ -198,7 +231,8 @@ def _train(
     """Epochs until there are enough, or something stops them; each module's mode is restored."""
     history = run.history
     modes = [(module, module.training) for module in run.model.modules()]
-    bar = progress_bar(total=run.epochs, initial=history.epochs, shown=progress, unit="epoch")
+    shown = progress and (run.ranks is None or run.ranks.is_first)
+    bar = progress_bar(total=run.epochs, initial=history.epochs, shown=shown, unit="epoch")
     try:
         run.model.train()
         while not run.is_finished:
@@ -211,7 +245,7 @@ def _train(
             run.calls.after_epoch(history.latest, history.epochs, history.steps)
             if patience is not None and run.epochs_since_best >= patience:
                 history.stopped = "patience"
-            elif [callback(history) for callback in callbacks].count(True):
+            elif run.agreed([callback(history) for callback in callbacks].count(True) > 0):
                 history.stopped = "callback"
             if directory is not None:
                 save_run(run, directory)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-__all__ = ["Callback", "History"]
+__all__ = ["Callback", "History", "Totals"]
 
 
 @dataclass
@@ -71,6 +71,29 @@ class History:
     def to_dict(self) -> dict[str, Any]:
         """Plain lists and numbers, for JSON."""
         return asdict(self)
+
+
+@dataclass
+class Totals:
+    """Sums of one epoch.
+
+    Attributes:
+        values: Values per datum by name, times the rows they are of.
+        rows: Rows.
+        temperature: Weight of the divergence in the last step.
+        divergence_name: What the divergence is.
+    """
+
+    values: dict[str, float] = field(default_factory=dict)
+    rows: int = 0
+    temperature: float = 1.0
+    divergence_name: str = "KL"
+
+    def add(self, values: dict[str, float], rows: int) -> None:
+        """Adds the values of a step."""
+        self.rows += rows
+        for name, value in values.items():
+            self.values[name] = self.values.get(name, 0.0) + rows * value
 
 
 _NAMED = ("elbo", "log_likelihood", "kl", "loss", "validation", "learning_rate", "seconds")

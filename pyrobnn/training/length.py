@@ -6,7 +6,7 @@ import math
 from collections.abc import Sized
 from typing import Any
 
-__all__ = ["default_epochs", "default_patience", "num_batches"]
+__all__ = ["default_epochs", "default_patience", "epochs_of", "num_batches"]
 
 STEPS = 2_000
 EPOCHS = 20
@@ -19,7 +19,11 @@ def default_epochs(loader: Any) -> int:
     Args:
         loader: The training data; 20 epochs if it has no length.
     """
-    batches = num_batches(loader)
+    return epochs_of(num_batches(loader))
+
+
+def epochs_of(batches: int | None) -> int:
+    """The same, of the number of gradient steps in a pass; None if it is not known."""
     return EPOCHS if not batches else max(EPOCHS, math.ceil(STEPS / batches))
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,6 @@ from pyrobnn.core.batch_form import FORM
 from pyrobnn.core.files import CheckpointError
 from pyrobnn.core.storage import described, restoring, write_state
 from pyrobnn.model.declarations import declared_num_data
-from pyrobnn.model.num_data import stated_rows
 from pyrobnn.objectives.terms import read_terms, write_terms
 from pyrobnn.training import recording
 from pyrobnn.training.history import History
@@ -72,22 +72,43 @@ _RUN = schema.record(
 )
 
 
-def recorded(run: Run, directory: Path | None, resume: bool) -> AbstractContextManager[None]:
-    """The run's directory for a block (:func:`pyrobnn.training.recording.recorded`)."""
+@contextlib.contextmanager
+def recorded(run: Run, directory: Path | None, resume: bool) -> Iterator[None]:
+    """The run's directory for a block (:func:`pyrobnn.training.recording.recorded`).
+
+    Of several processes the first reads and writes it, and the others get the state from there.
+    """
+
+    restored: list[bool] = []
 
     def restore(state: Any, found: Path) -> None:
         write_run(run, state, found)
+        restored.append(True)
 
-    return recording.recorded(directory, resume, restore, lambda: run.is_finished, "fit")
+    with contextlib.ExitStack() as stack:
+
+        def begin() -> dict[str, Any] | None:
+            given = recording.recorded(directory, resume, restore, lambda: run.is_finished, "fit")
+            stack.enter_context(given)
+            return read_run(run) if restored else None
+
+        if run.ranks is None:
+            begin()
+        elif (state := run.ranks.first(begin)) is not None:
+            _restore(run, state)
+        yield
 
 
 def save_run(run: Run, directory: Path) -> None:
-    """Writes the run's state; the caller is in :func:`recorded`.
+    """Writes the run's state, in the first of several processes; the caller is in :func:`recorded`.
 
     Raises:
         OSError: If writing fails; what was there before is untouched.
     """
-    write_state(directory, read_run(run), "checkpoint")
+    if run.ranks is None:
+        write_state(directory, read_run(run), "checkpoint")
+    else:
+        run.ranks.first(lambda: write_state(directory, read_run(run), "checkpoint"))
 
 
 def read_run(run: Run) -> dict[str, Any]:
@@ -105,14 +126,13 @@ def read_run(run: Run) -> dict[str, Any]:
         "data": _read_data(run),
         "players": [player.read() for player in run.players],
         "history": run.history.to_dict(),
-        "random": random_state.read_all(_generators(run)),
+        "random": random_state.read_all(_generators(run)) | run.read_random(),
     }
 
 
 def _read_data(run: Run) -> dict[str, Any]:
     """What is known of the run's data."""
-    rows = stated_rows(run.loader) if run.reader is None else ()
-    return {"num_data": declared_num_data(run.model), "rows": list(rows), "form": run.form}
+    return {"num_data": declared_num_data(run.model), "rows": list(run.stated_rows), "form": run.form}
 
 
 def _counted(stated: int | list[int] | None) -> str:
@@ -203,6 +223,7 @@ def _restore(run: Run, state: dict[str, Any]) -> None:
     if run.history.stopped == "callback":  # the callback is called again
         run.history.stopped = ""
     random_state.write_all(state["random"], _generators(run))
+    run.write_random(state["random"])
 
 
 def _generators(run: Run) -> list[torch.Generator]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
@@ -18,67 +19,26 @@ from pyrobnn.core import random_state
 from pyrobnn.core.batch_form import Form, check_form, common_form, form_of
 from pyrobnn.core.batches import Batch, Reader
 from pyrobnn.core.handlers import validation_enabled
+from pyrobnn.core.ranks import Ranks
 from pyrobnn.guides.base import Guide
 from pyrobnn.model.bayesianize import frozen_buffers
 from pyrobnn.model.declarations import declared_num_data
 from pyrobnn.model.likelihoods.learned import initialize_likelihood
-from pyrobnn.model.num_data import check_counted_rows
+from pyrobnn.model.num_data import check_counted_rows, stated_rows
 from pyrobnn.objectives import NonFiniteLossError, Objective, Parts
 from pyrobnn.training.checks import check_targets
 from pyrobnn.training.collapse import CollapseWatch
-from pyrobnn.training.history import History
+from pyrobnn.training.gradient_step import train_step
+from pyrobnn.training.history import History, Totals
 from pyrobnn.training.input_scale import InputScale
 from pyrobnn.training.length import num_batches
-from pyrobnn.training.optimizers import trainable_parameters
 from pyrobnn.training.players import Player
 from pyrobnn.training.schedule import LearningRates
 from pyrobnn.training.state import Tensors, became_non_finite, read_tensors, write_tensors
 from pyrobnn.training.trackers.base import TrackerCalls
 from pyrobnn.training.validation import log_predictive
 
-__all__ = ["Run", "train_step"]
-
-
-def train_step(
-    model: nn.Module,
-    guide: Guide,
-    elbo: Objective,
-    optimizer: Optimizer | PyroOptim,
-    args: tuple[Any, ...],
-    clip_norm: float | None = None,
-    kwargs: dict[str, Any] | None = None,
-) -> Parts:
-    """One gradient step on the objective per datum; what :func:`pyrobnn.fit` does with each batch.
-
-    Args:
-        model: The model.
-        guide: The guide.
-        elbo: The objective.
-        optimizer: The optimizer (:func:`~pyrobnn.training.optimizers.make_optimizer`).
-        args: Arguments of the model, ``(x, y)``.
-        clip_norm: Largest norm of the gradient of the objective per datum.
-        kwargs: Keyword arguments of the model.
-
-    Returns:
-        The parts of the objective before the step, in sum units.
-
-    Raises:
-        NonFiniteLossError: If the objective is NaN or infinite; no step has been taken then.
-    """
-    if isinstance(optimizer, PyroOptim):
-        parameters = trainable_parameters(model, guide)
-    else:
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    for parameter in parameters:
-        parameter.grad = None
-    parts = elbo.backward(model, guide, args, kwargs, scale=None)
-    if clip_norm is not None:
-        nn.utils.clip_grad_norm_(parameters, clip_norm)
-    if isinstance(optimizer, PyroOptim):
-        optimizer(parameters)
-    else:
-        optimizer.step()
-    return parts
+__all__ = ["Run"]
 
 
 @dataclass
@@ -96,6 +56,7 @@ class Run:
         scale: What the first epoch shows of the inputs' scale.
         watch: Comparison with a constant predictor.
         calls: Calls of the trackers.
+        ranks: The processes that train together; None: this one by itself.
     """
 
     model: nn.Module
@@ -119,6 +80,7 @@ class Run:
     scale: InputScale = field(default_factory=InputScale)
     watch: CollapseWatch = field(default_factory=CollapseWatch)
     calls: TrackerCalls = field(default_factory=lambda: TrackerCalls((), None))
+    ranks: Ranks | None = None
 
     @property
     def torch_optimizer(self) -> Optimizer:
@@ -141,64 +103,116 @@ class Run:
         started, first = time.perf_counter(), self.history.epochs == 0
         good = read_tensors(self.model, self.guide)
         self.elbo.step(self.model, self.guide)[0].restart(self._remaining())
-        totals: dict[str, float] = {}
-        rows, index, temperature = 0, -1, 1.0
-        for index, raw in enumerate(self.loader):
-            batch = Batch.read(raw, self.device, self.reader)
-            batch.check(index)
-            if first:
-                check_targets(self.model, batch)
-                initialize_likelihood(self.model, batch.targets)
-                self.form = common_form(self.form, form_of(batch))
-            elif index == 0:
-                check_form("loader", self.form, form_of(batch))
-            self.scale.add(batch)
-            self.watch.add(self.model, batch)
-            parts = self._step(batch, index, good)
-            rows += batch.rows
+        totals, batch, index = Totals(), None, -1
+        self.begin_epoch()
+        for index, batch, parts in self._steps(first, good):
             values = parts.per_datum() | self._play(batch, index, good)
             self.calls.after_step(values, self.history.steps)
-            for name, value in values.items():
-                totals[name] = totals.get(name, 0.0) + batch.rows * value
-            self.history.divergence_name, temperature = parts.divergence_name, parts.temperature
-        if rows == 0:
+            totals.add(values, batch.rows)
+            totals.temperature, totals.divergence_name = parts.temperature, parts.divergence_name
+        totals = self._united(totals)
+        if totals.rows == 0:
             raise ValueError("loader: it yielded no batch; the data set is empty or drop_last left nothing.")
         if first:
-            check_counted_rows(declared_num_data(self.model), self.loader, rows, self.reader)
+            self._check_rows(totals.rows)
         if names := became_non_finite(self.model, self.guide, good):
             self._fail(
                 f"the last step made the parameters non-finite ({names[0]}); lower the learning rate.",
                 index,
                 good,
             )
-        entries = {name: total / rows for name, total in totals.items()}
-        if temperature != 1.0 or "temperature" in self.history.terms:
-            entries["temperature"] = temperature
+        entries = {name: total / totals.rows for name, total in totals.values.items()}
+        self.history.divergence_name = totals.divergence_name
+        if totals.temperature != 1.0 or "temperature" in self.history.terms:
+            entries["temperature"] = totals.temperature
         if isinstance(self.optimizer, Optimizer):
             entries["learning_rate"] = float(self.optimizer.param_groups[0]["lr"])
         if self.validation is not None:
             entries["validation"] = self._validate(self.validation)
         self.rates.after_epoch(entries.get("validation", entries["elbo"]))
         self.history.append(entries | {"seconds": time.perf_counter() - started})
-        self.scale.after_epoch(self.model, batch)
-        value, steps = entries["log_likelihood"], self.history.steps
-        self.watch.after_epoch(self.model, batch, value, self.history.epochs, self.epochs, steps)
+        if batch is not None:
+            self.scale.after_epoch(self.model, batch)
+            value, steps = entries["log_likelihood"], self.history.steps
+            self.watch.after_epoch(self.model, batch, value, self.history.epochs, self.epochs, steps)
 
-    def _step(self, batch: Batch, index: int, good: Tensors) -> Parts:
+    # ------------------------------------------------------- what runs that join several batches do in another way
+
+    @property
+    def stated_rows(self) -> tuple[int, ...]:
+        """The numbers of data that the loader is consistent with, as far as it says."""
+        return stated_rows(self.loader) if self.reader is None else ()
+
+    @property
+    def batches_per_epoch(self) -> int | None:
+        """Steps of one pass over the loader; None if it has no length."""
+        return num_batches(self.loader)
+
+    def begin_epoch(self) -> None:
+        """Called before the first batch of an epoch is read."""
+
+    def _steps(self, first: bool, good: Tensors) -> Iterator[tuple[int, Batch, Parts]]:
+        """The steps of one epoch: number and content of the batch, parts of the objective before the step."""
+        for index, raw in enumerate(self.loader):
+            batch = self._read(raw, index, first)
+            with self._explained(batch, index, good):
+                parts = train_step(
+                    self.model, self.guide, self.elbo, self.optimizer, batch.args, self.clip_norm, batch.kwargs
+                )
+            self.history.steps += 1
+            self.rates.after_step()
+            self.previous = batch
+            yield index, batch, parts
+
+    def _united(self, totals: Totals) -> Totals:
+        """The sums of all processes."""
+        return totals
+
+    def _check_rows(self, rows: int) -> None:
+        """Compares the rows of the first epoch with N."""
+        check_counted_rows(declared_num_data(self.model), self.loader, rows, self.reader)
+
+    def _log_predictive(self, batches: Iterable[Any]) -> float:
+        return log_predictive(self.model, self.guide, batches, self.device, reader=self.reader)
+
+    def agreed(self, wish: bool) -> bool:
+        """Whether a process of the run wishes something: to stop, say."""
+        return wish
+
+    def read_random(self) -> dict[str, Any]:
+        """What a checkpoint keeps of a random state of the run's own."""
+        return {}
+
+    def write_random(self, state: dict[str, Any]) -> None:
+        """Goes back to what :meth:`read_random` returned, and what else is in ``state``."""
+
+    # ------------------------------------------------------------------------------------------------- one step
+
+    def _read(self, raw: Any, index: int, first: bool) -> Batch:
+        """The batch in what the loader yielded, checked."""
+        batch = Batch.read(raw, self.device, self.reader)
+        batch.check(index)
+        if first:
+            check_targets(self.model, batch)
+            initialize_likelihood(self.model, batch.targets)
+            self.form = common_form(self.form, form_of(batch))
+        elif index == 0:
+            check_form("loader", self.form, form_of(batch))
+        self.scale.add(batch)
+        self.watch.add(self.model, batch)
+        return batch
+
+    @contextlib.contextmanager
+    def _explained(self, batch: Batch, index: int, good: Tensors) -> Iterator[None]:
+        """Ends the run, with model and guide in a good state, if the objective of the batch is not finite."""
         try:
-            parts = train_step(
-                self.model, self.guide, self.elbo, self.optimizer, batch.args, self.clip_norm, batch.kwargs
-            )
+            yield
         except NonFiniteLossError as error:
             self._fail(error, index, good)
         except ValueError as error:
             if (hidden := self._hidden_failure(batch)) is None:
                 raise
             self._fail(hidden, index, good, cause=error)
-        self.history.steps += 1
-        self.rates.after_step()
-        self.previous = batch
-        return parts
 
     def _play(self, batch: Batch, index: int, good: Tensors) -> dict[str, float]:
         """The steps of the players on a batch; returns their losses per datum."""
@@ -213,7 +227,7 @@ class Run:
 
     def _remaining(self) -> int | None:
         """How many training steps are to come, None if the loader has no length."""
-        batches = num_batches(self.loader)
+        batches = self.batches_per_epoch
         return None if batches is None else (self.epochs - self.history.epochs) * batches
 
     def _hidden_failure(self, batch: Batch) -> NonFiniteLossError | None:
@@ -249,7 +263,7 @@ class Run:
                 return False
 
     def _validate(self, batches: Iterable[Any]) -> float:
-        value = log_predictive(self.model, self.guide, batches, self.device, reader=self.reader)
+        value = self._log_predictive(batches)
         self.epochs_since_best += 1
         if value > self.best_value:
             self.best, self.best_value, self.epochs_since_best = (

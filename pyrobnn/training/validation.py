@@ -23,10 +23,9 @@ from pyrobnn.model.draws import Draws, installed_buffers
 from pyrobnn.model.substitution import SubstituteMessenger, unscaled_score
 from pyrobnn.model.supervised import SupervisedModel
 
-__all__ = ["log_predictive"]
+__all__ = ["log_predictive", "log_predictive_sum"]
 
 
-@torch.no_grad()
 def log_predictive(
     model: nn.Module,
     guide: Guide,
@@ -51,6 +50,22 @@ def log_predictive(
     Raises:
         ValueError: If there is no batch.
     """
+    total, rows = log_predictive_sum(model, guide, batches, device, num_samples, reader)
+    if rows == 0:
+        raise ValueError("validation: it yielded no batch.")
+    return total / rows
+
+
+@torch.no_grad()
+def log_predictive_sum(
+    model: nn.Module,
+    guide: Guide,
+    batches: Iterable[Any],
+    device: torch.device | str | None = None,
+    num_samples: int = 8,
+    reader: Reader | None = None,
+) -> tuple[float, int]:
+    """The sum over the data instead of the mean, and the number of data; arguments as for :func:`log_predictive`."""
     with random_state.seeded(0, next(guide.parameters()).device):
         draws = Draws.of(guide.sample(num_samples))
     total, rows = 0.0, 0
@@ -61,9 +76,7 @@ def log_predictive(
             by_row = torch.stack(by_draw).logsumexp(0) - math.log(num_samples)
             total += float((by_row if batch.weight is None else by_row * batch.weight).sum())
             rows += batch.rows
-    if rows == 0:
-        raise ValueError("validation: it yielded no batch.")
-    return total / rows
+    return total, rows
 
 
 def _log_likelihood(model: nn.Module, draw: Draws, batch: Batch, checks: bool) -> Tensor:

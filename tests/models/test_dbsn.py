@@ -24,7 +24,7 @@ from pyrobnn import guides, schedules
 from pyrobnn.model.substitution import SubstituteMessenger
 from pyrobnn.prediction.runners import model_outputs
 from pyrobnn.structure import Choice, Edges, collapse, most_probable, structure_values
-from pyrobnn.training.run import train_step
+from pyrobnn.training import train_step
 
 SITE = "net.edges.structure"
 TINY: dict[str, Any] = SMALL | {"nodes": 3, "growth": 4, "classes": 2, "stem_stride": 1}

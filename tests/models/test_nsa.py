@@ -15,7 +15,7 @@ from models.dbsn import SMALL, adam
 from models.nsa import StructureSet, nsa, random_structures
 from pyrobnn.model.bayesianize import frozen_buffers
 from pyrobnn.structure import collapse, structure_values
-from pyrobnn.training.run import train_step
+from pyrobnn.training import train_step
 
 SITE = "net.edges.structure"
 TINY: dict[str, Any] = SMALL | {"nodes": 3, "growth": 4, "classes": 2, "stem_stride": 1}
