@@ -10,9 +10,9 @@ A checkpoint is a directory with two files.
   that the model shares with the network it was made from (``bayesianize(..., share_frozen=True)``), of which
   ``spec.json`` has a digest.
 
-Both are written and read by :mod:`pyrobnn.core.documents`: atomically, without pickle. A save that fails or is cut
-short leaves the earlier checkpoint as it was. The tensor file before the present one is kept until the next save, for
-readers that have just begun.
+Both are written and read atomically and without pickle. A save that fails or is cut short leaves the earlier
+checkpoint as it was. The tensor file before the present one is kept until the next save, for readers that have just
+begun.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from website.docstrings import markdown
+from website.docstrings import markdown, resolver
 from website.public_names import PublicModule, PublicNames
 
 __all__ = ["index", "page_of", "pages"]
@@ -53,7 +53,7 @@ def page_of(module: str) -> str:
 def pages(names: PublicNames) -> dict[str, str]:
     """The text of each page by its address, in the order of the index."""
     ordered = [module for modules in groups(names).values() for module in modules]
-    return {page_of(module): _page(names.modules[module]) for module in ordered}
+    return {page_of(module): _page(names.modules[module], names) for module in ordered}
 
 
 def groups(names: PublicNames) -> dict[str, list[str]]:
@@ -75,9 +75,9 @@ def index(names: PublicNames) -> str:
     return "\n".join(lines)
 
 
-def _page(page: PublicModule) -> str:
+def _page(page: PublicModule, names: PublicNames) -> str:
     # The empty link is an anchor, by which roles that name the module find this page.
-    lines = [f"# {page.path}", "", f"[](){{ #{page.path} }}", "", _plain(page.module.docstring), ""]
+    lines = [f"# {page.path}", "", f"[](){{ #{page.path} }}", "", _text(page.module, names), ""]
     classes = {path: found for path, found in page.names.items() if found.is_class}
     functions = {path: found for path, found in page.names.items() if not found.is_class}
     for kind, members in (("class", classes), ("function", functions)):
@@ -97,12 +97,12 @@ def _name(path: str) -> str:
     return path.rpartition(".")[2]
 
 
-def _plain(docstring: Any) -> str:
-    return "" if docstring is None else markdown(docstring.value, lambda target: None)
+def _text(item: Any, names: PublicNames) -> str:
+    return "" if item.docstring is None else markdown(item.docstring.value, resolver(item, names))
 
 
 def _first_sentence(item: Any) -> str:
     if item.docstring is None:
         return ""
-    paragraph = _plain(item.docstring).strip().split("\n\n")[0].replace("\n", " ")
-    return paragraph.replace("|", r"\|")
+    text = markdown(item.docstring.value, lambda target: None)
+    return text.strip().split("\n\n")[0].replace("\n", " ").replace("|", r"\|")

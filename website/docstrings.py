@@ -15,7 +15,7 @@ import griffe
 
 from website.public_names import PublicNames
 
-__all__ = ["MarkdownDocstrings", "markdown"]
+__all__ = ["MarkdownDocstrings", "markdown", "resolver"]
 
 ROLE = re.compile(r":(?P<role>[a-z]+):`(?P<target>[^`]*)`")
 DIRECTIVE = re.compile(r"^(?P<indent> *)\.\. (?P<kind>math|code-block)::(?P<rest>.*)$")
@@ -42,7 +42,7 @@ class MarkdownDocstrings(griffe.Extension):
                     page.module.members[name] = griffe.Alias(name, target=found, parent=page.module)
         for item in _objects(pkg, set()):
             if item.docstring is not None:
-                item.docstring.value = markdown(item.docstring.value, _resolver(pkg, item, names))
+                item.docstring.value = markdown(item.docstring.value, resolver(item, names))
 
 
 def _objects(item: Any, seen: set[str]) -> Iterator[Any]:
@@ -54,13 +54,14 @@ def _objects(item: Any, seen: set[str]) -> Iterator[Any]:
         yield from _objects(member, seen)
 
 
-def _resolver(package: Any, item: Any, names: PublicNames) -> Resolve:
-    """The page of a role's target, seen from the docstring of ``item``."""
+def resolver(item: Any, names: PublicNames) -> Resolve:
+    """The anchor of a role's target, seen from the docstring of ``item``."""
+    package = names.package.path
     known = set(names.public.values())
 
     def resolve(target: str) -> str | None:
         first = target.partition(".")[0]
-        if first == package.path:
+        if first == package:
             if target in known or target in names.modules:
                 return target
             owner, _, member = target.rpartition(".")

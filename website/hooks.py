@@ -18,6 +18,8 @@ from website.formulas import with_formulas  # noqa: E402
 from website.public_names import PublicNames  # noqa: E402
 
 BESIDE = {"contributing.md": "CONTRIBUTING.md", "changelog.md": "CHANGELOG.md"}
+TITLE = re.compile(r' title="[^"]*"')
+PATH = re.compile(r"pyrobnn(?:\.\w+)+")
 DOCS_LINK = re.compile(r"\]\(docs/")
 
 
@@ -65,6 +67,17 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         rows = [f"| [{t.title}](tutorials/{t.name}.md) | {t.summary} |" for t in _generated.tutorials]
         return "\n".join([markdown, "", "| notebook | what it shows |", "|---|---|", *rows])
     return markdown
+
+
+def on_post_page(output: str, page: Page, config: MkDocsConfig) -> str:
+    """Tooltips of annotations name what a user imports, not the file that defines it."""
+    if not page.file.src_uri.startswith("api/"):
+        return output
+    return TITLE.sub(lambda title: PATH.sub(_public_path, title[0]), output)
+
+
+def _public_path(path: re.Match[str]) -> str:
+    return _generated.names.path_of(path[0]) or path[0].rpartition(".")[2]
 
 
 def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:

@@ -76,7 +76,8 @@ def _output(output: Any, name: str, figures: dict[str, bytes]) -> str:
     if "image/png" in data:
         file = f"{len(figures) + 1}.png"
         figures[file] = base64.b64decode(data["image/png"])
-        return f"![Figure {len(figures)}]({name}_files/{file})"
+        # A link to itself, so that a phone can open it at its own size.
+        return f"[![Figure {len(figures)}]({name}_files/{file})]({name}_files/{file})"
     if "text/html" in data:
         html = STYLE.sub("", data["text/html"])
         return f'<div class="notebook-table">{" ".join(html.split())}</div>'

@@ -24,6 +24,9 @@ FURTHER: dict[str, list[str]] = {
         "pyrobnn.model.facts.Facts",
         "pyrobnn.model.divergence.Divergence",
         "pyrobnn.model.divergence.PriorTerm",
+        "pyrobnn.model.likelihoods.reductions.ClassReduction",
+        "pyrobnn.model.likelihoods.reductions.MomentReduction",
+        "pyrobnn.model.likelihoods.reductions.Reduction",
     ],
     "pyrobnn.layers": [
         "pyrobnn.layers.sde.SDESolution",
@@ -56,6 +59,7 @@ class PublicNames:
     """The public modules of a package that griffe has loaded, with resolved aliases.
 
     Attributes:
+        package: Griffe's object.
         modules: By path, in the order of the site.
         public: Public path by the path of the definition.
     """
@@ -63,7 +67,7 @@ class PublicNames:
     def __init__(self, package: Any) -> None:
         self.modules: dict[str, PublicModule] = {}
         self.public: dict[str, str] = {}
-        self._package = package
+        self.package = package
         self._seen: set[str] = set()
         self._walk(package.path, package)
         for name, member in package.members.items():
@@ -83,7 +87,7 @@ class PublicNames:
         page = self.modules[path] = PublicModule(path, module)
         inner = []
         for name in sorted(str(name) for name in module.exports or []):
-            found = _exported(self._package, module, name)
+            found = _exported(self.package, module, name)
             if found is None:
                 continue
             if found.is_module:

@@ -32,16 +32,18 @@ def main() -> None:
     mcmc = MCMC(NUTS(model, max_tree_depth=7), num_samples=200, warmup_steps=200, disable_progbar=True)
     mcmc.run(x, y)
 
-    figure, axes = plt.subplots(1, 2, figsize=(10, 3.4), sharey=True, layout="constrained")
+    figure, axes = plt.subplots(1, 2, figsize=(5.2, 3.3), sharey=True, layout="constrained")
     for axis, name, posterior in ((axes[0], "MeanField", guide), (axes[1], "NUTS", mcmc.get_samples())):
         pred = pb.predict(model, posterior, grid, num_samples=200, seed=0)
         pb.plots.regression_band(grid, pred.mean, pred.aleatoric, pred.epistemic, train=(x, y), ax=axis)
         axis.set_title(name)
         axis.set_ylim(-3.5, 2.5)
-    axes[0].legend(loc="lower left", fontsize=8)
-    axes[1].get_legend().remove()
+    handles, names = axes[0].get_legend_handles_labels()
+    for axis in axes:
+        axis.get_legend().remove()
+    figure.legend(handles, names, loc="outside lower center", ncols=2, fontsize=9, frameon=False)
     axes[1].set_ylabel("")
-    figure.savefig(Path(__file__).parents[2] / "docs" / "images" / "regression.png", dpi=130)
+    figure.savefig(Path(__file__).parents[2] / "docs" / "images" / "regression.png", dpi=200)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ To add a likelihood, subclass :class:`Likelihood` and implement
 * :meth:`~Likelihood.check_targets`, if targets are not arbitrary finite floats;
 * :meth:`~Likelihood.config`, for constructor arguments that a checkpoint must restore;
 * :meth:`~Likelihood.reduction`, if the prediction has more than mean, variance and the parameters of each draw: see
-  :mod:`pyrobnn.model.likelihoods.reductions` and :mod:`pyrobnn.model.likelihoods.predictions`;
+  :class:`~pyrobnn.model.likelihoods.reductions.MomentReduction` and :class:`~pyrobnn.prediction.MomentPrediction`;
 * :meth:`~Likelihood.fisher_information`, for curvature in closed form; by default targets are sampled.
 
 Checkpoints restore the likelihoods that are exported here.

@@ -195,8 +195,7 @@ class MomentPrediction(Prediction):
     def crps(self, y: Tensor) -> Tensor:
         """Continuous ranked probability score of each target alone ``[N, …]``, in its units.
 
-        In closed form or by quadrature (:mod:`pyrobnn.model.likelihoods.crps`). Targets that were not observed have 0,
-        as in :meth:`log_prob`.
+        In closed form or by quadrature. Targets that were not observed have 0, as in :meth:`log_prob`.
 
         Raises:
             ValueError: If the shape does not fit, the distribution has no cdf, or the draws were not kept.
