@@ -70,7 +70,7 @@ def test_a_notebook_becomes_a_page() -> None:
     tutorial = notebooks.read(ROOT / "tutorials" / "04_choosing_a_posterior.ipynb")
     assert tutorial.title == "Choosing a posterior"
     assert tutorial.text.startswith("# Choosing a posterior\n")
-    assert set(re.findall(r"\]\(04_choosing_a_posterior_files/(\S+)\)", tutorial.text)) == set(tutorial.figures)
+    assert set(re.findall(r"\]\(04_choosing_a_posterior_files/([^)]+)\)", tutorial.text)) == set(tutorial.figures)
     assert tutorial.figures and all(figure.startswith(b"\x89PNG") for figure in tutorial.figures.values())
     assert "[`01_quickstart`](01_quickstart.md)" in tutorial.text
     assert "output }" in tutorial.text
