@@ -53,7 +53,7 @@ class BayesianEstimator(BaseEstimator, metaclass=ABCMeta):
         prior: PriorSpec | None = None,
         posterior_options: Mapping[str, Any] | None = None,
         epochs: int | None = None,
-        lr: float = 1e-2,
+        lr: float | None = None,
         batch_size: int | None = None,
         early_stopping: bool = True,
         validation_fraction: float = 0.1,
@@ -128,7 +128,8 @@ class BayesianEstimator(BaseEstimator, metaclass=ABCMeta):
             if getattr(self, name) is not None:
                 check_positive_int(name, getattr(self, name))
         check_positive_int("num_samples", self.num_samples)
-        check_positive("lr", self.lr, "learning rate")
+        if self.lr is not None:
+            check_positive("lr", self.lr, "learning rate")
         check_device("device", self.device)
         if not isinstance(self.early_stopping, bool | np.bool_):
             raise TypeError(f"early_stopping: expected True or False, got {self.early_stopping!r}.")

@@ -45,6 +45,9 @@ POSTERIORS: Mapping[str, Callable[..., Guide]] = {
 }
 """Families by name; ``"ensemble"`` and ``"delta_mixture"`` are one, of ten members."""
 
+_LR = 1e-2
+# Elements of a low-rank factor are of the size of standard deviations.
+_SMALLER_LRS: Mapping[type, float] = {guides.LowRankNormal: 1e-3}
 _SWAG_EPOCHS, _SWAG_LR = 20, 1e-3
 
 
@@ -58,7 +61,7 @@ class Training:
         validation: The rows held out, ``[(x, y)]``, or None.
         init: Where guides that are known by name start.
         epochs: Passes over the data; None for the default of :func:`pyrobnn.fit`.
-        lr: Learning rate at the start; it falls along a cosine.
+        lr: Learning rate at the start, which falls along a cosine; None for 1e-2, of a low-rank normal 1e-3.
         patience: Epochs without a better validation value after which training stops; None for the default.
         seed: Of the training.
         options: Further options of :func:`pyrobnn.fit`.
@@ -69,7 +72,7 @@ class Training:
     validation: list[tuple[Tensor, Tensor]] | None
     init: Init
     epochs: int | None
-    lr: float
+    lr: float | None
     patience: int | None
     seed: int
     options: dict[str, Any] = field(default_factory=dict)
@@ -85,7 +88,7 @@ class Training:
             guide,
             self.batches,
             epochs=epochs,
-            lr=self.lr,
+            lr=_SMALLER_LRS.get(type(guide), _LR) if self.lr is None else self.lr,
             scheduler=partial(CosineAnnealingLR, T_max=epochs),
             seed=self.seed,
             **held,

@@ -70,7 +70,7 @@ class BayesianRegressor(RegressorMixin, BayesianEstimator):
             (:func:`~pyrobnn.model.bayesianize.bayesianize`).
         posterior_options: Further arguments of the guide, such as ``{"num_members": 5}``.
         epochs: Passes over the data at most; None: as many as make 2,000 gradient steps, and at least 20.
-        lr: Learning rate of Adam at the start; it falls along a cosine.
+        lr: Learning rate of Adam at the start, which falls along a cosine; None: 1e-2, of ``"low_rank_normal"`` 1e-3.
         batch_size: Rows of a gradient step; None: 64, from 10,000 rows on 256.
         early_stopping: Hold rows out, and return to the epoch that predicts them best. Below 50 rows none are.
         validation_fraction: Share of the rows that is held out; at least 10 rows are.
@@ -103,7 +103,7 @@ class BayesianRegressor(RegressorMixin, BayesianEstimator):
         prior: PriorSpec | None = None,
         posterior_options: Mapping[str, Any] | None = None,
         epochs: int | None = None,
-        lr: float = 1e-2,
+        lr: float | None = None,
         batch_size: int | None = None,
         early_stopping: bool = True,
         validation_fraction: float = 0.1,

@@ -52,7 +52,7 @@ def test_the_default_ensemble_on_digits() -> None:
 
 @pytest.mark.parametrize("posterior", sorted(POSTERIORS.keys() - {"delta_mixture"}))
 def test_every_family_by_name_separates_the_clouds(posterior: str) -> None:
-    fitted = BayesianClassifier(posterior, num_samples=20, **QUICK).fit(X, Y)
+    fitted = BayesianClassifier(posterior, num_samples=20, lr=1e-2, **QUICK).fit(X, Y)
     assert fitted.score(X, Y) > 0.75  # the best rule: about 0.85
     assert log_loss(Y, fitted.predict_proba(X)) < 0.9  # of a constant: 1.1
     assert np.allclose(fitted.predict_proba(X).sum(1), 1.0)

@@ -131,7 +131,7 @@ class TestShapes:
 
 @pytest.mark.parametrize("posterior", sorted(POSTERIORS.keys() - {"delta_mixture"}))
 def test_every_family_by_name_learns_a_line(posterior: str) -> None:
-    fitted = BayesianRegressor(posterior, num_samples=20, **QUICK).fit(X, Y)
+    fitted = BayesianRegressor(posterior, num_samples=20, lr=1e-2, **QUICK).fit(X, Y)
     assert fitted.score(X, Y) > 0.5
     constant = norm.logpdf(Y, Y.mean(), Y.std()).mean()
     assert fitted.log_prob(X, Y).mean() > constant
