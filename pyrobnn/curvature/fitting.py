@@ -200,14 +200,14 @@ class _Curvature:
             log_likelihood = float((log_prob if weight is None else weighted(log_prob, weight)).sum())
             is_done, layer = False, self.last_layer
             if layer is not None and (features := features_of(layer, run.calls, outputs)) is not None:
-                information = information_of(likelihood, outputs, weight)
+                information = information_of(likelihood, outputs, weight, targets=y)
                 is_done = self.sums.add(features, information, weight, self.factors.get(layer.name))
         if self.factors:
             if not is_done:
-                add_batch(self.model, self.values, self.names, self.factors, x, weight)
+                add_batch(self.model, self.values, self.names, self.factors, x, weight, y)
             return log_likelihood
         for part in (self.rest,) if is_done else (self.head, self.rest):
-            part.add(x, outputs, weight)
+            part.add(x, outputs, weight, y)
         return log_likelihood
 
     def write(self, index: int, precision: Tensor) -> None:

@@ -56,7 +56,9 @@ def gauss_newton(
     return torch.as_tensor(total)
 
 
-def weight_rows(derivatives: Derivatives, x: Any, outputs: Tensor, weight: Tensor | None = None) -> Iterator[Tensor]:
+def weight_rows(
+    derivatives: Derivatives, x: Any, outputs: Tensor, weight: Tensor | None = None, targets: Tensor | None = None
+) -> Iterator[Tensor]:
     """Rows ``[·, n]`` whose outer products add up to a batch's part of H, in double precision, chunk by chunk.
 
     Args:
@@ -64,13 +66,15 @@ def weight_rows(derivatives: Derivatives, x: Any, outputs: Tensor, weight: Tenso
         x: A batch of inputs.
         outputs: Its outputs.
         weight: Weights ``[B]`` of the data's log likelihoods.
+        targets: The targets, for likelihoods that mask or weight them.
     """
     likelihood = derivatives.model.likelihood
     with SubstituteMessenger(derivatives.values):
-        information = information_of(likelihood, outputs, weight)
+        information = information_of(likelihood, outputs, weight, targets=targets)
         is_large = information.columns > MOST_COLUMNS or not derivatives.fits(outputs)
         if is_large and information.columns > SAMPLED_COLUMNS:
-            columns = fisher_roots(likelihood, outputs, weight, max_exact=SAMPLED_COLUMNS).movedim(0, 1)
+            roots = fisher_roots(likelihood, outputs, weight, max_exact=SAMPLED_COLUMNS, targets=targets)
+            columns = roots.movedim(0, 1)
             for _, products in derivatives.products(x, outputs, columns.reshape(*columns.shape[:2], -1)):
                 yield products.flatten(0, 1).double()
             return
@@ -106,11 +110,11 @@ class GaussNewtonSums:
         self.derivatives = Derivatives(model, values, names, max_bytes) if names else None
         self.diagonal: Tensor | float = 0.0
 
-    def add(self, x: Any, outputs: Tensor, weight: Tensor | None) -> None:
-        """Adds a batch of inputs with its outputs, and weights of its data."""
+    def add(self, x: Any, outputs: Tensor, weight: Tensor | None, targets: Tensor | None = None) -> None:
+        """Adds a batch of inputs with its outputs, weights of its data, and targets."""
         if self.derivatives is None:
             return
-        for rows in weight_rows(self.derivatives, x, outputs, weight):
+        for rows in weight_rows(self.derivatives, x, outputs, weight, targets):
             if self.dense is None:
                 self.diagonal = self.diagonal + rows.square().sum(0)
             else:

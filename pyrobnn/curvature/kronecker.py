@@ -96,6 +96,7 @@ def add_batch(
     factors: Mapping[str, Any],
     x: Any,
     weight: Tensor | None = None,
+    targets: Tensor | None = None,
 ) -> None:
     """Adds one batch to the factors of each layer.
 
@@ -106,6 +107,7 @@ def add_batch(
         factors: The sums, by layer name.
         x: A batch of inputs.
         weight: Weights ``[B]`` of the data's log likelihoods.
+        targets: The targets, for likelihoods that mask or weight them.
 
     Raises:
         ValueError: If a layer was not called exactly once: its curvature is no Kronecker product then.
@@ -114,7 +116,7 @@ def add_batch(
     leaves = {name: values[name].detach().clone().requires_grad_() for name in names}
     with torch.enable_grad(), SubstituteMessenger({**values, **leaves}), _recorded(factors), attention_as_trained():
         outputs = model.predictive(x)
-        roots = fisher_roots(model.likelihood, outputs, weight, max_exact=SAMPLED_COLUMNS)
+        roots = fisher_roots(model.likelihood, outputs, weight, max_exact=SAMPLED_COLUMNS, targets=targets)
     for name, layer in factors.items():
         if len(layer.calls) != 1:
             raise ValueError(

@@ -146,3 +146,39 @@ def test_probabilities_of_thousands_of_classes_need_no_matrix() -> None:
     found = information_of(likelihoods.Categorical(), torch.randn(8, 20_000))
     p = torch.as_tensor(found.diagonal)
     torch.testing.assert_close(found.on_diagonal(), p * (1 - p))
+
+
+MASKED = torch.tensor([[0, 9, 2, 1], [9, 9, 1, 0], [2, 2, 9, 0]])
+
+
+@pytest.mark.parametrize("class_weight", [None, [0.5, 2.0, 1.0]])
+def test_masked_and_weighted_labels_count_by_their_scale(class_weight: list[float] | None) -> None:
+    """Minus the Hessian of the log likelihood in the outputs, by autograd; it is zero where a label is ignored."""
+    likelihood = likelihoods.Categorical(ignore_index=9, class_weight=class_weight).double()
+    outputs = torch.randn(3, 4, 3, dtype=torch.float64)
+
+    def score(row: Tensor, labels: Tensor) -> Tensor:
+        return -likelihood(row.reshape(1, 4, 3)).log_prob(labels.unsqueeze(0)).sum()
+
+    found = information(fisher_roots(likelihood, outputs, targets=MASKED))
+    for row in range(3):
+        expected = torch.autograd.functional.hessian(lambda o, y=MASKED[row]: score(o, y), outputs[row].reshape(-1))
+        torch.testing.assert_close(found[row], expected)
+
+
+def test_few_columns_of_masked_labels_are_unbiased() -> None:
+    """2,000 estimates of 20 columns, z below 5."""
+    likelihood = likelihoods.Categorical(ignore_index=9).double()
+    outputs = torch.randn(3, 4, 3, dtype=torch.float64)
+    exact = information(fisher_roots(likelihood, outputs, targets=MASKED))
+    found = torch.stack(
+        [information(fisher_roots(likelihood, outputs, max_exact=1, targets=MASKED)) for _ in range(2000)]
+    )
+    assert len(fisher_roots(likelihood, outputs, max_exact=1, targets=MASKED)) == SAMPLED_COLUMNS
+    assert z_of_mean(found, exact) < Z
+    assert bool((found[:, 1, :6] == 0).all())  # the first two labels of the second row
+
+
+def test_a_scale_for_another_number_of_targets_is_refused() -> None:
+    with pytest.raises(ValueError, match="scale: expected a factor for each of 4 blocks"):
+        information_of(likelihoods.Categorical(), torch.randn(3, 4, 3)).scaled(torch.ones(3, 2))

@@ -415,3 +415,24 @@ def test_it_tells_noise_from_digits_better_than_the_point() -> None:
         known, unknown = (pb.predict(model, posterior, x, draws, seed=0).total for x in (data.test[0], noise))
         scores.append(auroc(known, unknown))
     assert scores[1] >= scores[0] + 0.02
+
+
+@pytest.mark.parametrize("structure", ["full", "diagonal", "last_layer", "kronecker"])
+def test_ignored_labels_are_rows_that_are_not_there(structure: Any) -> None:
+    """A linear layer on positions, with ignored labels, has the covariance of the observed positions alone."""
+    torch.manual_seed(0)
+    net = nn.Linear(3, 4).double()
+    x = torch.randn(6, 5, 3, dtype=torch.float64)
+    y = torch.randint(0, 4, (6, 5))
+    if structure == "kronecker":  # whose factors are exact for constant inputs
+        x = torch.ones_like(x)
+    hidden = torch.rand(6, 5) < 0.4
+    fitted = []
+    for inputs, labels, likelihood in (
+        (x, y.masked_fill(hidden, -100), likelihoods.Categorical(ignore_index=-100)),
+        (x[~hidden], y[~hidden], likelihoods.Categorical()),
+    ):
+        model = SupervisedModel(net, likelihood, num_data=len(inputs)).double()
+        guide = Laplace(model, structure=structure).double().fit(model, [(inputs, labels)])
+        fitted.append((guide.joint().variance, guide.log_evidence()))
+    torch.testing.assert_close(fitted[0], fitted[1])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import pytest
@@ -15,9 +14,7 @@ VOCABULARY, LENGTH = 61, 7
 def adapted(net: nn.Module, **options: Any) -> Any:
     """The network with adapters by PEFT; skips the test if that is not installed."""
     peft = pytest.importorskip("peft", reason="peft")
-    with warnings.catch_warnings():  # PEFT reads an attribute that transformers has renamed
-        warnings.filterwarnings("ignore", ".*is_gradient_checkpointing.*", FutureWarning)
-        return peft.get_peft_model(net, peft.LoraConfig(**{"r": 2, "lora_alpha": 4, **options}))
+    return peft.get_peft_model(net, peft.LoraConfig(**{"r": 2, "lora_alpha": 4, **options}))
 
 
 def randomized(net: nn.Module, scale: float = 0.3) -> nn.Module:

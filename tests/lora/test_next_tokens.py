@@ -56,6 +56,21 @@ def test_it_reads_the_batches_of_fit_and_sequences_are_the_data() -> None:
     assert pb.predict(model, guide, inputs, num_samples=1).log_prob(targets).mean() > history.log_likelihood[0]
 
 
+def test_kronecker_laplace_of_a_language_model_counts_scored_tokens_only() -> None:
+    """What stands under ignored labels has no influence on the last layer's factor of the outputs."""
+    torch.manual_seed(0)
+    net = randomized(language_model())
+    model = pb.lora.model(net, pb.likelihoods.Categorical(ignore_index=-100), num_data=6)
+    inputs, targets = pb.lora.next_tokens(sequences())
+    guide = pb.guides.Laplace(model, structure="kronecker").fit(model, [(inputs, targets)])
+    assert len(guide.covered) == 10
+    none = pb.guides.Laplace(model, structure="kronecker").fit(model, [(inputs, torch.full_like(targets, -100))])
+    assert float(none.log_likelihood) == 0.0
+    prior = none.joint().variance
+    assert bool((guide.joint().variance <= prior * (1 + 1e-4)).all())
+    assert float((guide.joint().variance / prior).mean()) < 0.9
+
+
 def test_wrong_batches_are_refused() -> None:
     with pytest.raises(TypeError, match="batch: expected a mapping with input_ids, got list"):
         pb.lora.next_tokens([torch.ones(2, 3)])  # type: ignore[arg-type]

@@ -196,9 +196,16 @@ class Likelihood(StochasticModule, metaclass=AbstractModuleMeta):  # type: ignor
         """Name of the argument that masks or weights targets by their values, None if there is none.
 
         Fisher information and Gauss-Newton matrices (:mod:`pyrobnn.curvature`) are computed from the outputs alone, so
-        they refuse such likelihoods.
+        they refuse such likelihoods, unless they have the targets and :meth:`target_scale` says how each counts.
         """
         return "missing" if self.missing else None
+
+    def target_scale(self, y: Tensor) -> Tensor | None:
+        """Factors of the log likelihoods of targets, of the shape of ``y``: 0 for what is masked, or class weights.
+
+        They belong to the blocks of :meth:`fisher_information`, in order. None if curvature cannot take them.
+        """
+        return None
 
     def target_shape(self, outputs: Tensor) -> torch.Size:
         """The shape that targets must have for ``outputs``.

@@ -103,6 +103,15 @@ class Categorical(ClassLikelihood):
             return "ignore_index"
         return None if self.class_weight is None else "class_weight"
 
+    def target_scale(self, y: Tensor) -> Tensor | None:
+        """0 for ``ignore_index``, for other labels the weight of the class, or 1."""
+        if type(self) is not Categorical:  # a subclass may have another density
+            return super().target_scale(y)
+        observed = torch.ones_like(y, dtype=torch.bool) if (mask := self.observed_mask(y)) is None else mask
+        if self.class_weight is None:
+            return observed.to(torch.get_default_dtype())
+        return self.class_weight[torch.where(observed, y, 0)] * observed
+
     @property
     def is_concave(self) -> bool:
         """Log softmax is concave."""

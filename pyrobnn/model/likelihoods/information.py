@@ -83,9 +83,7 @@ class FisherInformation:
             wide = self.diagonal.sqrt()
             root = torch.diag_embed(wide)
             if self.lowered is not None:
-                u = torch.where(wide > 0, self.lowered / wide, 0.0)
-                square = u.square().sum(-1, keepdim=True)
-                alpha = torch.where(square > 0, (1.0 - (1.0 - square).clamp_min(0.0).sqrt()) / square, 0.0)
+                u, alpha = self._whitened()
                 root = root - (alpha * wide * u).unsqueeze(-1) * u.unsqueeze(-2)
             parts.insert(0, root)
         return torch.cat(parts, -1)
@@ -94,6 +92,49 @@ class FisherInformation:
         """That of some of the data."""
         parts = [None if part is None else part[rows] for part in (self.diagonal, self.lowered, self.scores)]
         return FisherInformation(self.index, *parts)
+
+    def scaled(self, scale: Tensor) -> FisherInformation:
+        """That of targets whose log likelihoods have factors ``[B, T]``.
+
+        Raises:
+            ValueError: If they are not one for each block.
+        """
+        blocks = len(self.index)
+        if scale.dim() != 2 or scale.shape[1] != blocks:
+            raise ValueError(f"scale: expected a factor for each of {blocks} blocks, got shape {list(scale.shape)}.")
+
+        def times(part: Tensor | None, power: float) -> Tensor | None:
+            if part is None:
+                return None
+            return part * scale.to(part).pow(power).reshape(*scale.shape, *(1,) * (part.dim() - 2))
+
+        return FisherInformation(
+            self.index, times(self.diagonal, 1.0), times(self.lowered, 0.5), times(self.scores, 0.5)
+        )
+
+    def sketched(self, columns: int) -> FisherInformation:
+        r"""An unbiased estimate with few columns: :math:`R_t z_t` of standard normal z, in one block of all outputs."""
+        drawn: Tensor | float = 0.0
+        if self.diagonal is not None:
+            wide = self.diagonal.sqrt().unsqueeze(-1)
+            noise = torch.randn(*self.diagonal.shape, columns, dtype=wide.dtype, device=wide.device)
+            if self.lowered is not None:
+                u, alpha = self._whitened()
+                noise = noise - (alpha * u).unsqueeze(-1) * (u.unsqueeze(-1) * noise).sum(-2, keepdim=True)
+            drawn = wide * noise
+        if self.scores is not None:
+            shape = (*self.scores.shape[:2], self.scores.shape[-1], columns)
+            drawn = drawn + self.scores @ torch.randn(shape, dtype=self.scores.dtype, device=self.scores.device)
+        scores = torch.as_tensor(drawn).flatten(1, 2).unsqueeze(1) / columns**0.5
+        return FisherInformation(self.index.reshape(1, -1), scores=scores)
+
+    def _whitened(self) -> tuple[Tensor, Tensor]:
+        """``u`` and ``α`` of :meth:`root`."""
+        assert self.diagonal is not None and self.lowered is not None
+        wide = self.diagonal.sqrt()
+        u = torch.where(wide > 0, self.lowered / wide, 0.0)
+        square = u.square().sum(-1, keepdim=True)
+        return u, torch.where(square > 0, (1.0 - (1.0 - square).clamp_min(0.0).sqrt()) / square, 0.0)
 
     def weighted(self, weight: Tensor | None, dtype: torch.dtype) -> FisherInformation:
         """That of data whose log likelihoods have weights ``[B]``, in a given precision."""
