@@ -11,11 +11,12 @@ __all__ = ["index", "page_of", "pages"]
 
 # The order of the index. Modules that are not named here come after those that are, by their names.
 GROUPS = {
-    "Begin here": ["pyrobnn", "pyrobnn.sklearn"],
+    "Begin here": ["pyrobnn", "pyrobnn.sklearn", "pyrobnn.lora", "pyrobnn.lightning"],
     "Build a model": ["pyrobnn.likelihoods", "pyrobnn.priors", "pyrobnn.structure", "pyrobnn.layers", "pyrobnn.lora"],
     "Fit a posterior": [
         "pyrobnn.guides",
         "pyrobnn.training",
+        "pyrobnn.training.trackers",
         "pyrobnn.training.trackers",
         "pyrobnn.objectives",
         "pyrobnn.estimators",

@@ -24,9 +24,6 @@ FURTHER: dict[str, list[str]] = {
         "pyrobnn.model.facts.Facts",
         "pyrobnn.model.divergence.Divergence",
         "pyrobnn.model.divergence.PriorTerm",
-        "pyrobnn.model.likelihoods.reductions.ClassReduction",
-        "pyrobnn.model.likelihoods.reductions.MomentReduction",
-        "pyrobnn.model.likelihoods.reductions.Reduction",
     ],
     "pyrobnn.layers": [
         "pyrobnn.layers.sde.SDESolution",
