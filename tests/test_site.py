@@ -42,6 +42,13 @@ def test_prose_is_wrapped(page: Path) -> None:
     assert [number for number, line in lines if len(line) > LONGEST_LINE and "|" not in line[:3]] == []
 
 
+def test_the_index_of_results_has_every_section() -> None:
+    text = (DOCS / "results.md").read_text("utf-8")
+    index = text[text.index("## Index") : text.index("## How settings are chosen")]
+    linked = set(re.findall(r"\]\(#([^)]+)\)", index)) | {"results", "index", "how-settings-are-chosen"}
+    assert anchors(DOCS / "results.md") <= linked, "add the section to the index at the top"
+
+
 def test_the_api_is_generated() -> None:
     text = (DOCS / "api.md").read_text("utf-8")
     assert ":::" not in text, "docs/api.md lists nothing: a name in the __all__ of a public package has its page"

@@ -27,7 +27,7 @@ class Tutorial:
     Attributes:
         name: Of the notebook, without its ending.
         title: Its heading.
-        summary: The first sentence below it.
+        summary: The first sentences below it, three at most.
         text: The page in Markdown.
         figures: PNG files by name; the page expects them in the folder ``NAME_files`` beside it.
     """
@@ -54,7 +54,8 @@ def read(path: Path) -> Tutorial:
     note = f"This page is the notebook `tutorials/{path.name}` with its outputs; it runs as it is."
     parts.insert(1, f'!!! note ""\n    {note}')
     paragraph = heading[2].strip().split("\n\n")[0].replace("\n", " ")
-    summary = re.split(r"(?<=[.?!]) (?=[A-Z])", paragraph)[0]
+    sentences = re.split(r"(?<=[.?!]) (?=[A-Z])", paragraph)[:3]
+    summary = " ".join(sentence for sentence in sentences if sentence[-1] in ".?!")
     return Tutorial(path.stem, heading[1].strip(), summary, "\n\n".join(parts) + "\n", figures)
 
 
