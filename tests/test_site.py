@@ -131,6 +131,8 @@ def test_cells_know_their_column() -> None:
     page = markdown.markdown("| a | b |\n|---|---|\n| 1 | `2` |", extensions=["tables", "website.cards"])
     assert '<table data-columns="2">' in page
     assert '<td data-label="b"><code>2</code></td>' in page
+    page = markdown.markdown("| a | b |\n|---|---|\n| **x** | 1 |\n|  | 2 |", extensions=["tables", "website.cards"])
+    assert '<td data-above="x" data-label="a"></td>' in page or '<td data-label="a" data-above="x"></td>' in page
 
 
 def test_formulas_become_mathml() -> None:

@@ -17,13 +17,21 @@ class _Label(Treeprocessor):
         for table in root.iter("table"):
             names = ["".join(cell.itertext()).strip() for cell in table.iter("th")]
             table.set("data-columns", str(len(names)))
+            above = ""
             for row in table.iter("tr"):
-                for cell, name in zip(row.findall("td"), names, strict=False):
+                cells = row.findall("td")
+                for cell, name in zip(cells, names, strict=False):
                     cell.set("data-label", name)
+                if cells:
+                    text = "".join(cells[0].itertext()).strip()
+                    if text:
+                        above = text
+                    else:
+                        cells[0].set("data-above", above)
 
 
 class CardsExtension(Extension):
-    """Sets ``data-columns`` of tables and ``data-label`` of their cells."""
+    """Sets ``data-columns`` of tables, ``data-label`` of cells and ``data-above`` of empty first ones."""
 
     def extendMarkdown(self, md: Markdown) -> None:
         """Registers the tree processor, after those that make the text of cells."""
