@@ -81,8 +81,9 @@ class BayesianClassifier(ClassifierMixin, BayesianEstimator):
         return torch.cat([part.mean for part in self._predictions(X)]).cpu().numpy()
 
     def predict_log_proba(self, X: Any) -> np.ndarray:
-        """Their logarithms ``[N, C]``."""
-        return np.log(self.predict_proba(X))
+        """Their logarithms ``[N, C]``, minus infinity where a probability is too small to be represented."""
+        with np.errstate(divide="ignore"):
+            return np.log(self.predict_proba(X))
 
     def _likelihood(self) -> tuple[Likelihood, int]:
         return Categorical(), len(self.classes_)
