@@ -106,6 +106,8 @@ def test_docstrings_become_markdown() -> None:
             "    y: More.",
         ]
     )
+    aside = markdown("Rows (:mod:`pyrobnn.guides.rows`) of :mod:`pyrobnn.guides.rows`.", lambda target: None)
+    assert aside == "Rows of `rows`."  # files of the library have no page
     found = markdown(text, {"pyrobnn.guides.MAP": "pyrobnn.guides.MAP"}.get)
     assert found.startswith("See [`MAP`][pyrobnn.guides.MAP], `other` and $x_i$.")
     assert "$$\n\\begin{aligned} a \\\\ b \\end{aligned}\n$$" in found

@@ -18,6 +18,8 @@ from website.public_names import PublicNames
 __all__ = ["MarkdownDocstrings", "markdown", "resolver"]
 
 ROLE = re.compile(r":(?P<role>[a-z]+):`(?P<target>[^`]*)`")
+# A reference to a file of the library that has no page.
+ASIDE = re.compile(r"\s+\(:mod:`~?(?P<target>pyrobnn[^`]*)`\)")
 DIRECTIVE = re.compile(r"^(?P<indent> *)\.\. (?P<kind>math|code-block)::(?P<rest>.*)$")
 LITERAL = re.compile(r"^(?P<indent> *)(?P<text>.*?)::$")
 
@@ -102,7 +104,8 @@ def markdown(text: str, resolve: Resolve) -> str:
         else:
             result.append(line)
             index += 1
-    return ROLE.sub(lambda match: _role(match, resolve), "\n".join(result))
+    text = ASIDE.sub(lambda match: match[0] if resolve(match["target"]) else "", "\n".join(result))
+    return ROLE.sub(lambda match: _role(match, resolve), text)
 
 
 def _is_followed_by_block(lines: list[str], index: int, literal: re.Match[str]) -> bool:
@@ -147,6 +150,6 @@ def _role(match: re.Match[str], resolve: Resolve) -> str:
     target = target.removeprefix("~")
     anchor = resolve(target)
     if anchor is None:
-        return f"`{shown}`"
+        return f"`{shown.rpartition('.')[2] if shown.startswith('pyrobnn.') else shown}`"
     short = shown if match["role"] == "mod" or not shown.startswith("pyrobnn.") else shown.removeprefix("pyrobnn.")
     return f"[`{short}`][{anchor}]"
