@@ -13,7 +13,11 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCK = re.compile(r"^(?P<indent> *)```python[^\n]*\n(?P<code>.*?)^(?P=indent)```", re.DOTALL | re.MULTILINE)
 SKIPPED = "# not run"
-NEEDED = {"lora.md": ("transformers", "peft")}
+NEEDED = {
+    "export.md": ("onnxruntime", "onnxscript"),
+    "lora.md": ("transformers", "peft"),
+    "serve.md": ("fastapi", "onnxruntime", "onnxscript"),
+}
 """Optional packages that a page's code needs."""
 
 

@@ -29,6 +29,7 @@ NAMES = [
     "14_influence",
     "15_structured_gan",
     "17_scikit_learn",
+    "20_export",
 ]
 # Two components and no letter, slash, dot, colon or "<" before them: no fraction, URL, relative path or closing tag.
 ABSOLUTE_PATH = re.compile(r"(?<![\w/.:<])/[\w.-]+/[\w.-]+|\b[A-Z]:\\\w")

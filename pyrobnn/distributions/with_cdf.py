@@ -9,6 +9,8 @@ with the regularized incomplete gamma function Q and beta function I.
 
 from __future__ import annotations
 
+import math
+
 import pyro.distributions as dist
 import torch
 from torch import Tensor
@@ -44,7 +46,18 @@ class ZeroInflatedPoisson(dist.ZeroInflatedPoisson):
 
 
 class StudentT(dist.StudentT):
-    """Student's t, of any location and scale."""
+    """Student's t, of any location and scale; moments without a selection by values, which no program can have."""
+
+    @property
+    def mean(self) -> Tensor:
+        """The location, where there is a mean."""
+        return torch.where(self.df > 1.0, self.loc, math.nan)
+
+    @property
+    def variance(self) -> Tensor:
+        """Infinite up to two degrees of freedom, and undefined up to one."""
+        found = self.scale.square() * self.df / (self.df - 2.0)
+        return torch.where(self.df > 2.0, found, torch.where(self.df > 1.0, math.inf, math.nan))
 
     def cdf(self, value: Tensor) -> Tensor:
         """Probability of at most ``value``."""

@@ -24,7 +24,7 @@ from pyrobnn.exporting.errors import ExportError
 from pyrobnn.exporting.linearized import LinearizedProgram
 from pyrobnn.exporting.onnx_format import import_onnx, run_onnx, write_onnx
 from pyrobnn.exporting.pinned import pinned_weights
-from pyrobnn.exporting.program import DrawsProgram, Program, RunMethod
+from pyrobnn.exporting.program import DrawsProgram, Program, RunMethod, default_method
 from pyrobnn.exporting.result import Exported
 from pyrobnn.exporting.torch_format import run_torch, write_torch
 from pyrobnn.exporting.tracing import input_names, traced
@@ -91,7 +91,7 @@ def export(
         precision: ``"float32"`` keeps weights as they are. ``"bfloat16"`` and ``"int8"`` keep rounded ones, in a file
             of a half or a quarter; ``errors`` of the result says what that costs. The arithmetic stays as it is.
         method: How draws run: ``"vmap"`` together, ``"loop"`` one after another, in a program K times as long;
-            ``"auto"`` together unless there are recurrent layers.
+            ``"auto"`` together in torch's format where all layers are linear.
         dynamic_dims: Dimensions of inputs whose size is left open; others have the sizes of the example.
         seed: Fixes the draws. None takes a seed from torch's random state; it is in the result.
         max_bytes: Budget for the covariance of a linearized network with a closed form.
@@ -118,7 +118,7 @@ def export(
         guide,
         predictor,
         options,
-        method,
+        default_method(model.net.network, format) if method == "auto" else method,
         quantiles=levels,
         scaler=scaler,
         precision=precision,

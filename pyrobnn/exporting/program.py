@@ -25,11 +25,12 @@ from pyrobnn.model.standardization import Standardizer
 from pyrobnn.model.substitution import SubstituteMessenger
 from pyrobnn.model.supervised import OutputSpec, select_output
 
-__all__ = ["DrawsProgram", "Program", "RunMethod", "unpacked"]
+__all__ = ["DrawsProgram", "Program", "RunMethod", "default_method", "unpacked"]
 
 RunMethod: TypeAlias = Literal["auto", "loop", "vmap"]
 
-_LOOPED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.RNNBase)
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_LOOPED = (*_CONVOLUTIONS, nn.RNNBase, nn.Embedding, nn.LayerNorm, nn.MultiheadAttention)
 _UNLIMITED = 2**62  # bytes: a budget would be compared with the size of a batch, which a program leaves open
 
 
@@ -119,15 +120,15 @@ class DrawsProgram(Program):
     """The network under K draws of its weights; arguments as for :class:`Program`.
 
     Args:
-        method: ``"vmap"``, ``"loop"``, or ``"auto"``: what is faster for the layers that the network has.
+        method: ``"vmap"`` or ``"loop"``.
     """
 
-    def __init__(self, weights: PinnedWeights, *args: Any, method: RunMethod = "auto", **options: Any) -> None:
+    def __init__(self, weights: PinnedWeights, *args: Any, method: RunMethod = "loop", **options: Any) -> None:
         super().__init__(weights, *args, **options)
         precision = options.get("precision", "float32")
         self.varying = FrozenTensors(weights.varying, precision, exact=weights.buffers, leading=1)
         self.latents = FrozenTensors(weights.latents, "float32")
-        self.method = method if method != "auto" else default_method(weights.network)
+        self.method = method
 
     @property
     def advice(self) -> str:
@@ -157,12 +158,13 @@ class DrawsProgram(Program):
         return reduction.finish(None)
 
 
-def default_method(network: nn.Module) -> RunMethod:
-    """How draws of a network run: together, unless its layers are convolutions or recurrent.
+def default_method(network: nn.Module, format: str) -> RunMethod:
+    """How draws of a network run: in torch's format together where all layers are linear, else one after another.
 
-    The convolutions of K draws are one with K groups, which CPUs are slow at; recurrent layers have no rule of vmap.
+    One call for all draws saves torch's overhead of a call, which onnxruntime does not have. Convolutions of K draws
+    would be one with K groups, which CPUs are slow at, and attention would leave the caches.
     """
-    return "loop" if any(isinstance(module, _LOOPED) for module in network.modules()) else "vmap"
+    return "loop" if format == "onnx" or any(isinstance(part, _LOOPED) for part in network.modules()) else "vmap"
 
 
 def unpacked(x: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
+import logging
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, redirect_stderr
 from typing import Any
 
 import torch
@@ -38,7 +40,9 @@ def traced(program: Program, x: Any, dynamic_dims: Sequence[int]) -> ExportedPro
     try:
         with running(), watch.on():
             module = _differentiated(program, x) if isinstance(program, LinearizedProgram) else program
-            found = torch.export.export(module, (x,), dynamic_shapes=(_sizes(x, dynamic_dims),), strict=False)
+            sizes = _sizes(x, dynamic_dims)
+            with _quiet():
+                found = torch.export.export(module, (x,), dynamic_shapes=(sizes,), strict=False)
             return _deduplicated(_without_assertions(found).run_decompositions({}))
     except ExportError:
         raise
@@ -51,6 +55,21 @@ def traced(program: Program, x: Any, dynamic_dims: Sequence[int]) -> ExportedPro
             "A program has no decisions that depend on values of tensors, and takes only the operators of its format; "
             f"{program.advice}"
         ) from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Where torch cannot trace, it prints the whole graph and logs hints for its own users; the error is enough."""
+    loggers = [logging.getLogger(name) for name in ("torch.fx.experimental.symbolic_shapes", "torch.export")]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL)
+        with redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def _without_assertions(graph: ExportedProgram) -> ExportedProgram:

@@ -154,7 +154,7 @@ def test_a_transformer_takes_its_inputs_by_name(tmp_path: Path) -> None:
 
     model = pb.SupervisedModel(Tagger(), pb.likelihoods.Categorical(), num_data=20)
     guide = pb.guides.MeanField(model, init_scale=0.1)
-    options: dict[str, Any] = {"num_samples": 2, "format": "onnx", "dynamic_dims": (0, 1)}
+    options: dict[str, Any] = {"num_samples": 2, "format": "onnx", "dynamic_dims": (0, 1), "method": "vmap"}
     exported = pb.export(model, guide, tokens(4), tmp_path / "a.onnx", **options)
     x = tokens(3, length=9)
     session = onnxruntime.InferenceSession(exported.path, providers=["CPUExecutionProvider"])
