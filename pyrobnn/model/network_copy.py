@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import types
 import weakref
@@ -92,8 +93,16 @@ def _check_cycles(module: nn.Module, name: str, above: set[int]) -> None:
 
 
 def _references(module: nn.Module, held: Collection[int]) -> Iterator[str]:
-    """Names of attributes with functions or weak references that refer to one of the objects ``held``."""
+    """Names of attributes with functions or weak references that refer to one of the objects ``held``.
+
+    Not of those that a copy makes anew, such as the compiled ``forward`` of ``torch.compile``.
+    """
+    kept: Any = None
+    with contextlib.suppress(RuntimeError):  # parametrized modules refuse to be pickled, not to be copied
+        kept = module.__getstate__()
     for attribute, value in vars(module).items():
+        if isinstance(kept, dict) and attribute not in kept:
+            continue
         if attribute.startswith("_") and attribute.endswith(("_hooks", "_modules", "_parameters", "_buffers")):
             continue
         if any(id(found) in held for leaf in leaves(value) for found in _closed_over(leaf)):
