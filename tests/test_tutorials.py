@@ -30,6 +30,7 @@ NAMES = [
     "15_structured_gan",
     "17_scikit_learn",
     "20_export",
+    "18_distributed",
 ]
 # Two components and no letter, slash, dot, colon or "<" before them: no fraction, URL, relative path or closing tag.
 ABSOLUTE_PATH = re.compile(r"(?<![\w/.:<])/[\w.-]+/[\w.-]+|\b[A-Z]:\\\w")
