@@ -298,3 +298,22 @@ def test_dask_gives_the_same() -> None:
     options = {"n_workers": 2, "threads_per_worker": 1, "processes": False, "dashboard_address": None}
     with distributed.LocalCluster(**options) as cluster, distributed.Client(cluster) as client:
         assert_equal(run_seeds(score, [1, 2], executor=client.get_executor()), run_seeds(score, [1, 2]))
+
+
+class RayExecutor(Executor):
+    """That of docs/scaling_out.md."""
+
+    def submit(self, function: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
+        import ray
+
+        return ray.remote(function).remote(*args, **kwargs).future()
+
+
+@pytest.mark.filterwarnings("ignore")  # of ray's
+def test_ray_gives_the_same() -> None:
+    ray = pytest.importorskip("ray", reason="needs ray")
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    try:
+        assert_equal(run_seeds(score, [1, 2], executor=RayExecutor()), run_seeds(score, [1, 2]))
+    finally:
+        ray.shutdown()
