@@ -29,9 +29,12 @@ NAMES = [
     "14_influence",
     "15_structured_gan",
     "17_scikit_learn",
-    "20_export",
     "18_distributed",
+    "19_bayesian_lora",
+    "20_export",
 ]
+NEEDED = {"19_bayesian_lora": ("transformers", "peft")}
+"""Optional packages that a notebook needs."""
 # Two components and no letter, slash, dot, colon or "<" before them: no fraction, URL, relative path or closing tag.
 ABSOLUTE_PATH = re.compile(r"(?<![\w/.:<])/[\w.-]+/[\w.-]+|\b[A-Z]:\\\w")
 TRACEBACK = "Traceback (most recent call last)"
@@ -68,6 +71,8 @@ def test_no_notebook_is_forgotten() -> None:
 @pytest.mark.notebook
 @pytest.mark.parametrize("name", NAMES)
 def test_runs_in_smoke_mode(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for package in NEEDED.get(name, ()):
+        pytest.importorskip(package, reason=package)
     monkeypatch.setenv("PYROBNN_SMOKE", "1")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.delenv("PYTHONWARNINGS", raising=False)  # a reader's Python shows warnings
