@@ -424,3 +424,24 @@ def test_adapters_of_embeddings() -> None:
     assert float(first.prior.base_dist.stddev.unique()) == 1.0
     inputs = torch.arange(4)
     pb.fit(model, pb.guides.MeanField(model), [(inputs, torch.zeros(4, 5))], epochs=1, progress=False)
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_a_base_of_half_precision_and_autocast(autocast: bool) -> None:
+    """PEFT keeps adapters in float32 beside a base in bfloat16; either way predictions are about those of float32."""
+    torch.manual_seed(0)
+    net = classifier()
+    inputs = sequences()
+    model = pb.lora.model(net, pb.likelihoods.Categorical(), num_data=6, random="A")
+    expected = pb.predict(model, pb.guides.MeanField(model), inputs, num_samples=3, seed=0).mean
+    if not autocast:
+        for name, parameter in net.named_parameters():
+            parameter.data = parameter.data if "lora" in name else parameter.data.bfloat16()
+        model = pb.lora.model(net, pb.likelihoods.Categorical(), num_data=6, random="A")
+    guide = pb.guides.MeanField(model)
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+        found = pb.predict(model, guide, inputs, num_samples=3, seed=0).mean
+        trained("mean_field", model, batches(inputs, LABELS))
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, expected, rtol=0.05, atol=0.02)
+    assert all(torch.equal(p, model.net.network.get_parameter(n)) for n, p in base_of(net).items())
