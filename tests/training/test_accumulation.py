@@ -65,10 +65,10 @@ def test_what_is_left_at_the_end_of_an_epoch_is_a_step() -> None:
 
 @pytest.mark.statistical
 def test_mean_field_gradients_have_the_expectation_of_the_union() -> None:
-    """100 seeds; the largest z-score of 62 numbers stays below 4."""
-    found = torch.stack([gradients(MeanField, UNEVEN, s, lr=0.0, epochs=1, accumulate=4)[0][0] for s in range(100)])
-    whole = torch.stack([gradients(MeanField, [(X, Y)], 900 + s, lr=0.0, epochs=1)[0][0] for s in range(100)])
-    error = ((found.var(0) + whole.var(0)) / 100).sqrt()
+    """50 seeds; the largest z-score of 62 numbers stays below 4."""
+    found = torch.stack([gradients(MeanField, UNEVEN, s, lr=0.0, epochs=1, accumulate=4)[0][0] for s in range(50)])
+    whole = torch.stack([gradients(MeanField, [(X, Y)], 900 + s, lr=0.0, epochs=1)[0][0] for s in range(50)])
+    error = ((found.var(0) + whole.var(0)) / 50).sqrt()
     assert float(((found.mean(0) - whole.mean(0)) / error).abs().max()) < 4.0
     assert float(found.var(0).sum()) < float(whole.var(0).sum())
 
