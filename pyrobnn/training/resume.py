@@ -201,10 +201,11 @@ def _check_same(run: Run, state: dict[str, Any]) -> None:
 
 
 def _kinds(run: Run) -> dict[str, str]:
-    """The classes of what has a state dict that others of its kind would take as well."""
+    """The classes of what has a state dict that others of its kind would take, and a digest of what the state lacks."""
     parts = {"optimizer": run.torch_optimizer, "scheduler": run.scheduler}
     parts |= {f"optimizer of {player.name}": player.torch_optimizer for player in run.players}
-    return {name: type(part).__name__ for name, part in parts.items() if part is not None}
+    kinds = {name: type(part).__name__ for name, part in parts.items() if part is not None}
+    return kinds if run.shared_digest is None else {**kinds, "frozen base (SHA-256)": run.shared_digest}
 
 
 def _restore(run: Run, state: dict[str, Any]) -> None:

@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, NoReturn
 
 import torch
@@ -25,6 +26,7 @@ from pyrobnn.model.bayesianize import frozen_buffers
 from pyrobnn.model.declarations import declared_num_data
 from pyrobnn.model.likelihoods.learned import initialize_likelihood
 from pyrobnn.model.num_data import check_counted_rows, stated_rows
+from pyrobnn.model.shared import shared_digest
 from pyrobnn.objectives import NonFiniteLossError, Objective, Parts
 from pyrobnn.training.checks import check_targets
 from pyrobnn.training.collapse import CollapseWatch
@@ -81,6 +83,11 @@ class Run:
     watch: CollapseWatch = field(default_factory=CollapseWatch)
     calls: TrackerCalls = field(default_factory=lambda: TrackerCalls((), None))
     ranks: Ranks | None = None
+
+    @cached_property
+    def shared_digest(self) -> str | None:
+        """That of the frozen parameters that the model shares with another network; they do not change in a run."""
+        return shared_digest(self.model)
 
     @property
     def torch_optimizer(self) -> Optimizer:

@@ -112,3 +112,20 @@ def test_fresh_members_do_not_write_to_the_base() -> None:
     pb.guides.MeanField(model_of(net), init="he")
     assert torch.equal(net.get_parameter("0.weight"), before)
     assert len(guide.atoms(torch.arange(3))["net.2.weight"].unique(dim=0)) == 3
+
+
+def test_a_run_is_resumed_on_the_same_base_only(tmp_path: Path) -> None:
+    net = frozen_trunk()
+    loader: list[tuple[Tensor, Tensor]] = [(torch.randn(5, 3), torch.tensor([0, 1, 1, 0, 1]))]
+
+    def fit(net: nn.Module, epochs: int, resume: bool) -> pb.History:
+        model = model_of(net)
+        guide = pb.guides.MeanField(model)
+        return pb.fit(model, guide, loader, epochs=epochs, checkpoint=tmp_path, resume=resume, progress=False)
+
+    fit(net, 2, False)
+    assert fit(net, 3, True).epochs == 3
+    with torch.no_grad():
+        net.get_parameter("0.bias")[0] += 1.0
+    with pytest.raises(ValueError, match="checkpoint: it is that of another frozen base"):
+        fit(net, 4, True)
