@@ -28,6 +28,7 @@ NAMES = [
     "13_attacks_and_defences",
     "14_influence",
     "15_structured_gan",
+    "16_domain_adaptation",
     "17_scikit_learn",
     "18_distributed",
     "19_bayesian_lora",

@@ -4,7 +4,7 @@
 28 x 28); a LeNet of two convolutions; accuracy on the test file of the target at the end of training, where no
 checkpoint is chosen. Imbalanced: classes 0 and 1, ten of 0 for each of 1 in the source, one for ten in the target.
 Settings are those of the published code of CAT, with the ramps shortened to the number of steps: margin 30 on mean
-squared differences of logits, clusters from a fifth of the steps on, adversary 0.1, gate 0.9. Nothing is tuned.
+squared differences of logits, clusters from a third of the steps on, adversary 0.1, gate 0.9. Nothing is tuned.
 
     python -m benchmarks.reproduce.domain_adaptation --json domain_adaptation.json
     python -m benchmarks.reproduce.domain_adaptation --directions usps-mnist --methods source CAT
@@ -60,7 +60,7 @@ def methods(guide: Guide, steps: int) -> dict[str, Callable[[], list[AlignmentLo
         return DomainAdversarial(domain_discriminator(FEATURES, 100), DomainRamp(steps, 0.1), gate=gate)
 
     def clusters() -> ClusterAlignment:
-        return ClusterAlignment(ClusterRamp(steps // 5, 2 * steps // 5), margin=30.0, distance="mean", on="logits")
+        return ClusterAlignment(ClusterRamp(steps // 3, steps // 3), margin=30.0, distance="mean", on="logits")
 
     found: dict[str, Callable[[], list[AlignmentLoss]]] = {
         "source": list,

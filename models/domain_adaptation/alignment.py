@@ -136,7 +136,7 @@ class DomainAlignment(AuxiliaryTerm):
             raise ValueError(f"layer: {calls.last!r} did not run once with one tensor; name another layer.")
         features = features_by_row(calls.last, calls.inputs, layers[calls.last], len(outputs))
         assert isinstance(model.likelihood, ClassLikelihood)
-        return Domain(x, features, model.likelihood.log_probabilities(widened(outputs)))
+        return Domain(x, features, model.likelihood.logits(widened(outputs)))
 
     def _again(self, model: SupervisedModel, draws: Draws, x: Any) -> Domain:
         with evaluating(model):

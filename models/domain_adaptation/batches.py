@@ -22,7 +22,7 @@ class Domain:
     Attributes:
         inputs: The inputs, B rows.
         features: Inputs of the last layer ``[B, F]``, or of the layer that was named.
-        logits: Logarithms of the class probabilities ``[B, C]``.
+        logits: Unnormalized logarithms of the class probabilities ``[B, C]``.
     """
 
     inputs: Any

@@ -183,6 +183,18 @@ def test_posterior_teacher_is_the_posterior_predictive() -> None:
     assert abs(float(share) - 0.5) < 4 * 0.5 / math.sqrt(64)
 
 
+def test_losses_see_unnormalized_logits() -> None:
+    """Clusters of log probabilities are another thing: they are bounded above, and one class takes all targets."""
+    model, guide, loader, target = problem()
+    found = DomainAlignment([target], [ClusterAlignment()]).observe(
+        Evaluation(model, guide, guide.step(model), tuple(next(iter(loader))), {}), []
+    )
+    outputs = pb.predict(model, guide, target, num_samples=1).mean.log()
+    logits = found.target.logits.detach()
+    assert float(logits.logsumexp(1).abs().max()) > 0.01
+    torch.testing.assert_close(logits.log_softmax(1), outputs, rtol=1e-4, atol=1e-5)
+
+
 def test_augmented_inputs_are_those_of_the_losses_alone() -> None:
     """The teacher and the source's likelihood see inputs as they are."""
     model, guide, loader, target = problem()
