@@ -7,7 +7,7 @@ sequences and objects such as graphs among them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -18,7 +18,7 @@ from torch.nn.utils.rnn import PackedSequence
 from pyrobnn.core.finite import check_inputs, check_weight
 from pyrobnn.core.trees import RowIndex, join_rows, leaves, refuse_arrays, take_rows, to_device
 
-__all__ = ["TARGET_NAMES", "Batch", "Reader", "inputs_of"]
+__all__ = ["TARGET_NAMES", "Batch", "Reader", "inputs_of", "num_batches"]
 
 Reader: TypeAlias = Callable[[Any], Any]
 """From what a loader yields to a :class:`Batch`, ``(inputs, targets)`` or ``(inputs, targets, weight)``."""
@@ -269,3 +269,13 @@ def inputs_of(raw: Any, argument: str = "data", reader: Reader | None = None) ->
         kind = type(raw).__name__
         raise TypeError(f"{argument}: expected a loader of inputs or of pairs (x, y), got a batch of {kind}.")
     return (read := Batch.read(raw, argument=argument)).inputs, read.targets
+
+
+def num_batches(loader: Any) -> int | None:
+    """The batches of one pass; None if the loader has no length."""
+    if not isinstance(loader, Sized):
+        return None
+    try:
+        return len(loader)
+    except TypeError:  # a DataLoader over a stream has no length after all
+        return None

@@ -10,10 +10,12 @@ from __future__ import annotations
 import importlib.util
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sized
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Self
 
 import tqdm as bars
+
+from pyrobnn.core.batches import num_batches
 
 __all__ = ["LineProgress", "progress_bar"]
 
@@ -42,8 +44,8 @@ def progress_bar(
         title: What is under way.
         leave: Whether a bar stays when the loop is over.
     """
-    if total is None and isinstance(iterable, Sized):
-        total = len(iterable)
+    if total is None:
+        total = num_batches(iterable)
     if shown and not _is_terminal() and not _is_notebook():
         return LineProgress(iterable, total=total, initial=initial, unit=unit, title=title)
     kind: Any = bars.tqdm
@@ -80,7 +82,7 @@ class LineProgress:
         self._next = initial + 1
 
     def __iter__(self) -> Iterator[Any]:
-        for entry in self.iterable or ():
+        for entry in () if self.iterable is None else self.iterable:
             yield entry
             self.update()
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from pyrobnn.core import random_state
-from pyrobnn.core.batches import Batch
+from pyrobnn.core.batches import Batch, num_batches
 from pyrobnn.core.ranks import Ranks, mixed_seed
 from pyrobnn.model.declarations import declared_num_data
 from pyrobnn.model.num_data import check_counted_rows
@@ -28,7 +28,6 @@ from pyrobnn.objectives import Parts
 from pyrobnn.objectives.terms import Term
 from pyrobnn.training.gradient_step import moved_parameters, take_step
 from pyrobnn.training.history import Totals
-from pyrobnn.training.length import num_batches
 from pyrobnn.training.run import Run
 from pyrobnn.training.shares import Shares
 from pyrobnn.training.state import Tensors

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sized
 from typing import Any
 
-__all__ = ["default_epochs", "default_patience", "epochs_of", "num_batches"]
+from pyrobnn.core.batches import num_batches
+
+__all__ = ["default_epochs", "default_patience", "epochs_of"]
 
 STEPS = 2_000
 EPOCHS = 20
@@ -30,13 +31,3 @@ def epochs_of(batches: int | None) -> int:
 def default_patience(epochs: int) -> int:
     """The patience of early stopping where it is not stated: a tenth of all epochs, and at least 10."""
     return max(PATIENCE, epochs // 10)
-
-
-def num_batches(loader: Any) -> int | None:
-    """The batches of one pass; None if the loader has no length."""
-    if not isinstance(loader, Sized):
-        return None
-    try:
-        return len(loader)
-    except TypeError:  # a DataLoader over a stream has no length after all
-        return None

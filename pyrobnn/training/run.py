@@ -18,7 +18,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from pyrobnn.core import random_state
 from pyrobnn.core.batch_form import Form, check_form, common_form, form_of
-from pyrobnn.core.batches import Batch, Reader
+from pyrobnn.core.batches import Batch, Reader, num_batches
 from pyrobnn.core.handlers import validation_enabled
 from pyrobnn.core.ranks import Ranks
 from pyrobnn.guides.base import Guide
@@ -33,7 +33,6 @@ from pyrobnn.training.collapse import CollapseWatch
 from pyrobnn.training.gradient_step import train_step
 from pyrobnn.training.history import History, Totals
 from pyrobnn.training.input_scale import InputScale
-from pyrobnn.training.length import num_batches
 from pyrobnn.training.players import Player
 from pyrobnn.training.schedule import LearningRates
 from pyrobnn.training.state import Tensors, became_non_finite, read_tensors, write_tensors

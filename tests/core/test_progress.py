@@ -5,9 +5,11 @@ from __future__ import annotations
 import io
 import sys
 import types
+from collections.abc import Iterator
 
 import pytest
 import tqdm
+from torch.utils.data import DataLoader, IterableDataset
 
 from pyrobnn.core import progress
 from pyrobnn.core.progress import LineProgress, progress_bar
@@ -80,3 +82,14 @@ def test_nothing_is_shown_where_it_is_not_asked_for(capsys: pytest.CaptureFixtur
     assert list(progress_bar([1, 2], shown=False)) == [1, 2]
     assert not isinstance(progress_bar(total=3, shown=False), LineProgress)
     assert capsys.readouterr().err == ""
+
+
+def test_a_stream_has_no_length() -> None:
+    """A DataLoader has the method, which raises for streams."""
+
+    class Stream(IterableDataset[int]):
+        def __iter__(self) -> Iterator[int]:
+            yield from range(3)
+
+    loader = DataLoader(Stream(), batch_size=None)
+    assert list(progress_bar(loader, shown=False)) == list(progress_bar(loader)) == [0, 1, 2]

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
+from pyrobnn.core.batches import num_batches
 from pyrobnn.training import default_epochs, fit
-from pyrobnn.training.length import default_patience, num_batches
+from pyrobnn.training.length import default_patience
 from tests.training.networks import data, loader, model_and_guide
 
 

@@ -22,6 +22,7 @@ import torch
 from torch import nn
 
 from pyrobnn.core import random_state
+from pyrobnn.core.batches import num_batches
 from pyrobnn.core.denormals import denormals_as_zero
 from pyrobnn.core.exclusive import in_one_thread
 from pyrobnn.core.explanations import explained
@@ -39,7 +40,6 @@ from pyrobnn.training.game.phase import Phase
 from pyrobnn.training.game.player import GamePlayer
 from pyrobnn.training.game.resume import read_game, read_modules, write_game
 from pyrobnn.training.game.rounds import LOSS, play_rounds
-from pyrobnn.training.length import num_batches
 from pyrobnn.training.recording import recorded
 from pyrobnn.training.state import generators
 from pyrobnn.training.trackers.base import Tracker, TrackerCalls
