@@ -14,11 +14,12 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
+from torch.utils.data import DataLoader
 
 from pyrobnn.core.finite import check_inputs, check_weight
 from pyrobnn.core.trees import RowIndex, join_rows, leaves, refuse_arrays, take_rows, to_device
 
-__all__ = ["TARGET_NAMES", "Batch", "Reader", "inputs_of", "num_batches"]
+__all__ = ["TARGET_NAMES", "Batch", "Reader", "inputs_of", "loader_options", "num_batches"]
 
 Reader: TypeAlias = Callable[[Any], Any]
 """From what a loader yields to a :class:`Batch`, ``(inputs, targets)`` or ``(inputs, targets, weight)``."""
@@ -279,3 +280,17 @@ def num_batches(loader: Any) -> int | None:
         return len(loader)
     except TypeError:  # a DataLoader over a stream has no length after all
         return None
+
+
+def loader_options(loader: DataLoader[Any]) -> dict[str, Any]:
+    """How a loader reads its rows, whichever these are: arguments of another loader of the same data."""
+    return {
+        "num_workers": loader.num_workers,
+        "collate_fn": loader.collate_fn,
+        "pin_memory": loader.pin_memory,
+        "timeout": loader.timeout,
+        "worker_init_fn": loader.worker_init_fn,
+        "multiprocessing_context": loader.multiprocessing_context,
+        "prefetch_factor": loader.prefetch_factor,
+        "persistent_workers": loader.persistent_workers,
+    }

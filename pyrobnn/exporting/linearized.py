@@ -40,6 +40,8 @@ class LinearizedProgram(Program):
             predictor.
     """
 
+    has_derivatives = True
+
     def __init__(self, predictor: LinearizedPredictor, **options: Any) -> None:
         model, samples = predictor.model, predictor.options.num_samples
         weights = pinned_weights(model, [{name: value.unsqueeze(0) for name, value in predictor.values.items()}])

@@ -8,7 +8,7 @@ no rule for a layer. What is the same in all draws is stored once, and computed 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, TypeAlias
+from typing import Any, ClassVar, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -47,6 +47,9 @@ class Program(nn.Module):
         precision: How weights are kept.
         search: Dtype in which quantiles are searched for.
     """
+
+    has_derivatives: ClassVar[bool] = False
+    """Whether it differentiates the network; derivatives are written out before torch traces it."""
 
     def __init__(
         self,

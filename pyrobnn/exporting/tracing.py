@@ -19,7 +19,6 @@ from pyrobnn.core.handlers import validation_enabled
 from pyrobnn.core.pyro_compat import transforms_left
 from pyrobnn.core.trees import leaves, map_leaves
 from pyrobnn.exporting.errors import ExportError, Watch, operator_in
-from pyrobnn.exporting.linearized import LinearizedProgram
 from pyrobnn.exporting.program import Program
 
 __all__ = ["input_names", "running", "traced"]
@@ -39,7 +38,7 @@ def traced(program: Program, x: Any, dynamic_dims: Sequence[int]) -> ExportedPro
     watch = Watch(program.network)
     try:
         with running(), watch.on():
-            module = _differentiated(program, x) if isinstance(program, LinearizedProgram) else program
+            module = _differentiated(program, x) if program.has_derivatives else program
             sizes = _sizes(x, dynamic_dims)
             with _quiet():
                 found = torch.export.export(module, (x,), dynamic_shapes=(sizes,), strict=False)

@@ -8,7 +8,7 @@ network parameter and each other latent site, and below the table what happens t
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
 from math import prod
@@ -33,7 +33,7 @@ from pyrobnn.model.draws import Draws
 from pyrobnn.model.priors import FixedPrior, Prior
 from pyrobnn.model.stochastic import StochasticModule
 
-__all__ = ["Description", "describe", "family"]
+__all__ = ["Description", "describe", "family", "new_row"]
 
 _RUNNING_STATISTICS = (
     nn.BatchNorm1d,
@@ -127,7 +127,7 @@ def describe(model: nn.Module, guide: Guide | None = None, *, estimator: Estimat
     listed = {row["site"] for row in rows}
     for site in guide.layout.values() if guide is not None else ():
         if site.name not in listed:
-            rows.append(_row(None, site.name, site.shape, family(site.prior), "random"))
+            rows.append(new_row(None, site.name, site.shape, family(site.prior), "random"))
     if estimator is not None:
         reached = coverage(model, estimator)
         for row in rows:
@@ -170,7 +170,10 @@ def _is_identity(transform: object) -> bool:
 # ------------------------------------------------------------------------------------------------------- rows
 
 
-def _row(parameter: str | None, site: str | None, shape: torch.Size, prior: str | None, status: str) -> dict[str, Any]:
+def new_row(
+    parameter: str | None, site: str | None, shape: Sequence[int], prior: str | None, status: str
+) -> dict[str, Any]:
+    """The row of a parameter or site, before its posterior is known."""
     return {
         "parameter": parameter,
         "site": site,
@@ -200,7 +203,7 @@ def _parameter_rows(module: BayesianModule, name: str) -> Iterator[dict[str, Any
         rows[0]["parameter"] = name
     else:
         status = "deterministic" if parameter.requires_grad else "frozen"
-        rows = [_row(name, None, parameter.shape, None, status)]
+        rows = [new_row(name, None, parameter.shape, None, status)]
     rows[0]["tied"] = _tied_names(module.network)[name]
     yield from rows
 
@@ -209,10 +212,10 @@ def _site_rows(module: StochasticModule, name: str) -> list[dict[str, Any]]:
     prior = module.site_priors[name]
     # Given its auxiliary sites, a non-centered parameter is a plain value: it is random, but no site.
     site = full_name(module, name) if _is_sampled(prior) else None
-    rows = [_row(None, site, prior.shape, prior.extra_repr(), "random")]
+    rows = [new_row(None, site, prior.shape, prior.extra_repr(), "random")]
     for suffix, auxiliary in prior.auxiliary.items():
         where = full_name(module, f"{name}.{suffix}")
-        rows.append(_row(None, where, auxiliary.shape, auxiliary.extra_repr(), "random"))
+        rows.append(new_row(None, where, auxiliary.shape, auxiliary.extra_repr(), "random"))
     return rows
 
 

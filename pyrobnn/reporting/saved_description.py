@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from math import prod
 from typing import Any
 
-from pyrobnn.reporting.description import Description
+from pyrobnn.reporting.description import Description, new_row
 
 __all__ = ["describe_specification"]
 
@@ -29,27 +28,13 @@ def describe_specification(spec: Mapping[str, Any]) -> Description:
         prior = model["priors"].get(name)
         site = f"net.{name}"
         status = "random" if prior is not None else "frozen" if name in frozen else "deterministic"
-        row = _row(parameter["shape"], prior and prior["summary"], status)
-        rows.append(row | {"parameter": name, "tied": list(parameter["tied"])})
+        row = new_row(name, None, parameter["shape"], prior and prior["summary"], status)
+        rows.append(row | {"tied": list(parameter["tied"])})
         if sites.pop(site, None) is not None:
             rows[-1] |= {"site": site, "posterior": guide["class"]}
     for site, found in sites.items():
-        rows.append(_row(found["shape"], found["prior"], "random") | {"site": site, "posterior": guide["class"]})
+        rows.append(new_row(None, site, found["shape"], found["prior"], "random") | {"posterior": guide["class"]})
     return Description(rows, [*_notes(spec)])
-
-
-def _row(shape: list[int], prior: str | None, status: str) -> dict[str, Any]:
-    return {
-        "parameter": None,
-        "site": None,
-        "shape": tuple(shape),
-        "numel": prod(shape),
-        "prior": prior,
-        "posterior": None,
-        "kl": None,
-        "status": status,
-        "tied": [],
-    }
 
 
 def _notes(spec: Mapping[str, Any]) -> list[str]:

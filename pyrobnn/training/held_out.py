@@ -19,6 +19,7 @@ from torch.utils.data import (
     SubsetRandomSampler,
 )
 
+from pyrobnn.core.batches import loader_options
 from pyrobnn.model.declarations import declared_num_data
 
 __all__ = ["held_out"]
@@ -120,13 +121,6 @@ def _with_rows(loader: DataLoader[Any], rows: list[int], *, training: bool) -> D
         batch_size=batches.batch_size,
         sampler=sampler,
         drop_last=training and batches.drop_last,
-        num_workers=loader.num_workers,
-        collate_fn=loader.collate_fn,
-        pin_memory=loader.pin_memory,
-        timeout=loader.timeout,
-        worker_init_fn=loader.worker_init_fn,
-        multiprocessing_context=loader.multiprocessing_context,
         generator=loader.generator if training else None,
-        prefetch_factor=loader.prefetch_factor,
-        persistent_workers=loader.persistent_workers,
+        **loader_options(loader),
     )

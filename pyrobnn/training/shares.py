@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, DistributedSampler, IterableDataset
 
 from pyrobnn.core import random_state
-from pyrobnn.core.batches import Reader
+from pyrobnn.core.batches import Reader, loader_options
 from pyrobnn.core.ranks import Ranks, mixed_seed
 from pyrobnn.core.trees import leaves
 from pyrobnn.model.num_data import stated_rows
@@ -139,15 +139,8 @@ class Shares:
         self.loader = DataLoader(
             loader.dataset,
             batch_sampler=self._shared,
-            num_workers=loader.num_workers,
-            collate_fn=loader.collate_fn,
-            pin_memory=loader.pin_memory,
-            timeout=loader.timeout,
-            worker_init_fn=loader.worker_init_fn,
-            multiprocessing_context=loader.multiprocessing_context,
             generator=loader.generator,
-            prefetch_factor=loader.prefetch_factor,
-            persistent_workers=loader.persistent_workers,
+            **loader_options(loader),
         )
 
 

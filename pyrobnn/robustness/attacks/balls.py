@@ -150,12 +150,12 @@ class LInf(Ball):
 
     def projector(self, x: Tensor) -> Callable[[Tensor], Tensor]:
         """The intervals are cut to the range once, so that a projection is one pass over the inputs."""
-        low, high = self.clipped(x - self.epsilon), self.clipped(x + self.epsilon)
+        low, high = self._interval(x)
         return lambda moved: torch.clamp(moved, low, high)
 
     def stepper(self, x: Tensor, length: float) -> Callable[[Tensor, Tensor], Tensor]:
         """The gradient's memory becomes the next points: new memory costs more than the arithmetic."""
-        low, high = self.clipped(x - self.epsilon), self.clipped(x + self.epsilon)
+        low, high = self._interval(x)
 
         def step(moved: Tensor, gradient: Tensor) -> Tensor:
             if not gradient.is_contiguous():  # an expanded one, as of a sum, has fewer entries than it shows
@@ -171,6 +171,10 @@ class LInf(Ball):
     def uniform(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
         """Independent entries."""
         return torch.empty_like(x).uniform_(-self.epsilon, self.epsilon, generator=generator)
+
+    def _interval(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The smallest and largest entries in the ball and the range."""
+        return self.clipped(x - self.epsilon), self.clipped(x + self.epsilon)
 
 
 @explained
