@@ -1,4 +1,7 @@
-"""All uses of names of Pyro and torch that are not public; ``tests/core/test_pyro_compat.py`` checks them."""
+"""Names of Pyro, and of torch beside it, that are not public; ``tests/core/test_pyro_compat.py`` checks them.
+
+Those for recording graphs are in :mod:`pyrobnn.core.torch_compat`.
+"""
 
 from __future__ import annotations
 

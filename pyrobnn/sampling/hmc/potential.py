@@ -140,17 +140,18 @@ class Potential:
         return isinstance(self.recorded(like), torch.fx.GraphModule)
 
     def _record(self, like: Tensor) -> ValueAndGrad | None:
-        one = torch.func.grad_and_value(self)
-
-        def evaluate(flat: Tensor) -> tuple[Tensor, Tensor]:
-            if flat.dim() == 1:
-                gradient, value = one(flat)
-            else:
-                gradient, value = torch.func.vmap(one)(flat)
-            return value, gradient
-
+        one_chain = like.dim() == 1
         with frozen_buffers(self._module):
-            return trace(evaluate, like)
+            single = trace(self._differentiated, like if one_chain else like[0], vectorizable=not one_chain)
+        return single if single is None or one_chain else trace(torch.func.vmap(single), like)
+
+    def _differentiated(self, flat: Tensor) -> tuple[Tensor, Tensor]:
+        """Value and gradient of one flat vector, by autograd; ``torch.func.grad`` would import torch's compiler."""
+        with torch.enable_grad():
+            value = self(flat.requires_grad_())
+            if not value.requires_grad:
+                return value, torch.zeros_like(flat)
+            return value.detach(), torch.autograd.grad(value, flat)[0]
 
     def _by_autograd(self, flat: Tensor) -> tuple[Tensor, Tensor]:
         """For models that cannot be recorded, such as those that branch on values: one chain after another."""

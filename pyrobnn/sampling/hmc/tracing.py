@@ -1,23 +1,28 @@
 r"""A function of tensors recorded once as a graph of plain tensor operations.
 
 The graph (an ``fx.GraphModule``) holds what the function did at one set of inputs: gradients are already operations
-like any other, Python and Pyro are gone, and whatever does not depend on the inputs is computed once and kept. It runs
-as it is, without autograd, and is what ``torch.compile`` understands best. Shapes, dtypes and devices of the inputs
-may not change, and the function must not branch on their values.
+like any other, Python and Pyro are gone, and what does not depend on the inputs was computed once and kept. It runs as
+it is, without autograd, and is what compilers understand best. Shapes, dtypes and devices of the inputs may not change,
+and the function must not branch on their values.
 
-Writing in place is turned into computing anew (:func:`torch.func.functionalize`), so that folding constants is safe.
+Operators are seen where they are computed, below autograd, ``torch.func.vmap`` and functionalization, which turns
+writing in place into computing anew, so that keeping constants is safe. ``torch.fx.experimental.proxy_tensor.make_fx``
+would do the same; it imports torch's compiler, which takes a second.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import operator
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.node import map_aggregate
 
-__all__ = ["trace"]
+from pyrobnn.core.torch_compat import OperatorMode, from_functional, functionalized, to_functional
+
+__all__ = ["lifted", "trace"]
 
 _aten = torch.ops.aten
 _BY_SHAPE = {
@@ -31,6 +36,7 @@ _BY_SHAPE = {
 _SAME = {_aten.detach.default, _aten.alias.default, _aten.lift_fresh_copy.default}
 _SAME_SHAPE = {
     _aten.view.default,
+    _aten._unsafe_view.default,
     _aten.expand.default,
     _aten.reshape.default,
     _aten.slice.Tensor,
@@ -40,6 +46,7 @@ _SAME_SHAPE = {
 
 DIRECT: dict[Any, Callable[..., Any]] = {
     _aten.add.Tensor: torch.add,
+    _aten._unsafe_view.default: Tensor.view,
     _aten.addmm.default: torch.addmm,
     _aten.bmm.default: torch.bmm,
     _aten.cat.default: torch.cat,
@@ -66,10 +73,12 @@ DIRECT: dict[Any, Callable[..., Any]] = {
     _aten.unsqueeze.default: torch.unsqueeze,
     _aten.view.default: Tensor.view,
 }
-"""Functions that take the arguments of operators and do the same."""
+"""Functions that take the arguments of operators and do the same: the same kernels, a microsecond less each."""
 
 
-def trace(function: Callable[..., Any], *examples: Tensor, fusible: bool = False) -> fx.GraphModule | None:
+def trace(
+    function: Callable[..., Any], *examples: Tensor, fusible: bool = False, vectorizable: bool = False
+) -> fx.GraphModule | None:
     """The graph of a function of tensors.
 
     Args:
@@ -77,24 +86,140 @@ def trace(function: Callable[..., Any], *examples: Tensor, fusible: bool = False
         *examples: Inputs to record it with.
         fusible: Write products with a vector as elementwise operations and sums, which a compiler joins with what is
             around them; for small networks, calls to a library would take longer than the products themselves.
+        vectorizable: Write views so that they are possible whatever the strides, for ``torch.func.vmap`` of the graph.
 
     Returns:
         The graph, or None if the function cannot be recorded: it needs the value of a tensor, say.
     """
+    recorder = _Recorder(_FUSIBLE if fusible else {})
     try:
-        with torch.no_grad():
-            decompositions = _FUSIBLE if fusible else {}
-            recorded = make_fx(torch.func.functionalize(function), decomposition_table=decompositions)(*examples)
+        with torch.no_grad(), recorder, functionalized():
+            results = function(*(to_functional(recorder.placed(example)) for example in examples))
+            results = map_aggregate(results, lambda leaf: from_functional(leaf) if isinstance(leaf, Tensor) else leaf)
     except (RuntimeError, NotImplementedError, TypeError):  # whatever is really wrong shows when the function runs
         return None
-    _fold_constants(recorded)
-    _drop_identities(recorded)
-    _drop_repetitions(recorded)
+    graph = recorder.graph
+    graph.output(map_aggregate(results, recorder.node))
+    _drop_identities(graph)
+    _drop_repetitions(graph)
     if not fusible:
-        _call_directly(recorded)
-    recorded.graph.eliminate_dead_code()
-    recorded.recompile()
-    return recorded
+        _replace(graph, DIRECT)
+    if vectorizable:
+        _replace(graph, dict.fromkeys((Tensor.view, _aten.view.default, _aten._unsafe_view.default), torch.reshape))
+    graph.eliminate_dead_code()
+    for node in graph.nodes:
+        node.meta.clear()
+    return fx.GraphModule(recorder.constants, graph)
+
+
+def lifted(recorded: fx.GraphModule) -> tuple[fx.GraphModule, list[Tensor]]:
+    """A copy of a graph whose constants are further inputs, and these constants."""
+    graph = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
+    inputs = [node for node in recorded.graph.nodes if node.op == "placeholder"]
+    for node in inputs:
+        copies[node] = graph.node_copy(node)
+    constants: dict[str, fx.Node] = {}
+    for node in recorded.graph.nodes:
+        if node.op == "get_attr" and node.target not in constants:
+            constants[node.target] = graph.placeholder(str(node.target))
+    for node in recorded.graph.nodes:
+        if node.op == "get_attr":
+            copies[node] = constants[node.target]
+        elif node.op != "placeholder":
+            copies[node] = graph.node_copy(node, copies.__getitem__)
+    return fx.GraphModule({}, graph), [recorded.get_buffer(name) for name in constants]
+
+
+class _Recorder(OperatorMode):
+    """Writes down the operators that depend on inputs.
+
+    Args:
+        decompositions: What to compute in place of an operator, unless it returns ``NotImplemented``.
+
+    Attributes:
+        graph: What was recorded.
+        constants: Tensors it needs, by name.
+    """
+
+    def __init__(self, decompositions: Mapping[Any, Callable[..., Any]]) -> None:
+        super().__init__()
+        self.decompositions = decompositions
+        self.graph = fx.Graph()
+        self.constants: dict[str, Any] = {}
+        self._nodes: dict[int, fx.Node] = {}
+        self._kept: list[Tensor] = []  # alive, so that no other tensor has their identity
+
+    def placed(self, example: Tensor) -> Tensor:
+        """A new input like ``example``."""
+        tensor = example.detach().clone()
+        self._set(tensor, self.graph.placeholder(f"input_{len(self._kept)}"))
+        return tensor
+
+    def node(self, value: Any) -> Any:
+        """The node of a tensor, which is a constant if it does not depend on inputs; other values are unchanged."""
+        if not isinstance(value, Tensor):
+            return value
+        if id(value) not in self._nodes:
+            name = f"constant_{len(self.constants)}"
+            self.constants[name] = _copied(value)
+            self._set(value, self.graph.get_attr(name))
+        return self._nodes[id(value)]
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in self.decompositions:
+            with self:
+                result = self.decompositions[func](*args, **kwargs)
+            if result is not NotImplemented:
+                return result
+        result = func(*args, **kwargs)
+        if not self._depends(func, args, kwargs):
+            return result
+        if not isinstance(result, Tensor | tuple | list) or _has_shape_of_values(func, args, self._is_input):
+            raise RuntimeError(f"{func} asks for values of the inputs")
+        node = self.graph.call_function(func, map_aggregate(args, self.node), map_aggregate(kwargs, self.node))
+        if isinstance(result, Tensor):
+            self._set(result, node)
+            return result
+        for index, part in enumerate(result):
+            if isinstance(part, Tensor):
+                self._set(part, self.graph.call_function(operator.getitem, (node, index)))
+        return result
+
+    def _depends(self, func: Any, args: Any, kwargs: Any) -> bool:
+        if torch.Tag.nondeterministic_seeded in func.tags:
+            return True
+        found: list[bool] = []
+        map_aggregate((args, kwargs), lambda leaf: found.append(self._is_input(leaf)))
+        return func not in _BY_SHAPE and any(found)
+
+    def _is_input(self, value: Any) -> bool:
+        """Whether it is a tensor that depends on inputs."""
+        node = self._nodes.get(id(value)) if isinstance(value, Tensor) else None
+        return node is not None and node.op != "get_attr"
+
+    def _set(self, tensor: Tensor, node: fx.Node) -> None:
+        self._nodes[id(tensor)] = node
+        self._kept.append(tensor)
+        node.meta["shape"] = tensor.shape
+
+
+def _copied(tensor: Tensor) -> Tensor:
+    """A copy that repeats nothing: dimensions of stride 0 stay so."""
+    once = tuple(slice(0, 1) if stride == 0 else slice(None) for stride in tensor.stride())
+    return tensor.detach()[once].clone().expand(tensor.shape)
+
+
+def _has_shape_of_values(func: Any, args: tuple[Any, ...], is_input: Callable[[Any], bool]) -> bool:
+    """Whether the result's shape depends on values of inputs, as that of ``x[x > 0]``."""
+    if torch.Tag.dynamic_output_shape not in func.tags:
+        return False
+    if func is not _aten.index.Tensor:
+        return True
+    return any(is_input(index) and index.dtype in (torch.bool, torch.uint8) for index in args[1])
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:
@@ -122,68 +247,35 @@ _FUSIBLE: dict[Any, Callable[..., Tensor]] = {
 }
 
 
-@torch.no_grad()
-def _fold_constants(recorded: fx.GraphModule) -> None:
-    """Computes now what does not depend on the inputs."""
-    known: dict[fx.Node, Any] = {}
-    for node in list(recorded.graph.nodes):
-        if node.op == "get_attr":
-            known[node] = getattr(recorded, str(node.target)).detach()
-            continue
-        if node.op != "call_function" or torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
-            continue
-        if node.target in _BY_SHAPE:
-            like = node.args[0].meta["val"]
-            arguments = (torch.empty(like.shape, dtype=like.dtype, device=like.device), *node.args[1:])
-        elif all(source in known for source in node.all_input_nodes):
-            arguments = fx.map_arg(node.args, known.__getitem__)
-        else:
-            continue
-        value = node.target(*arguments, **fx.map_arg(node.kwargs, known.__getitem__))
-        if not isinstance(value, Tensor):  # several tensors: those that are used become constants themselves
-            known[node] = value
-            continue
-        name = f"constant_{len(known)}"
-        recorded.register_buffer(name, value.clone())
-        with recorded.graph.inserting_before(node):
-            constant = recorded.graph.get_attr(name)
-        constant.meta = dict(node.meta)
-        known[constant] = value
-        node.replace_all_uses_with(constant)
-        recorded.graph.erase_node(node)
-
-
-def _drop_identities(recorded: fx.GraphModule) -> None:
+def _drop_identities(graph: fx.Graph) -> None:
     """Takes out operations that return what they are given."""
-    for node in list(recorded.graph.nodes):
+    for node in list(graph.nodes):
         if node.op != "call_function" or not node.args or not isinstance(node.args[0], fx.Node):
             continue
         source = node.args[0]
-        same = node.target in _SAME or (
-            node.target in _SAME_SHAPE and node.meta["val"].shape == source.meta["val"].shape
-        )
+        same = node.target in _SAME or (node.target in _SAME_SHAPE and node.meta["shape"] == source.meta["shape"])
         if node.target is _aten.t.default and source.target is _aten.t.default:  # transposed and back
             node.replace_all_uses_with(source.args[0])
-            recorded.graph.erase_node(node)
+            graph.erase_node(node)
         elif same or (node.target is _aten.pow.Tensor_Scalar and node.args[1] == 1):
             node.replace_all_uses_with(source)
-            recorded.graph.erase_node(node)
+            graph.erase_node(node)
 
 
-def _drop_repetitions(recorded: fx.GraphModule) -> None:
+def _drop_repetitions(graph: fx.Graph) -> None:
     """Computes once what is computed twice."""
     seen: dict[Any, fx.Node] = {}
-    for node in list(recorded.graph.nodes):
+    for node in list(graph.nodes):
         if node.op != "call_function" or torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
             continue
         first = seen.setdefault((node.target, repr(node.args), repr(node.kwargs)), node)
         if first is not node:
             node.replace_all_uses_with(first)
-            recorded.graph.erase_node(node)
+            graph.erase_node(node)
 
 
-def _call_directly(recorded: fx.GraphModule) -> None:
-    """Calls torch's functions in place of its operators: the same kernels, a microsecond less each."""
-    for node in recorded.graph.nodes:
+def _replace(graph: fx.Graph, functions: Mapping[Any, Callable[..., Any]]) -> None:
+    """Calls other functions, of the same arguments."""
+    for node in graph.nodes:
         if node.op == "call_function":
-            node.target = DIRECT.get(node.target, node.target)
+            node.target = functions.get(node.target, node.target)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 
 import pyro
 import pyro.distributions as dist
@@ -70,6 +72,28 @@ def test_recorded_values_and_gradients_are_autograds(case: Case, num_chains: int
         torch.testing.assert_close(value, expected.detach())
         torch.testing.assert_close(gradient, torch.autograd.grad(expected, leaf)[0])
     assert values.shape == flat.shape[:-1]
+
+
+_RECORDED = """
+import sys
+import torch
+from pyrobnn import likelihoods
+from pyrobnn.model.supervised import SupervisedModel
+from pyrobnn.sampling.hmc.potential import Potential
+
+net = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Tanh(), torch.nn.Linear(3, 1))
+potential = Potential(SupervisedModel(net, likelihoods.Normal(0.5), num_data=4), (torch.ones(4, 2), torch.ones(4, 1)))
+flat = potential.start().repeat(2, 1)
+potential.value_and_grad(flat)
+assert potential.is_recorded(flat)
+print([name for name in ("torch._dynamo", "torch._inductor", "sympy") if name in sys.modules])
+"""
+
+
+def test_recording_a_model_imports_no_compiler() -> None:
+    done = subprocess.run([sys.executable, "-c", _RECORDED], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "[]"
 
 
 def test_it_is_the_exact_quadratic_of_conjugate_regression() -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pyrobnn.sampling.hmc.tracing import DIRECT, trace
+from pyrobnn.sampling.hmc.tracing import DIRECT, lifted, trace
 
 SCALE = torch.tensor([0.5, 2.0, 3.0])
 
@@ -73,6 +73,54 @@ def test_constants_are_of_the_time_of_recording() -> None:
     assert graph(torch.ones(2)).tolist() == [4.0, 4.0]
 
 
+def test_constants_repeat_nothing() -> None:
+    table = torch.arange(3.0)
+    graph = trace(lambda x: x.unsqueeze(-1) * table.expand(1000, 3), torch.ones(1000))
+    assert graph is not None
+    (constant,) = graph.buffers()
+    assert constant.shape == (1000, 3) and constant.untyped_storage().nbytes() == 12
+    torch.testing.assert_close(graph(torch.full((1000,), 2.0)), 2.0 * table.expand(1000, 3))
+
+
+def test_lifted_constants_are_further_inputs() -> None:
+    graph = trace(quadratic, torch.zeros(3))
+    assert graph is not None
+    free, constants = lifted(graph)
+    assert not list(free.buffers()) and len(constants) == len(list(graph.buffers())) > 0
+    x = torch.tensor([0.3, -1.0, 2.0])
+    torch.testing.assert_close(free(x, *constants), graph(x), rtol=0, atol=0)
+    shifted = free(x, *(constant + 1.0 for constant in constants))
+    assert not torch.equal(shifted, graph(x))
+
+
+def test_graphs_can_be_vectorized_whatever_the_strides() -> None:
+    def function(x: Tensor) -> Tensor:
+        return (x @ torch.ones(3, 3)).reshape(-1).cumsum(0)
+
+    graph = trace(function, torch.ones(2, 3), vectorizable=True)
+    assert graph is not None
+    batch = torch.randn(2, 3, 5)
+    known = torch.stack([function(batch[..., index]) for index in range(5)])
+    torch.testing.assert_close(torch.func.vmap(graph, in_dims=-1)(batch), known)
+
+
+def test_gradients_of_writing_in_place() -> None:
+    def value(x: Tensor) -> Tensor:
+        out = x.new_zeros(3)
+        out[:2] = x.square()
+        out[1] *= x[0]
+        return out.sum()
+
+    def gradient(x: Tensor) -> Tensor:
+        with torch.enable_grad():
+            return torch.autograd.grad(value(x.requires_grad_()), x)[0]
+
+    graph = trace(gradient, torch.ones(2))
+    assert graph is not None
+    x = torch.tensor([2.0, 3.0])  # x0^2 + x1^2 x0
+    torch.testing.assert_close(graph(x), torch.tensor([2 * 2.0 + 9.0, 2 * 3.0 * 2.0]))
+
+
 def test_writing_in_place_does_not_write_into_a_constant() -> None:
     def filled(x: Tensor) -> Tensor:
         out = torch.zeros(4)
@@ -93,7 +141,15 @@ def test_powers_of_one_and_views_of_the_same_shape_go_away() -> None:
     assert len(operations(graph)) == 1
 
 
-@pytest.mark.parametrize("function", [lambda x: x if x.sum() > 0 else -x, lambda x: x * x.sum().item()])
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: x if x.sum() > 0 else -x,
+        lambda x: x * x.sum().item(),
+        lambda x: x[x > 0],
+        lambda x: x.nonzero(),
+    ],
+)
 def test_a_function_that_asks_for_values_is_not_recorded(function: object) -> None:
     assert trace(function, torch.ones(2)) is None  # type: ignore[arg-type]
 
@@ -102,6 +158,7 @@ def test_a_function_that_asks_for_values_is_not_recorded(function: object) -> No
 
 _A, _B, _V = torch.randn(2, 3), torch.randn(3, 2), torch.randn(3)
 EXAMPLES: dict[str, tuple[Any, ...]] = {
+    "_unsafe_view": (_A, [6]),
     "add": (_A, _A),
     "addmm": (_V, _B, _A),
     "bmm": (_A[None], _B[None]),
@@ -138,7 +195,8 @@ def test_direct_functions_are_their_operators(operator: Any) -> None:
 
     with Record():
         found = DIRECT[operator](*arguments)
-    assert seen[:1] == [operator] or str(operator) in ("aten.mul.Scalar", "aten.rsub.Scalar")  # as tensors, the same
+    others = ("aten.mul.Scalar", "aten.rsub.Scalar", "aten._unsafe_view.default")  # as tensors, or safely: the same
+    assert seen[:1] == [operator] or str(operator) in others
     torch.testing.assert_close(found, operator(*arguments), rtol=0, atol=0, equal_nan=True)
 
 
