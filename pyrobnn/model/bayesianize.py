@@ -95,14 +95,29 @@ class BayesianModule(StochasticModule):
             if hasattr(self, name):
                 raise ValueError(f"net: the parameter name {name!r} is taken by the Bayesian model; rename it.")
             self.parameter_names[name] = aliases[id(owned[name])]
-            self.add_site(name, assigned, initial=owned[name].detach().clone())
-            owned[name].requires_grad_(False)  # a placeholder from now on: draws take its place
+            self.add_site(name, assigned)
+            owned[name].requires_grad_(False)  # a placeholder from now on: draws take its place, guides start there
         self.shared = frozenset(shared) - set(self.parameter_names)
 
     @property
     def network(self) -> nn.Module:
         """The plain network; parameters that are sites hold the weights it was converted with."""
         return self._plain["net"]
+
+    def values_of(self, network: nn.Module) -> dict[str, Tensor]:
+        """The weights of a network of the same architecture as values of the sites, by their full Pyro names.
+
+        Values may share the weights' memory.
+        """
+        weights, values = dict(network.named_parameters()), {}
+        for name, prior in self.site_priors.items():
+            for suffix, value in prior.initial(weights[name].detach()).items():
+                values[full_name(self, f"{name}.{suffix}" if suffix else name)] = value
+        return values
+
+    def initial_values(self) -> dict[str, Tensor]:
+        """Where guides start by default: the weights that :attr:`network` holds, in the same memory."""
+        return self.values_of(self.network)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Draws the weights (once per outermost call) and runs the network with them."""

@@ -30,7 +30,6 @@ __all__ = [
     "initial_values",
     "known_sites",
     "network_of",
-    "network_values",
     "num_draws",
     "refuse_other_buffers",
     "unwrapped",
@@ -94,16 +93,6 @@ def initial_values(model: Any, sites: Mapping[str, Site], init: Init) -> dict[st
     return values
 
 
-def network_values(module: BayesianModule, network: nn.Module) -> dict[str, Tensor]:
-    """The weights of ``network`` as values of the sites of a converted network of the same architecture."""
-    weights = dict(network.named_parameters())
-    values = {}
-    for name, prior in module.site_priors.items():
-        for suffix, value in prior.initial(weights[name].detach()).items():
-            values[full_name(module, f"{name}.{suffix}" if suffix else name)] = value
-    return values
-
-
 def he_values(model: Any) -> dict[str, Tensor]:
     r"""Fresh weights of linear and convolutional layers, :math:`N(0, 2 / \text{fan-in})`, and biases of 0.
 
@@ -132,7 +121,7 @@ def he_values(model: Any) -> dict[str, Tensor]:
                 nn.init.zeros_(own["bias"])
             names |= {f"{path}.{local}" if path else local for local in own}
         chosen = {full_name(module, name) for name in names}
-        fresh = network_values(module, network)
+        fresh = module.values_of(network)
         values |= {site: v for site, v in fresh.items() if any(site == n or site.startswith(f"{n}.") for n in chosen)}
     if not values:
         raise ValueError("init: 'he' is for linear and convolutional layers, and the model has none with a prior.")
@@ -268,7 +257,7 @@ def _given_values(model: Any, sites: Mapping[str, Site], stored: dict[str, Tenso
         raise ValueError(
             f"init: the model holds {len(converted)} converted networks; give a dict of site values instead."
         )
-    return stored | network_values(converted[0], network_of(converted[0], init))
+    return stored | converted[0].values_of(network_of(converted[0], init))
 
 
 def _as_tensor(site: Site, value: Any, stored: Mapping[str, Tensor]) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from pyrobnn.model.bayesianize import bayesian_modules
 
-__all__ = ["own_state", "shared_digest", "shared_parameters"]
+__all__ = ["own_state", "shared_digest", "shared_parameters", "trained_state"]
 
 
 def shared_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
@@ -43,6 +43,15 @@ def own_state(module: nn.Module) -> dict[str, Tensor]:
         return module.state_dict()
     kept = module.state_dict(keep_vars=True)
     return {name: value.detach() for name, value in kept.items() if id(value) not in shared}
+
+
+def trained_state(module: nn.Module) -> dict[str, Tensor]:
+    """What training may change: the state dict without shared parameters and without the placeholders of sites."""
+    networks = bayesian_modules(module)
+    placeholders = {id(network.network.get_parameter(name)) for network in networks for name in network.parameter_names}
+    fixed = {id(parameter) for parameter in shared_parameters(module).values()} | placeholders
+    kept = module.state_dict(keep_vars=True)
+    return {name: value.detach() for name, value in kept.items() if id(value) not in fixed}
 
 
 def shared_digest(module: nn.Module) -> str | None:

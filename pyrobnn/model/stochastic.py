@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from pyrobnn.core.pyro_compat import announce_parameter, full_name, is_handler_active
 from pyrobnn.model.priors import Prior
-from pyrobnn.model.substitution import direct_handler
+from pyrobnn.model.substitution import SubstituteMessenger, direct_handler
 
-__all__ = ["StochasticModule", "stored_values"]
+__all__ = ["StochasticModule", "at_stored_values", "stored_values"]
 
 
 class _ReadPrior:
@@ -109,3 +109,8 @@ def stored_values(model: object) -> dict[str, Tensor]:
             if isinstance(module, StochasticModule):
                 stored.update(module.initial_values())
     return stored
+
+
+def at_stored_values(model: object) -> SubstituteMessenger:
+    """A handler under which the sites have the values that :func:`stored_values` returns; others are drawn."""
+    return SubstituteMessenger(stored_values(model))

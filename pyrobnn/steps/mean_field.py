@@ -71,7 +71,7 @@ class MeanFieldStep(Step):
         lease = self._pool.take()
         memory = lease.memory
         with torch.no_grad():
-            memory.begin()
+            memory.begin(layerwise=bool(estimators))
             torch.exp(self.log_scale, out=memory.scale)
             if not estimators:
                 memory.refresh_noise(self._antithetic, noise)
@@ -110,7 +110,7 @@ class MeanFieldStep(Step):
     @torch.no_grad()
     def _flat_kl(self, record: _Record) -> Tensor | float:
         """The value of the KL from fixed Normal priors; its gradient is the node's."""
-        memory = record.lease.memory
+        memory = record.memory
         total: Tensor | float = 0.0
         assert record.prior is not None
         for normal in record.prior.windows:
@@ -137,48 +137,63 @@ class _Record:
         self._generation = lease.memory.generation
         self.prior: FlatNormalPrior | None = None
 
-    def pieces(self) -> Sequence[Tensor]:
-        """The values that the node returns: the draw's, or the means'."""
-        memory = self.lease.memory
-        return memory.locs if self.is_layerwise else memory.values
+    @property
+    def memory(self) -> MeanFieldMemory:
+        """The memory of the draw.
 
-    def gradients(self, weight: float, by_values: Sequence[Tensor | None]) -> tuple[Tensor, Tensor]:
-        """Gradients by means and log scales, in buffers that autograd takes over."""
+        Raises:
+            RuntimeError: If it holds something else by now.
+        """
         memory = self.lease.memory
-        if memory.generation != self._generation or (self.is_layerwise and self.lease.is_over):
+        if memory.generation != self._generation or self.lease.is_over:
             raise RuntimeError(
                 "this draw of a training step was differentiated before and its memory has been used again; call "
                 "backward once for each draw, or use differentiable_loss() of the objective."
             )
+        return memory
+
+    def pieces(self) -> Sequence[Tensor]:
+        """The values that the node returns: the draw's, or the means'."""
+        memory = self.memory
+        return memory.locs if self.is_layerwise else memory.values
+
+    def gradients(self, weight: float, by_values: Sequence[Tensor | None]) -> tuple[Tensor, Tensor]:
+        """Gradients by means and log scales, in buffers that autograd takes over."""
+        memory = self.memory
         by_loc, by_log_scale = memory.collect(by_values), memory.by_log_scale
         normals = self.prior.windows if self.prior is not None and weight else []
-        gaps = self.prior.gaps if self.prior is not None and weight else [slice(None)]
+        gaps = self.prior.gaps if self.prior is not None and weight else [slice(0, len(memory.loc))]
         if self.is_layerwise:
             self._by_layers(weight, normals, gaps)
         else:
             for normal in normals:
                 self._of_window(weight, normal.window, normal.precision, by_loc)
             for gap in gaps:
-                torch.mul(memory.noise[gap], by_loc[gap], out=by_log_scale[gap])
-                by_log_scale[gap].mul_(memory.scale[gap])
+                for chunk, inner in memory.chunks(gap):
+                    torch.mul(memory.noise[chunk], by_loc[chunk], out=inner)
+                    memory.scale[chunk].mul_(inner)
         for normal in normals:
             normal.add_gradient(by_loc[normal.window], memory.loc[normal.window], weight)
         self.lease.release()
         return by_loc.detach(), by_log_scale.detach()
 
     def _of_window(self, weight: float, window: slice, precision: float | Tensor, by_value: Tensor) -> None:
-        """``dL/dψ = σ (ε dL/dw + λp σ) - λ``, in as few passes over memory as can be."""
+        """``dL/dψ = σ (ε dL/dw + λp σ) - λ`` where σ was, in as few passes over memory as can be."""
         memory = self.lease.memory
-        out, scale, noise, gradient = (t[window] for t in (memory.by_log_scale, memory.scale, memory.noise, by_value))
         constant = memory.constant(-weight)
         pull = weight * precision if isinstance(precision, float) else 0.0
-        if pull > _SMALLEST_PULL:
-            torch.addcmul(scale, noise, gradient, value=1.0 / pull, out=out)
-            torch.addcmul(constant, scale, out, value=pull, out=out)
-        else:
-            torch.mul(noise, gradient, out=out)
-            torch.addcmul(constant, out, scale, out=out)
-            out.add_(scale * scale * precision, alpha=weight)
+        for chunk, inner in memory.chunks(window):
+            scale, noise, gradient = memory.scale[chunk], memory.noise[chunk], by_value[chunk]
+            if pull > _SMALLEST_PULL:
+                torch.addcmul(scale, noise, gradient, value=1.0 / pull, out=inner)
+                torch.addcmul(constant, scale, inner, value=pull, out=scale)
+                continue
+            near = precision
+            if isinstance(precision, Tensor):
+                near = precision[chunk.start - window.start : chunk.stop - window.start]
+            torch.mul(noise, gradient, out=inner)
+            torch.addcmul(constant, inner, scale, out=inner)
+            torch.add(inner, scale * scale * near, alpha=weight, out=scale)
 
     def _by_layers(self, weight: float, normals: Sequence[Any], gaps: Sequence[slice]) -> None:
         """``2σ² (dL/dσ² + λp/2) - λ`` where layers drew by variances, plus what their deviations add."""

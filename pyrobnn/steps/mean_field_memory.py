@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -20,17 +20,24 @@ __all__ = ["Drawn", "MeanFieldMemory"]
 
 _SHARED = SharedDraw()
 _GROUP = 8  # training draws that share one block of random numbers
+_CHUNK = 2**16  # elements that are worked on at a time where a result needs memory of its own
 
 
 class MeanFieldMemory:
     """Preallocated tensors that are used by one draw at a time.
+
+    A draw that is the same for all layers takes three vectors: the noise, and two that hold values and scales until the
+    loss has been differentiated, then the gradients by means and log scales. Layers that draw need both at once.
 
     Args:
         layout: The sites.
         loc, log_scale: The parameters, ``[d]``.
 
     Attributes:
-        noise, scale, value: ε, σ and the draw ``μ + σε``; ``scale`` holds σ² once a layer has asked for variances.
+        noise: ε.
+        value: The draw ``μ + σε``, in the memory of ``by_loc``.
+        scale: σ, in the memory of ``by_log_scale``; where layers draw it has memory of its own, and holds σ² once a
+            layer has asked for variances.
         locs, values: Parts of the means and of the draw, by site.
         by_loc, by_log_scale: The gradients of the draw in progress.
         has_variance: Whether ``scale`` holds σ².
@@ -41,38 +48,55 @@ class MeanFieldMemory:
     def __init__(self, layout: Layout, loc: nn.Parameter, log_scale: nn.Parameter) -> None:
         like = self.loc = loc.detach()
         self.layout = layout
-        self.noise, self.scale, self.value = (torch.empty_like(like) for _ in range(3))
-        self.locs, self.values = list(layout.split(self.loc).values()), list(layout.split(self.value).values())
+        self.noise = torch.empty_like(like)
+        self.locs = list(layout.split(self.loc).values())
+        self.values: list[Tensor] = []
         self._buffers = GradientBuffers(loc), GradientBuffers(log_scale)
-        self.by_loc = self.by_log_scale = like  # until the first draw begins
-        self._slots: list[Tensor] = []
+        self.by_loc = self.by_log_scale = self.scale = like  # until the first draw begins
         self._variance_slots: dict[str, Tensor] = {}
         self.has_variance = False
         self.turn = 0
         self._quarters = self.noise.tensor_split(4)
-        self._scales = layout.split(self.scale)
-        self._deviations = layout.split(self.value)
+        self._of_layers: tuple[Tensor, Tensor] | None = None
+        self._scales: dict[str, Tensor] = {}
+        self._deviations: dict[str, Tensor] = {}
         self._memories: dict[str, tuple[Estimator, WeightMemory]] = {}
         self._made_for: tuple[Any, ...] = ()
         self._by_variance: dict[str, Tensor] = {}
         self._by_deviation: list[tuple[str, int, Tensor, Tensor]] = []
         self._drawn: Callable[[], Drawn | None] = lambda: None
         self._scalar, self.zero = like.new_zeros(()), like.new_zeros(())
+        self._scratch = like.new_empty(min(_CHUNK, len(like)))
         self.generation = 0
 
-    def begin(self) -> None:
+    @property
+    def value(self) -> Tensor:
+        """The draw, until it has been differentiated."""
+        return self.by_loc
+
+    def begin(self, layerwise: bool = False) -> None:
         """Starts a draw, with buffers for gradients that are not ``parameter.grad`` now."""
         by_loc, by_log_scale = map(GradientBuffers.free, self._buffers)
         if by_loc is not self.by_loc:
-            self.by_loc, self._slots = by_loc, list(self.layout.split(by_loc).values())
+            self.by_loc, self.values = by_loc, list(self.layout.split(by_loc).values())
             self._made_for = ()
         if by_log_scale is not self.by_log_scale:
             self.by_log_scale, self._variance_slots = by_log_scale, self.layout.split(by_log_scale)
             self._made_for = ()
+        if layerwise and self._of_layers is None:
+            scale, deviation = self._of_layers = torch.empty_like(self.noise), torch.empty_like(self.noise)
+            self._scales, self._deviations = self.layout.split(scale), self.layout.split(deviation)
+        self.scale = self._of_layers[0] if layerwise and self._of_layers is not None else by_log_scale
         self.has_variance = False
         self._by_variance.clear()
         self._by_deviation.clear()
         self.generation += 1
+
+    def chunks(self, window: slice) -> Iterator[tuple[slice, Tensor]]:
+        """Parts of a window that fit a processor's cache, each with the same memory for a result of its size."""
+        for start in range(window.start, window.stop, _CHUNK):
+            chunk = slice(start, min(start + _CHUNK, window.stop))
+            yield chunk, self._scratch[: chunk.stop - chunk.start]
 
     def constant(self, value: float) -> Tensor:
         """A scalar tensor of the value; each call overwrites the last one's."""
@@ -96,10 +120,18 @@ class MeanFieldMemory:
     def collect(self, gradients: Sequence[Tensor | None]) -> Tensor:
         """The gradients by the sites' values as one vector; a site the loss does not depend on counts zero."""
         moved = []
-        for gradient, slot in zip(gradients, self._slots, strict=True):
-            if gradient is None or gradient.data_ptr() != slot.data_ptr():
-                moved.append((slot, torch.zeros_like(slot) if gradient is None else gradient))
-        if len(moved) == len(self._slots):
+        start = self.by_loc.data_ptr()
+        stop = start + self.by_loc.nbytes
+        for gradient, slot in zip(gradients, self.values, strict=True):
+            if gradient is None:
+                moved.append((slot, torch.zeros_like(slot)))
+                continue
+            place = gradient.data_ptr()
+            if not start <= place < stop:
+                moved.append((slot, gradient))
+            elif place != slot.data_ptr() or gradient.stride() != slot.stride():  # another value, returned as gradient
+                moved.append((slot, gradient.clone()))
+        if len(moved) == len(self.values):
             torch.cat([part.reshape(-1) for _, part in moved], out=self.by_loc)
         else:
             for slot, part in moved:
@@ -134,7 +166,7 @@ class MeanFieldMemory:
     def _memory_of(self, name: str, position: int, shares: bool) -> WeightMemory:
         return WeightMemory(
             self._deviations[name],
-            self._slots[position],
+            self.values[position],
             self._variance_slots[name],
             partial(self._variance_of, name),
             lambda: self.has_variance,
@@ -167,7 +199,8 @@ class MeanFieldMemory:
             self.refresh_noise(antithetic=True)
             with torch.no_grad():
                 scale = self.scale.sqrt() if self.has_variance else self.scale
-                torch.mul(self.noise, scale, out=self.value)
+                assert self._of_layers is not None
+                torch.mul(self.noise, scale, out=self._of_layers[1])
             drawn.deviations = self._attach_all(drawn, self._deviations, self._receive_deviation)
         return drawn.deviations[name]
 

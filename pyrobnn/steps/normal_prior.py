@@ -16,6 +16,8 @@ from pyrobnn.model.layout import Layout, Site, is_trained
 
 __all__ = ["FlatNormalPrior", "NormalWindow", "is_fixed_normal"]
 
+_LARGE = 2**14  # elements from which a site whose prior differs from its neighbors' has a window of its own
+
 
 def is_fixed_normal(site: Site, term: PriorTerm) -> bool:
     """Whether a prior is a constant Normal outside of plates, without scale or mask."""
@@ -102,11 +104,13 @@ class FlatNormalPrior:
         self.windows: list[NormalWindow] = []
         self.gaps: list[slice] = []
         for window, names in _runs(layout, self.names):
-            if names[0] in self.names:
-                bases = [base_distribution(priors[name].distribution) for name in names]
-                self.windows.append(NormalWindow.of(window, bases, like))
-            else:
+            if names[0] not in self.names:
                 self.gaps.append(window)
+                continue
+            bases = {name: base_distribution(priors[name].distribution) for name in names}
+            for group in _groups(layout, bases):
+                window = slice(layout[group[0]].offset, layout[group[-1]].window.stop)
+                self.windows.append(NormalWindow.of(window, [bases[name] for name in group], like))
 
     def matches(self, priors: Mapping[str, PriorTerm], like: Tensor) -> bool:
         """Whether another run of the model applied the same static priors."""
@@ -134,12 +138,41 @@ def _runs(layout: Layout, names: frozenset[str]) -> Iterator[tuple[slice, list[s
         yield slice(layout[run[0]].offset, layout[run[-1]].window.stop), run
 
 
-def _flat(tensors: list[Tensor], like: Tensor) -> float | Tensor:
-    """One float if all elements of all tensors are one number, else their concatenation."""
+def _groups(layout: Layout, bases: Mapping[str, dist.Normal]) -> list[list[str]]:
+    """Neighboring sites that one window is for: those with the same two numbers, and small sites with any.
+
+    A vector of precisions takes memory and time of its own, which a large site's window with one number does without.
+    """
+    groups: list[list[str]] = []
+    last: tuple[tuple[float, float] | None, bool] | None = None
+    for name, base in bases.items():
+        loc, scale = _number([base.loc]), _number([base.scale])
+        numbers = None if loc is None or scale is None else (loc, scale)
+        is_apart = numbers is not None and layout[name].numel >= _LARGE
+        if last is not None and numbers is not None and numbers == last[0]:
+            groups[-1].append(name)
+            last = numbers, last[1] or is_apart
+        elif last is None or is_apart or last[1]:
+            groups.append([name])
+            last = numbers, is_apart
+        else:
+            groups[-1].append(name)
+            last = None, False
+    return groups
+
+
+def _number(tensors: list[Tensor]) -> float | None:
+    """The number that all elements of all tensors are, as far as their strides show it; else None."""
     firsts = {float(t.reshape(-1)[0]) for t in tensors if t.numel()}
     constant = all(all(s == 0 or n == 1 for s, n in zip(t.stride(), t.shape, strict=True)) for t in tensors)
-    if constant and len(firsts) == 1:
-        return firsts.pop()
+    return firsts.pop() if constant and len(firsts) == 1 else None
+
+
+def _flat(tensors: list[Tensor], like: Tensor) -> float | Tensor:
+    """One float if all elements of all tensors are one number, else their concatenation."""
+    number = _number(tensors)
+    if number is not None:
+        return number
     if not tensors:
         return 0.0
     return torch.cat([t.reshape(-1) for t in tensors]).to(like).detach()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -21,6 +22,7 @@ from pyrobnn.guides.base import check_guide
 from pyrobnn.model.bayesianize import evaluating, frozen_buffers
 from pyrobnn.model.declarations import declared_likelihood, declared_num_data, declared_outputs
 from pyrobnn.model.num_data import check_stated_rows
+from pyrobnn.model.stochastic import at_stored_values
 from pyrobnn.objectives import Objective
 from pyrobnn.training.players import Player
 
@@ -156,5 +158,9 @@ def check_targets(model: Any, batch: Batch) -> None:
     likelihood, outputs_of = declared_likelihood(model), declared_outputs(model)
     if likelihood is None or outputs_of is None:
         return
-    with torch.no_grad(), random_state.preserved(batch.device), evaluating(model), frozen_buffers(model):
+    # At the weights that the network was converted with: draws from the prior take time, and memory for all weights.
+    kept = random_state.preserved(batch.device), evaluating(model), frozen_buffers(model), at_stored_values(model)
+    with torch.no_grad(), contextlib.ExitStack() as stack:
+        for context in kept:
+            stack.enter_context(context)
         likelihood.check_targets(outputs_of(batch.inputs), batch.targets)

@@ -107,7 +107,7 @@ class Run:
     def epoch(self) -> None:
         """One pass over the loader; the history is written when all of it is done."""
         started, first = time.perf_counter(), self.history.epochs == 0
-        good = read_tensors(self.model, self.guide)
+        good = read_tensors(self.model, self.guide, only_trained=True)
         self.elbo.step(self.model, self.guide)[0].restart(self._remaining())
         totals, batch, index = Totals(), None, -1
         self.begin_epoch()
@@ -273,7 +273,7 @@ class Run:
         self.epochs_since_best += 1
         if value > self.best_value:
             self.best, self.best_value, self.epochs_since_best = (
-                read_tensors(self.model, self.guide),
+                read_tensors(self.model, self.guide, only_trained=True),
                 value,
                 0,
             )

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pyrobnn.core.finite import is_finite
 from pyrobnn.core.module_state import fill
-from pyrobnn.model.shared import own_state
+from pyrobnn.model.shared import own_state, trained_state
 
 __all__ = [
     "Tensors",
@@ -24,10 +25,18 @@ __all__ = [
 Tensors = dict[str, dict[str, Tensor]]
 
 
-def read_tensors(model: nn.Module, guide: nn.Module) -> Tensors:
-    """Copies of all parameters and buffers, but for those that are shared with another network."""
+def read_tensors(model: nn.Module, guide: nn.Module, *, only_trained: bool = False) -> Tensors:
+    """Copies of all parameters and buffers, but for those that are shared with another network.
+
+    Args:
+        model: The model.
+        guide: The guide.
+        only_trained: Whether the weights that sites replace are left out, which no training changes: as many numbers as
+            the means of a guide.
+    """
+    state = trained_state if only_trained else own_state
     return {
-        key: {name: value.detach().clone() for name, value in own_state(module).items()}
+        key: {name: value.detach().clone() for name, value in state(module).items()}
         for key, module in (("model", model), ("guide", guide))
     }
 
@@ -55,8 +64,8 @@ def became_non_finite(model: nn.Module, guide: nn.Module, before: Tensors) -> li
     return [
         f"{key}.{name}"
         for key, module in (("guide", guide), ("model", model))
-        for name, value in own_state(module).items()
-        if value.is_floating_point() and not bool(value.isfinite().all()) and bool(before[key][name].isfinite().all())
+        for name, value in trained_state(module).items()
+        if value.is_floating_point() and not is_finite(value) and is_finite(before[key][name])
     ]
 
 

@@ -122,3 +122,27 @@ def test_matches_knows_the_very_priors() -> None:
     assert not prior.matches({**used, "w1": PriorTerm(dist.Normal(0.0, 2.0).expand([2, 3]).to_event())}, LIKE)
     assert not prior.matches({**used, "w1": used["w1"]._replace(scale=2.0)}, LIKE)
     assert not prior.matches(used, LIKE.float())
+
+
+def test_large_sites_have_windows_of_their_own() -> None:
+    """Their priors stay numbers where neighbors differ; small sites share a vector."""
+    families = {
+        "a": dist.Normal(0.0, 0.1).expand([200, 100]).to_event(2),
+        "b": dist.Normal(0.0, 0.1).expand([100]).to_event(1),
+        "c": dist.Normal(0.0, 1.0).expand([5]).to_event(1),
+        "d": dist.Normal(0.0, 2.0).expand([5]).to_event(1),
+        "e": dist.Normal(1.0, 0.2).expand([100, 200]).to_event(2),
+        "f": dist.Normal(0.0, 1.0).expand([5]).to_event(1),
+    }
+    layout = Layout.of(Sites(**families), example=())
+    flat = torch.randn(layout.size, dtype=torch.float64, requires_grad=True)
+    windows = FlatNormalPrior(layout, terms(layout), flat).windows
+    assert [w.window for w in windows] == [
+        slice(0, 20100),
+        slice(20100, 20110),
+        slice(20110, 40110),
+        slice(40110, 40115),
+    ]
+    assert [isinstance(w.precision, float) for w in windows] == [True, False, True, True]
+    total = sum(w.half_squares(flat[w.window]) + w.log_normalizer for w in windows)
+    torch.testing.assert_close(total, -log_prior(layout, flat))

@@ -20,7 +20,6 @@ from pyrobnn.model.initialization import (
     initial_values,
     known_sites,
     network_of,
-    network_values,
     num_draws,
     unwrapped,
 )
@@ -100,7 +99,7 @@ def _sites_and_buffers(model: Any, start: nn.Module | Mapping[str, Tensor], site
     if len(converted) != 1:
         raise ValueError(f"init: the model holds {len(converted)} converted networks; give dicts of site values.")
     network = network_of(converted[0], start, own_buffers=True)
-    values, buffers = network_values(converted[0], network), dict(network.named_buffers())
+    values, buffers = converted[0].values_of(network), dict(network.named_buffers())
     names = network_buffers(model)
     prefix = next(name for name, module in model.named_modules() if module is converted[0].network)
     return values, {n: buffers[local] for n in names if (local := n.removeprefix(f"{prefix}.")) in buffers}
@@ -160,7 +159,7 @@ def _reinitialized(layout: Layout, model: Any) -> _Start:
                 for alias in aliases
             }
             draw_fresh_weights(network, used)
-            values |= network_values(module, network)
+            values |= module.values_of(network)
             path = f"{prefix}.net." if prefix else "net."
             buffers |= {path + name: buffer for name, buffer in network.named_buffers()}
     return values, buffers
