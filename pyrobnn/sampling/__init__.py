@@ -4,8 +4,9 @@ from pyrobnn.objectives.parts import NonFiniteLossError
 from pyrobnn.sampling.kernels.base import ChainResult, FullBatchKernel, Kernel, StochasticGradientKernel
 from pyrobnn.sampling.kernels.cyclical import Cyclical
 from pyrobnn.sampling.kernels.hmc import HMC
-from pyrobnn.sampling.kernels.nuts import NUTS, PyroKernel
+from pyrobnn.sampling.kernels.nuts import NUTS
 from pyrobnn.sampling.kernels.preconditioned_sgld import PreconditionedSGLD
+from pyrobnn.sampling.kernels.pyro_kernel import PyroKernel
 from pyrobnn.sampling.kernels.sghmc import SGHMC
 from pyrobnn.sampling.kernels.sgld import SGLD
 from pyrobnn.sampling.kernels.sgnht import SGNHT

@@ -5,7 +5,7 @@ A learned noise scale is where it matters: the density near zero falls by many t
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import pyro.distributions as dist
 import pytest
@@ -81,9 +81,11 @@ def test_every_chain_of_hmc_arrives(dtype: torch.dtype, log_scales: list[float],
 
 
 @pytest.mark.statistical
-def test_a_far_chain_of_nuts_arrives() -> None:
-    """150 draws of one chain."""
-    assert_each_chain_is_right(draws(NUTS(), torch.float64, [-6.0], 0, num_samples=150, warmup_steps=100))
+@pytest.mark.parametrize("adapt_mass", ["diagonal", "dense"])
+def test_every_chain_of_nuts_arrives(adapt_mass: Literal["diagonal", "dense"]) -> None:
+    """200 draws of each of three chains, two of which start far away."""
+    kernel = NUTS(adapt_mass=adapt_mass, compile=False)
+    assert_each_chain_is_right(draws(kernel, torch.float64, [-6.0, -0.9, -8.0], 0))
 
 
 @pytest.mark.statistical

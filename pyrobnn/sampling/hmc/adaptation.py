@@ -1,4 +1,4 @@
-r"""Adaptation of HMC during its warmup: a step size of each chain, one diagonal mass matrix for all.
+r"""Adaptation of HMC and NUTS during warmup: a step size of each chain, one mass matrix for all.
 
 Step sizes follow dual averaging (Nesterov 2009; Hoffman & Gelman 2014): from the acceptance probabilities
 :math:`α_{c,t}` each seeks the ε at which its own chain's mean is the target τ, by
@@ -12,8 +12,9 @@ less noisy than each chain's own acceptance would.
 The inverse mass matrix is the variance of each coordinate within a chain, the median over chains, in windows that
 double in length, as in Stan: a fast phase for step sizes alone, slow windows each of which ends with a new mass matrix,
 and a last fast phase. Variances are taken around each chain's own mean, so that chains in different modes do not blow
-them up, and the median leaves out one that is still on its way. After warmup nothing changes any more, which is what
-makes the draws those of a Markov chain.
+them up, and the median leaves out one that is still on its way. A dense matrix has the same variances, and correlations
+that are the mean of those within each chain. After warmup nothing changes any more, which is what makes the draws those
+of a Markov chain.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from torch import Tensor
 
 from pyrobnn.core.moments import RunningMoments
 
-__all__ = ["ChainVariance", "Warmup", "reasonable_step_size", "windows"]
+__all__ = ["ChainCovariance", "ChainVariance", "Warmup", "reasonable_step_size", "windows"]
 
 _LARGEST, _SMALLEST = 1e3, 1e-10
 _OWN = 0.2  # weight λ of a chain's own acceptance
@@ -44,11 +45,57 @@ class ChainVariance:
 
     def regularized(self) -> Tensor:
         """The median over chains ``[d]``, shrunk toward 1e-3 with the weight of five states, as in Stan."""
-        num_chains = len(self._moments.mean)
-        ordered = self._moments.variance().sort(dim=0).values
-        median = 0.5 * (ordered[(num_chains - 1) // 2] + ordered[num_chains // 2])
-        seen = self._moments.count * num_chains
-        return (median * seen + 5e-3) / (seen + 5.0)
+        variance = self._moments.variance()
+        return _shrunk(_median(variance), self._moments.count * len(variance))
+
+    @staticmethod
+    def identity(like: Tensor) -> Tensor:
+        """What it is before any state was seen, for states ``[d]``."""
+        return torch.ones_like(like)
+
+
+class ChainCovariance:
+    """The covariance of coordinates within chains, from states that come one at a time."""
+
+    def __init__(self) -> None:
+        self._count = 0
+
+    def add(self, states: Tensor) -> None:
+        """Counts the next state of each chain, ``[C, d]``."""
+        if not self._count:
+            self._mean = torch.zeros_like(states)
+            self._products = states.new_zeros(*states.shape, states.shape[-1])
+        self._count += 1
+        shift = states - self._mean
+        self._mean += shift / self._count
+        self._products.baddbmm_(shift.unsqueeze(-1), (states - self._mean).unsqueeze(-2))
+
+    def regularized(self) -> Tensor:
+        """Variances of :class:`ChainVariance` and correlations averaged over chains ``[d, d]``, shrunk likewise."""
+        covariance = self._products / max(self._count - 1, 1)
+        variance = covariance.diagonal(dim1=-2, dim2=-1)
+        scale = variance.clamp(min=torch.finfo(variance.dtype).tiny).sqrt()
+        correlation = (covariance / scale.unsqueeze(-1) / scale.unsqueeze(-2)).mean(0)
+        correlation.diagonal().fill_(1.0)  # it is 0 in a chain that stands still
+        typical = _median(variance).sqrt()
+        return _shrunk(correlation * typical * typical.unsqueeze(-1), self._count * len(variance))
+
+    @staticmethod
+    def identity(like: Tensor) -> Tensor:
+        """What it is before any state was seen, for states ``[d]``."""
+        return torch.eye(len(like), dtype=like.dtype, device=like.device)
+
+
+def _median(variance: Tensor) -> Tensor:
+    """Over chains, ``[C, d]``; the mean of both in the middle, where their number is even."""
+    ordered = variance.sort(dim=0).values
+    return 0.5 * (ordered[(len(variance) - 1) // 2] + ordered[len(variance) // 2])
+
+
+def _shrunk(found: Tensor, seen: int) -> Tensor:
+    """Variances ``[d]`` or a covariance ``[d, d]`` of that many states, shrunk toward 1e-3 with the weight of five."""
+    shift = 5e-3 if found.dim() == 1 else 5e-3 * torch.eye(len(found), dtype=found.dtype, device=found.device)
+    return (found * seen + shift) / (seen + 5.0)
 
 
 class Warmup:
@@ -61,12 +108,13 @@ class Warmup:
         target: Acceptance probability that each chain's step size aims at.
         adapts_step_size: Whether step sizes adapt.
         adapts_mass: Whether the mass matrix does.
+        estimator: What it is set from: :class:`ChainVariance`, or for a dense one :class:`ChainCovariance`.
         find: From an inverse mass matrix and step sizes to those to begin again with, after each new matrix.
 
     Attributes:
         step_size: ε of each chain ``[C]``.
         typical_step_size: Their median, on the scale of logarithms.
-        inverse_mass: Diagonal of the inverse mass matrix ``[d]``.
+        inverse_mass: The inverse mass matrix: its diagonal ``[d]``, or dense ``[d, d]``.
     """
 
     def __init__(
@@ -78,13 +126,15 @@ class Warmup:
         target: float,
         adapts_step_size: bool,
         adapts_mass: bool,
+        estimator: type[ChainVariance] | type[ChainCovariance] = ChainVariance,
         find: Callable[[Tensor, Tensor], Tensor],
     ) -> None:
-        self.inverse_mass = torch.ones_like(start[0])
+        self.inverse_mass = estimator.identity(start[0])
         self.target, self.length, self.find = target, length, find
         self.adapts_step_size = adapts_step_size and length > 0
         self.first, self.ends = windows(length) if adapts_mass else (0, [])
-        self._variance = ChainVariance()
+        self._new_estimator = estimator
+        self._variance = estimator()
         self._set(step_size)
         if self.adapts_step_size:
             self._restart()
@@ -98,7 +148,7 @@ class Warmup:
             self._variance.add(states)
         if index in self.ends:
             self.inverse_mass = self._variance.regularized()
-            self._variance = ChainVariance()
+            self._variance = self._new_estimator()
             if self.adapts_step_size:
                 self._restart()
         if self.adapts_step_size and index == self.length - 1:

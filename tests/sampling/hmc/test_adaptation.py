@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pyrobnn.sampling.hmc.adaptation import ChainVariance, Warmup, reasonable_step_size, windows
+from pyrobnn.sampling.hmc.adaptation import ChainCovariance, ChainVariance, Warmup, reasonable_step_size, windows
 
 
 def warmup_steps(length: int, start: Tensor, *, adapts_mass: bool = True, first: float = 1.0) -> Warmup:
@@ -65,6 +65,36 @@ def test_a_chain_on_its_way_does_not_set_the_mass_matrix() -> None:
         seen.add(states)
     # The median of four is between variances of 200 draws each, of relative error 0.1: within 3 of these.
     assert ((seen.regularized() - 1.0).abs() < 0.3).all(), seen.regularized()
+
+
+@given(st.integers(2, 30))
+def test_the_covariance_of_one_chain_is_the_usual_one(count: int) -> None:
+    generator = torch.Generator().manual_seed(count)
+    states = 100.0 + torch.randn(count, 3, generator=generator, dtype=torch.float64)
+    seen = ChainCovariance()
+    for row in states:
+        seen.add(row.unsqueeze(0))
+    shrunk = (count * torch.cov(states.T) + 5e-3 * torch.eye(3).double()) / (count + 5)
+    torch.testing.assert_close(seen.regularized(), shrunk)
+
+
+def test_covariances_join_median_variances_and_mean_correlations() -> None:
+    """Of three chains one moves far in one direction and one stands still."""
+    generator = torch.Generator().manual_seed(0)
+    factor = torch.tensor([[1.0, 0.0], [0.6, 0.8]], dtype=torch.float64)
+    states = torch.randn(400, 3, 2, generator=generator, dtype=torch.float64) @ factor.T
+    states[:, 1] += 50.0 * torch.arange(400).unsqueeze(-1) * torch.tensor([1.0, 1.0])
+    states[:, 2] = 7.0
+    variance, covariance = ChainVariance(), ChainCovariance()
+    for row in states:
+        variance.add(row)
+        covariance.add(row)
+    found = covariance.regularized()
+    torch.testing.assert_close(found.diagonal(), variance.regularized())
+    correlations = torch.stack([torch.corrcoef(states[:, chain].T)[0, 1] for chain in (0, 1)])
+    scale = (variance.regularized() - 5e-3 / 1205).prod().sqrt()
+    torch.testing.assert_close(found[0, 1], correlations.sum() / 3 * scale)
+    assert (torch.linalg.eigvalsh(found) > 0).all()
 
 
 @pytest.mark.parametrize("first", [1e-3, 1.0, 50.0])
