@@ -1,7 +1,7 @@
 """Posterior predictions, as a multiple of as many deterministic forwards; and their peak memory.
 
 Baseline (the floor): one forward of the plain network per draw, in evaluation mode without gradients, over the inputs
-in chunks of the size that the library takes. A second row gives the floor over the full batch. Drawing the weights is
+in parts of the size that the library takes. A second row gives the floor over the full batch. Drawing the weights is
 included in every contender; so are, for this library, the entropies and votes it returns beside the mean.
 
     python -m benchmarks.prediction --networks mlp lenet --draws 32 --inputs 1000 --rounds 9
@@ -35,23 +35,28 @@ from pyrobnn.guides import MeanField
 from pyrobnn.model.likelihoods import Categorical
 from pyrobnn.model.supervised import SupervisedModel
 from pyrobnn.prediction import Predictive, predict
+from pyrobnn.prediction.rows import RowCutter, bytes_of_part
 from pyrobnn.prediction.vectorization import Method
-
-CHUNK_ROWS = 256
-"""What :func:`pyrobnn.predict` pushes through a network at a time on a CPU."""
 
 Contender = Callable[[Workload, Tensor, int], Callable[[], Any]]
 
 
-def floor(workload: Workload, x: Tensor, draws: int, rows: int = CHUNK_ROWS) -> Callable[[], Tensor]:
-    """As many deterministic forwards as there are draws, in chunks of ``rows`` inputs."""
-    net = workload.net
-    return _repeat(lambda: torch.cat([net(part) for part in x.split(rows)]), draws)
+def floor(workload: Workload, x: Tensor, draws: int) -> Callable[[], Tensor]:
+    """As many deterministic forwards as there are draws, over the parts of the inputs that the library makes."""
+    net, budget = workload.net.eval(), bytes_of_part(2**26, x.device)  # a quarter of the default of max_bytes
+    with torch.no_grad():
+        parts = RowCutter(net, None, budget).parts(x, net)
+    return _repeat(lambda: torch.cat([net(part.inputs) for part in parts]), draws)
+
+
+def parts_of_256(workload: Workload, x: Tensor, draws: int) -> Callable[[], Tensor]:
+    """The floor in parts of 256 rows."""
+    return _repeat(lambda: torch.cat([workload.net(part) for part in x.split(256)]), draws)
 
 
 def full_batch(workload: Workload, x: Tensor, draws: int) -> Callable[[], Tensor]:
-    """The floor without chunks."""
-    return floor(workload, x, draws, rows=len(x))
+    """The floor in one part."""
+    return _repeat(lambda: workload.net(x), draws)
 
 
 def ours(workload: Workload, x: Tensor, draws: int) -> Callable[[], Any]:
@@ -100,7 +105,8 @@ def _repeat(forward: Callable[[], Tensor], draws: int) -> Callable[[], Tensor]:
 
 
 CONTENDERS: dict[str, Contender] = {
-    f"floor: deterministic, chunks of {CHUNK_ROWS}": floor,
+    "floor: deterministic, parts as predict takes them": floor,
+    "floor: deterministic, parts of 256": parts_of_256,
     "floor: deterministic, full batch": full_batch,
     "pyrobnn predict": ours,
     "pyrobnn Predictive": our_predictive,

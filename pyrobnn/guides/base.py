@@ -104,8 +104,11 @@ class Guide(PyroModule, StartingPoint, metaclass=AbstractModuleMeta):  # type: i
 
     # ------------------------------------------- members to override (defaults are for independent sites)
 
-    def sample_blocks(self, sizes: Iterable[int]) -> Iterator[Draws]:
-        """Draws in blocks of the given sizes; families whose draws are not independent balance them across blocks."""
+    def sample_blocks(self, sizes: Iterable[int], *, reuse_memory: bool = False) -> Iterator[Draws]:
+        """Draws in blocks of the given sizes; families whose draws are not independent balance them across blocks.
+
+        With ``reuse_memory`` a block may be overwritten as soon as the next one is requested.
+        """
         return (self.sample(size) for size in sizes)
 
     def elementwise_marginal(self, name: str) -> dist.Distribution:

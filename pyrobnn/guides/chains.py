@@ -246,7 +246,7 @@ class Chains(Ensemble):
         """
         return next(iter(self.sample_blocks([num_samples])))
 
-    def sample_blocks(self, sizes: Iterable[int]) -> Iterator[Draws]:
+    def sample_blocks(self, sizes: Iterable[int], *, reuse_memory: bool = False) -> Iterator[Draws]:
         """:meth:`sample` in pieces, which together are as evenly spread as one call."""
         sizes = list(sizes)
         total, offset = sum(sizes), float(torch.rand((), dtype=torch.float64, device="cpu"))

@@ -156,10 +156,10 @@ class Composite(Guide):
         """Draws ``{site: [num_samples, *site shape]}``, with the buffers of a part's draws."""
         return self._joined([part.sample(num_samples) for part in self.parts])
 
-    def sample_blocks(self, sizes: Iterable[int]) -> Iterator[Draws]:
+    def sample_blocks(self, sizes: Iterable[int], *, reuse_memory: bool = False) -> Iterator[Draws]:
         """Draws in blocks of the given sizes, from those of each part."""
         sizes = list(sizes)
-        blocks = zip(*(part.sample_blocks(sizes) for part in self.parts), strict=True)
+        blocks = zip(*(part.sample_blocks(sizes, reuse_memory=reuse_memory) for part in self.parts), strict=True)
         return (self._joined(block) for block in blocks)
 
     def atoms(self, members: Tensor) -> Draws:

@@ -14,9 +14,9 @@ node of the graph (:mod:`pyrobnn.steps.mean_field`), at a fifth of the cost of o
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from functools import partial
 from typing import Any
 
 import pyro.distributions as dist
@@ -147,18 +147,30 @@ class MeanField(Guide):
 
     def sample(self, num_samples: int) -> Draws:
         """Draws ``{site: [num_samples, *site shape]}``, one block of random numbers for all of them."""
-        return self._sample(num_samples, None)
+        memory = self.flat_loc.new_empty((num_samples, self.layout.size))
+        return self._draw_into(memory, self.flat_log_scale.detach().exp(), None)
 
-    def sample_blocks(self, sizes: Iterable[int]) -> Iterator[Draws]:
+    def sample_blocks(self, sizes: Iterable[int], *, reuse_memory: bool = False) -> Iterator[Draws]:
         """Blocks of draws, on a CPU each made while the one before it is used; torch's random state gives a seed."""
         device = self.flat_loc.device
         generator = torch.Generator(device).manual_seed(random_state.fresh_seed())
-        make = partial(self._sample, generator=generator)
+        scale, sizes = self.flat_log_scale.detach().exp(), list(sizes)
+        # Page faults of fresh memory can take as long as the random numbers. Two blocks in turn are one allocation,
+        # which an allocator keeps for the next prediction more readily than two.
+        both = scale.new_empty((2, max(sizes), len(scale))) if reuse_memory and len(sizes) > 1 else ()
+        # By .data each has a version of its own: a change of one does not look like a change of the other.
+        blocks = itertools.cycle([block.data for block in both])
+
+        def make(size: int) -> Draws:
+            block = next(blocks, None)
+            memory = scale.new_empty((size, len(scale))) if block is None else block[:size]
+            return self._draw_into(memory, scale, generator)
+
         yield from prefetched(make, sizes) if device.type == "cpu" else map(make, sizes)
 
     @torch.no_grad()
-    def _sample(self, num_samples: int, generator: torch.Generator | None) -> Draws:
-        noise = self.flat_loc.new_empty((num_samples, self.layout.size)).normal_(generator=generator)
-        scale = self.flat_log_scale.exp()
+    def _draw_into(self, memory: Tensor, scale: Tensor, generator: torch.Generator | None) -> Draws:
+        """Overwrites ``memory [K, size]`` by draws."""
+        noise = memory.normal_(generator=generator)
         flat = torch.addcmul(self.flat_loc, noise, scale, out=noise)
         return Draws(self.layout.constrain(self.layout.split(flat)))

@@ -8,7 +8,7 @@ linear, (transposed) convolutional, recurrent, attention, embedding, normalizati
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -150,23 +150,54 @@ class BayesianModule(StochasticModule):
         priors = {site: rule.conditional() for site, rule in self.site_priors.items() if not rule.auxiliary}
         return handler.answer(full_name(self, ""), priors)
 
+    def names_in(self, values: Mapping[str, Tensor]) -> dict[str, str] | None:
+        """Under which name ``values`` holds the weights of each site.
+
+        Args:
+            values: A draw of the model's sites.
+
+        Returns:
+            Names by site; None if a site is missing, or if a weight is computed from several sites, so that only
+            :meth:`sample_weights` knows it.
+        """
+        prefix, names = full_name(self, ""), {}
+        for site in self.parameter_names:
+            rule, name = self.site_priors[site], prefix + site
+            if name not in values or rule.auxiliary or isinstance(rule.conditional(), Tensor):
+                return None
+            names[site] = name
+        return names
+
     @contextmanager
-    def written(self, weights: Mapping[str, Tensor]) -> Iterator[nn.Module]:
-        """The plain network holding ``weights`` instead of its placeholders, until the block ends.
+    def writing(self) -> Iterator[Callable[[Mapping[str, Tensor]], nn.Module]]:
+        """Has the plain network hold draws, one after another, until the block ends.
 
         No values are copied: storage is exchanged, so the network runs at its own speed, under ``no_grad`` only
-        (no gradient flows to ``weights``).
+        (no gradient flows to the weights).
+
+        Yields:
+            A function of weights by site that returns the network, which holds them instead of its placeholders.
         """
         with exclusive():  # other threads would run the network with them
             owned = dict(self.network.named_parameters())
-            kept = {site: owned[site].data for site in self.parameter_names}
+            parameters = {site: owned[site] for site in self.parameter_names}
+            kept = {site: parameter.data for site, parameter in parameters.items()}
+
+            def write(weights: Mapping[str, Tensor]) -> nn.Module:
+                for site, parameter in parameters.items():
+                    parameter.data = weights[site]
+                return self.network
+
             try:
-                for site in kept:
-                    owned[site].data = weights[site]
-                yield self.network
+                yield write
             finally:
-                for site, value in kept.items():
-                    owned[site].data = value
+                write(kept)
+
+    @contextmanager
+    def written(self, weights: Mapping[str, Tensor]) -> Iterator[nn.Module]:
+        """The plain network holding ``weights`` until the block ends, as in :meth:`writing`."""
+        with self.writing() as write:
+            yield write(weights)
 
 
 def bayesian_modules(model: nn.Module) -> list[BayesianModule]:

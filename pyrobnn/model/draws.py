@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeAlias
@@ -80,6 +81,18 @@ class Draws(dict[str, Tensor]):
             live=self.live,
             contexts=self.contexts,
         )
+
+    def each(self, start: int = 0) -> Iterator[Draws]:
+        """The draws from ``start`` on, one by one, as :meth:`at` gives them, with one call of torch a tensor."""
+
+        def rows(tensors: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+            found = zip(*(value[start:].unbind() for value in tensors.values()), strict=True)
+            return (dict(zip(tensors, row, strict=True)) for row in found)
+
+        own = rows(self.buffers) if self.buffers else itertools.repeat({})
+        components = itertools.repeat(None) if self.component is None else self.component[start:].unbind()
+        for values, of_draw, component in zip(rows(self), own, components, strict=False):
+            yield Draws(values, of_draw, component=component, live=self.live, contexts=self.contexts)
 
     def settled(self) -> Draws:
         """The same draw, of which further runs of the model write into copies of its buffers."""

@@ -69,13 +69,17 @@ class PinnedDraws:
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         return iter(self._kept) if self._kept is not None else self._make()
 
-    def _make(self) -> Iterator[dict[str, Tensor]]:
+    def passing(self) -> Iterator[dict[str, Tensor]]:
+        """The same chunks, each of which may be overwritten as soon as the next one is requested."""
+        return iter(self._kept) if self._kept is not None else self._make(reuse_memory=True)
+
+    def _make(self, *, reuse_memory: bool = False) -> Iterator[dict[str, Tensor]]:
         """Draws in chunks from the seed; torch's random state is restored after each chunk."""
         assert self.posterior is not None
         device = next(self.posterior.parameters()).device
         state: random_state.State | None = None
         sizes = [min(self._chunk, self.num_samples - made) for made in range(0, self.num_samples, self._chunk)]
-        blocks = self.posterior.sample_blocks(sizes)
+        blocks = self.posterior.sample_blocks(sizes, reuse_memory=reuse_memory)
         for _ in sizes:
             with random_state.preserved(device):
                 if state is None:

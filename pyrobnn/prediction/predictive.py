@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import pyro.poutine as poutine
@@ -17,8 +18,11 @@ from pyrobnn.guides.base import Guide
 from pyrobnn.model.bayesianize import frozen_buffers
 from pyrobnn.model.draws import Draws, installed_buffers
 from pyrobnn.model.substitution import SubstituteMessenger
+from pyrobnn.prediction.draws import PinnedDraws
 
 __all__ = ["Predictive"]
+
+_BLOCK_BYTES = 2**28  # more than PinnedDraws makes at once
 
 
 @explained
@@ -102,17 +106,17 @@ class Predictive(nn.Module):
         collected: dict[str, list[Any]] = {}
         lead: dict[str, int] = {}
         with frozen_buffers(module):
-            for index in range(self.num_samples):
-                draw = Draws.of(self._draw(index, args, kwargs))
-                with installed_buffers(module, draw.buffers), SubstituteMessenger(draw) as run:
+            for index, draw in enumerate(self._draws(args, kwargs)):
+                run = SubstituteMessenger(draw, direct=index > 0)  # the first run is validated
+                with installed_buffers(module, draw.buffers), run:
                     returned = self.model(*args, **kwargs)
                 messages = [*run.latent, *run.observed, *run.deterministic]
                 lead = lead or _missing_dims(messages)
                 for message in messages:
                     if self._returns(message["name"]):
-                        collected.setdefault(message["name"], []).append(message["value"])
+                        collected.setdefault(message["name"], []).append(self._kept(message["value"], draw))
                 if self.return_sites is not None and "_RETURN" in self.return_sites:
-                    collected.setdefault("_RETURN", []).append(returned)
+                    collected.setdefault("_RETURN", []).append(self._kept(returned, draw))
         return {name: _stacked(values, lead.get(name, 0)) for name, values in collected.items()}
 
     def call(self, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
@@ -126,11 +130,29 @@ class Predictive(nn.Module):
             return True
         return name not in self.posterior_samples
 
-    def _draw(self, index: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-        if self.guide is None:
-            return self.posterior_samples.at(index)
+    def _kept(self, value: Any, draw: Draws) -> Any:
+        """The value, in memory of its own where that of the draw will be overwritten by a later one."""
+        if not isinstance(self.guide, Guide):
+            return value
+        if not isinstance(value, Tensor) or value.layout != torch.strided:
+            return copy.deepcopy(value)
+        taken = {tensor.untyped_storage().data_ptr() for tensor in draw.values()}
+        return value.clone() if value.untyped_storage().data_ptr() in taken else value
+
+    def _draws(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Draws]:
+        """The draws one by one."""
         if isinstance(self.guide, Guide):
-            return Draws.of(self.guide.sample(1)).at(0)
+            for block in PinnedDraws(self.guide, self.num_samples, _BLOCK_BYTES, replayed=False).passing():
+                yield from Draws.of(block).each()
+        elif self.guide is None and self.posterior_samples:
+            yield from self.posterior_samples.each()
+        else:
+            for _ in range(self.num_samples):
+                yield Draws({} if self.guide is None else self._traced(args, kwargs))
+
+    def _traced(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        """A draw of a guide of Pyro's."""
+        assert self.guide is not None
         with exclusive():
             trace = poutine.trace(self.guide).get_trace(*args, **kwargs)
         return {name: trace.nodes[name]["value"] for name in trace.stochastic_nodes}

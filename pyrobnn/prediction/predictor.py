@@ -130,7 +130,7 @@ class WeightsPredictor(Predictor):
             self.draws.num_samples, keep=self.options.return_draws, max_bytes=self.options.max_bytes
         )
         with torch.no_grad(), denormals_as_zero(), self.runner.ready():
-            for chunk in self.draws:
+            for chunk in self.draws.passing():
                 for summary in self.runner.summaries(chunk, x, reduction.summary):
                     reduction.add(summary)
         return reduction.finish(targets)
@@ -145,7 +145,7 @@ class WeightsPredictor(Predictor):
             return {"outputs": wide, **found}
 
         with torch.no_grad(), denormals_as_zero(), self.runner.ready():
-            chunks = [made for chunk in self.draws for made in self.runner.summaries(chunk, x, summary)]
+            chunks = [made for chunk in self.draws.passing() for made in self.runner.summaries(chunk, x, summary)]
         joined = {name: torch.cat([chunk[name] for chunk in chunks]) for name in chunks[0]}
         draws = joined.pop("outputs")
         parameters = {name.removeprefix("parameters."): value for name, value in joined.items()}

@@ -19,7 +19,15 @@ from pyrobnn.model.draws import Draws, installed_buffers
 from pyrobnn.model.likelihoods import Likelihood
 from pyrobnn.model.substitution import SubstituteMessenger
 from pyrobnn.model.supervised import SupervisedModel, run_network
-from pyrobnn.prediction.rows import Part, RowCutter, check_outputs, has_one_row, join_outputs, refuse_squeezed
+from pyrobnn.prediction.rows import (
+    Part,
+    RowCutter,
+    bytes_of_part,
+    check_outputs,
+    has_one_row,
+    join_outputs,
+    refuse_squeezed,
+)
 from pyrobnn.prediction.vectorization import Method, Vectorization
 
 __all__ = ["Runner", "inputs_on", "model_outputs"]
@@ -65,7 +73,7 @@ class Runner:
         self.vectorization = Vectorization(model, method, self.device)
         self.draws_bytes = max_bytes // 2
         self.activation_bytes = max_bytes // 4
-        self.cutter = RowCutter(model, batch_size, self.activation_bytes)
+        self.cutter = RowCutter(model, batch_size, bytes_of_part(self.activation_bytes, self.device))
         self._checked_shape = self._checked_one_row = False
 
     @contextlib.contextmanager
@@ -81,7 +89,7 @@ class Runner:
         """
         x, own = inputs_on(x, self.device), Draws.of(draws).buffers
         draws = Draws(to_device(dict(draws), self.device), to_device(own, self.device))
-        first, count, done = draws.at(0), len(next(iter(draws.values()))), 0
+        first, done = draws.at(0), 0
         run = functools.partial(self.outputs, first)
         parts = self.cutter.parts(x, run)
         if self.vectorization.serves(draws, parts[0].inputs, run):
@@ -94,34 +102,55 @@ class Runner:
                 if self.vectorization.is_requested:
                     raise
                 self.vectorization.fail(parts[0].inputs)
-        pending: list[dict[str, Tensor]] = []
-        for index in range(done, count):
-            pending.append(self._looped(draws.at(index), parts, summarize))
-            nbytes = sum(tensor.nbytes for tensor in pending[0].values())
-            if index + 1 == count or len(pending) * nbytes > _STACKED_BYTES:
-                yield {name: torch.stack([summary[name] for summary in pending]) for name in pending[0]}
-                pending = []
+        each = draws.each(done)
+        while pending := self._looped(each, parts, summarize):
+            yield {name: torch.stack([summary[name] for summary in pending]) for name in pending[0]}
 
     def outputs(self, draw: Draws, x: Any) -> Tensor:
         """The outputs under one draw, for a look at what the network does."""
-        with installed_buffers(self.model, draw.buffers), SubstituteMessenger(draw):
+        with installed_buffers(self.model, draw.buffers), SubstituteMessenger(draw, direct=True):
             return model_outputs(self.model, x)
 
-    def _looped(self, draw: Draws, parts: list[Part], summarize: Summarize) -> dict[str, Tensor]:
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(installed_buffers(self.model, draw.buffers))
-            if isinstance(self.model, SupervisedModel) and isinstance(net := self.model.net, BayesianModule):
-                with SubstituteMessenger(draw, direct=True):
-                    weights = net.sample_weights()
-                plain = stack.enter_context(net.written(weights))
-                outputs = [self.model.select(run_network(plain, part.inputs)) for part in parts]
-            else:
-                stack.enter_context(SubstituteMessenger(draw))
-                outputs = [model_outputs(self.model, part.inputs) for part in parts]
-        joined = join_outputs(outputs, parts)
-        self._check(draw, parts, joined)
-        with SubstituteMessenger(draw):
-            return summarize(joined)
+    def _looped(self, draws: Iterator[Draws], parts: list[Part], summarize: Summarize) -> list[dict[str, Tensor]]:
+        """Summaries of the next draws, one or as many as are reduced at a time; none if there are no more."""
+        found: list[dict[str, Tensor]] = []
+        with self._running() as run:
+            for draw in draws:
+                with installed_buffers(self.model, draw.buffers) if draw.buffers else contextlib.nullcontext():
+                    joined = join_outputs(run(draw, parts), parts)
+                self._check(draw, parts, joined)
+                with SubstituteMessenger(draw):
+                    found.append(summarize(joined))
+                if len(found) * sum(tensor.nbytes for tensor in found[0].values()) > _STACKED_BYTES:
+                    break
+        return found
+
+    @contextlib.contextmanager
+    def _running(self) -> Iterator[Callable[[Draws, list[Part]], list[Tensor]]]:
+        """A function from a draw and parts of the inputs to their outputs, for the block."""
+        model = self.model
+        if not isinstance(model, SupervisedModel) or not isinstance(net := model.net, BayesianModule):
+
+            def substituted(draw: Draws, parts: list[Part]) -> list[Tensor]:
+                with SubstituteMessenger(draw):
+                    return [model_outputs(model, part.inputs) for part in parts]
+
+            yield substituted
+            return
+        with net.writing() as write:
+            names: dict[str, str] | None = None
+
+            def written(draw: Draws, parts: list[Part]) -> list[Tensor]:
+                nonlocal names
+                if names := names or net.names_in(draw):
+                    weights = {site: draw[name] for site, name in names.items()}
+                else:
+                    with SubstituteMessenger(draw, direct=True):
+                        weights = net.sample_weights()
+                plain = write(weights)
+                return [model.select(run_network(plain, part.inputs)) for part in parts]
+
+            yield written
 
     def _check(self, draw: Draws, parts: list[Part], outputs: Tensor) -> None:
         """Refuses, at first, outputs under a draw that lost the only row, or are not what the likelihood takes."""

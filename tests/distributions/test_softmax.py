@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pyro
 import pyro.distributions as dist
 import pyro.poutine as poutine
@@ -9,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pyrobnn.distributions.softmax import Softmax
+from pyrobnn.distributions.softmax import Softmax, rows_first
 
 OUTPUTS = torch.tensor([[0.3, -1.2, 2.0, 0.1], [0.0, 0.7, -0.4, -2.0], [1.0, 1.5, 0.2, 0.4]])
 
@@ -59,6 +61,13 @@ def test_draws_are_those_of_categorical(pair: tuple[Softmax, dist.Categorical]) 
         pyro.set_rng_seed(0)
         draws.append((distribution.sample(), distribution.sample((5, 2))))
     assert torch.equal(draws[0][0], draws[1][0]) and torch.equal(draws[0][1], draws[1][1])
+
+
+@pytest.mark.parametrize("shape", [(5, 3), (2, 4, 15), (5, 16), (7,)])
+@pytest.mark.parametrize("normalize", [torch.softmax, torch.log_softmax])
+def test_many_rows_at_a_time_are_normalized_as_each(normalize: Callable[..., Tensor], shape: tuple[int, ...]) -> None:
+    outputs = 5 * torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(rows_first(normalize, outputs), normalize(outputs, -1))
 
 
 def test_validation_refuses_labels_outside_the_classes() -> None:

@@ -264,6 +264,27 @@ def test_weights_written_into_the_network_give_the_same_outputs(name: str) -> No
     assert all(torch.equal(value, before[key]) for key, value in case.model.state_dict().items())
 
 
+def test_where_a_draw_holds_the_weights() -> None:
+    """None where they are computed from several sites, or one is missing."""
+    plain, computed = bayesianize(nn.Linear(2, 1)), bayesianize(nn.Linear(2, 1), horseshoe())
+    names = {"weight": "weight", "bias": "bias"}
+    assert plain.names_in(plain.sample_latents()) == names
+    assert plain.names_in({"weight": torch.zeros(1, 2)}) is None
+    assert computed.names_in({**computed.sample_latents(), "weight": torch.zeros(1, 2)}) is None
+
+
+def test_draws_are_written_one_after_another() -> None:
+    model = bayesianize(nn.Linear(2, 1, bias=False))
+    before, x = model.network.weight.detach().clone(), torch.ones(1, 2)
+    with torch.no_grad(), model.writing() as write:
+        for value in (1.0, 2.0):
+            assert write({"weight": torch.full((1, 2), value)})(x).item() == 2 * value
+    assert torch.equal(model.network.weight, before)
+    with pytest.raises(RuntimeError, match="shapes"), torch.no_grad(), model.writing() as write:
+        write({"weight": torch.zeros(1, 3)})(x)
+    assert torch.equal(model.network.weight, before)
+
+
 @pytest.mark.parametrize("name", NETWORKS)
 def test_copies_and_pickles_draw_and_compute_the_same(name: str) -> None:
     case = Case(name)

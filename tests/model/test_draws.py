@@ -25,6 +25,21 @@ def test_indexing_keeps_values_and_buffers_together() -> None:
         assert torch.equal(chosen.buffers["1.running_mean"][..., 0], torch.arange(5.0)[index])
 
 
+@pytest.mark.parametrize("start", [0, 3, 5])
+def test_one_by_one_they_are_what_their_indices_give(start: int) -> None:
+    several = draws()
+    several.component = torch.arange(5)
+    found = list(several.each(start))
+    assert len(found) == 5 - start
+    for index, one in enumerate(found, start):
+        wanted = several.at(index)
+        for name in wanted:
+            assert torch.equal(one[name], wanted[name])
+        assert torch.equal(one.buffers["1.running_mean"], wanted.buffers["1.running_mean"])
+        assert int(one.component) == index  # type: ignore[arg-type]
+    assert [len(one) for one in Draws({"w": torch.zeros(2, 3), "b": torch.zeros(2)}).each()] == [2, 2]
+
+
 def test_plain_draws_have_no_buffers() -> None:
     plain = {"w": torch.zeros(3)}
     assert Draws.of(plain) == plain

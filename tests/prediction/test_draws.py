@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pyro.distributions as dist
 import pytest
 import torch
@@ -90,6 +92,26 @@ def test_the_random_state_is_left_alone_with_a_seed_and_moves_once_without() -> 
     first = joined(draws)
     torch.testing.assert_close(joined(draws), first, rtol=0.0, atol=0.0)
     assert torch.equal(torch.get_rng_state(), after)
+
+
+@pytest.mark.parametrize("replayed", [True, False])
+def test_passing_draws_are_the_same_in_the_memory_of_two_chunks(replayed: bool) -> None:
+    """Nine draws in chunks of two; a chunk that is used is never the memory of the one that is made meanwhile."""
+    guide = make_guide()
+    draws = PinnedDraws(guide, 9, 2 * BYTES_PER_DRAW, replayed=replayed, seed=1)
+    places = []
+    for chunk, wanted in zip(draws.passing(), draws, strict=True):
+        assert all(torch.equal(chunk[name], wanted[name]) for name in wanted)
+        places.append(chunk["net.weight"].untyped_storage().data_ptr() + chunk["net.weight"].storage_offset())
+    assert len(places) == 5
+    assert len(set(places)) == 2
+    assert all(one != other for one, other in itertools.pairwise(places))
+
+
+def test_passing_draws_that_are_kept_are_kept() -> None:
+    draws = PinnedDraws(make_guide(), 3, 2**20, seed=1)
+    (first,), (second,) = draws.passing(), draws
+    assert first is second
 
 
 def test_draws_outlive_a_change_of_the_guide_if_kept() -> None:

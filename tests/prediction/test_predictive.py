@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import pyro
@@ -15,7 +16,8 @@ from torch import Tensor, nn
 
 from pyrobnn.guides import MeanField
 from pyrobnn.guides.base import Guide
-from pyrobnn.prediction import Predictive
+from pyrobnn.model.bayesianize import bayesianize
+from pyrobnn.prediction import PinnedDraws, Predictive
 from tests.conformance.guide_models import BATCH_NORM, CASES, Case
 from tests.conformance.monte_carlo import Z, z_of_means
 
@@ -107,6 +109,32 @@ def test_observations_stay() -> None:
     theirs = pyro.infer.Predictive(model, guide=guide, num_samples=2)(x, y)
     assert shapes(ours) == shapes(theirs)
     assert torch.equal(ours["y"], y.expand(2, -1))
+
+
+def test_what_it_returns_of_a_guide_is_not_overwritten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each block of one draw is made in memory of an earlier one, of which the results must not be views."""
+
+    @dataclass
+    class Returned:
+        weight: Tensor
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.zeros(3))
+
+        def forward(self) -> Any:
+            return Returned(self.weight[:2])
+
+    monkeypatch.setattr("pyrobnn.prediction.predictive._BLOCK_BYTES", 1)
+    model = bayesianize(Net(), dist.Normal(0.0, 1.0))
+    guide = MeanField(model, init_scale=1.0)
+    torch.manual_seed(3)
+    found = Predictive(model, guide=guide, num_samples=5, return_sites=["weight", "_RETURN"])()
+    torch.manual_seed(3)
+    wanted = torch.cat([chunk["weight"] for chunk in PinnedDraws(guide, 5, 1, replayed=False)])
+    assert torch.equal(found["weight"], wanted)
+    assert torch.equal(torch.stack([one.weight for one in found["_RETURN"]]), wanted[:, :2])
 
 
 def test_call_is_forward_as_a_tuple() -> None:

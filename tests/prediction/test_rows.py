@@ -8,9 +8,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pyrobnn.prediction.rows import Part, RowCutter, join_outputs, measured, refuse_squeezed
+from pyrobnn.prediction.rows import Part, RowCutter, bytes_of_part, join_outputs, measured, refuse_squeezed
 
 ROOMY = 2**26
+
+
+def bytes_of_row(net: nn.Module, x: Any) -> int:
+    with torch.no_grad():
+        return measured(net, x[:32], net)[1] // 32
 
 
 def parts(net: nn.Module, x: Any, batch_size: int | None = None, max_bytes: int = ROOMY) -> list[Part]:
@@ -44,7 +49,7 @@ INDEPENDENT = {
 def test_rows_that_are_independent_are_cut(name: str) -> None:
     net, shape = INDEPENDENT[name]
     x = torch.ones(600, 3) if shape is None else torch.randn(shape)
-    found = parts(net, x)
+    found = parts(net, x, max_bytes=250 * bytes_of_row(net, x))
     assert [part.rows for part in found] == [200, 200, 200]
     assert torch.equal(torch.cat([part.inputs for part in found]), x)
 
@@ -72,7 +77,7 @@ def test_rows_that_interact_are_not_cut(name: str, flat: bool) -> None:
     if flat:  # rows that look as if they had nothing to tell each other
         x[:-7] = 0.0
     net = Function(INTERACTING[name])
-    (only,) = parts(net.eval(), x)
+    (only,) = parts(net.eval(), x, max_bytes=1)
     assert only.inputs is x
     assert only.rows is None
 
@@ -80,9 +85,10 @@ def test_rows_that_interact_are_not_cut(name: str, flat: bool) -> None:
 def test_labels_of_rows_are_not_disturbed() -> None:
     """Whole numbers are used as they are: an index stays one."""
     ids = torch.arange(600) % 7
-    assert len(parts(nn.Embedding(7, 2), ids)) == 3
-    assert len(parts(nn.Sequential(nn.Embedding(7, 2), Function2()), ids)) == 1
-    assert len(parts(nn.Embedding(7, 2), torch.zeros(600).long())) == 1, "equal rows tell nothing"
+    budget = 250 * bytes_of_row(nn.Embedding(7, 2), ids)
+    assert len(parts(nn.Embedding(7, 2), ids, max_bytes=budget)) == 3
+    assert len(parts(nn.Sequential(nn.Embedding(7, 2), Function2()), ids, max_bytes=1)) == 1
+    assert len(parts(nn.Embedding(7, 2), torch.zeros(600).long(), max_bytes=1)) == 1, "equal rows tell nothing"
 
 
 class Function2(nn.Module):
@@ -134,8 +140,8 @@ def test_one_tensor_in_a_container_is_cut() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return 2 * x
 
-    net = Named()
-    found = RowCutter(net, None, ROOMY).parts({"x": torch.randn(600, 3)}, lambda tree: net(**tree))
+    net = Named()  # run through no layer by position: 24 bytes a row
+    found = RowCutter(net, None, 6_000).parts({"x": torch.randn(600, 3)}, lambda tree: net(**tree))
     assert [len(part.inputs["x"]) for part in found] == [200, 200, 200]
 
 
@@ -144,6 +150,15 @@ def test_a_tight_budget_makes_parts_shorter() -> None:
     found = parts(nn.Linear(3, 97), torch.randn(600, 3), max_bytes=8_000)
     assert {part.rows for part in found} == {10}
     assert {part.rows for part in parts(nn.Linear(3, 97), torch.randn(600, 3), max_bytes=1)} == {4}
+
+
+def test_on_a_cpu_parts_are_no_longer_than_is_fast_whatever_the_budget() -> None:
+    """8 MiB: 32 rows of a layer with inputs and outputs of 64 KiB a row, which count twice."""
+    assert bytes_of_part(2**40, torch.device("cuda")) == 2**40
+    assert bytes_of_part(1000, torch.device("cpu")) == 1000
+    budget = bytes_of_part(2**40, torch.device("cpu"))
+    assert budget == 8 * 2**20
+    assert {part.rows for part in parts(nn.Identity(), torch.randn(480, 2**14), max_bytes=budget)} == {32}
 
 
 def test_declared_rows_are_cut_as_declared() -> None:

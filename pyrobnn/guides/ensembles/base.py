@@ -144,7 +144,7 @@ class Ensemble(Guide):
         """
         return next(iter(self.sample_blocks([num_samples])))
 
-    def sample_blocks(self, sizes: Iterable[int]) -> Iterator[Draws]:
+    def sample_blocks(self, sizes: Iterable[int], *, reuse_memory: bool = False) -> Iterator[Draws]:
         """:meth:`sample` in pieces, which together are as balanced as one call."""
         start = int(torch.randint(self.num_members, (), device="cpu"))
         for size in sizes:

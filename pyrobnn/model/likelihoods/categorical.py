@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pyrobnn.core.arguments import check_int
 from pyrobnn.core.explanations import explained
-from pyrobnn.distributions.softmax import Softmax
+from pyrobnn.distributions.softmax import Softmax, rows_first
 from pyrobnn.model.likelihoods.classes import ClassLikelihood
 from pyrobnn.model.likelihoods.information import FisherInformation
 from pyrobnn.model.likelihoods.reductions import widened
@@ -72,7 +72,7 @@ class Categorical(ClassLikelihood):
 
     def log_probabilities(self, outputs: Tensor) -> Tensor:
         """Log softmax of the logits, classes last."""
-        return self.logits(outputs).log_softmax(-1)
+        return rows_first(torch.log_softmax, self.logits(outputs))
 
     @torch.no_grad()
     def fisher_information(self, outputs: Tensor) -> FisherInformation:
