@@ -39,14 +39,15 @@ from pyrobnn.training import fit, make_optimizer, train_step
 Contender = Callable[[Workload, Alternating], None]
 
 
-def deterministic_step(workload: Workload, **options: Any) -> Callable[[], float]:
+def deterministic_step(workload: Workload, compile: bool = False, **options: Any) -> Callable[[], float]:
     """The ordinary training step of the ordinary network."""
     net = copy.deepcopy(workload.net)
     optimizer = torch.optim.Adam(net.parameters(), lr=peers.LR, **options)
+    network: Any = torch.compile(net) if compile else net
 
     def step() -> float:
         optimizer.zero_grad()
-        loss = F.cross_entropy(net(workload.x), workload.y)
+        loss = F.cross_entropy(network(workload.x), workload.y)
         loss.backward()
         optimizer.step()
         return loss.item()
@@ -80,13 +81,16 @@ class _PacedLoader:
         self.turns = self.later
 
 
-def fitted(make_guide: Callable[[SupervisedModel], Guide], estimator: EstimatorSpec = None) -> Contender:
+def fitted(
+    make_guide: Callable[[SupervisedModel], Guide], estimator: EstimatorSpec = None, compile: bool = False
+) -> Contender:
     """A contender that is :func:`pyrobnn.fit` itself, from its second epoch on."""
 
     def run(workload: Workload, turns: Alternating) -> None:
         model, guide = bayesian(workload, make_guide)
         elbo = ELBO(estimator=estimator)
-        fit(model, guide, _PacedLoader(workload, turns), epochs=2, lr=peers.LR, elbo=elbo, progress=False)
+        options: dict[str, Any] = {"epochs": 2, "lr": peers.LR, "elbo": elbo, "progress": False, "compile": compile}
+        fit(model, guide, _PacedLoader(workload, turns), **options)
 
     return run
 
@@ -121,6 +125,9 @@ CONTENDERS: dict[str, Contender] = {
     "pyrobnn MeanField, fit": fitted(MeanField),
     "pyrobnn MeanField(antithetic=False), fit": fitted(functools.partial(MeanField, antithetic=False)),
     "pyrobnn MAP, fit": fitted(MAP),
+    "pyrobnn MeanField, fit(compile=True)": fitted(MeanField, compile=True),
+    "pyrobnn MAP, fit(compile=True)": fitted(MAP, compile=True),
+    "deterministic, torch.compile": repeated(functools.partial(deterministic_step, compile=True, fused=True)),
     **{f"pyrobnn MeanField, {name}": fitted(MeanField, name) for name in ESTIMATORS},
     "pyrobnn MeanField, Pyro's SVI": repeated(pyro_svi_step),
     "Pyro AutoNormal": repeated(functools.partial(peers.pyro_step, validate=True)),
@@ -136,18 +143,18 @@ CONTENDERS: dict[str, Contender] = {
 
 
 def measure(
-    workload: Workload, rounds: int, block_seconds: float, clock: str, only: str = "", **adam: Any
+    workload: Workload, rounds: int, block_seconds: float, clock: str, only: str = "", **baseline: Any
 ) -> list[Timing]:
     """All contenders on one network; those whose name does not hold ``only`` are left out.
 
-    ``adam`` are the options of the baseline's optimizer.
+    ``baseline`` are the options of the baseline.
     """
     timings = []
     for name, contender in CONTENDERS.items():
         if only.lower() not in name.lower():
             continue
         torch.manual_seed(0)
-        turns = Alternating(deterministic_step(workload, **adam), rounds, block_seconds, clock)
+        turns = Alternating(deterministic_step(workload, **baseline), rounds, block_seconds, clock)
         try:
             contender(workload, turns)
         except ImportError as error:
@@ -173,16 +180,18 @@ def main() -> None:
     parser = arguments(__doc__, rounds=21)
     parser.add_argument("--block-seconds", type=float, default=0.25, help="length of a block (default %(default)s)")
     parser.add_argument("--adam", choices=("fused", "default"), default="fused", help="the baseline's optimizer")
+    parser.add_argument("--compiled", action="store_true", help="compile the network of the baseline")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    header = environment(options.threads, options.clock) | {"baseline": f"Adam, {options.adam}"}
-    adam = {"fused": True} if options.adam == "fused" else {}
+    header = environment(options.threads, options.clock)
+    header["baseline"] = f"Adam, {options.adam}" + (", torch.compile" if options.compiled else "")
+    baseline = {"fused": options.adam == "fused", "compile": options.compiled}
     print("\n".join(f"- {key}: {value}" for key, value in header.items()), flush=True)
     tables = {}
     for name in options.networks:
         workload = WORKLOADS[name]()
         settings = options.rounds, options.block_seconds, options.clock, options.only
-        tables[workload.title] = measure(workload, *settings, **adam)
+        tables[workload.title] = measure(workload, *settings, **baseline)
         table = markdown_table(f"Training step, {workload.title}", tables[workload.title], above=name == "tiny")
         print(f"\n{table}", flush=True)
     if options.json:

@@ -35,6 +35,7 @@ from pyrobnn.model.facts import Facts
 from pyrobnn.model.initialization import Init, initial_values
 from pyrobnn.steps.base import Step
 from pyrobnn.steps.mean_field import MeanFieldStep
+from pyrobnn.steps.plain_mean_field import PlainMeanFieldStep
 
 __all__ = ["MeanField"]
 
@@ -140,6 +141,8 @@ class MeanField(Guide):
         vectorize: bool = True,
     ) -> Step:
         """One node of the graph from the flat parameters to the sites' values."""
+        if not sequential and not estimators:
+            return PlainMeanFieldStep(self.layout, lambda: (self.flat_loc, self.flat_log_scale), self.marginal)
         if not sequential:
             return super().step(model, estimators, sequential=False)
         parameters = self.flat_loc, self.flat_log_scale

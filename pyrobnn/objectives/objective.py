@@ -70,6 +70,11 @@ class Objective(TraceMeanField_ELBO):
         self.parts: Parts | None = None
         self._steps: tuple[Any, ...] | None = None
 
+    @property
+    def compiles(self) -> bool:
+        """Whether a training step is a function of tensors and of the terms' weights alone."""
+        return self.vectorizes and all(term.vectorizes for term in self.terms)
+
     def __call__(self, model: nn.Module, guide: nn.Module) -> ObjectiveModule:
         """A module that returns the loss when it is called with the model's arguments."""
         return ObjectiveModule(model, guide, self)
@@ -109,7 +114,7 @@ class Objective(TraceMeanField_ELBO):
         if not isinstance(guide, Guide):
             self.parts = None
             return super().differentiable_loss(*self._tempered(model, guide), *args, **kwargs)
-        step, groups = self._make_step(model, guide, sequential=False)
+        step, groups = self.plain_step(model, guide)
         found = list(self.losses(model, step, args, kwargs, groups=groups, guide=guide))
         guide.announce_parameters()
         self.parts = mean_parts([parts.detached() for parts in found])
@@ -204,6 +209,10 @@ class Objective(TraceMeanField_ELBO):
         self._steps = guide, model, list(rules), made
         return made
 
+    def plain_step(self, model: Any, guide: Guide) -> tuple[Step, int]:
+        """A step in ordinary operations, whose draws may all be in one graph, and the number of parts of a batch."""
+        return self._make_step(model, guide, sequential=False)
+
     def _make_step(self, model: Any, guide: Guide, *, sequential: bool) -> tuple[Step, int]:
         self.check_guide(guide)
         return make_step(guide, model, self.estimators or active_estimators(), sequential=sequential)
@@ -217,17 +226,20 @@ class Objective(TraceMeanField_ELBO):
         *,
         groups: int = 1,
         guide: Any = None,
+        weights: Mapping[str, float] | None = None,
+        checked: bool = True,
     ) -> Iterator[Parts]:
         """The objective in pieces: one for each draw, then one for each term ``"after"`` the draws.
 
         The loss is the sum of the pieces' losses times their shares. Differentiate each piece before the next one is
         requested, unless the step was made with ``sequential=False``. ``step.finish()`` ends the training step.
+        ``weights`` are those of the terms if they are known already; ``checked=False`` looks at no value, for graphs.
 
         Raises:
             NonFiniteLossError: If a piece is NaN or infinite.
         """
-        weights = self.weights(model, guide)
-        evaluation = Evaluation(model, guide, step, args, kwargs)
+        weights = self.weights(model, guide) if weights is None else weights
+        evaluation = Evaluation(model, guide, step, args, kwargs, checked)
         if step.vectorized and groups == 1:
             parts = evaluate_members(model, step, args, kwargs, weights) if self.vectorizes else None
             if parts is not None:
@@ -270,7 +282,8 @@ class Objective(TraceMeanField_ELBO):
         values = {term.name: torch.as_tensor(term([run], evaluation)) for term in self._draw_terms}
         assert run.divergence is not None
         found = Parts(values, weights, num_data(evaluation.model, run.messages), share, run.divergence.name)
-        check_finite(found, run.messages)
+        if evaluation.checked:
+            check_finite(found, run.messages)
         return found
 
     def _parts_across(

@@ -67,6 +67,7 @@ class Evaluation:
         guide: The guide, None if a step is evaluated by itself.
         step: Its step, for further draws.
         args, kwargs: Arguments of the model.
+        checked: Whether values that are not finite raise an error.
     """
 
     model: Any
@@ -74,6 +75,7 @@ class Evaluation:
     step: Step
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
+    checked: bool = True
 
     def run(self, draws: Draws, *, update: bool = False, scored: bool = False) -> Run:
         """Runs the model under a draw.

@@ -48,6 +48,7 @@ class AutogradStep(Step):
         self._rsample, self._divergence = rsample, divergence
         self._estimators, self._gaussian = dict(estimators or {}), gaussian
         self._begin, self._restart = begin, restart
+        self.compiles = not self._estimators and begin is None and restart is None
 
     def draw(self, index: int | None, noise: Tensor | None = None, *, avoid: Tensor | None = None) -> Draws:
         """A reparameterized draw, with distributions in place of values at the sites that have an estimator.

@@ -32,11 +32,14 @@ class Step(ABC):
         layout: The sites.
         vectorized: Whether :meth:`draw` makes all members of an ensemble at once (draws with a ``size``).
         differentiated: Whether such a pass has been differentiated, after which errors of it are not caught.
+        compiles: Whether a draw is a function of the guide's parameters and of :meth:`noise` alone, or of random
+            numbers of torch's that it draws by itself, so that training steps can be compiled.
     """
 
     layout: Layout
     vectorized: bool = False
     differentiated: bool = False
+    compiles: bool = False
 
     def num_samples(self, asked: int) -> int:
         """Number of draws in a training step of an objective with ``num_particles=asked``."""
@@ -51,6 +54,14 @@ class Step(ABC):
             noise: Standard normals to make it from, ``[noise_size]``; fresh ones if None.
             avoid: A component of a mixture that is not drawn, if there is another.
         """
+
+    def noise(self, index: int) -> Tensor | None:
+        """The noise that :meth:`draw` would make the next draw from, where it keeps noise between draws; else None.
+
+        Args:
+            index: Position of the draw in the training step. The next call may overwrite what this one returned.
+        """
+        return None
 
     @abstractmethod
     def divergence(self, draws: Draws, priors: Mapping[str, PriorTerm]) -> Divergence:

@@ -57,18 +57,15 @@ class MeanFieldStep(Step):
         self.layout, self._marginal, self._antithetic = layout, marginal, antithetic
         self.loc, self.log_scale = loc, log_scale
         self._estimators = dict(estimators or {})
+        self.compiles = not self._estimators
         self._pool: Pool[MeanFieldMemory] = Pool(lambda: MeanFieldMemory(layout, loc, log_scale))
         self._prior: FlatNormalPrior | None = None
         self._kind: tuple[Any, ...] = ()
 
     def draw(self, index: int | None, noise: Tensor | None = None, *, avoid: Tensor | None = None) -> Draws:
         """``μ + σε`` by site, or distributions that layers draw from; values wherever the noise is given."""
-        kind = (self.loc.dtype, self.loc.device, self.loc.data_ptr())
-        if kind != self._kind:
-            self._pool.clear()
-            self._kind = kind
         estimators = self._estimators if noise is None else {}  # layers would draw noise of their own
-        lease = self._pool.take()
+        lease = self._lease()
         memory = lease.memory
         with torch.no_grad():
             memory.begin(layerwise=bool(estimators))
@@ -85,6 +82,21 @@ class MeanFieldStep(Step):
             values = {n: w if n in estimators else w.shared for n, w in weights.items()}
             contexts.append(in_one_run({name: weights[name] for name in estimators}))
         return Draws(self.layout.constrain(values), record=drawn, contexts=contexts)
+
+    def noise(self, index: int) -> Tensor:
+        """The noise of the next draw, whose signs may be all that changes."""
+        lease = self._lease()
+        lease.memory.refresh_noise(self._antithetic)
+        lease.release()
+        return lease.memory.noise
+
+    def _lease(self) -> Lease[MeanFieldMemory]:
+        """Memory for a draw; new memory after the parameters were moved."""
+        kind = (self.loc.dtype, self.loc.device, self.loc.data_ptr())
+        if kind != self._kind:
+            self._pool.clear()
+            self._kind = kind
+        return self._pool.take()
 
     def divergence(self, draws: Draws, priors: Mapping[str, PriorTerm]) -> Divergence:
         """The KL: of fixed Normal priors on flat vectors, of others site by site."""

@@ -120,6 +120,7 @@ class PointStep(Step):
         self._order = MemberOrder(len(loc), members_per_step, buffers) if loc.dim() == 2 else None
         can = self._order is not None and members_per_step is None and not (buffers and len(buffers))
         self.vectorized = can and (vmap is True or (vmap == "auto" and pays_off(model, loc)))
+        self.compiles = self._order is None
         self._gradients: Pool[GradientBuffers] = Pool(lambda: GradientBuffers(loc))
         self._place: tuple[Any, ...] = ()
         self._views: list[Tensor] = []

@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 
 from pyrobnn.guides.base import Guide
 from pyrobnn.objectives import Objective, Parts
+from pyrobnn.objectives.compiled import CompiledObjective
 from pyrobnn.training.optimizers import trainable_parameters
 
 __all__ = ["moved_parameters", "take_step", "train_step"]
@@ -18,7 +19,7 @@ __all__ = ["moved_parameters", "take_step", "train_step"]
 def train_step(
     model: nn.Module,
     guide: Guide,
-    elbo: Objective,
+    elbo: Objective | CompiledObjective,
     optimizer: Optimizer | PyroOptim,
     args: tuple[Any, ...],
     clip_norm: float | None = None,

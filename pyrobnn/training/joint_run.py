@@ -180,7 +180,7 @@ class JointRun(Run):
         count = declared_num_data(self.model)
         assert count is not None
         with self._explained(batch, index, good), self.autocast():
-            parts = self.elbo.backward(self.model, self.guide, batch.args, batch.kwargs, scale=batch.rows / count)
+            parts = self.gradients.backward(self.model, self.guide, batch.args, batch.kwargs, scale=batch.rows / count)
         self.previous = batch
         return parts
 

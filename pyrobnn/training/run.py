@@ -28,6 +28,7 @@ from pyrobnn.model.likelihoods.learned import initialize_likelihood
 from pyrobnn.model.num_data import check_counted_rows, stated_rows
 from pyrobnn.model.shared import shared_digest
 from pyrobnn.objectives import NonFiniteLossError, Objective, Parts
+from pyrobnn.objectives.compiled import CompiledObjective
 from pyrobnn.training.checks import check_targets
 from pyrobnn.training.collapse import CollapseWatch
 from pyrobnn.training.gradient_step import train_step
@@ -58,6 +59,7 @@ class Run:
         watch: Comparison with a constant predictor.
         calls: Calls of the trackers.
         ranks: The processes that train together; None: this one by itself.
+        compiled: The objective with compiled steps; None: they run uncompiled.
     """
 
     model: nn.Module
@@ -82,11 +84,17 @@ class Run:
     watch: CollapseWatch = field(default_factory=CollapseWatch)
     calls: TrackerCalls = field(default_factory=lambda: TrackerCalls((), None))
     ranks: Ranks | None = None
+    compiled: CompiledObjective | None = None
 
     @cached_property
     def shared_digest(self) -> str | None:
         """That of the frozen parameters that the model shares with another network; they do not change in a run."""
         return shared_digest(self.model)
+
+    @property
+    def gradients(self) -> Objective | CompiledObjective:
+        """What computes the gradients of a step."""
+        return self.elbo if self.compiled is None else self.compiled
 
     @property
     def torch_optimizer(self) -> Optimizer:
@@ -163,7 +171,7 @@ class Run:
             batch = self._read(raw, index, first)
             with self._explained(batch, index, good):
                 parts = train_step(
-                    self.model, self.guide, self.elbo, self.optimizer, batch.args, self.clip_norm, batch.kwargs
+                    self.model, self.guide, self.gradients, self.optimizer, batch.args, self.clip_norm, batch.kwargs
                 )
             self.history.steps += 1
             self.rates.after_step()

@@ -1,0 +1,76 @@
+r"""A mean-field training step in ordinary operations on the flat vectors: one graph of several draws.
+
+The same draws and divergences as :class:`~pyrobnn.steps.mean_field.MeanFieldStep`, whose backward pass is written by
+hand, works in memory of its own and runs once. This one can be differentiated twice, and a compiler makes a few loops
+of it. With :math:`\sigma = e^\psi` and fixed priors :math:`N(m, s^2)`
+
+.. math::  \mathrm{KL} = \sum_i \frac{\sigma_i^2 + (\mu_i - m_i)^2}{2 s_i^2} - \psi_i + \log s_i - \frac12.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyrobnn.model.divergence import Divergence, PriorTerm, kl_or_difference
+from pyrobnn.model.draws import Draws
+from pyrobnn.model.layout import Layout
+from pyrobnn.steps.base import Step
+from pyrobnn.steps.normal_prior import FlatNormalPrior
+
+__all__ = ["PlainMeanFieldStep"]
+
+
+class PlainMeanFieldStep(Step):
+    """Draws of independent Gaussians over a flat vector.
+
+    Args:
+        layout: The sites.
+        parameters: The means and log standard deviations ``[d]``, read anew for each draw.
+        marginal: The distribution of a site on its support, for priors that are no fixed Normals.
+    """
+
+    def __init__(
+        self, layout: Layout, parameters: Callable[[], tuple[Tensor, Tensor]], marginal: Callable[[str], Any]
+    ) -> None:
+        self.layout, self._parameters, self._marginal = layout, parameters, marginal
+        self._prior: FlatNormalPrior | None = None
+
+    def draw(self, index: int | None, noise: Tensor | None = None, *, avoid: Tensor | None = None) -> Draws:
+        """``μ + σε`` by site."""
+        loc, log_scale = self._parameters()
+        scale = log_scale.exp()
+        noise = torch.randn_like(loc) if noise is None else noise
+        values = self.layout.split(loc + scale * noise)
+        return Draws(self.layout.constrain(values), record=(loc, log_scale, scale))
+
+    def divergence(self, draws: Draws, priors: Mapping[str, PriorTerm]) -> Divergence:
+        """The KL: of fixed Normal priors on flat vectors, of others site by site."""
+        loc, log_scale, scale = draws.record
+        prior = self._prior
+        if prior is None or not prior.matches(priors, loc):
+            prior = self._prior = FlatNormalPrior(self.layout, priors, loc)
+        terms, exact = {}, True
+        for name, term in priors.items():
+            if name not in prior.names:
+                kl, is_exact = kl_or_difference(self._marginal(name), term.distribution, draws[name])
+                terms[name], exact = term.sum(kl), exact and is_exact
+        total: Tensor | float = sum(terms.values())
+        for normal in prior.windows:
+            window = normal.window
+            variance = scale[window].square()
+            if isinstance(normal.precision, float):
+                spread = variance.sum() * (0.5 * normal.precision)
+            else:
+                spread = (variance * normal.precision).sum() * 0.5
+            entropy = log_scale[window].sum() - (normal.log_scale_sum - 0.5 * normal.size)
+            total = total + (normal.half_squares(loc[window]) + spread - entropy)
+
+        def by_site() -> Mapping[str, Tensor]:
+            flat = {n: kl_or_difference(self._marginal(n), priors[n].distribution, draws[n])[0] for n in prior.names}
+            return {name: terms[name] if name in terms else priors[name].sum(flat[name]) for name in priors}
+
+        return Divergence(torch.as_tensor(total), 0.0, exact, sites=by_site)
