@@ -1,8 +1,7 @@
 """Functions of tensors recorded as graphs and compiled by ``torch.compile``.
 
-:func:`record` runs a function once and keeps what it did to tensors: Python and Pyro are gone from the graph, gradients
-are operations like any other. :func:`compiled` gives it to the compiler. Maximum pooling is kept as torch's own kernels:
-those that the compiler makes of it took twice to three times as long on a processor.
+:func:`record` runs a function once and keeps what it did to tensors: Python and Pyro are gone from the graph, and
+gradients are operations like any other. :func:`compiled` gives it to the compiler.
 """
 
 from __future__ import annotations
@@ -10,6 +9,7 @@ from __future__ import annotations
 import os
 import random
 import shutil
+import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -17,13 +17,11 @@ import numpy as np
 import pyro.distributions as dist
 import torch
 from torch import Tensor, fx, nn
-from torch.fx.experimental.proxy_tensor import make_fx
 
 from pyrobnn.core.handlers import validation_enabled
 
 __all__ = ["NotRecordableError", "compiled", "first_line", "has_compiler", "prefers_channels_last", "record"]
 
-_aten = torch.ops.aten
 _VECTOR = 8  # channels from which on, in multiples, kernels over channels fill a processor's vectors
 
 
@@ -62,12 +60,14 @@ def record(function: Callable[..., Any], inputs: Iterable[Tensor], fixed: Iterab
         NotRecordableError: If it needs the value of a tensor, draws random numbers outside of torch, or uses one of
             ``fixed``.
     """
-    before = random.getstate(), np.random.get_state()[1:]  # noqa: NPY002 (networks may draw from it)
+    from torch.fx.experimental.proxy_tensor import make_fx  # takes a tenth of a second
+
+    before = _python_random()
     try:
         graph = make_fx(function)(*inputs)
     except Exception as error:  # torch raises all kinds
         raise NotRecordableError(first_line(error)) from error
-    if random.getstate() != before[0] or not _same_state(np.random.get_state()[1:], before[1]):  # noqa: NPY002
+    if _python_random() != before:
         raise NotRecordableError("it draws random numbers of Python's or NumPy's, which a graph would repeat")
     places = {tensor.data_ptr() for tensor in fixed if tensor.numel()}
     for node in graph.graph.nodes:
@@ -81,7 +81,6 @@ def compiled(graph: fx.GraphModule, *, device: torch.device) -> Callable[..., An
 
     Random numbers are those that the graph would draw uncompiled. The layout of images is that of the recording.
     """
-    _keep_pooling(graph)
     options: dict[str, Any] = {"fallback_random": True}
     if device.type == "cpu":
         options["layout_optimization"] = False
@@ -90,62 +89,28 @@ def compiled(graph: fx.GraphModule, *, device: torch.device) -> Callable[..., An
     except RuntimeError:  # another version of torch lacks an option
         function = torch.compile(graph, fullgraph=True, dynamic=False)
 
+    is_first = True
+
     def run(*inputs: Tensor) -> Any:
-        # torch.compile switches Pyro's validation off for good when it compiles.
-        with torch.no_grad(), validation_enabled(dist.is_validation_enabled()):
-            return function(*inputs)
+        nonlocal is_first
+        with torch.no_grad():
+            if not is_first:
+                return function(*inputs)
+            is_first = False
+            # Compiling switches Pyro's validation off for good, and warns of what torch's own code uses.
+            with validation_enabled(dist.is_validation_enabled()), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                return function(*inputs)
 
     return run
 
 
-def _same_state(a: tuple[Any, ...], b: tuple[Any, ...]) -> bool:
-    return all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
+def _python_random() -> tuple[Any, ...]:
+    """The states of the random numbers that graphs do not hold."""
+    state: Any = np.random.get_state()  # noqa: NPY002 (networks may draw from it)
+    return random.getstate(), state[1].tobytes(), state[2:]
 
 
 def first_line(error: Exception) -> str:
     """What an error says, in a line."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-
-
-# ------------------------------------------------------------------------------------------------ maximum pooling
-
-
-@torch.library.custom_op("pyrobnn::max_pool2d", mutates_args=())
-def _max_pool2d(
-    x: Tensor, kernel: list[int], stride: list[int], padding: list[int], dilation: list[int], ceil: bool
-) -> tuple[Tensor, Tensor]:
-    return _aten.max_pool2d_with_indices.default(x, kernel, stride, padding, dilation, ceil)
-
-
-@torch.library.custom_op("pyrobnn::max_pool2d_backward", mutates_args=())
-def _max_pool2d_backward(
-    gradient: Tensor,
-    x: Tensor,
-    kernel: list[int],
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    ceil: bool,
-    indices: Tensor,
-) -> Tensor:
-    operator = _aten.max_pool2d_with_indices_backward.default
-    return operator(gradient, x, kernel, stride, padding, dilation, ceil, indices)
-
-
-_max_pool2d.register_fake(_aten.max_pool2d_with_indices.default)
-_max_pool2d_backward.register_fake(_aten.max_pool2d_with_indices_backward.default)
-
-
-def _keep_pooling(graph: fx.GraphModule) -> None:
-    """Puts operators that the compiler calls in place of those that it would write kernels for."""
-    for node in graph.graph.nodes:
-        if node.op != "call_function":
-            continue
-        if node.target is _aten.max_pool2d_with_indices.default:
-            x, kernel, stride, *rest = (*node.args, [])[: max(3, len(node.args))]
-            defaults = [[0, 0], [1, 1], False]
-            node.args = (x, kernel, stride or kernel, *rest, *defaults[len(rest) :])
-            node.target = torch.ops.pyrobnn.max_pool2d.default
-        elif node.target is _aten.max_pool2d_with_indices_backward.default:
-            node.target = torch.ops.pyrobnn.max_pool2d_backward.default
-    graph.recompile()

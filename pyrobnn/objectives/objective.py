@@ -26,7 +26,7 @@ from pyrobnn.objectives.parts import (
     gradients_restored,
     mean_parts,
 )
-from pyrobnn.objectives.tempering import Tempered
+from pyrobnn.objectives.tempering import tempered
 from pyrobnn.objectives.terms import Evaluation, Run, Term, distinct, num_data, run_model
 from pyrobnn.objectives.training_draws import make_step, shares
 from pyrobnn.objectives.vectorized import evaluate_members, fall_back, looped
@@ -113,7 +113,7 @@ class Objective(TraceMeanField_ELBO):
         """The objective as a tensor to call ``backward()`` on, in one graph of ordinary operations."""
         if not isinstance(guide, Guide):
             self.parts = None
-            return super().differentiable_loss(*self._tempered(model, guide), *args, **kwargs)
+            return super().differentiable_loss(*tempered(self, model, guide), *args, **kwargs)
         step, groups = self.plain_step(model, guide)
         found = list(self.losses(model, step, args, kwargs, groups=groups, guide=guide))
         guide.announce_parameters()
@@ -128,24 +128,12 @@ class Objective(TraceMeanField_ELBO):
         """
         if not isinstance(guide, Guide):
             self.parts = None
-            tempered = self._tempered(model, guide)
+            pair = tempered(self, model, guide)
             self.num_steps += 1
-            return super().loss_and_grads(*tempered, *args, **kwargs)
+            return super().loss_and_grads(*pair, *args, **kwargs)
         parts = self.backward(model, guide, args, kwargs)
         guide.announce_parameters()
         return float(parts.loss)
-
-    def _tempered(self, model: Any, guide: Any) -> tuple[Any, Any]:
-        """Model and guide for Pyro's own ELBO, which knows no terms but its two."""
-        if further := [term.name for term in self.terms if not term.vectorizes]:
-            raise TypeError(
-                f"guide: the terms {', '.join(further)} of the objective need a guide of pyrobnn, got "
-                f"{type(guide).__name__}."
-            )
-        temperature = self.weights(model, guide)["divergence"]
-        if temperature == 1.0:
-            return model, guide
-        return Tempered(temperature)(model), Tempered(temperature)(guide)
 
     # ------------------------------------------------------------------------ guides and steps of this library
 
@@ -226,20 +214,21 @@ class Objective(TraceMeanField_ELBO):
         *,
         groups: int = 1,
         guide: Any = None,
-        weights: Mapping[str, float] | None = None,
-        checked: bool = True,
     ) -> Iterator[Parts]:
         """The objective in pieces: one for each draw, then one for each term ``"after"`` the draws.
 
         The loss is the sum of the pieces' losses times their shares. Differentiate each piece before the next one is
         requested, unless the step was made with ``sequential=False``. ``step.finish()`` ends the training step.
-        ``weights`` are those of the terms if they are known already; ``checked=False`` looks at no value, for graphs.
 
         Raises:
             NonFiniteLossError: If a piece is NaN or infinite.
         """
-        weights = self.weights(model, guide) if weights is None else weights
-        evaluation = Evaluation(model, guide, step, args, kwargs, checked)
+        evaluation = Evaluation(model, guide, step, args, kwargs)
+        return self.pieces(evaluation, self.weights(model, guide), groups)
+
+    def pieces(self, evaluation: Evaluation, weights: Mapping[str, float], groups: int = 1) -> Iterator[Parts]:
+        """What :meth:`losses` returns, under given weights of the terms."""
+        model, step, args, kwargs = evaluation.model, evaluation.step, evaluation.args, evaluation.kwargs
         if step.vectorized and groups == 1:
             parts = evaluate_members(model, step, args, kwargs, weights) if self.vectorizes else None
             if parts is not None:

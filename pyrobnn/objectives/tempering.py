@@ -29,7 +29,7 @@ from pyrobnn.guides.base import Guide
 from pyrobnn.model.bayesianize import has_default_prior
 from pyrobnn.model.declarations import declared_num_data
 
-__all__ = ["DefaultTemperature", "Tempered"]
+__all__ = ["DefaultTemperature", "Tempered", "tempered"]
 
 
 class DefaultTemperature:
@@ -73,3 +73,20 @@ class Tempered(ExclusiveMessenger):
     def _pyro_sample(self, msg: Any) -> None:
         if not msg["is_observed"] and not site_is_subsample(msg):
             msg["scale"] = msg["scale"] * self.temperature
+
+
+def tempered(objective: Any, model: Any, guide: Any) -> tuple[Any, Any]:
+    """Model and guide of other libraries for Pyro's own ELBO, which knows no terms but its two.
+
+    Raises:
+        TypeError: If the objective has further terms.
+    """
+    if further := [term.name for term in objective.terms if not term.vectorizes]:
+        raise TypeError(
+            f"guide: the terms {', '.join(further)} of the objective need a guide of pyrobnn, got "
+            f"{type(guide).__name__}."
+        )
+    temperature = objective.weights(model, guide)["divergence"]
+    if temperature == 1.0:
+        return model, guide
+    return Tempered(temperature)(model), Tempered(temperature)(guide)
