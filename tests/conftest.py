@@ -17,6 +17,14 @@ settings.register_profile("pyrobnn", derandomize=True, deadline=None)
 settings.load_profile("pyrobnn")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def libraries(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What tests compile is kept apart from what the user compiled."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYROBNN_CACHE", str(tmp_path_factory.mktemp("libraries")))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def reproducible() -> Iterator[None]:
     """Seeds of torch, NumPy and random; one thread, so that sums keep order; an empty store; Pyro's validation on."""

@@ -6,9 +6,12 @@ One leapfrog with step size ε and inverse mass matrix :math:`M^{-1}` (diagonal)
     p \leftarrow p - \tfrac{ε}{2} \nabla U(q), \qquad q \leftarrow q + ε M^{-1} p, \qquad
     p \leftarrow p - \tfrac{ε}{2} \nabla U(q):
 
-reversible, volume-preserving, with an energy error of order ε² over a trajectory of given length. A block of several
-leapfrogs is one graph of tensor operations, gradients included, for ``torch.compile``. A trajectory is a row of blocks;
-where its length is no multiple of theirs, the leapfrogs left over have step size zero, which moves nothing.
+reversible, volume-preserving, with an energy error of order ε² over a trajectory of given length. On a CPU trajectories
+are loops in C++ (:mod:`pyrobnn.sampling.hmc.native`), made from the recorded potential of one chain; chains are shared
+out between torch's threads. Where that cannot be done (an operator without loops, a GPU, another compiler than GCC), a
+block of several leapfrogs of all chains is one graph of tensor operations for ``torch.compile``. A trajectory is a row
+of blocks then; where its length is no multiple of theirs, the leapfrogs left over have step size zero, which moves
+nothing.
 """
 
 from __future__ import annotations
@@ -25,19 +28,21 @@ import torch
 from torch import Tensor
 
 from pyrobnn.core.handlers import validation_enabled
+from pyrobnn.core.shared_library import CompilerError
+from pyrobnn.sampling.hmc.native.compiled import CompiledPotential, State
+from pyrobnn.sampling.hmc.native.operators import DECOMPOSITIONS
+from pyrobnn.sampling.hmc.native.values import NotExpressibleError
 from pyrobnn.sampling.hmc.potential import Potential, ValueAndGrad
-from pyrobnn.sampling.hmc.tracing import trace
+from pyrobnn.sampling.hmc.tracing import FUSIBLE, trace
 
-__all__ = ["Compile", "Leapfrogs", "check_compile", "has_compiler"]
+__all__ = ["Compile", "Leapfrogs", "State", "check_compile", "has_compiler"]
 
 Compile = bool | Literal["auto"]
 
-_WORTHWHILE = 20_000  # leapfrogs in a run from which compiling (5 to 10 s) is expected to be worthwhile
+_WORTHWHILE = 5_000  # leapfrogs in a run from which compiling loops in C++ (0.3 to 1 s) pays
+_FUSED_WORTHWHILE = 20_000  # and with torch.compile (5 to 10 s)
 _LONG = 200_000  # leapfrogs in a run from which compiling for longer (10 to 20 s) pays
 _LARGEST_BLOCK = {False: 4, True: 8}  # of runs that are long: compiling takes longer with each leapfrog of a block
-
-State = tuple[Tensor, Tensor, Tensor, Tensor]
-"""Positions ``[C, d]``, momenta ``[C, d]``, gradients ``[C, d]`` and potentials ``[C]``."""
 
 
 class Leapfrogs:
@@ -52,8 +57,8 @@ class Leapfrogs:
             run is long enough.
 
     Attributes:
-        block: Leapfrogs in a block.
-        is_compiled: Whether blocks are compiled.
+        block: Leapfrogs in a block for ``torch.compile``.
+        is_compiled: Whether leapfrogs are compiled.
 
     Raises:
         RuntimeError: If ``compile`` is True and it cannot be done.
@@ -66,26 +71,20 @@ class Leapfrogs:
         self.value_and_grad: ValueAndGrad = potential.recorded(like)
         self.is_compiled = False
         self.block = 1
-        if compile is False or (compile == "auto" and not self._pays(like, total)):
+        self._loops: CompiledPotential | None = None
+        if compile is False or (compile == "auto" and not self._pays(like, total, _WORTHWHILE)):
             return
         if not potential.is_recorded(like):
             raise RuntimeError(
                 "compile: the model's potential cannot be recorded as a graph (it branches on values, or does "
                 "something that torch.func cannot transform); use compile=False."
             )
-        self.block = _block_size(num_leapfrog, _LARGEST_BLOCK[total >= _LONG])
-        try:
-            with validation_enabled(dist.is_validation_enabled()):  # torch.compile switches it off for good
-                self._run_block = self._compile(like, is_long=total >= _LONG)
+        if like.device.type == "cpu":
+            self._loops = _as_loops(potential, like)
+        if self._loops is not None:
             self.is_compiled = True
-        except Exception as error:  # a compiler has many ways to fail
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            if compile is True:
-                raise RuntimeError(
-                    f"compile: torch.compile failed ({reason}); it needs a C++ compiler such as g++. Use compile=False."
-                ) from error
-            warnings.warn(f"leapfrogs run uncompiled, because torch.compile failed ({reason}).", stacklevel=2)
-            self.block = 1
+        elif compile is True or self._pays(like, total, _FUSED_WORTHWHILE):
+            self._fuse(like, num_leapfrog, total, compile)
 
     def __call__(self, state: State, num_leapfrog: int, step_size: Tensor, inverse_mass: Tensor) -> State:
         """A trajectory.
@@ -93,9 +92,11 @@ class Leapfrogs:
         Args:
             state: Where it starts.
             num_leapfrog: Its length.
-            step_size: Step sizes ``[C, 1]``.
+            step_size: Step sizes ``[C, 1]``; negative ones lead back.
             inverse_mass: The diagonal of the inverse mass matrix ``[d]``.
         """
+        if self._loops is not None:
+            return self._loops.leapfrogs(state, num_leapfrog, step_size, inverse_mass)
         if not self.is_compiled:
             kick, drift = 0.5 * step_size, step_size * inverse_mass
             repeated = (tensor.expand(num_leapfrog, -1, -1) for tensor in (kick, drift))
@@ -108,8 +109,24 @@ class Leapfrogs:
             state = self._run_block(*state, steps, inverse_mass)
         return state
 
-    def _pays(self, like: Tensor, total: int) -> bool:
-        return total >= _WORTHWHILE and has_compiler(like.device) and self.potential.is_recorded(like)
+    def _pays(self, like: Tensor, total: int, least: int) -> bool:
+        return total >= least and has_compiler(like.device) and self.potential.is_recorded(like)
+
+    def _fuse(self, like: Tensor, num_leapfrog: int, total: int, compile: Compile) -> None:
+        """Has ``torch.compile`` make blocks of leapfrogs."""
+        self.block = _block_size(num_leapfrog, _LARGEST_BLOCK[total >= _LONG])
+        try:
+            with validation_enabled(dist.is_validation_enabled()):  # torch.compile switches it off for good
+                self._run_block = self._compile(like, is_long=total >= _LONG)
+            self.is_compiled = True
+        except Exception as error:  # a compiler has many ways to fail
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            if compile is True:
+                raise RuntimeError(
+                    f"compile: torch.compile failed ({reason}); it needs a C++ compiler such as g++. Use compile=False."
+                ) from error
+            warnings.warn(f"leapfrogs run uncompiled, because torch.compile failed ({reason}).", stacklevel=3)
+            self.block = 1
 
     def _compile(self, like: Tensor, *, is_long: bool) -> Callable[..., State]:
         def block(q: Tensor, p: Tensor, gradient: Tensor, value: Tensor, steps: Tensor, inverse_mass: Tensor) -> State:
@@ -118,7 +135,7 @@ class Leapfrogs:
         steps = like.new_zeros(self.block, len(like), 1)
         inputs = (like, like.clone(), like.clone(), like.new_zeros(len(like)), steps, like.new_ones(like.shape[-1]))
         on_cpu = like.device.type == "cpu"
-        recorded: Any = trace(block, *inputs, fusible=on_cpu)
+        recorded: Any = trace(block, *inputs, decompositions=FUSIBLE if on_cpu else {})
         options: dict[str, Any] = {"size_asserts": False}
         if on_cpu:
             # Written with exp, tanh takes half the time; its error, 1e-7, is that of single precision elsewhere.
@@ -132,6 +149,15 @@ class Leapfrogs:
         with torch.no_grad():  # as in every run: another mode would be compiled for anew
             compiled(*inputs)  # compilation happens at the first call
         return compiled
+
+
+def _as_loops(potential: Potential, like: Tensor) -> CompiledPotential | None:
+    """The potential as loops in C++; None if it has operators for which there are none, or there is no GCC."""
+    graph = potential.graph(like[0], DECOMPOSITIONS)
+    try:
+        return None if graph is None else CompiledPotential(graph)
+    except (NotExpressibleError, CompilerError, OSError):
+        return None
 
 
 def _leapfrogs(value_and_grad: ValueAndGrad, state: State, kicks: Tensor, drifts: Tensor) -> State:

@@ -9,7 +9,7 @@ transforms apply. For speed it is recorded once, with its gradient, as a graph o
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -138,6 +138,16 @@ class Potential:
     def is_recorded(self, like: Tensor) -> bool:
         """Whether :meth:`recorded` is a graph for such flat vectors."""
         return isinstance(self.recorded(like), torch.fx.GraphModule)
+
+    def graph(self, like: Tensor, decompositions: Mapping[Any, Callable[..., Any]]) -> torch.fx.GraphModule | None:
+        """Value and gradient of one flat vector ``[d]`` as a graph for a compiler; None if none can be recorded.
+
+        Args:
+            like: A flat vector of that dtype and device.
+            decompositions: What to record in place of operators (:func:`pyrobnn.sampling.hmc.tracing.trace`).
+        """
+        with frozen_buffers(self._module):
+            return trace(self._differentiated, like.detach(), decompositions=decompositions)
 
     def _record(self, like: Tensor) -> ValueAndGrad | None:
         one_chain = like.dim() == 1

@@ -22,7 +22,7 @@ from torch.fx.node import map_aggregate
 
 from pyrobnn.core.torch_compat import OperatorMode, from_functional, functionalized, to_functional
 
-__all__ = ["lifted", "trace"]
+__all__ = ["DIRECT", "FUSIBLE", "product", "trace"]
 
 _aten = torch.ops.aten
 _BY_SHAPE = {
@@ -77,21 +77,24 @@ DIRECT: dict[Any, Callable[..., Any]] = {
 
 
 def trace(
-    function: Callable[..., Any], *examples: Tensor, fusible: bool = False, vectorizable: bool = False
+    function: Callable[..., Any],
+    *examples: Tensor,
+    decompositions: Mapping[Any, Callable[..., Any]] | None = None,
+    vectorizable: bool = False,
 ) -> fx.GraphModule | None:
     """The graph of a function of tensors.
 
     Args:
         function: From tensors to tensors; deterministic.
         *examples: Inputs to record it with.
-        fusible: Write products with a vector as elementwise operations and sums, which a compiler joins with what is
-            around them; for small networks, calls to a library would take longer than the products themselves.
+        decompositions: For a compiler: what to record in place of operators, unless it returns ``NotImplemented``.
+            None: the graph is to run as it is.
         vectorizable: Write views so that they are possible whatever the strides, for ``torch.func.vmap`` of the graph.
 
     Returns:
         The graph, or None if the function cannot be recorded: it needs the value of a tensor, say.
     """
-    recorder = _Recorder(_FUSIBLE if fusible else {})
+    recorder = _Recorder(decompositions or {})
     try:
         with torch.no_grad(), recorder, functionalized():
             results = function(*(to_functional(recorder.placed(example)) for example in examples))
@@ -102,33 +105,12 @@ def trace(
     graph.output(map_aggregate(results, recorder.node))
     _drop_identities(graph)
     _drop_repetitions(graph)
-    if not fusible:
+    if decompositions is None:
         _replace(graph, DIRECT)
     if vectorizable:
         _replace(graph, dict.fromkeys((Tensor.view, _aten.view.default, _aten._unsafe_view.default), torch.reshape))
     graph.eliminate_dead_code()
-    for node in graph.nodes:
-        node.meta.clear()
     return fx.GraphModule(recorder.constants, graph)
-
-
-def lifted(recorded: fx.GraphModule) -> tuple[fx.GraphModule, list[Tensor]]:
-    """A copy of a graph whose constants are further inputs, and these constants."""
-    graph = fx.Graph()
-    copies: dict[fx.Node, fx.Node] = {}
-    inputs = [node for node in recorded.graph.nodes if node.op == "placeholder"]
-    for node in inputs:
-        copies[node] = graph.node_copy(node)
-    constants: dict[str, fx.Node] = {}
-    for node in recorded.graph.nodes:
-        if node.op == "get_attr" and node.target not in constants:
-            constants[node.target] = graph.placeholder(str(node.target))
-    for node in recorded.graph.nodes:
-        if node.op == "get_attr":
-            copies[node] = constants[node.target]
-        elif node.op != "placeholder":
-            copies[node] = graph.node_copy(node, copies.__getitem__)
-    return fx.GraphModule({}, graph), [recorded.get_buffer(name) for name in constants]
 
 
 class _Recorder(OperatorMode):
@@ -204,7 +186,7 @@ class _Recorder(OperatorMode):
     def _set(self, tensor: Tensor, node: fx.Node) -> None:
         self._nodes[id(tensor)] = node
         self._kept.append(tensor)
-        node.meta["shape"] = tensor.shape
+        node.meta |= {"shape": tensor.shape, "dtype": tensor.dtype}
 
 
 def _copied(tensor: Tensor) -> Tensor:
@@ -222,7 +204,7 @@ def _has_shape_of_values(func: Any, args: tuple[Any, ...], is_input: Callable[[A
     return any(is_input(index) and index.dtype in (torch.bool, torch.uint8) for index in args[1])
 
 
-def _product(a: Tensor, b: Tensor) -> Tensor:
+def product(a: Tensor, b: Tensor) -> Tensor:
     """``a [..., n, k] @ b [..., k, m]`` if one of n, k and m is 1."""
     if a.shape[-1] == 1:
         return a * b
@@ -235,16 +217,18 @@ def _product(a: Tensor, b: Tensor) -> Tensor:
 
 def _affine(c: Tensor, a: Tensor, b: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
     """``c + a @ b``, of which the product is fused where it can be."""
-    product = _product(a, b)
-    return NotImplemented if product is NotImplemented or alpha != 1 or beta != 1 else c + product
+    found = product(a, b)
+    return NotImplemented if found is NotImplemented or alpha != 1 or beta != 1 else c + found
 
 
-_FUSIBLE: dict[Any, Callable[..., Tensor]] = {
-    _aten.mm.default: _product,
-    _aten.bmm.default: _product,
+FUSIBLE: dict[Any, Callable[..., Tensor]] = {
+    _aten.mm.default: product,
+    _aten.bmm.default: product,
     _aten.addmm.default: _affine,
     _aten.baddbmm.default: _affine,
 }
+"""Products with a vector as elementwise operations and sums, which a compiler joins with what is around them: in small
+networks calls to a library would take longer than the products themselves."""
 
 
 def _drop_identities(graph: fx.Graph) -> None:

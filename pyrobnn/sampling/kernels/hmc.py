@@ -50,8 +50,9 @@ class HMC(FullBatchKernel):
         target_accept: Acceptance probability that each chain's step size aims at.
         jitter: Each transition of a chain takes a step size of its own, uniform between 1 - ``jitter`` and
             1 + ``jitter`` times ε, so that no trajectory goes round a closed orbit.
-        compile: Compile leapfrogs with ``torch.compile``: True, False, or ``"auto"``, where a compiler is found and
-            the run is long enough.
+        compile: Compile leapfrogs: True, False, or ``"auto"``, where a compiler is found and the run is long enough. On
+            a CPU they become loops in C++ for GCC, which takes less than a second, and are kept on disk
+            (:mod:`pyrobnn.core.shared_library`); where that cannot be done, ``torch.compile`` is used.
 
     Statistics of each draw: ``acceptance_rate`` (probability), ``energy`` (H of the draw, for E-BFMI), ``energy_error``
     (of the proposal), ``lp`` (-U), ``diverging``, ``step_size``, ``n_steps`` (L). In single precision energies are

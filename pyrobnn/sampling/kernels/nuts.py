@@ -58,8 +58,8 @@ class NUTS(FullBatchKernel):
             identity.
         target_accept: Acceptance probability that each chain's step size aims at.
         max_tree_depth: Trajectories have less than 2 to this power leapfrogs.
-        compile: Compile leapfrogs with ``torch.compile``: True, False, or ``"auto"``, where a compiler is found, the
-            run is long enough and the mass matrix is not dense.
+        compile: Compile leapfrogs, as for :class:`~pyrobnn.sampling.HMC`: True, False, or ``"auto"``, where a compiler
+            is found, the run is long enough and the mass matrix is not dense.
 
     Statistics of each draw: ``acceptance_rate`` (probability, mean over the trajectory), ``energy`` (H of the draw, for
     E-BFMI), ``lp`` (-U), ``diverging``, ``step_size``, ``n_steps`` (leapfrogs, one gradient each), ``tree_depth``

@@ -11,10 +11,12 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from pyrobnn import likelihoods
+from pyrobnn.core.shared_library import CompilerError
 from pyrobnn.model.supervised import SupervisedModel
 from pyrobnn.sampling.hmc import leapfrog
 from pyrobnn.sampling.hmc.leapfrog import Leapfrogs, State, has_compiler
 from pyrobnn.sampling.hmc.potential import Potential
+from tests.sampling.hmc.native.programs import needs_gcc
 
 needs_compiler = pytest.mark.skipif(not has_compiler(torch.device("cpu")), reason="no C++ compiler on this machine")
 
@@ -117,24 +119,61 @@ def test_blocks_waste_less_than_one_block(num_leapfrog: int, largest: int) -> No
     assert num_leapfrog % largest or size == largest
 
 
-@needs_compiler
-def test_compiled_equals_eager() -> None:
-    target, chains = potential(), 2
-    before = start(target, chains)
+@pytest.fixture
+def without_loops(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is no GCC for loops in C++."""
+
+    def refused(*_: object) -> None:
+        raise CompilerError("none")
+
+    monkeypatch.setattr(leapfrog, "CompiledPotential", refused)
+
+
+def assert_equals_eager(compiled: Leapfrogs, target: Potential) -> None:
+    before, chains = start(target), 2
     mass = torch.linspace(0.5, 2.0, target.num_latents, dtype=torch.float64)
-    compiled = Leapfrogs(target, before[0], num_leapfrog=2, total=0, compile=True)
     eager = Leapfrogs(target, before[0], num_leapfrog=2, total=0, compile=False)
-    assert compiled.is_compiled and compiled.block == 2 and not eager.is_compiled
-    for count in (2, 4, 5):  # 5: the last block holds one leapfrog that does not move
+    assert compiled.is_compiled and not eager.is_compiled
+    for count, size in ((2, 0.05), (4, -0.05), (5, 0.05)):  # 5: the last block holds one leapfrog that does not move
         with torch.no_grad():
-            both = [run(before, count, steps(0.05, chains), mass) for run in (compiled, eager)]
+            both = [run(before, count, steps(size, chains), mass) for run in (compiled, eager)]
         for a, b in zip(*both, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-9)
 
 
+@needs_gcc
+def test_loops_equal_eager(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", lambda *_, **__: pytest.fail("loops in C++ do without"))
+    target = potential()
+    assert_equals_eager(Leapfrogs(target, start(target)[0], num_leapfrog=2, total=0, compile=True), target)
+
+
+@needs_compiler
+@pytest.mark.usefixtures("without_loops")
+def test_fused_blocks_equal_eager() -> None:
+    target = potential()
+    compiled = Leapfrogs(target, start(target)[0], num_leapfrog=2, total=0, compile=True)
+    assert compiled.block == 2
+    assert_equals_eager(compiled, target)
+
+
+@needs_gcc
+def test_potentials_without_loops_are_fused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def model() -> None:
+        z = pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+        pyro.factor("sums", -z.cumsum(0).square().sum())
+
+    seen: list[object] = []
+    monkeypatch.setattr(torch, "compile", lambda function, **_: seen.append(function) or function)
+    target = Potential(model)
+    assert Leapfrogs(target, torch.zeros(2, 3), num_leapfrog=4, total=0, compile=True).is_compiled
+    assert len(seen) == 1
+
+
 def test_without_a_compiler_long_runs_stay_eager(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(leapfrog.shutil, "which", lambda name: None)
-    monkeypatch.setattr(torch, "compile", lambda *_, **__: pytest.fail("there is no compiler to call"))
+    for owner, name in ((torch, "compile"), (leapfrog, "CompiledPotential")):
+        monkeypatch.setattr(owner, name, lambda *_, **__: pytest.fail("there is no compiler to call"))
     assert not has_compiler(torch.device("cpu"))
     target = potential()
     before = start(target)
@@ -148,6 +187,7 @@ def broken_compile(*_: object, **__: object) -> None:
     raise OSError("g++: not found")
 
 
+@pytest.mark.usefixtures("without_loops")
 def test_a_compiler_that_fails_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "compile", broken_compile)
     monkeypatch.setattr(leapfrog, "has_compiler", lambda device: True)
@@ -160,10 +200,20 @@ def test_a_compiler_that_fails_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not run.is_compiled and run.block == 1
 
 
+@pytest.mark.usefixtures("without_loops")
 def test_short_runs_are_not_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "compile", lambda *_, **__: pytest.fail("it does not pay"))
     target = potential()
-    assert not Leapfrogs(target, start(target)[0], num_leapfrog=8, total=1000, compile="auto").is_compiled
+    for total in (1000, 10_000):  # the second would be worth loops
+        assert not Leapfrogs(target, start(target)[0], num_leapfrog=8, total=total, compile="auto").is_compiled
+
+
+@needs_gcc
+def test_short_runs_have_loops_before_they_are_fused() -> None:
+    target = potential()
+    for total, pays in ((1000, False), (10_000, True)):
+        run = Leapfrogs(target, start(target)[0], num_leapfrog=8, total=total, compile="auto")
+        assert run.is_compiled is pays
 
 
 def test_a_model_that_cannot_be_recorded_cannot_be_compiled() -> None:

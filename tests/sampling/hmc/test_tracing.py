@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pyrobnn.sampling.hmc.tracing import DIRECT, lifted, trace
+from pyrobnn.sampling.hmc.tracing import DIRECT, FUSIBLE, trace
 
 SCALE = torch.tensor([0.5, 2.0, 3.0])
 
@@ -58,7 +58,7 @@ def test_products_with_vectors_can_be_written_as_sums() -> None:
         return column @ row, row @ matrix, matrix @ column, matrix @ matrix, batch @ batch[..., :1], *affine
 
     x = torch.arange(9.0).reshape(3, 3)
-    graph = trace(products, x, fusible=True)
+    graph = trace(products, x, decompositions=FUSIBLE)
     assert graph is not None
     for ours, known in zip(graph(x), products(x), strict=True):
         torch.testing.assert_close(ours, known)
@@ -80,17 +80,6 @@ def test_constants_repeat_nothing() -> None:
     (constant,) = graph.buffers()
     assert constant.shape == (1000, 3) and constant.untyped_storage().nbytes() == 12
     torch.testing.assert_close(graph(torch.full((1000,), 2.0)), 2.0 * table.expand(1000, 3))
-
-
-def test_lifted_constants_are_further_inputs() -> None:
-    graph = trace(quadratic, torch.zeros(3))
-    assert graph is not None
-    free, constants = lifted(graph)
-    assert not list(free.buffers()) and len(constants) == len(list(graph.buffers())) > 0
-    x = torch.tensor([0.3, -1.0, 2.0])
-    torch.testing.assert_close(free(x, *constants), graph(x), rtol=0, atol=0)
-    shifted = free(x, *(constant + 1.0 for constant in constants))
-    assert not torch.equal(shifted, graph(x))
 
 
 def test_graphs_can_be_vectorized_whatever_the_strides() -> None:

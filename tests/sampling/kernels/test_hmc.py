@@ -6,6 +6,8 @@ Tolerances are z-scores with Monte Carlo errors from effective sample sizes over
 from __future__ import annotations
 
 import dataclasses
+import subprocess
+import sys
 from typing import Any
 
 import pyro
@@ -15,7 +17,10 @@ import torch
 from torch import Tensor, nn
 
 import pyrobnn as pb
+from pyrobnn.core.shared_library import shared_library
 from pyrobnn.model.supervised import SupervisedModel
+from pyrobnn.sampling.hmc.leapfrog import Leapfrogs
+from pyrobnn.sampling.hmc.native import compiled
 from pyrobnn.sampling.hmc.potential import Potential
 from pyrobnn.sampling.kernels.base import ChainResult
 from pyrobnn.sampling.kernels.hmc import HMC
@@ -30,6 +35,7 @@ from tests.conformance.full_batch_suite import (
     z_of_chains,
 )
 from tests.conformance.monte_carlo import Z
+from tests.sampling.hmc.native.programs import needs_gcc
 
 
 class TestHMC(FullBatchConformance):
@@ -123,6 +129,73 @@ def test_a_step_size_that_diverges_is_told_and_moves_nothing() -> None:
         result = run(kernel, gaussian, num_chains=2, init=init, num_samples=20)
     assert result.stats["diverging"].all()
     assert torch.equal(result.draws, init.unsqueeze(1).expand(-1, 20, -1))
+
+
+# ----------------------------------------------------------------------------------------------------- compilation
+
+_WHOLE_RUN = """
+import sys
+import torch
+import pyro.distributions as dist
+import pyrobnn as pb
+
+net = torch.nn.Sequential(torch.nn.Linear(1, 5), torch.nn.Tanh(), torch.nn.Linear(5, 1))
+x = torch.linspace(-1, 1, 20).unsqueeze(-1)
+model = pb.SupervisedModel(net, pb.likelihoods.Normal(0.1), dist.Normal(0.0, 1.0), num_data=20)
+kernel = pb.sampling.HMC(num_leapfrog=10, compile=True)
+chains = pb.sample(model, (x, x.sin()), kernel=kernel, num_samples=20, warmup_steps=20, num_chains=2, progress=False)
+print([name for name in ("torch._dynamo", "torch._inductor", "sympy") if name in sys.modules])
+"""
+
+
+def small_network() -> tuple[SupervisedModel, tuple[Tensor, Tensor]]:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(1, 5), nn.Tanh(), nn.Linear(5, 1))
+    x = torch.linspace(-1, 1, 20, dtype=torch.float64).unsqueeze(-1)
+    model = SupervisedModel(net, pb.likelihoods.Normal(0.5), dist.Normal(0.0, 1.0), num_data=20)
+    return model.double(), (x, torch.sin(3 * x))
+
+
+@needs_gcc
+def test_a_compiled_run_imports_no_compiler_of_torchs() -> None:
+    done = subprocess.run([sys.executable, "-c", _WHOLE_RUN], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+@needs_gcc
+def test_a_run_with_adaptation_is_compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    sources: list[str] = []
+    monkeypatch.setattr(compiled, "shared_library", lambda source: sources.append(source) or shared_library(source))
+    result = run(HMC(compile=True), *small_network(), warmup_steps=60, num_samples=20)
+    assert len(sources) == 1 and result.draws.isfinite().all()
+
+
+def test_no_leapfrog_runs_with_gradients_enabled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``torch.compile`` would compile a second time for those."""
+    modes: set[bool] = set()
+    call = Leapfrogs.__call__
+
+    def noted(self: Leapfrogs, *args: Any) -> Any:
+        modes.add(torch.is_grad_enabled())
+        return call(self, *args)
+
+    monkeypatch.setattr(Leapfrogs, "__call__", noted)
+    run(HMC(compile=False, num_leapfrog=3), gaussian, warmup_steps=60, num_samples=5)
+    assert modes == {False}
+
+
+@needs_gcc
+def test_compiled_chains_are_those_of_torch() -> None:
+    kernel = HMC(0.05, num_leapfrog=5, adapt_step_size=False, adapt_mass=None)
+    model, args = small_network()
+    chains = [
+        run(dataclasses.replace(kernel, compile=compile), model, args, num_samples=30) for compile in (True, False)
+    ]
+    torch.testing.assert_close(chains[0].draws, chains[1].draws, rtol=1e-9, atol=1e-9)
+    for name, figures in chains[0].stats.items():
+        torch.testing.assert_close(figures, chains[1].stats[name], rtol=1e-7, atol=1e-7)
+    assert float(chains[0].stats["acceptance_rate"].min()) < 1.0  # some may be refused
 
 
 # -------------------------------------------------------------------------------------------------------- refusals
