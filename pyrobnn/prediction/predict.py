@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sized
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
@@ -24,6 +25,7 @@ from pyrobnn.core.trees import is_empty, refuse_arrays
 from pyrobnn.guides.base import Guide
 from pyrobnn.model.likelihoods import Likelihood
 from pyrobnn.model.likelihoods.predictions import Prediction
+from pyrobnn.prediction.execution import Execution, Precision
 from pyrobnn.prediction.function_posterior import FunctionPosterior, check_predicted, own_predictor
 from pyrobnn.prediction.gaussian_process import GaussianProcessPredictor
 from pyrobnn.prediction.linearized import LinearizedPredictor
@@ -55,6 +57,8 @@ def predict(
     return_draws: bool = False,
     method: Method = "auto",
     max_bytes: int = 256 * 2**20,
+    precision: Precision | None = None,
+    memory_format: torch.memory_format | None = None,
     seed: int | None = None,
     progress: bool = False,
 ) -> Prediction:
@@ -88,6 +92,12 @@ def predict(
             what is faster: vmap on a GPU, and on a CPU for small activations (:mod:`pyrobnn.prediction.vectorization`);
             the loop for recurrent networks and whatever else torch cannot vmap.
         max_bytes: Budget for draws, activations and kept results.
+        precision: ``"bfloat16"`` or ``"float16"`` runs the network under :func:`torch.autocast`, draws of the weights
+            and what is computed from the outputs in their own precision; None for the network's own throughout. On a
+            CPU with instructions for bfloat16 large layers take half the time; probabilities differ by about 0.002.
+            Draws run one after another. Ignored by predictors other than ``"weights"``, as is ``memory_format``.
+        memory_format: ``torch.channels_last`` (or ``torch.channels_last_3d``) lays inputs out so before the network
+            sees them, which is faster for most convolutions; None leaves them as they are.
         seed: Fixes the draws, and leaves torch's random state alone; None takes a seed from it.
         progress: Show a progress bar.
 
@@ -114,6 +124,8 @@ def predict(
         return_draws=return_draws,
         method=method,
         max_bytes=max_bytes,
+        precision=precision,
+        memory_format=memory_format,
         seed=seed,
         progress=progress,
     )
@@ -152,6 +164,8 @@ def predict_batches(
     return_draws: bool = False,
     method: Method = "auto",
     max_bytes: int = 256 * 2**20,
+    precision: Precision | None = None,
+    memory_format: torch.memory_format | None = None,
     seed: int | None = None,
     progress: bool = False,
 ) -> Iterator[tuple[Prediction, Tensor | None]]:
@@ -175,6 +189,7 @@ def predict_batches(
         replayed=count != 1,
         link=link,
         batch_size=batch_size,
+        execution=Execution(precision, memory_format),
     )
     predicted = make(model, guide, options)
     is_known = were_trained_on(guide, data)

@@ -16,6 +16,7 @@ from pyrobnn.model.likelihoods import Likelihood
 from pyrobnn.model.likelihoods.predictions import Prediction
 from pyrobnn.model.likelihoods.reductions import widened
 from pyrobnn.prediction.draws import PinnedDraws, check_posterior
+from pyrobnn.prediction.execution import Execution
 from pyrobnn.prediction.joint_prediction import JointPrediction
 from pyrobnn.prediction.runners import Runner
 from pyrobnn.prediction.vectorization import Method
@@ -68,6 +69,7 @@ class PredictorOptions:
         given: Values of sites that the guide does not have.
         batch_size: Rows that the network sees at a time, if inputs are declared to be by rows; else None.
         exact: Whether the covariance of Gaussian functions is computed in closed form.
+        execution: Precision and layout of runs of the network under draws of the weights.
 
     Raises:
         TypeError: If an option is of the wrong kind.
@@ -85,6 +87,7 @@ class PredictorOptions:
     given: Mapping[str, Tensor] | None = None
     batch_size: int | None = None
     exact: bool = True
+    execution: Execution | None = None
 
     def __post_init__(self) -> None:
         check_positive_int("max_bytes", self.max_bytes)
@@ -119,7 +122,9 @@ class WeightsPredictor(Predictor):
     def __init__(self, model: nn.Module, guide: Any, options: PredictorOptions) -> None:
         check_posterior(model, guide)
         self.options = options
-        self.runner = Runner(model, options.likelihood, options.method, options.max_bytes, options.batch_size)
+        self.runner = Runner(
+            model, options.likelihood, options.method, options.max_bytes, options.batch_size, options.execution
+        )
         self.draws = PinnedDraws(
             guide, options.num_samples, self.runner.draws_bytes, replayed=options.replayed, seed=options.seed
         )

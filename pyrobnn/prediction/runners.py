@@ -19,6 +19,7 @@ from pyrobnn.model.draws import Draws, installed_buffers
 from pyrobnn.model.likelihoods import Likelihood
 from pyrobnn.model.substitution import SubstituteMessenger
 from pyrobnn.model.supervised import SupervisedModel, run_network
+from pyrobnn.prediction.execution import Execution
 from pyrobnn.prediction.rows import (
     Part,
     RowCutter,
@@ -46,6 +47,7 @@ class Runner:
         method: ``"loop"``, ``"vmap"`` or ``"auto"``.
         max_bytes: Budget for draws and activations.
         batch_size: Rows that the network sees at a time (:class:`~pyrobnn.prediction.rows.RowCutter`).
+        execution: Precision and layout of the network's runs; None for the network's own.
 
     Raises:
         TypeError: If the model has no likelihood and none is given.
@@ -59,6 +61,7 @@ class Runner:
         method: Method,
         max_bytes: int,
         batch_size: int | None = None,
+        execution: Execution | None = None,
     ) -> None:
         own = likelihood if likelihood is not None else declared_likelihood(model)
         if not isinstance(own, Likelihood):
@@ -70,6 +73,14 @@ class Runner:
             raise ValueError(f"max_bytes: expected a positive number of bytes, got {max_bytes}.")
         self.model, self.likelihood = model, own
         self.device = next(model.parameters(), torch.empty(0)).device
+        self.execution = Execution() if execution is None else execution
+        if self.execution.precision is not None:
+            if method == "vmap":
+                raise ValueError(
+                    f"method: torch does not run convolutions under vmap in {self.execution.precision}; use 'loop' or "
+                    "'auto', or leave precision out."
+                )
+            method = "loop"
         self.vectorization = Vectorization(model, method, self.device)
         self.draws_bytes = max_bytes // 2
         self.activation_bytes = max_bytes // 4
@@ -87,7 +98,7 @@ class Runner:
 
         Draws that have buffers (:class:`~pyrobnn.model.draws.Draws`) are run with these.
         """
-        x, own = inputs_on(x, self.device), Draws.of(draws).buffers
+        x, own = self.execution.laid_out(inputs_on(x, self.device)), Draws.of(draws).buffers
         draws = Draws(to_device(dict(draws), self.device), to_device(own, self.device))
         first, done = draws.at(0), 0
         run = functools.partial(self.outputs, first)
@@ -116,7 +127,8 @@ class Runner:
         found: list[dict[str, Tensor]] = []
         with self._running() as run:
             for draw in draws:
-                with installed_buffers(self.model, draw.buffers) if draw.buffers else contextlib.nullcontext():
+                own = installed_buffers(self.model, draw.buffers) if draw.buffers else contextlib.nullcontext()
+                with own, self.execution.casting(self.device):
                     joined = join_outputs(run(draw, parts), parts)
                 self._check(draw, parts, joined)
                 with SubstituteMessenger(draw):

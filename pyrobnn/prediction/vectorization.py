@@ -1,8 +1,33 @@
 r"""Whether the draws of a prediction run in one call, by :func:`torch.func.vmap`.
 
 On a CPU one call saves the Python and the small operations of K runs, which are most of the time of a small network;
-large activations of all draws at once only leave the caches. The choice never depends on time, and is made before the
-first run, so that a seed gives the same numbers at each call.
+large activations of all draws at once only leave the caches. Two properties of a run with one draw decide: the bytes of
+its activations, of which there may be 256 KiB, and whether linear layers see several sequences at once, for each of
+which torch would copy the weights of all draws. Time of one call as a multiple of that of the loop, for 10 and 100
+draws (``python -m benchmarks.vectorization``, one thread with AVX-512):
+
+=============== ===== ==== ========== ==========
+network          rows  KiB   10 draws  100 draws
+=============== ===== ==== ========== ==========
+64-64-10            1    1       0.91       0.25
+64-64-10           64   64       0.85       0.42
+64-64-10          256  256       0.92       1.02
+64-64-10         1024 1024       1.63       1.29
+784-400-400-10     16  196       0.94       0.80
+784-400-400-10     64  784       1.01       0.88
+784-400-400-10    256 3136       1.04       0.96
+LeNet               1   74       0.62       0.29
+LeNet               4  294       0.71       0.44
+LeNet              64 4704       1.04       0.98
+LeNet             256  18k       1.17       1.14
+ResNet-20           1  256       0.62       0.58
+ResNet-20           4 1024       0.83       0.90
+attention           1   32                  0.30
+attention           4  128       1.17       1.83
+attention          64 2048       1.20       1.35
+=============== ===== ==== ========== ==========
+
+The choice never depends on time, and is made before the first run, so that a seed gives the same numbers at each call.
 
 Some networks would do something else under vmap. Modules that keep a tensor would keep one of a transform that is over,
 hooks would see such tensors, and random numbers would be others than draw by draw. A *trial* with one draw shows that;
@@ -12,7 +37,8 @@ it is made once for each model and shape of inputs.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -38,12 +64,14 @@ class _Trial(NamedTuple):
         nbytes: Memory for the activations of a draw.
         keeps_tensors: Whether modules hold other tensors after it.
         is_random: Whether it drew random numbers.
+        has_sequences: Whether linear layers or attention saw several sequences at once.
         fails: Whether vmap could not run it since then.
     """
 
     nbytes: int
     keeps_tensors: bool
     is_random: bool
+    has_sequences: bool
     fails: bool = False
 
 
@@ -95,7 +123,7 @@ class Vectorization:
             return False
         if trial.fails or trial.keeps_tensors:
             return False
-        return not on_cpu or (not trial.is_random and trial.nbytes <= _LARGEST)
+        return not on_cpu or not (trial.is_random or trial.has_sequences or trial.nbytes > _LARGEST)
 
     def nbytes(self, inputs: Any, run: Run) -> int:
         """Memory for the activations of one draw, estimated from one run."""
@@ -125,17 +153,34 @@ class Vectorization:
         if key in known:
             return known[key]
         before = _held_tensors(self.model)
-        with random_state.watched(self.device) as is_used:
+        with random_state.watched(self.device) as is_used, _watched_sequences(self.model) as has_sequences:
             _, nbytes = measured(self.model, inputs, run)
             is_random = is_used()
         after = _held_tensors(self.model)
         keeps_tensors = {key: number for key, (_, number) in before.items()} != {
             key: number for key, (_, number) in after.items()
         }
-        trial = _Trial(max(1, nbytes), keeps_tensors, is_random)
+        trial = _Trial(max(1, nbytes), keeps_tensors, is_random, has_sequences())
         if key is not None:
             known[key] = trial
         return trial
+
+
+@contextmanager
+def _watched_sequences(model: nn.Module) -> Iterator[Callable[[], bool]]:
+    """A function that says whether linear layers or attention saw several matrices at once in the block so far."""
+    seen = [False]
+
+    def look(_: nn.Module, args: tuple[Any, ...]) -> None:
+        seen[0] = seen[0] or any(isinstance(x, Tensor) and x.shape[:-2].numel() > 1 for x in args)
+
+    layers = [module for module in model.modules() if isinstance(module, nn.Linear | nn.MultiheadAttention)]
+    hooks = [layer.register_forward_pre_hook(look) for layer in layers]
+    try:
+        yield lambda: seen[0]
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _key(inputs: Any) -> Hashable:

@@ -168,6 +168,15 @@ def test_draw_by_draw_where_that_is_faster_or_more_exact(case: str) -> None:
     assert runs >= count
 
 
+@pytest.mark.parametrize(("rows", "runs"), [(1, 1), (2, K)])
+def test_linear_layers_that_see_several_sequences_run_draw_by_draw(rows: int, runs: int) -> None:
+    """One call would copy the weights of all draws for each sequence."""
+    model, net, draws, _ = counting(lambda net, h: h.reshape(rows, 3, 4))
+    x = torch.randn(3 * rows, 3)
+    predict(model, draws, x, K)
+    assert runs_of(net, lambda: predict(model, draws, x, K)) == runs
+
+
 def test_inputs_by_name_and_with_plain_numbers() -> None:
     class Scaled(nn.Module):
         def __init__(self) -> None:
