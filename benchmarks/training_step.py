@@ -30,7 +30,7 @@ from benchmarks import peers
 from benchmarks.networks import WORKLOADS, Workload
 from benchmarks.timing import CLOCKS, Alternating, Timing, environment, markdown_table, write_json
 from pyrobnn.estimators import EstimatorSpec
-from pyrobnn.guides import MAP, Guide, MeanField
+from pyrobnn.guides import MAP, Guide, LowRankNormal, MeanField
 from pyrobnn.model.likelihoods import Categorical
 from pyrobnn.model.supervised import SupervisedModel
 from pyrobnn.objectives import ELBO
@@ -128,6 +128,7 @@ CONTENDERS: dict[str, Contender] = {
     "pyrobnn MeanField, fit(compile=True)": fitted(MeanField, compile=True),
     "pyrobnn MAP, fit(compile=True)": fitted(MAP, compile=True),
     "deterministic, torch.compile": repeated(functools.partial(deterministic_step, compile=True, fused=True)),
+    "pyrobnn LowRankNormal(rank=10), fit": fitted(LowRankNormal),
     **{f"pyrobnn MeanField, {name}": fitted(MeanField, name) for name in ESTIMATORS},
     "pyrobnn MeanField, Pyro's SVI": repeated(pyro_svi_step),
     "Pyro AutoNormal": repeated(functools.partial(peers.pyro_step, validate=True)),
@@ -164,6 +165,16 @@ def measure(
     return timings
 
 
+def beside_mean_field(workload: Workload, rounds: int, block_seconds: float, clock: str) -> Timing:
+    """A Gaussian of rank 10, as a multiple of a mean field instead of the network."""
+    torch.manual_seed(0)
+    steps = [single_step(*bayesian(workload, family), workload.x, workload.y) for family in (MeanField, LowRankNormal)]
+    turns = Alternating(steps[0], rounds, block_seconds, clock)
+    for _ in turns:
+        steps[1]()
+    return turns.result("pyrobnn LowRankNormal(rank=10)")
+
+
 def arguments(description: str | None, rounds: int, networks: Mapping[str, Any] = WORKLOADS) -> argparse.ArgumentParser:
     """Options that benchmarks share."""
     parser = argparse.ArgumentParser(description=(description or "").split("\n")[0])
@@ -194,6 +205,10 @@ def main() -> None:
         tables[workload.title] = measure(workload, *settings, **baseline)
         table = markdown_table(f"Training step, {workload.title}", tables[workload.title], above=name == "tiny")
         print(f"\n{table}", flush=True)
+        if options.only.lower() in "lowranknormal":
+            title = f"Rank 10 beside a mean field, {workload.title}"
+            tables[title] = [beside_mean_field(workload, *settings[:3])]
+            print(f"\n{markdown_table(title, tables[title])}", flush=True)
     if options.json:
         write_json(options.json, header, tables)
 

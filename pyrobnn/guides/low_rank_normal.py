@@ -14,7 +14,8 @@ A prior that factorizes over elements sees no more than the marginals :math:`N(\
 :math:`\mathrm{KL}(N(\mu_i, v_i) \,\|\, p_i) + H(N(\mu_i, v_i))` summed over i, is exact too.
 
 Ong, Nott & Smith, *Gaussian variational approximation with a factor covariance structure* (2018). Parameters:
-``loc`` and ``log_scale``, ``[d]``, and ``cov_factor``, ``[d, r]``; see :mod:`pyrobnn.guides.components.low_rank`.
+``loc`` and ``log_scale``, ``[d]``, and ``cov_factor``, the transpose of F, ``[r, d]``; see
+:mod:`pyrobnn.guides.components.low_rank`.
 """
 
 from __future__ import annotations
@@ -29,9 +30,11 @@ from torch import Tensor, nn
 
 from pyrobnn.core.arguments import check_positive, check_positive_int
 from pyrobnn.core.explanations import explained
+from pyrobnn.estimators.base import Estimator
 from pyrobnn.guides.base import Guide
 from pyrobnn.guides.components.low_rank import (
     LowRankGaussian,
+    cross_entropies,
     independent_normal,
     joint_divergence,
     joint_log_prob,
@@ -42,6 +45,8 @@ from pyrobnn.model.divergence import Divergence, PriorTerm
 from pyrobnn.model.draws import Draws
 from pyrobnn.model.facts import Facts
 from pyrobnn.model.initialization import Init, initial_values
+from pyrobnn.steps.base import Step
+from pyrobnn.steps.low_rank import LowRankStep
 
 __all__ = ["LowRankNormal"]
 
@@ -60,6 +65,7 @@ class LowRankNormal(Guide):
             the factor's, whose start is random: at zero its gradient would vanish.
         max_bytes: Budget for what the factor costs in training: the ``[d, r]`` numbers four times over, for the
             factor, its gradient and the two moments of Adam. (The rest is what mean field costs.)
+        antithetic: As for :class:`~pyrobnn.guides.MeanField`.
         example: Arguments of one run, for models whose sites are not known without data.
         sites: Names of the sites that the guide is for; all of them if None.
 
@@ -78,6 +84,7 @@ class LowRankNormal(Guide):
         *,
         init_scale: float = 1e-2,
         max_bytes: int = 2**30,
+        antithetic: bool = True,
         example: tuple[Any, ...] | None = None,
         sites: Collection[str] | None = None,
     ) -> None:
@@ -86,12 +93,13 @@ class LowRankNormal(Guide):
         check_positive("init_scale", init_scale, "standard deviation")
         check_positive_int("max_bytes", max_bytes)
         loc = self.layout.join(initial_values(model, self.layout, init))
-        self.rank, self.max_bytes = min(rank, self.layout.size), max_bytes
+        self.rank, self.max_bytes, self.antithetic = min(rank, self.layout.size), max_bytes, antithetic
         self._check_budget(loc.element_size())
         self.loc = nn.Parameter(loc)
         self.log_scale = nn.Parameter(torch.full_like(loc, math.log(init_scale * 0.5**0.5)))
         factor = torch.randn(self.layout.size, self.rank, dtype=loc.dtype, device=loc.device)
-        self.cov_factor = nn.Parameter(factor.mul_(init_scale * (0.5 / self.rank) ** 0.5))
+        factor.mul_(init_scale * (0.5 / self.rank) ** 0.5)
+        self.cov_factor = nn.Parameter(factor.T.contiguous())
 
     def _check_budget(self, element_size: int) -> None:
         per_column = _COPIES * self.layout.size * element_size
@@ -116,9 +124,9 @@ class LowRankNormal(Guide):
         return self._parameters["log_scale"]  # type: ignore[return-value]
 
     @property
-    def flat_cov_factor(self) -> nn.Parameter:
-        """F, ``[d, r]``."""
-        return self._parameters["cov_factor"]  # type: ignore[return-value]
+    def flat_cov_factor(self) -> Tensor:
+        """F, ``[d, r]``; the parameter is its transpose, whose rows training works on."""
+        return self._parameters["cov_factor"].T  # type: ignore[union-attr]
 
     def scale_parameters(self) -> list[nn.Parameter]:
         """The log scales, for a learning rate of their own; the factor is in the units of the weights."""
@@ -126,7 +134,7 @@ class LowRankNormal(Guide):
 
     def config(self) -> dict[str, Any]:
         """Constructor arguments."""
-        return {"rank": self.rank, "max_bytes": self.max_bytes}
+        return {"rank": self.rank, "max_bytes": self.max_bytes, "antithetic": self.antithetic}
 
     # -------------------------------------------------------------------------------------- distribution
 
@@ -147,7 +155,7 @@ class LowRankNormal(Guide):
         gaussian = LowRankGaussian(
             self.flat_loc[window].view(shape),
             self.flat_log_scale[window].view(shape).exp(),
-            self.flat_cov_factor[window].view(*shape, self.rank),
+            self.flat_cov_factor[window].reshape(*shape, self.rank),
         )
         return on_support(site, gaussian)
 
@@ -159,6 +167,33 @@ class LowRankNormal(Guide):
         variance = scale.square() + factor.square().sum(-1)
         return independent_normal(site, self.flat_loc[window].view(shape), variance.sqrt().view(shape))
 
+    def step(
+        self,
+        model: Callable[..., Any] | None,
+        estimators: Mapping[str, Estimator] | None = None,
+        *,
+        sequential: bool = True,
+        vectorize: bool = True,
+    ) -> Step:
+        """One node of the graph from the flat parameters to the sites' values."""
+        if not sequential:
+            return super().step(model, estimators, sequential=False)
+        factor = self._parameters["cov_factor"]
+        assert factor is not None
+        parameters = self.flat_loc, self.flat_log_scale, factor
+        return LowRankStep(self.layout, *parameters, self._cross_entropies, antithetic=self.antithetic)
+
+    def _cross_entropies(self, draws: Draws, priors: Mapping[str, PriorTerm]) -> tuple[dict[str, Tensor], bool]:
+        """Those of some sites, in the graph of the parameters, and whether all are exact."""
+
+        def moments(name: str) -> tuple[Tensor, Tensor]:
+            site = self.layout[name]
+            window, shape = site.window, site.unconstrained_shape
+            variance = self.flat_log_scale[window].mul(2.0).exp() + self.flat_cov_factor[window].square().sum(-1)
+            return self.flat_loc[window].view(shape), variance.view(shape)
+
+        return cross_entropies(self.layout, moments, draws, priors)
+
     def starting_point(self) -> Draws:
         """The mean, where other guides start."""
         return Draws(self.layout.constrain(self.layout.split(self.flat_loc.detach())))
@@ -166,6 +201,8 @@ class LowRankNormal(Guide):
     def rsample(self, noise: Tensor | None = None) -> Draws:
         """One reparameterized draw, ``μ + σε + Fz``; ``noise`` holds ε, then z."""
         gaussian = self.joint()
+        if noise is None:
+            noise = self.flat_loc.new_empty(self.layout.size + self.rank).normal_()
         draw = self.layout.constrain(self.layout.split(gaussian.rsample(noise=noise)))
         # One window of the factor per site would make the backward pass write the whole factor's gradient once per
         # site, so the divergence of this draw uses moments that were computed together.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -13,7 +13,7 @@ from torch.distributions import kl_divergence
 
 from pyrobnn.model.substitution import masked_sum
 
-__all__ = ["Divergence", "PriorTerm", "kl_or_difference", "prior_terms"]
+__all__ = ["Divergence", "PriorTerm", "kl_or_difference", "prior_terms", "refuse_missing"]
 
 
 class PriorTerm(NamedTuple):
@@ -37,6 +37,16 @@ class PriorTerm(NamedTuple):
     def sum(self, score: Tensor) -> Tensor:
         """The sum of a log density or divergence of the prior's batch shape, under mask and scale."""
         return masked_sum(score, self.mask, self.scale)
+
+
+def refuse_missing(sites: Iterable[str], priors: Mapping[str, PriorTerm]) -> None:
+    """Refuses the divergence of coupled sites of which the model sampled only some.
+
+    Raises:
+        ValueError: If a site has no prior: coupled sites have no divergence without each other.
+    """
+    if missing := [name for name in sites if name not in priors]:
+        raise ValueError(f"site {missing[0]!r}: the model did not sample it, but the guide couples it with others.")
 
 
 def prior_terms(messages: list[Any]) -> dict[str, PriorTerm]:

@@ -3,6 +3,7 @@
 from pyrobnn.steps.autograd import AutogradStep
 from pyrobnn.steps.base import Step
 from pyrobnn.steps.composite import CompositeStep
+from pyrobnn.steps.low_rank import LowRankStep
 from pyrobnn.steps.mean_field import MeanFieldStep
 from pyrobnn.steps.members import MemberStep
 from pyrobnn.steps.path_derivative import PathDerivativeStep
@@ -11,6 +12,7 @@ from pyrobnn.steps.points import PointScore, PointStep
 __all__ = [
     "AutogradStep",
     "CompositeStep",
+    "LowRankStep",
     "MeanFieldStep",
     "MemberStep",
     "PathDerivativeStep",

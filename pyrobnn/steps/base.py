@@ -117,6 +117,19 @@ class Lease(Generic[Memory]):
         self.memory = memory
         self.is_over = False
 
+    def in_use(self) -> Memory:
+        """The memory, as long as it is this draw's.
+
+        Raises:
+            RuntimeError: If it was released: it may hold something else by now.
+        """
+        if self.is_over:
+            raise RuntimeError(
+                "this draw of a training step was differentiated before and its memory has been used again; call "
+                "backward once for each draw, or use differentiable_loss() of the objective."
+            )
+        return self.memory
+
     def release(self) -> None:
         """The memory may be used by another draw."""
         self.is_over = True

@@ -71,7 +71,7 @@ class MeanFieldStep(Step):
             memory.begin(layerwise=bool(estimators))
             torch.exp(self.log_scale, out=memory.scale)
             if not estimators:
-                memory.refresh_noise(self._antithetic, noise)
+                memory.antithetic.refresh(self._antithetic, noise)
                 torch.addcmul(self.loc, memory.noise, memory.scale, out=memory.value)
         record = _Record(lease, estimators)
         token, *pieces = _Node.apply(self.loc, self.log_scale, record)
@@ -86,7 +86,7 @@ class MeanFieldStep(Step):
     def noise(self, index: int) -> Tensor:
         """The noise of the next draw, whose signs may be all that changes."""
         lease = self._lease()
-        lease.memory.refresh_noise(self._antithetic)
+        lease.memory.antithetic.refresh(self._antithetic)
         lease.release()
         return lease.memory.noise
 
@@ -122,7 +122,7 @@ class MeanFieldStep(Step):
     @torch.no_grad()
     def _flat_kl(self, record: _Record) -> Tensor | float:
         """The value of the KL from fixed Normal priors; its gradient is the node's."""
-        memory = record.memory
+        memory = record.lease.in_use()
         total: Tensor | float = 0.0
         assert record.prior is not None
         for normal in record.prior.windows:
@@ -146,32 +146,16 @@ class _Record:
 
     def __init__(self, lease: Lease[MeanFieldMemory], estimators: Mapping[str, Estimator]) -> None:
         self.lease, self.is_layerwise = lease, bool(estimators)
-        self._generation = lease.memory.generation
         self.prior: FlatNormalPrior | None = None
-
-    @property
-    def memory(self) -> MeanFieldMemory:
-        """The memory of the draw.
-
-        Raises:
-            RuntimeError: If it holds something else by now.
-        """
-        memory = self.lease.memory
-        if memory.generation != self._generation or self.lease.is_over:
-            raise RuntimeError(
-                "this draw of a training step was differentiated before and its memory has been used again; call "
-                "backward once for each draw, or use differentiable_loss() of the objective."
-            )
-        return memory
 
     def pieces(self) -> Sequence[Tensor]:
         """The values that the node returns: the draw's, or the means'."""
-        memory = self.memory
+        memory = self.lease.in_use()
         return memory.locs if self.is_layerwise else memory.values
 
     def gradients(self, weight: float, by_values: Sequence[Tensor | None]) -> tuple[Tensor, Tensor]:
         """Gradients by means and log scales, in buffers that autograd takes over."""
-        memory = self.memory
+        memory = self.lease.in_use()
         by_loc, by_log_scale = memory.collect(by_values), memory.by_log_scale
         normals = self.prior.windows if self.prior is not None and weight else []
         gaps = self.prior.gaps if self.prior is not None and weight else [slice(0, len(memory.loc))]

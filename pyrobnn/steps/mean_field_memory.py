@@ -15,11 +15,12 @@ from pyrobnn.estimators.base import Estimator, SharedDraw
 from pyrobnn.estimators.weight import GaussianWeight, WeightMemory
 from pyrobnn.model.layout import Layout
 from pyrobnn.steps.base import GradientBuffers, refuse_second_derivatives
+from pyrobnn.steps.flat import chunks, collect
+from pyrobnn.steps.noise import AntitheticNoise
 
 __all__ = ["Drawn", "MeanFieldMemory"]
 
 _SHARED = SharedDraw()
-_GROUP = 8  # training draws that share one block of random numbers
 _CHUNK = 2**16  # elements that are worked on at a time where a result needs memory of its own
 
 
@@ -34,6 +35,7 @@ class MeanFieldMemory:
         loc, log_scale: The parameters, ``[d]``.
 
     Attributes:
+        antithetic: The noise in groups of draws.
         noise: ε.
         value: The draw ``μ + σε``, in the memory of ``by_loc``.
         scale: σ, in the memory of ``by_log_scale``; where layers draw it has memory of its own, and holds σ² once a
@@ -41,22 +43,19 @@ class MeanFieldMemory:
         locs, values: Parts of the means and of the draw, by site.
         by_loc, by_log_scale: The gradients of the draw in progress.
         has_variance: Whether ``scale`` holds σ².
-        turn: Position of the coming draw in its antithetic group.
-        generation: Number of draws made here.
     """
 
     def __init__(self, layout: Layout, loc: nn.Parameter, log_scale: nn.Parameter) -> None:
         like = self.loc = loc.detach()
         self.layout = layout
-        self.noise = torch.empty_like(like)
+        self.antithetic = AntitheticNoise(like)
+        self.noise = self.antithetic.values
         self.locs = list(layout.split(self.loc).values())
         self.values: list[Tensor] = []
         self._buffers = GradientBuffers(loc), GradientBuffers(log_scale)
         self.by_loc = self.by_log_scale = self.scale = like  # until the first draw begins
         self._variance_slots: dict[str, Tensor] = {}
         self.has_variance = False
-        self.turn = 0
-        self._quarters = self.noise.tensor_split(4)
         self._of_layers: tuple[Tensor, Tensor] | None = None
         self._scales: dict[str, Tensor] = {}
         self._deviations: dict[str, Tensor] = {}
@@ -67,7 +66,6 @@ class MeanFieldMemory:
         self._drawn: Callable[[], Drawn | None] = lambda: None
         self._scalar, self.zero = like.new_zeros(()), like.new_zeros(())
         self._scratch = like.new_empty(min(_CHUNK, len(like)))
-        self.generation = 0
 
     @property
     def value(self) -> Tensor:
@@ -90,52 +88,19 @@ class MeanFieldMemory:
         self.has_variance = False
         self._by_variance.clear()
         self._by_deviation.clear()
-        self.generation += 1
 
     def chunks(self, window: slice) -> Iterator[tuple[slice, Tensor]]:
         """Parts of a window that fit a processor's cache, each with the same memory for a result of its size."""
-        for start in range(window.start, window.stop, _CHUNK):
-            chunk = slice(start, min(start + _CHUNK, window.stop))
+        for chunk in chunks(window, _CHUNK):
             yield chunk, self._scratch[: chunk.stop - chunk.start]
 
     def constant(self, value: float) -> Tensor:
         """A scalar tensor of the value; each call overwrites the last one's."""
         return self._scalar.fill_(value)
 
-    def refresh_noise(self, antithetic: bool, noise: Tensor | None = None) -> None:
-        """The noise of the next draw: given, new, or the last one with other signs at a tenth of the cost."""
-        if noise is not None:
-            self.noise.copy_(noise)
-            self.turn = 0
-            return
-        if self.turn == 0:
-            self.noise.normal_()
-        elif self.turn % 2:
-            self.noise.neg_()
-        else:
-            for quarter in (0, 2) if self.turn == 4 else (0, 1):
-                self._quarters[quarter].neg_()
-        self.turn = (self.turn + 1) % _GROUP if antithetic else 0
-
     def collect(self, gradients: Sequence[Tensor | None]) -> Tensor:
-        """The gradients by the sites' values as one vector; a site the loss does not depend on counts zero."""
-        moved = []
-        start = self.by_loc.data_ptr()
-        stop = start + self.by_loc.nbytes
-        for gradient, slot in zip(gradients, self.values, strict=True):
-            if gradient is None:
-                moved.append((slot, torch.zeros_like(slot)))
-                continue
-            place = gradient.data_ptr()
-            if not start <= place < stop:
-                moved.append((slot, gradient))
-            elif place != slot.data_ptr() or gradient.stride() != slot.stride():  # another value, returned as gradient
-                moved.append((slot, gradient.clone()))
-        if len(moved) == len(self.values):
-            torch.cat([part.reshape(-1) for _, part in moved], out=self.by_loc)
-        else:
-            for slot, part in moved:
-                slot.copy_(part)
+        """The gradients by the sites' values as one vector."""
+        collect(gradients, self.values, self.by_loc)
         return self.by_loc
 
     # ------------------------------------------------------------------------------------- draws made by layers
@@ -196,7 +161,7 @@ class MeanFieldMemory:
         """A site's part of the draw's deviations in the graph; all are made when a layer first asks for one."""
         drawn = self._current_draw()
         if not drawn.deviations:
-            self.refresh_noise(antithetic=True)
+            self.antithetic.refresh(True)
             with torch.no_grad():
                 scale = self.scale.sqrt() if self.has_variance else self.scale
                 assert self._of_layers is not None

@@ -28,12 +28,13 @@ from torch.distributions import kl_divergence
 
 from pyrobnn.guides.base import sample_site
 from pyrobnn.guides.components.point import PointMass
-from pyrobnn.model.divergence import Divergence, PriorTerm
+from pyrobnn.model.divergence import Divergence, PriorTerm, refuse_missing
 from pyrobnn.model.draws import Draws
 from pyrobnn.model.layout import Layout, Site
 
 __all__ = [
     "LowRankGaussian",
+    "cross_entropies",
     "independent_normal",
     "joint_divergence",
     "joint_log_prob",
@@ -189,11 +190,21 @@ def joint_divergence(
     Raises:
         ValueError: If a site is missing: coupled sites have no divergence without each other.
     """
-    if missing := [name for name in layout if name not in priors]:
-        raise ValueError(f"site {missing[0]!r}: the model did not sample it, but the guide couples it with others.")
+    refuse_missing(layout, priors)
+    terms, exact = cross_entropies(layout, moments, draws, priors)
+    return Divergence.of_sites(terms, -entropy, exact)
+
+
+def cross_entropies(
+    layout: Layout,
+    moments: Callable[[str], tuple[Tensor, Tensor]],
+    draws: Mapping[str, Tensor],
+    priors: Mapping[str, PriorTerm],
+) -> tuple[dict[str, Tensor], bool]:
+    """The cross-entropies of :func:`joint_divergence` of the sites in ``priors``, and whether all are exact."""
     terms, exact = {}, True
-    for name, site in layout.items():
-        term, (loc, variance) = priors[name], moments(name)
+    for name, term in priors.items():
+        site, (loc, variance) = layout[name], moments(name)
         marginals = independent_normal(site, loc, variance.sqrt())
         try:
             kl = kl_divergence(marginals, term.distribution)
@@ -203,7 +214,7 @@ def joint_divergence(
             log_jacobian = site.log_jacobian(site.unconstrain(value), value, value.dim() - site.event_dim)
             score = -term.distribution.log_prob(value) - log_jacobian
         terms[name] = term.sum(score)
-    return Divergence.of_sites(terms, -entropy, exact)
+    return terms, exact
 
 
 def sample_jointly(layout: Layout, gaussian: Any) -> dict[str, Tensor]:
