@@ -328,6 +328,7 @@ def test_the_device_can_be_named(tmp_path: Path) -> None:
     assert_same(saved, load(tmp_path, mlp(), device="cpu"))
 
 
+@pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_saved_on_a_gpu_and_loaded_anywhere(tmp_path: Path) -> None:
     model = SupervisedModel(mlp(), likelihoods.Normal(0.3), NORMAL, num_data=40).cuda()

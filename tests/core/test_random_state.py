@@ -56,6 +56,7 @@ def test_seeding_leaves_other_devices_alone(monkeypatch: pytest.MonkeyPatch) -> 
         random_state.write(random_state.read(CPU), CPU)
 
 
+@pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 def test_a_gpu_is_kept_and_seeded_too() -> None:
     device = torch.device("cuda", torch.cuda.current_device())

@@ -460,6 +460,7 @@ def test_everything_moves_to_another_device(prior: Any) -> None:
     assert {tensor.device.type for tensor in tensors} == {"meta"}
 
 
+@pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("prior", [NORMAL, horseshoe(), latent_scale(), learned_scale(), scale_mixture()])
 def test_a_model_runs_on_a_gpu(prior: Any) -> None:
