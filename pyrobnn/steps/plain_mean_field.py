@@ -60,14 +60,16 @@ class PlainMeanFieldStep(Step):
                 terms[name], exact = term.sum(kl), exact and is_exact
         total: Tensor | float = sum(terms.values())
         for normal in prior.windows:
-            window = normal.window
-            variance = scale[window].square()
+            # A slice of everything would cost a compiled backward pass another pass over memory.
+            is_whole = normal.size == len(loc)
+            means, logs, scales = (t if is_whole else t[normal.window] for t in (loc, log_scale, scale))
+            variance = scales.square()
             if isinstance(normal.precision, float):
                 spread = variance.sum() * (0.5 * normal.precision)
             else:
                 spread = (variance * normal.precision).sum() * 0.5
-            entropy = log_scale[window].sum() - (normal.log_scale_sum - 0.5 * normal.size)
-            total = total + (normal.half_squares(loc[window]) + spread - entropy)
+            entropy = logs.sum() - (normal.log_scale_sum - 0.5 * normal.size)
+            total = total + (normal.half_squares(means) + spread - entropy)
 
         def by_site() -> Mapping[str, Tensor]:
             flat = {n: kl_or_difference(self._marginal(n), priors[n].distribution, draws[n])[0] for n in prior.names}
