@@ -17,8 +17,6 @@ nothing.
 from __future__ import annotations
 
 import math
-import os
-import shutil
 import warnings
 from collections.abc import Callable
 from typing import Any, Literal, get_args
@@ -27,6 +25,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from pyrobnn.core.compilation import first_line, has_compiler
 from pyrobnn.core.handlers import validation_enabled
 from pyrobnn.core.shared_library import CompilerError
 from pyrobnn.sampling.hmc.native.compiled import CompiledPotential, State
@@ -35,7 +34,7 @@ from pyrobnn.sampling.hmc.native.values import NotExpressibleError
 from pyrobnn.sampling.hmc.potential import Potential, ValueAndGrad
 from pyrobnn.sampling.hmc.tracing import FUSIBLE, trace
 
-__all__ = ["Compile", "Leapfrogs", "State", "check_compile", "has_compiler"]
+__all__ = ["Compile", "Leapfrogs", "State", "check_compile"]
 
 Compile = bool | Literal["auto"]
 
@@ -120,7 +119,7 @@ class Leapfrogs:
                 self._run_block = self._compile(like, is_long=total >= _LONG)
             self.is_compiled = True
         except Exception as error:  # a compiler has many ways to fail
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            reason = first_line(error)
             if compile is True:
                 raise RuntimeError(
                     f"compile: torch.compile failed ({reason}); it needs a C++ compiler such as g++. Use compile=False."
@@ -184,11 +183,3 @@ def check_compile(compile: object) -> None:
     """
     if not (isinstance(compile, bool) or compile in get_args(Literal["auto"])):
         raise ValueError(f"compile: expected True, False or 'auto', got {compile!r}.")
-
-
-def has_compiler(device: torch.device) -> bool:
-    """Whether ``torch.compile`` can be expected to find a compiler for the device."""
-    if device.type == "cuda":
-        return True  # Triton comes with torch
-    names = ("cl",) if os.name == "nt" else (os.environ.get("CXX", "g++"), "g++", "clang++", "c++")
-    return any(shutil.which(name) for name in names)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -11,10 +13,11 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from pyrobnn import likelihoods
+from pyrobnn.core.compilation import has_compiler
 from pyrobnn.core.shared_library import CompilerError
 from pyrobnn.model.supervised import SupervisedModel
 from pyrobnn.sampling.hmc import leapfrog
-from pyrobnn.sampling.hmc.leapfrog import Leapfrogs, State, has_compiler
+from pyrobnn.sampling.hmc.leapfrog import Leapfrogs, State
 from pyrobnn.sampling.hmc.potential import Potential
 from tests.sampling.hmc.native.programs import needs_gcc
 
@@ -171,7 +174,7 @@ def test_potentials_without_loops_are_fused(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_without_a_compiler_long_runs_stay_eager(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(leapfrog.shutil, "which", lambda name: None)
+    monkeypatch.setattr(shutil, "which", lambda name: None)
     for owner, name in ((torch, "compile"), (leapfrog, "CompiledPotential")):
         monkeypatch.setattr(owner, name, lambda *_, **__: pytest.fail("there is no compiler to call"))
     assert not has_compiler(torch.device("cpu"))
