@@ -38,10 +38,9 @@ from pyrobnn.model.supervised import SupervisedModel
 from pyrobnn.sampling import HMC
 from pyrobnn.sampling.hmc.potential import Potential
 from pyrobnn.sampling.kernels.hmc import Chains
-from pyrobnn.sampling.kernels.pyro_kernel import flat_potential
 
 HIDDEN, NUM_DATA, NOISE = 50, 100, 0.1
-STEP_SIZE, LEAPFROGS, TREE_DEPTH = 1e-3, 63, 6
+STEP_SIZE, LEAPFROGS = 1e-3, 63
 CHAINS, TRANSITIONS = 4, 1000
 
 Count = Callable[[], int]
@@ -90,45 +89,6 @@ def ours(num_chains: int, compile: bool) -> Count:
     return transition
 
 
-def pyro_kernel(kernel: Any, initial: dict[str, Tensor] | None, *args: Any) -> Count:
-    """A kernel of Pyro's; its potential is called once for each leapfrog."""
-    if initial is not None:
-        kernel.initial_params = initial
-    kernel.setup(0, *args)
-    state, calls = kernel.initial_params, 0
-    potential_fn = kernel.potential_fn
-
-    def counted(values: dict[str, Tensor]) -> Tensor:
-        nonlocal calls
-        calls += 1
-        return potential_fn(values)
-
-    kernel.potential_fn = counted
-
-    def transition() -> int:
-        nonlocal state, calls
-        calls = 0
-        state = kernel.sample(state)
-        return calls
-
-    return transition
-
-
-def pyro_nuts(**options: Any) -> Any:
-    fixed = {"step_size": STEP_SIZE, "adapt_step_size": False, "adapt_mass_matrix": False}
-    return pyro.infer.NUTS(max_tree_depth=TREE_DEPTH, **fixed, **options)
-
-
-def pyro_as_written() -> Count:
-    return pyro_kernel(pyro_nuts(model=model()), None, *data())
-
-
-def flat_nuts() -> Count:
-    potential = Potential(model(), data())
-    start = potential.start()
-    return pyro_kernel(pyro_nuts(potential_fn=flat_potential(potential, start)), {"flat": start})
-
-
 def recorded_gradient() -> Count:
     potential = Potential(model(), data())
     flat = potential.start()
@@ -149,14 +109,11 @@ RUNNING: dict[str, Callable[[], Count]] = {
     "HMC compiled, 1 chain": lambda: ours(1, True),
     "HMC compiled, 4 chains, per chain": lambda: ours(4, True),
     "HMC compiled, 32 chains, per chain": lambda: ours(32, True),
-    "Pyro NUTS as written": pyro_as_written,
-    "Pyro NUTS on the flat potential": flat_nuts,
 }
 
 
-def measure(name: str, rounds: int, block_seconds: float, clock: str) -> Timing:
+def measure(name: str, count: Count, rounds: int, block_seconds: float, clock: str) -> Timing:
     """Per leapfrog of a chain, beside one value and gradient."""
-    count = RUNNING[name]()
     turns = Alternating(value_and_gradient(), rounds, block_seconds, clock)
     leapfrogs = calls = 0
     for _ in turns:
@@ -340,8 +297,9 @@ def main() -> None:
     with one_core():
         header = environment(1, options.clock)
         print("\n".join(f"- {key}: {value}" for key, value in header.items()), flush=True)
+        timing = options.rounds, options.block_seconds, options.clock
         title = "A leapfrog, 1-50-1 network, as a multiple of one value and gradient in plain torch"
-        timings = [measure(name, options.rounds, options.block_seconds, options.clock) for name in options.rows]
+        timings = [measure(name, RUNNING[name](), *timing) for name in options.rows]
         print(f"\n{markdown_table(title, timings)}\n", flush=True)
         whole: list[Whole] = []
         if not options.no_whole:

@@ -228,6 +228,20 @@ def test_compiled_chains_are_the_same() -> None:
     torch.testing.assert_close(compiled.draws, eager.draws, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+@pytest.mark.parametrize("adapt_mass", ["diagonal", "dense"])
+def test_chains_on_a_gpu(adapt_mass: Any) -> None:
+    mean, covariance = MEAN.cuda(), COVARIANCE.cuda()
+
+    def model() -> None:
+        pyro.sample("z", dist.MultivariateNormal(mean, covariance))
+
+    kernel = NUTS(adapt_mass=adapt_mass, compile=False)
+    result = run(kernel, model, num_chains=16, num_samples=200, warmup_steps=150, init=MEAN.cuda().repeat(16, 1))
+    assert result.draws.is_cuda and all(values.is_cuda for values in result.stats.values())
+    assert_moments(result.draws.cpu(), MEAN, COVARIANCE)
+
+
 def test_each_chain_on_an_executor() -> None:
     case = ConjugateRegression()
     guide = pb.sample(
