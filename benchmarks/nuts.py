@@ -162,11 +162,11 @@ def gaussian() -> Problem:
 
 def network() -> Problem:
     generator = torch.Generator().manual_seed(0)
-    x = torch.linspace(-2, 2, 30).unsqueeze(-1)
-    y = torch.sin(2 * x) + 0.2 * torch.randn(30, 1, generator=generator)
+    x = torch.linspace(-2, 2, 20).unsqueeze(-1)
+    y = torch.sin(2 * x) + 0.5 * torch.randn(20, 1, generator=generator)
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(1, 8), nn.Tanh(), nn.Linear(8, 1))
-    likelihood = SupervisedModel(net, Normal(0.2), dist.Normal(0.0, 1.0), num_data=30)
+    likelihood = SupervisedModel(net, Normal(0.5), dist.Normal(0.0, 1.0), num_data=20)
     potential = Potential(likelihood, (x, y))
     points = torch.linspace(-2.5, 2.5, 9).unsqueeze(-1)
 

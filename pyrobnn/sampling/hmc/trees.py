@@ -72,6 +72,8 @@ class Leaves:
 
     def replace(self, chains: Array, other: Leaves) -> None:
         """Takes over the leaves of those chains ``[C]``."""
+        if not chains.any():
+            return
         rows = torch.from_numpy(chains).to(self.position.device).unsqueeze(-1)
         self.position = torch.where(rows, other.position, self.position)
         self.gradient = torch.where(rows, other.gradient, self.gradient)
@@ -181,15 +183,14 @@ class Trees:
             self._acceptance += active * np.exp(np.minimum(weight, 0.0))
             self._log_candidate = np.logaddexp(self._log_candidate, weight)
             is_chosen = active & (for_leaf < np.exp(weight - self._log_candidate))
-        if is_chosen.any():
-            found = Leaves(self._position, self._gradient, potential, self._start_energy - weight)
-            self._candidate.replace(is_chosen, found)
+        leaf = Leaves(self._position, self._gradient, potential, self._start_energy - weight)
+        self._candidate.replace(is_chosen, leaf)
         self.num_leapfrog += active
         alive = active & (weight >= -_DIVERGED)
         is_last = alive & (self._leaf == self._last)
         is_turning, turns_whole = self._turning(alive, is_last)
         ended = (active ^ alive) | is_turning
-        if not (is_last.any() or ended.any()):
+        if not (is_last.any() or ended.any()):  # as at most leaves
             self._leaf += active
             return ended
         self.diverging |= active ^ alive
