@@ -163,17 +163,21 @@ def processor_seconds() -> float:
     return times.user + times.system + times.children_user + times.children_system
 
 
-def whole_ours(imports: float, hidden: int) -> Whole:
-    start, wall = processor_seconds(), time.perf_counter()
-    args = data()
-    net = model(hidden)
-    potential = Potential(net, args)
-    kernel = HMC(STEP_SIZE, LEAPFROGS, adapt_step_size=False, adapt_mass=None, compile=True)
-    init = potential.start().repeat(CHAINS, 1)
-    options = {"warmup_steps": 0, "thinning": 1, "num_chains": CHAINS, "init": init, "seed": 0, "progress": False}
-    kernel.run(net, args, num_samples=TRANSITIONS, **options)
-    run, wall = processor_seconds() - start, time.perf_counter() - wall
-    return Whole("", imports, run, wall, CHAINS * TRANSITIONS * LEAPFROGS)
+def whole_ours(imports: float, hidden: int) -> dict[str, Any]:
+    """A first run, one more in the same process, and one that is three times as long."""
+
+    def run(transitions: int) -> tuple[float, float]:
+        start, wall = processor_seconds(), time.perf_counter()
+        args = data()
+        net = model(hidden)
+        kernel = HMC(STEP_SIZE, LEAPFROGS, adapt_step_size=False, adapt_mass=None, compile=True)
+        init = Potential(net, args).start().repeat(CHAINS, 1)
+        options = {"warmup_steps": 0, "thinning": 1, "num_chains": CHAINS, "init": init, "seed": 0, "progress": False}
+        kernel.run(net, args, num_samples=transitions, **options)
+        return processor_seconds() - start, time.perf_counter() - wall
+
+    first, short, long = run(TRANSITIONS), run(TRANSITIONS), run(3 * TRANSITIONS)
+    return {"imports": imports, "run": first[0], "wall": first[1], "again": short[0], "long": long[0]}
 
 
 NUMPYRO = """
@@ -210,21 +214,12 @@ print(json.dumps({"imports": imports, "run": first[0], "wall": first[1], "again"
 
 
 def whole_runs(python: str | None) -> tuple[list[Whole], str]:
-    """Ours with an empty cache, after another model, and once more; NumPyro's if it is there.
-
-    The first compilation on a machine also tries out its instructions and compiles torch's headers.
-    """
+    """Ours in two processes, of which the first has nothing on disk; NumPyro's, which keeps nothing, if it is there."""
     rows, versions = [], "NumPyro not installed"
     with tempfile.TemporaryDirectory() as cache:
-        for name, hidden in (
-            ("pyrobnn, the first compilation on this machine", HIDDEN + 1),
-            ("pyrobnn, the first of this model", HIDDEN),
-            ("pyrobnn, the same once more", HIDDEN),
-        ):
-            command = [sys.executable, "-m", "benchmarks.hmc", "--whole", str(hidden)]
-            found = _in_new_process(command, TORCHINDUCTOR_CACHE_DIR=cache)
-            rows.append(replace(Whole(**found), name=name))
-    total = CHAINS * TRANSITIONS * LEAPFROGS
+        for name in ("pyrobnn, a new model", "pyrobnn, the same in a new process"):
+            command = [sys.executable, "-m", "benchmarks.hmc", "--whole", str(HIDDEN)]
+            rows += _rows(name, _in_new_process(command, PYROBNN_CACHE=cache))
     for method in ("vectorized", "sequential"):
         settings = json.dumps([HIDDEN, NOISE, STEP_SIZE, LEAPFROGS, CHAINS, TRANSITIONS, method])
         command = [python or sys.executable, "-c", NUMPYRO, settings]
@@ -233,11 +228,16 @@ def whole_runs(python: str | None) -> tuple[list[Whole], str]:
         if found is None:
             print("NumPyro's rows are left out: it is not installed (pip install numpyro, or --numpyro-python).")
             break
-        versions, long = found.pop("versions"), found.pop("long")
-        rows.append(Whole(name=f"NumPyro, {method}", leapfrogs=total, **found))
-        running = (long - found["again"]) / 2
-        rows.append(Whole(f"NumPyro, {method}, running (per 1,000 transitions)", 0.0, running, float("nan"), total))
+        versions = found.pop("versions")
+        rows += _rows(f"NumPyro, {method}", found)
     return rows, versions
+
+
+def _rows(name: str, found: dict[str, Any]) -> list[Whole]:
+    """A whole run, and what a thousand more transitions take."""
+    total, running = CHAINS * TRANSITIONS * LEAPFROGS, (found.pop("long") - found["again"]) / 2
+    more = Whole(f"{name}, running (per 1,000 transitions)", 0.0, running, float("nan"), total)
+    return [Whole(name=name, leapfrogs=total, **found), more]
 
 
 def _in_new_process(command: list[str], text: str | None = None, **variables: str) -> Any:
@@ -292,7 +292,7 @@ def main() -> None:
     torch.set_num_threads(1)
     pyro.enable_validation(False)
     if options.whole:
-        print(json.dumps(asdict(whole_ours(processor_seconds(), options.whole))))
+        print(json.dumps(whole_ours(processor_seconds(), options.whole)))
         return
     with one_core():
         header = environment(1, options.clock)
