@@ -1,16 +1,19 @@
 """Functions of tensors recorded as graphs and compiled by ``torch.compile``.
 
 :func:`record` runs a function once and keeps what it did to tensors: Python and Pyro are gone from the graph, and
-gradients are operations like any other. :func:`compiled` gives it to the compiler.
+gradients are operations like any other. :func:`compiled` gives it to the compiler. Random numbers are drawn by torch
+before the graph runs, in the order of the recording, so that a seed gives those of the function itself.
 """
 
 from __future__ import annotations
 
+import functools
 import os
 import random
 import shutil
 import warnings
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,8 +23,19 @@ from torch import Tensor, fx, nn
 
 from pyrobnn.core.handlers import validation_enabled
 
-__all__ = ["NotRecordableError", "compiled", "first_line", "has_compiler", "prefers_channels_last", "record"]
+__all__ = [
+    "NotRecordableError",
+    "Recording",
+    "compiled",
+    "first_line",
+    "has_compiler",
+    "prefers_channels_last",
+    "record",
+]
 
+_aten = torch.ops.aten
+_BY_SHAPE = {_aten.rand_like.default, _aten.randn_like.default, _aten.bernoulli.p}
+_EMPTY = {_aten.empty_like.default, _aten.empty.memory_format, _aten.new_empty.default}
 _VECTOR = 8  # channels from which on, in multiples, kernels over channels fill a processor's vectors
 
 
@@ -48,8 +62,21 @@ def prefers_channels_last(net: nn.Module, device: torch.device) -> bool:
     return device.type == "cpu" and bool(convolutions) and fills
 
 
-def record(function: Callable[..., Any], inputs: Iterable[Tensor], fixed: Iterable[Tensor] = ()) -> fx.GraphModule:
-    """The graph of a function of tensors, which may write to them.
+@dataclass(frozen=True)
+class Recording:
+    """What a function did to tensors.
+
+    Attributes:
+        graph: The graph, from the function's inputs and the random numbers to a tuple of tensors.
+        draws: Make the random numbers, in order.
+    """
+
+    graph: fx.GraphModule
+    draws: list[Callable[[], Tensor]]
+
+
+def record(function: Callable[..., Any], inputs: Iterable[Tensor], fixed: Iterable[Tensor] = ()) -> Recording:
+    """Records a function of tensors, which may write to them.
 
     Args:
         function: From tensors to a tuple of tensors. What its Python code does besides happens once, now.
@@ -73,36 +100,68 @@ def record(function: Callable[..., Any], inputs: Iterable[Tensor], fixed: Iterab
     for node in graph.graph.nodes:
         if node.op == "get_attr" and getattr(graph, str(node.target)).data_ptr() in places:
             raise NotRecordableError("it uses a parameter or buffer past the module that holds it")
-    return graph
+        if torch.Tag.dynamic_output_shape in getattr(node.target, "tags", ()):
+            raise NotRecordableError(f"the shape of a tensor depends on values ({node.target})")
+    return Recording(graph, _lifted(graph))
 
 
-def compiled(graph: fx.GraphModule, *, device: torch.device) -> Callable[..., Any]:
-    """The graph as compiled code, which is made at its first call.
-
-    Random numbers are those that the graph would draw uncompiled. The layout of images is that of the recording.
-    """
+def compiled(recording: Recording, *, device: torch.device) -> Callable[..., Any]:
+    """The recording as code that is compiled at its first call; the layout of images stays that of the recording."""
     options: dict[str, Any] = {"fallback_random": True}
     if device.type == "cpu":
         options["layout_optimization"] = False
     try:
-        function: Callable[..., Any] = torch.compile(graph, fullgraph=True, dynamic=False, options=options)
+        function: Callable[..., Any] = torch.compile(recording.graph, fullgraph=True, dynamic=False, options=options)
     except RuntimeError:  # another version of torch lacks an option
-        function = torch.compile(graph, fullgraph=True, dynamic=False)
-
+        function = torch.compile(recording.graph, fullgraph=True, dynamic=False)
     is_first = True
 
     def run(*inputs: Tensor) -> Any:
         nonlocal is_first
         with torch.no_grad():
+            drawn = [draw() for draw in recording.draws]
             if not is_first:
-                return function(*inputs)
+                return function(*inputs, *drawn)
             is_first = False
             # Compiling switches Pyro's validation off for good, and warns of what torch's own code uses.
             with validation_enabled(dist.is_validation_enabled()), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                return function(*inputs)
+                return function(*inputs, *drawn)
 
     return run
+
+
+def _lifted(graph: fx.GraphModule) -> list[Callable[[], Tensor]]:
+    """Makes inputs of the random numbers that depend on shapes alone: a compiler may change the order of draws."""
+    draws: list[Callable[[], Tensor]] = []
+    last = [node for node in graph.graph.nodes if node.op == "placeholder"][-1]
+    for node in list(graph.graph.nodes):
+        if torch.Tag.nondeterministic_seeded not in getattr(node.target, "tags", ()):
+            continue
+        sources = node.all_input_nodes
+        like = sources[0].meta["val"] if sources else None
+        is_shape_alone = len(sources) <= 1 and (not sources or node.target in _BY_SHAPE or sources[0].target in _EMPTY)
+        if not is_shape_alone or not isinstance(node.meta["val"], Tensor):
+            continue
+        with graph.graph.inserting_after(last):
+            last = graph.graph.placeholder(f"random_{len(draws)}")
+        last.meta["val"] = node.meta["val"]
+        draws.append(functools.partial(_draw, node.target, node.args, dict(node.kwargs), like))
+        written = sources[0] if sources and sources[0].target in _EMPTY else None
+        node.replace_all_uses_with(last)
+        graph.graph.erase_node(node)
+        if written is not None:
+            written.replace_all_uses_with(last)
+    graph.recompile()
+    return draws
+
+
+def _draw(operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any], like: Tensor | None) -> Tensor:
+    """The random numbers of an operator, into new memory."""
+    if like is None:
+        return operator(*args, **kwargs)
+    memory = torch.empty_strided(like.shape, like.stride(), dtype=like.dtype, device=like.device)
+    return operator(*(memory if isinstance(argument, fx.Node) else argument for argument in args), **kwargs)
 
 
 def _python_random() -> tuple[Any, ...]:

@@ -97,11 +97,11 @@ class CompiledObjective:
         if program is None:
             program = self._programs[key] = Program(objective, model, guide, batch, is_mean=scale is None)
             values, gradients = program.start(batch)
-            self.reason = program.failure
-            if self.reason is not None:
-                self._warn(self.reason)
         else:
             values, gradients = program.run(batch)
+        self.reason = program.failure
+        if self.reason is not None:
+            self._warn(self.reason)
         parts = program.parts(values, weights)
         try:
             check_finite(parts)

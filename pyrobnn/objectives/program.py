@@ -88,6 +88,7 @@ class Program:
     ) -> None:
         self.objective, self.model, self.guide, self.first, self.is_mean = objective, model, guide, batch, is_mean
         self.failure: str | None = None
+        self._is_checked = False
         self._pair = _Pair(model, guide)
         named = dict(self._pair.named_parameters())
         trained = {name: parameter for name, parameter in named.items() if parameter.requires_grad}
@@ -154,7 +155,15 @@ class Program:
         for parameter, slot in zip(self.parameters, self._slots, strict=True):
             if parameter.grad is slot:  # accumulated gradients, which the graph would overwrite
                 parameter.grad = slot.clone()
-        values = self._compiled(*self._inputs(batch))
+        inputs = self._inputs(batch)
+        try:
+            values = self._compiled(*inputs)
+        except Exception as error:  # the compiler was asked again, since something is of another kind
+            if not self._is_checked:
+                raise
+            self.failure = f"a later step could not be compiled ({compilation.first_line(error)})"
+            with torch.no_grad():
+                values = self._evaluate(*inputs)
         return values, self._given(self._slots)
 
     def start(self, batch: StepInputs) -> tuple[Sequence[Tensor], list[Tensor | None]]:
@@ -176,14 +185,15 @@ class Program:
                 self._evaluate(*_copies(inputs))  # what is computed once, such as a vector of the priors, is now
                 random_state.write(before, self._device)
                 fixed = inputs[: start + len(self._others)]
-                graph = compilation.record(self._evaluate, _copies(inputs), fixed=fixed)
-            self._compiled = compilation.compiled(graph, device=self._device)
+                recording = compilation.record(self._evaluate, _copies(inputs), fixed=fixed)
+            self._compiled = compilation.compiled(recording, device=self._device)
             random_state.write(before, self._device)
             found = self.run(batch)
             self.failure = _difference(values, self._given(slots), *found)
         except Exception as error:  # a compiler has many ways to fail
             self.failure = f"it could not be compiled ({compilation.first_line(error)})"
         if self.failure is None:
+            self._is_checked = True
             return found
         random_state.write(after, self._device)
         with torch.no_grad():

@@ -92,7 +92,7 @@ class TestSameNumbers:
         def images() -> pb.SupervisedModel:
             torch.manual_seed(0)
             parts = [nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.Tanh(), nn.MaxPool2d(2)]
-            net = nn.Sequential(*parts, nn.Dropout(0.2), nn.Flatten(), nn.Linear(32, 3))
+            net = nn.Sequential(*parts, nn.Dropout(0.2), nn.Flatten(), nn.Dropout(0.1), nn.Linear(32, 3))
             return pb.SupervisedModel(net, pb.likelihoods.Categorical(), dist.Normal(0.0, 1.0), num_data=ROWS)
 
         generator = torch.Generator().manual_seed(3)
@@ -229,6 +229,29 @@ class TestUncompiled:
         for name, tensor in fitted(False, regression, pb.guides.MeanField)[1].items():
             torch.testing.assert_close(found[name], tensor, rtol=0.0, atol=0.0)
 
+    def test_a_later_step_that_cannot_be_compiled(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        model = regression()
+        guide, compiled = pb.guides.MAP(model), CompiledObjective(pb.objectives.ELBO())
+
+        def failing(recording: Any, *, device: Any) -> Any:
+            calls: list[int] = []
+
+            @torch.no_grad()
+            def run(*inputs: Tensor) -> Any:
+                calls.append(1)
+                if len(calls) > 1:
+                    raise RuntimeError("something is of another kind")
+                return recording.graph(*inputs)
+
+            return run
+
+        monkeypatch.setattr(compilation, "compiled", failing)
+        compiled.backward(model, guide, rows(), scale=None)
+        first, guide.flat_loc.grad = guide.flat_loc.grad.clone(), None
+        with pytest.warns(UserWarning, match="a later step could not be compiled.*of another kind"):
+            compiled.backward(model, guide, rows(), scale=None)
+        torch.testing.assert_close(guide.flat_loc.grad, first)
+
     @pytest.mark.parametrize(
         ("make_guide", "elbo", "reason"),
         [
@@ -254,10 +277,3 @@ class TestUncompiled:
             _, found = fitted(True, regression, pb.guides.MeanField)
         for name, tensor in fitted(False, regression, pb.guides.MeanField)[1].items():
             torch.testing.assert_close(found[name], tensor, **CLOSE)
-
-
-def test_the_layout_of_images_is_chosen_by_the_channels() -> None:
-    cpu = torch.device("cpu")
-    assert compilation.prefers_channels_last(nn.Sequential(nn.Conv2d(3, 16, 3), nn.Conv2d(16, 32, 3)), cpu)
-    assert not compilation.prefers_channels_last(nn.Sequential(nn.Conv2d(1, 6, 5), nn.Conv2d(6, 16, 5)), cpu)
-    assert not compilation.prefers_channels_last(nn.Linear(2, 2), cpu)
