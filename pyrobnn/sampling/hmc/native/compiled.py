@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import math
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -19,6 +21,7 @@ State = tuple[Tensor, Tensor, Tensor, Tensor]
 """Positions ``[C, d]``, momenta ``[C, d]``, gradients ``[C, d]`` and potentials ``[C]``."""
 
 _ALIGNMENT = 64  # bytes
+_WORTH_THREADS = 5e-4  # seconds of a call from which several threads pay
 _FUNCTIONS = ("cos", "erf", "exp", "expm1", "log", "log1p", "sin", "tanh")
 _SCALAR_FUNCTIONS = ("lgamma",)
 _SOURCE = """
@@ -119,13 +122,14 @@ class CompiledPotential:
         self._size = loops.size + _ALIGNMENT
         self._works: list[Tensor] = []  # of each thread
         self._threads: ThreadPoolExecutor | None = None
+        self._seconds = math.inf  # of one evaluation, the fastest seen
         self._library = shared_library(_source(loops, flat.meta["shape"][0], KINDS[self.dtype]))
 
     def value_and_grad(self, flat: Tensor) -> tuple[Tensor, Tensor]:
         """Values ``[C]`` and gradients ``[C, d]`` at ``flat [C, d]``."""
         q = flat.contiguous()
         value, gradient = q.new_empty(len(q)), torch.empty_like(q)
-        self._run(self._library.values_and_gradients, (), (q, value, gradient), ())
+        self._run(self._library.values_and_gradients, 1, (), (q, value, gradient), ())
         return value, gradient
 
     def leapfrogs(self, state: State, count: int, step_size: Tensor, inverse_mass: Tensor) -> State:
@@ -141,14 +145,19 @@ class CompiledPotential:
         step_size = step_size.to(self.dtype).expand(len(q), 1).contiguous()
         inverse_mass = inverse_mass.to(self.dtype).expand(q.shape[1]).contiguous()
         settings = (ctypes.c_long(count),)
-        self._run(self._library.leapfrogs, settings, (q, p, gradient, value, step_size), (inverse_mass,))
+        self._run(self._library.leapfrogs, count, settings, (q, p, gradient, value, step_size), (inverse_mass,))
         return q, p, gradient, value
 
     def _run(
-        self, function: Any, settings: tuple[Any, ...], chains: tuple[Tensor, ...], all_: tuple[Tensor, ...]
+        self, function: Any, count: int, settings: tuple[Any, ...], chains: tuple[Tensor, ...], all_: tuple[Tensor, ...]
     ) -> None:
-        """Calls a function for all chains, whose rows of ``chains`` are shared out between threads."""
-        parts = min(torch.get_num_threads(), len(chains[0]))
+        """Calls a function, with ``count`` evaluations of each chain, for the rows of ``chains``.
+
+        They are shared out between threads once it is known that this pays.
+        """
+        evaluations = len(chains[0]) * max(count, 1)
+        pays = not math.isinf(self._seconds) and evaluations * self._seconds >= _WORTH_THREADS
+        parts = min(torch.get_num_threads(), len(chains[0])) if pays else 1
         while len(self._works) < parts:
             self._works.append(torch.zeros(self._size, dtype=torch.uint8))
 
@@ -157,13 +166,14 @@ class CompiledPotential:
             addresses = [ctypes.c_void_p(tensor.data_ptr()) for tensor in (*rows, *all_)]
             function(ctypes.c_long(len(rows[0])), *settings, *addresses, self._pointers, ctypes.c_void_p(start))
 
+        start = time.perf_counter()
         if parts == 1:
             call(self._works[0], chains)
-            return
-        if self._threads is None:
-            self._threads = ThreadPoolExecutor(torch.get_num_threads())
-        shares = zip(*(tensor.tensor_split(parts) for tensor in chains), strict=True)
-        list(self._threads.map(call, self._works, shares))
+        else:
+            self._threads = self._threads or ThreadPoolExecutor(torch.get_num_threads())
+            shares = zip(*(tensor.tensor_split(parts) for tensor in chains), strict=True)
+            list(self._threads.map(call, self._works, shares))
+        self._seconds = min(self._seconds, (time.perf_counter() - start) * parts / evaluations)
 
 
 def _source(loops: Loops, size: int, kind: str) -> str:

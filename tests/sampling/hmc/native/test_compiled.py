@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from pyrobnn import likelihoods
 from pyrobnn.model.supervised import SupervisedModel
 from pyrobnn.sampling.hmc.leapfrog import Leapfrogs
+from pyrobnn.sampling.hmc.native import compiled as module
 from pyrobnn.sampling.hmc.native.compiled import CompiledPotential
 from pyrobnn.sampling.hmc.native.operators import DECOMPOSITIONS
 from pyrobnn.sampling.hmc.potential import Potential
@@ -74,7 +75,8 @@ def test_trajectories_are_those_of_torch_and_lead_back(dtype: torch.dtype) -> No
 
 
 @pytest.mark.parametrize("threads", [2, 3, 8])
-def test_threads_share_the_chains(threads: int) -> None:
+def test_threads_share_the_chains(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_WORTH_THREADS", 0.0)
     potential = network()
     q = points(potential, 5)
     value, gradient = potential.value_and_grad(q)
@@ -85,6 +87,18 @@ def test_threads_share_the_chains(threads: int) -> None:
     torch.set_num_threads(threads)
     together = [*program.leapfrogs(state, 7, sizes, mass), *program.value_and_grad(q)]
     assert all(torch.equal(a, b) for a, b in zip(alone, together, strict=True))
+    assert len(program._works) == min(threads, 5)
+
+
+def test_short_calls_stay_in_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_WORTH_THREADS", 1e6)
+    potential = network()
+    q = points(potential, 5)
+    torch.set_num_threads(2)
+    program = compiled(potential)
+    for _ in range(3):
+        program.value_and_grad(q)
+    assert len(program._works) == 1
 
 
 def test_arguments_may_have_any_strides() -> None:
