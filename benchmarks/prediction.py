@@ -35,7 +35,7 @@ from pyrobnn.guides import MeanField
 from pyrobnn.model.likelihoods import Categorical
 from pyrobnn.model.supervised import SupervisedModel
 from pyrobnn.prediction import Predictive, predict
-from pyrobnn.prediction.rows import RowCutter, bytes_of_part
+from pyrobnn.prediction.rows import RowCutter
 from pyrobnn.prediction.vectorization import Method
 
 Contender = Callable[[Workload, Tensor, int], Callable[[], Any]]
@@ -43,9 +43,9 @@ Contender = Callable[[Workload, Tensor, int], Callable[[], Any]]
 
 def floor(workload: Workload, x: Tensor, draws: int) -> Callable[[], Tensor]:
     """As many deterministic forwards as there are draws, over the parts of the inputs that the library makes."""
-    net, budget = workload.net.eval(), bytes_of_part(2**26, x.device)  # a quarter of the default of max_bytes
+    net = workload.net.eval()
     with torch.no_grad():
-        parts = RowCutter(net, None, budget).parts(x, net)
+        parts = RowCutter(net, None, 2**26).parts(x, net)  # a quarter of the default of max_bytes
     return _repeat(lambda: torch.cat([net(part.inputs) for part in parts]), draws)
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from pyrobnn.core.trees import map_leaves
+from pyrobnn.prediction.vectorization import Method
 
 __all__ = ["Execution", "Precision"]
 
@@ -30,6 +31,7 @@ class Execution:
         precision: In which :func:`torch.autocast` runs the network; None for its own.
         memory_format: ``torch.channels_last`` or ``torch.channels_last_3d``, the layout of inputs with channels;
             None leaves them as they are.
+        compile: Whether the network is compiled (:mod:`pyrobnn.prediction.compiled`).
 
     Raises:
         ValueError: If one is unknown.
@@ -37,6 +39,7 @@ class Execution:
 
     precision: Precision | None = None
     memory_format: torch.memory_format | None = None
+    compile: bool = False
 
     def __post_init__(self) -> None:
         if self.precision is not None and self.precision not in get_args(Precision):
@@ -49,6 +52,21 @@ class Execution:
                 "memory_format: expected torch.channels_last, torch.channels_last_3d or None, got "
                 f"{self.memory_format!r}."
             )
+
+    def method(self, asked: Method) -> Method:
+        """How draws are run: compiled, or in half precision, one after another.
+
+        Raises:
+            ValueError: If vmap was asked for.
+        """
+        if not self.compile and self.precision is None:
+            return asked
+        if asked == "vmap":
+            reason = "a compiled network takes one draw at a time"
+            if self.precision is not None:
+                reason = f"torch does not run convolutions under vmap in {self.precision}"
+            raise ValueError(f"method: {reason}; use 'loop' or 'auto', or leave that option out.")
+        return "loop"
 
     def laid_out(self, x: Any) -> Any:
         """Inputs of which tensors with channels have the memory format; others are as they were."""

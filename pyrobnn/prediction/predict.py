@@ -59,6 +59,7 @@ def predict(
     max_bytes: int = 256 * 2**20,
     precision: Precision | None = None,
     memory_format: torch.memory_format | None = None,
+    compile: bool = False,
     seed: int | None = None,
     progress: bool = False,
 ) -> Prediction:
@@ -98,6 +99,10 @@ def predict(
             Draws run one after another. Ignored by predictors other than ``"weights"``, as is ``memory_format``.
         memory_format: ``torch.channels_last`` (or ``torch.channels_last_3d``) lays inputs out so before the network
             sees them, which is faster for most convolutions; None leaves them as they are.
+        compile: Compile the network with ``torch.compile``, as a function of weights and inputs for all draws, also
+            those of later calls. That takes seconds to minutes once for inputs of a shape; a smaller last batch runs
+            uncompiled. Where it cannot be done, a warning says so, and the network runs as usual. Ignored by
+            predictors other than ``"weights"``.
         seed: Fixes the draws, and leaves torch's random state alone; None takes a seed from it.
         progress: Show a progress bar.
 
@@ -126,6 +131,7 @@ def predict(
         max_bytes=max_bytes,
         precision=precision,
         memory_format=memory_format,
+        compile=compile,
         seed=seed,
         progress=progress,
     )
@@ -166,6 +172,7 @@ def predict_batches(
     max_bytes: int = 256 * 2**20,
     precision: Precision | None = None,
     memory_format: torch.memory_format | None = None,
+    compile: bool = False,
     seed: int | None = None,
     progress: bool = False,
 ) -> Iterator[tuple[Prediction, Tensor | None]]:
@@ -189,7 +196,7 @@ def predict_batches(
         replayed=count != 1,
         link=link,
         batch_size=batch_size,
-        execution=Execution(precision, memory_format),
+        execution=Execution(precision, memory_format, compile),
     )
     predicted = make(model, guide, options)
     is_known = were_trained_on(guide, data)

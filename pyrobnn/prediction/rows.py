@@ -71,17 +71,18 @@ class RowCutter:
         model: The model, whose layers show how much memory a row takes.
         batch_size: Rows of a part, by which the caller declares that inputs are by rows; None if that is not declared.
         max_bytes: Budget for the activations of a part.
+        even: Whether parts are nearly equal; else all but the last are.
 
     Raises:
         ValueError: If ``batch_size`` is not positive.
     """
 
-    def __init__(self, model: nn.Module, batch_size: int | None, max_bytes: int) -> None:
+    def __init__(self, model: nn.Module, batch_size: int | None, max_bytes: int, *, even: bool = True) -> None:
         if batch_size is not None and (isinstance(batch_size, bool) or not isinstance(batch_size, int)):
             raise TypeError(f"batch_size: expected a positive int or None, got {batch_size!r}.")
         if batch_size is not None and batch_size < 1:
             raise ValueError(f"batch_size: expected a positive int, got {batch_size}.")
-        self.model, self.batch_size, self.max_bytes = model, batch_size, max_bytes
+        self.model, self.batch_size, self.max_bytes, self.even = model, batch_size, max_bytes, even
         self._row_bytes: dict[Any, int | None] = {}  # by shape of a row; None where rows interact
 
     def parts(self, x: Any, run: Run) -> list[Part]:
@@ -95,7 +96,7 @@ class RowCutter:
             ValueError: If ``batch_size`` was declared, but something has not one entry for each row.
         """
         if self.batch_size is not None:
-            return _cut(x, _declared_rows(x), self.batch_size)
+            return _cut(x, _declared_rows(x), self.batch_size, self.even)
         found = list(leaves(x))
         if len(found) != 1 or not isinstance(found[0], Tensor) or not found[0].dim():
             return [Part(x, None)]
@@ -108,7 +109,8 @@ class RowCutter:
         row_bytes = self._row_bytes[key]
         if row_bytes is None:
             return [Part(x, None)]
-        return _cut(x, len(only), max(_FEWEST_ROWS, self.max_bytes // row_bytes))
+        size = max(_FEWEST_ROWS, bytes_of_part(self.max_bytes, only.device) // row_bytes)
+        return _cut(x, len(only), size, self.even)
 
     def _probe(self, x: Any, only: Tensor, run: Run) -> int | None:
         """Bytes for the activations of a row; None if rows interact, or the network cannot run on some of them."""
@@ -217,12 +219,12 @@ def refuse_squeezed(x: Any, outputs: Tensor, run: Run) -> None:
         raise ValueError(_SQUEEZED.format(f"outputs of shape {list(outputs.shape)} for one row"))
 
 
-def _cut(x: Any, rows: int, size: int) -> list[Part]:
-    """Parts of nearly equal length, at most ``size`` rows each."""
+def _cut(x: Any, rows: int, size: int, even: bool) -> list[Part]:
+    """Parts of at most ``size`` rows each, of nearly equal length, or all but the last of exactly that."""
     if rows <= size:
         return [Part(x, rows)]
     count = -(-rows // size)
-    bounds = [rows * index // count for index in range(count + 1)]
+    bounds = [rows * index // count if even else min(size * index, rows) for index in range(count + 1)]
     slices = [slice(start, stop) for start, stop in itertools.pairwise(bounds)]
     return [Part(take_rows(x, part, rows), part.stop - part.start) for part in slices]
 

@@ -19,11 +19,11 @@ from pyrobnn.model.draws import Draws, installed_buffers
 from pyrobnn.model.likelihoods import Likelihood
 from pyrobnn.model.substitution import SubstituteMessenger
 from pyrobnn.model.supervised import SupervisedModel, run_network
+from pyrobnn.prediction.compiled import CompiledNetwork
 from pyrobnn.prediction.execution import Execution
 from pyrobnn.prediction.rows import (
     Part,
     RowCutter,
-    bytes_of_part,
     check_outputs,
     has_one_row,
     join_outputs,
@@ -74,17 +74,11 @@ class Runner:
         self.model, self.likelihood = model, own
         self.device = next(model.parameters(), torch.empty(0)).device
         self.execution = Execution() if execution is None else execution
-        if self.execution.precision is not None:
-            if method == "vmap":
-                raise ValueError(
-                    f"method: torch does not run convolutions under vmap in {self.execution.precision}; use 'loop' or "
-                    "'auto', or leave precision out."
-                )
-            method = "loop"
-        self.vectorization = Vectorization(model, method, self.device)
+        self.vectorization = Vectorization(model, self.execution.method(method), self.device)
+        self._compiled: CompiledNetwork | None = None
         self.draws_bytes = max_bytes // 2
         self.activation_bytes = max_bytes // 4
-        self.cutter = RowCutter(model, batch_size, bytes_of_part(self.activation_bytes, self.device))
+        self.cutter = RowCutter(model, batch_size, self.activation_bytes, even=not self.execution.compile)
         self._checked_shape = self._checked_one_row = False
 
     @contextlib.contextmanager
@@ -160,7 +154,10 @@ class Runner:
                     with SubstituteMessenger(draw, direct=True):
                         weights = net.sample_weights()
                 plain = write(weights)
-                return [model.select(run_network(plain, part.inputs)) for part in parts]
+                run: Callable[[Any], Any] = functools.partial(run_network, plain)
+                if self.execution.compile:
+                    run = self._compiled = self._compiled or CompiledNetwork(plain)
+                return [model.select(run(part.inputs)) for part in parts]
 
             yield written
 

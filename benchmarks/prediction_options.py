@@ -1,6 +1,6 @@
-"""Prediction in half precision and with channels last: processor time, and what it does to a classifier of digits.
+"""Prediction in half precision, with channels last and compiled: time, and what it does to a classifier of digits.
 
-    python -m benchmarks.half_precision --rounds 7
+    python -m benchmarks.prediction_options --rounds 7
 
 Speed: ``predict`` of kept draws with random weights, as a multiple of ``predict`` as it is by default. Errors: a small
 convolutional network trained on scikit-learn's digits, mean field, the same draws either way, on 360 held-out rows.
@@ -33,16 +33,18 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "bfloat16": {"precision": "bfloat16"},
     "channels last": {"memory_format": torch.channels_last},
     "both": {"precision": "bfloat16", "memory_format": torch.channels_last},
+    "compiled": {"compile": True},
+    "compiled, both": {"compile": True, "precision": "bfloat16", "memory_format": torch.channels_last},
 }
 
 
-def measure(name: str, inputs: int, draws: int, rounds: int, clock: str) -> list[Timing]:
+def measure(name: str, inputs: int, draws: int, rounds: int, clock: str, only: str = "") -> list[Timing]:
     """Each variant beside the default."""
     workload = WORKLOADS[name]()
     model, guide = bayesian(workload, MeanField)
     kept, x, timings = guide.sample(draws), workload.inputs(inputs), []
     for variant, options in VARIANTS.items():
-        if x.dim() != 4 and "memory_format" in options:
+        if (x.dim() != 4 and "memory_format" in options) or only not in variant:
             continue
         turns = Alternating(lambda: predict(model, kept, x, draws), rounds, 0.0, clock)
         for _ in turns:
@@ -100,7 +102,7 @@ def main() -> None:
     header = environment(options.threads, options.clock)
     print("\n".join(f"- {key}: {value}" for key, value in header.items()), flush=True)
     for name in options.networks:
-        found = measure(name, options.inputs, options.draws, options.rounds, options.clock)
+        found = measure(name, options.inputs, options.draws, options.rounds, options.clock, options.only)
         print(f"\n{markdown_table(f'{name}, {options.draws} draws of {options.inputs} inputs', found)}", flush=True)
     print("\n| seed | | largest difference | mean difference | accuracy | NLL |\n|---|---|---:|---:|---:|---:|")
     for seed in options.seeds:
