@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from pyrobnn.core.handlers import validation_enabled
+from pyrobnn.core.pooling_first import pool_first
 
 __all__ = [
     "NotRecordableError",
@@ -107,6 +108,7 @@ def record(function: Callable[..., Any], inputs: Iterable[Tensor], fixed: Iterab
 
 def compiled(recording: Recording, *, device: torch.device) -> Callable[..., Any]:
     """The recording as code that is compiled at its first call; the layout of images stays that of the recording."""
+    pool_first(recording.graph)
     options: dict[str, Any] = {"fallback_random": True}
     if device.type == "cpu":
         options["layout_optimization"] = False
