@@ -48,6 +48,7 @@ class CompiledObjective:
         self.objective = objective
         self.reason: str | None = None
         self._programs: dict[Any, Program] = {}
+        self._slots: dict[nn.Parameter, Tensor] = {}
         self._has_too_many = False
 
     @property
@@ -95,7 +96,7 @@ class CompiledObjective:
         noises = [_kept(step.noise(index), count) for index in range(count)]
         batch = StepInputs(args, dict(kwargs), noises, weights, 1.0 if scale is None else scale)
         if program is None:
-            program = self._programs[key] = Program(objective, model, guide, batch, is_mean=scale is None)
+            program = self._programs[key] = Program(objective, model, guide, batch, self._slots, is_mean=scale is None)
             values, gradients = program.start(batch)
         else:
             values, gradients = program.run(batch)

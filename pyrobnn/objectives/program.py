@@ -81,12 +81,29 @@ class _Pair(nn.Module):
 
 
 class Program:
-    """One graph, for batches of one form."""
+    """One graph, for batches of one form.
+
+    Args:
+        objective, model, guide: What is trained.
+        batch: A batch of that form.
+        slots: Memory for gradients by parameter, which programs share.
+        is_mean: Whether the objective is divided by the number of data.
+    """
 
     def __init__(
-        self, objective: Objective, model: nn.Module, guide: Guide, batch: StepInputs, *, is_mean: bool
+        self,
+        objective: Objective,
+        model: nn.Module,
+        guide: Guide,
+        batch: StepInputs,
+        slots: dict[nn.Parameter, Tensor],
+        *,
+        is_mean: bool,
     ) -> None:
-        self.objective, self.model, self.guide, self.first, self.is_mean = objective, model, guide, batch, is_mean
+        self.objective, self.model, self.guide, self.is_mean = objective, model, guide, is_mean
+        self._tree: Any = map_leaves(lambda _: True, (batch.args, batch.kwargs))  # the form alone: batches are large
+        self._has_noise = [noise is not None for noise in batch.noises]
+        self._weights = batch.weights
         self.failure: str | None = None
         self._is_checked = False
         self._pair = _Pair(model, guide)
@@ -97,7 +114,10 @@ class Program:
         others = [*(name for name in named if name not in trained), *dict(self._pair.named_buffers())]
         self._others = {name: _place(self._pair, name) for name in others}
         self._constants: list[tuple[dict[str, Any], str, Tensor, int]] = []
-        self._slots = [torch.empty_like(parameter, requires_grad=False) for parameter in self.parameters]
+        for parameter in self.parameters:
+            if parameter not in slots:
+                slots[parameter] = torch.zeros_like(parameter, requires_grad=False)
+        self._slots = [slots[parameter] for parameter in self.parameters]
         self._has_gradient: list[bool] = []
         self._pieces: list[_Piece] = []
         self._step, self._groups = objective.plain_step(model, guide)
@@ -116,9 +136,9 @@ class Program:
         replaced = dict(zip(self._names, parameters, strict=True)) | {name: next(given) for name in self._others}
         slots = [next(given) for _ in self._slots]
         factors = next(given).unbind()
-        step = _GivenNoise(self._step, [None if noise is None else next(given) for noise in self.first.noises])
-        args, kwargs = map_leaves(lambda _: self._laid_out(next(given)), (self.first.args, self.first.kwargs))
-        weights = self.first.weights
+        step = _GivenNoise(self._step, [next(given) if has_noise else None for has_noise in self._has_noise])
+        args, kwargs = map_leaves(lambda _: self._laid_out(next(given)), self._tree)
+        weights = self._weights
 
         def losses() -> list[Parts]:
             evaluation = Evaluation(self.model, self.guide, step, args, kwargs, checked=False)

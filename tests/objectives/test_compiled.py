@@ -164,6 +164,19 @@ class TestGraphs:
         self.backward(compiled, model, guide, ROWS)
         torch.testing.assert_close(guide.flat_loc.grad, 2.0 * once, **CLOSE)
 
+    def test_gradients_of_batches_of_two_forms_add_up(self) -> None:
+        model = regression()
+        guide, compiled = pb.guides.MAP(model), CompiledObjective(pb.objectives.ELBO())
+        x, y = rows()
+        elbo = pb.objectives.ELBO()
+        for _ in range(2):
+            guide.flat_loc.grad = None
+            self.backward(compiled, model, guide, 8, 4, 8)
+        found, guide.flat_loc.grad = guide.flat_loc.grad, None
+        for size in (8, 4, 8):
+            elbo.backward(model, guide, (x[:size], y[:size]), scale=None)
+        torch.testing.assert_close(found, guide.flat_loc.grad, **CLOSE)
+
     def test_batches_of_many_forms_run_uncompiled_after_the_fourth(self) -> None:
         model = regression()
         guide, compiled = pb.guides.MAP(model), CompiledObjective(pb.objectives.ELBO())
