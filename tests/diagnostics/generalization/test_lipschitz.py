@@ -18,20 +18,20 @@ def matrix(layer: nn.Module, x: Tensor) -> Tensor:
 
 
 LAYERS = {
-    "linear": (nn.Linear(7, 5), (7,)),
-    "conv": (nn.Conv2d(2, 3, 3, stride=2, padding=1), (2, 6, 5)),
-    "circular": (nn.Conv1d(2, 3, 3, padding=1, padding_mode="circular"), (2, 8)),
-    "transposed": (nn.ConvTranspose2d(2, 3, 3, stride=2), (2, 4, 4)),
-    "grouped": (nn.Conv2d(4, 4, 3, groups=2), (4, 5, 5)),
-    "average": (nn.AvgPool2d(2, stride=1), (1, 5, 5)),
+    "linear": (lambda: nn.Linear(7, 5), (7,)),
+    "conv": (lambda: nn.Conv2d(2, 3, 3, stride=2, padding=1), (2, 6, 5)),
+    "circular": (lambda: nn.Conv1d(2, 3, 3, padding=1, padding_mode="circular"), (2, 8)),
+    "transposed": (lambda: nn.ConvTranspose2d(2, 3, 3, stride=2), (2, 4, 4)),
+    "grouped": (lambda: nn.Conv2d(4, 4, 3, groups=2), (4, 5, 5)),
+    "average": (lambda: nn.AvgPool2d(2, stride=1), (1, 5, 5)),
 }
 
 
 @pytest.mark.parametrize("name", LAYERS)
 def test_norms_are_the_largest_singular_values(name: str) -> None:
-    layer, shape = LAYERS[name]
+    make, shape = LAYERS[name]
     torch.manual_seed(0)
-    x = torch.randn(3, *shape)
+    layer, x = make(), torch.randn(3, *shape)
     expected = float(torch.linalg.matrix_norm(matrix(layer, x), ord=2))
     assert lipschitz_bound(layer, x).product == pytest.approx(expected, rel=1e-4)
 
