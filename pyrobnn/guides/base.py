@@ -24,7 +24,7 @@ from pyrobnn.core.pyro_compat import AbstractModuleMeta, announce_parameter, ful
 from pyrobnn.distributions.independent import base_distribution
 from pyrobnn.estimators.base import Estimator
 from pyrobnn.model.agreement import check_layout
-from pyrobnn.model.divergence import Divergence, PriorTerm, kl_or_difference
+from pyrobnn.model.divergence import Divergence, PriorTerm
 from pyrobnn.model.draws import Draws
 from pyrobnn.model.facts import Facts
 from pyrobnn.model.initialization import Init, StartingPoint
@@ -142,11 +142,7 @@ class Guide(PyroModule, StartingPoint, metaclass=AbstractModuleMeta):  # type: i
             draws: A draw, at which terms without a closed form are estimated.
             priors: Priors by site, as a run of the model under this draw applied them; other sites are left out.
         """
-        terms, exact = {}, True
-        for name, term in priors.items():
-            found, is_exact = kl_or_difference(self.marginal(name), term.distribution, draws[name])
-            terms[name], exact = term.sum(found), exact and is_exact
-        return Divergence.of_sites(terms, 0.0, exact)
+        return Divergence.beside(0.0, (), self.marginal, priors, draws)
 
     def step(
         self,

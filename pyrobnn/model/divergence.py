@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -83,6 +83,39 @@ class Divergence:
         """The sum of terms by site and a joint part."""
         total = sum(terms.values(), start=joint) if terms else joint
         return cls(torch.as_tensor(total), joint, exact, name, lambda: terms)
+
+    @classmethod
+    def beside(
+        cls,
+        flat: Tensor | float,
+        flat_names: Collection[str],
+        marginal: Callable[[str], Any],
+        priors: Mapping[str, PriorTerm],
+        draws: Mapping[str, Tensor],
+    ) -> Divergence:
+        """The divergence of independent sites, of which those in ``flat_names`` have been summed as ``flat``.
+
+        Args:
+            flat: Their sum.
+            flat_names: Their names.
+            marginal: The posterior of a site.
+            priors: Priors of all sites.
+            draws: The draw, at which terms without a closed form are estimated.
+        """
+
+        def term(name: str) -> tuple[Tensor, bool]:
+            found, is_exact = kl_or_difference(marginal(name), priors[name].distribution, draws[name])
+            return priors[name].sum(found), is_exact
+
+        others = {name: term(name) for name in priors if name not in flat_names}
+        total = sum((value for value, _ in others.values()), start=flat)
+        exact = all(is_exact for _, is_exact in others.values())
+        return cls(
+            torch.as_tensor(total),
+            0.0,
+            exact,
+            sites=lambda: {name: others[name][0] if name in others else term(name)[0] for name in priors},
+        )
 
     def __add__(self, other: Divergence) -> Divergence:
         return Divergence(

@@ -140,16 +140,22 @@ class Pool(Generic[Memory]):
 
     Args:
         make: Makes a memory.
+        *parameters: What it is for; after they were moved or cast, memory is made anew.
     """
 
     _KEPT = 2  # one for the step's draws, one for an additional draw
 
-    def __init__(self, make: Callable[[], Memory]) -> None:
-        self._make = make
+    def __init__(self, make: Callable[[], Memory], *parameters: nn.Parameter) -> None:
+        self._make, self._parameters = make, parameters
+        self._places: list[tuple[int, torch.dtype, torch.device]] = []
         self._taken: list[tuple[Memory, weakref.ref[Lease[Memory]]]] = []
 
     def take(self) -> Lease[Memory]:
         """A memory that no draw uses now."""
+        places = [(p.data_ptr(), p.dtype, p.device) for p in self._parameters]
+        if places != self._places:
+            self.clear()
+            self._places = places
         for position, (memory, reference) in enumerate(self._taken):
             last = reference()
             if last is None or last.is_over:
@@ -162,7 +168,7 @@ class Pool(Generic[Memory]):
         return lease
 
     def clear(self) -> None:
-        """Drops all memory, when the parameters have moved to another device or dtype."""
+        """Drops all memory."""
         self._taken.clear()
 
 

@@ -66,13 +66,12 @@ class LowRankStep(Step):
     ) -> None:
         self.layout, self._cross_entropies, self._antithetic = layout, cross_entropies, antithetic
         self.parameters = loc, log_scale, factor
-        self._pool: Pool[_Memory] = Pool(lambda: _Memory(layout, loc, log_scale, factor))
+        self._pool: Pool[_Memory] = Pool(lambda: _Memory(layout, loc, log_scale, factor), *self.parameters)
         self._prior: FlatNormalPrior | None = None
-        self._kind: tuple[Any, ...] = ()
 
     def draw(self, index: int | None, noise: Tensor | None = None, *, avoid: Tensor | None = None) -> Draws:
         """``μ + σε + Fz`` by site; given noise holds ε, then z."""
-        lease = self._lease()
+        lease = self._pool.take()
         with torch.no_grad():
             lease.memory.noise.refresh(self._antithetic, noise)
             lease.memory.draw(() if self._prior is None else [n.window for n in self._prior.windows])
@@ -83,26 +82,16 @@ class LowRankStep(Step):
 
     def noise(self, index: int) -> Tensor:
         """The noise of the next draw, whose signs may be all that changes."""
-        lease = self._lease()
+        lease = self._pool.take()
         lease.memory.noise.refresh(self._antithetic)
         lease.release()
         return lease.memory.noise.values
-
-    def _lease(self) -> Lease[_Memory]:
-        """Memory for a draw; new memory after the parameters were moved."""
-        kind = tuple((p.dtype, p.device, p.data_ptr()) for p in self.parameters)
-        if kind != self._kind:
-            self._pool.clear()
-            self._kind = kind
-        return self._pool.take()
 
     def divergence(self, draws: Draws, priors: Mapping[str, PriorTerm]) -> Divergence:
         """The KL: the joint entropy, and cross-entropies of fixed Normal priors, in one pass; of others by site."""
         refuse_missing(self.layout, priors)
         record, token = draws.record
-        prior = self._prior
-        if prior is None or not prior.matches(priors, self.parameters[0]):
-            prior = self._prior = FlatNormalPrior(self.layout, priors, self.parameters[0])
+        prior = self._prior = FlatNormalPrior.of(self._prior, self.layout, priors, self.parameters[0])
         memory = record.lease.in_use()
         with torch.no_grad():
             joint = -memory.entropy()

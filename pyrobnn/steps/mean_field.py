@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from pyrobnn.estimators.base import Estimator
 from pyrobnn.estimators.uses import in_one_run
-from pyrobnn.model.divergence import Divergence, PriorTerm, kl_or_difference
+from pyrobnn.model.divergence import Divergence, PriorTerm
 from pyrobnn.model.draws import Draws
 from pyrobnn.model.layout import Layout
 from pyrobnn.steps.base import Lease, Pool, Step, refuse_second_derivatives
@@ -58,14 +58,13 @@ class MeanFieldStep(Step):
         self.loc, self.log_scale = loc, log_scale
         self._estimators = dict(estimators or {})
         self.compiles = not self._estimators
-        self._pool: Pool[MeanFieldMemory] = Pool(lambda: MeanFieldMemory(layout, loc, log_scale))
+        self._pool: Pool[MeanFieldMemory] = Pool(lambda: MeanFieldMemory(layout, loc, log_scale), loc, log_scale)
         self._prior: FlatNormalPrior | None = None
-        self._kind: tuple[Any, ...] = ()
 
     def draw(self, index: int | None, noise: Tensor | None = None, *, avoid: Tensor | None = None) -> Draws:
         """``μ + σε`` by site, or distributions that layers draw from; values wherever the noise is given."""
         estimators = self._estimators if noise is None else {}  # layers would draw noise of their own
-        lease = self._lease()
+        lease = self._pool.take()
         memory = lease.memory
         with torch.no_grad():
             memory.begin(layerwise=bool(estimators))
@@ -85,39 +84,18 @@ class MeanFieldStep(Step):
 
     def noise(self, index: int) -> Tensor:
         """The noise of the next draw, whose signs may be all that changes."""
-        lease = self._lease()
+        lease = self._pool.take()
         lease.memory.antithetic.refresh(self._antithetic)
         lease.release()
         return lease.memory.noise
-
-    def _lease(self) -> Lease[MeanFieldMemory]:
-        """Memory for a draw; new memory after the parameters were moved."""
-        kind = (self.loc.dtype, self.loc.device, self.loc.data_ptr())
-        if kind != self._kind:
-            self._pool.clear()
-            self._kind = kind
-        return self._pool.take()
 
     def divergence(self, draws: Draws, priors: Mapping[str, PriorTerm]) -> Divergence:
         """The KL: of fixed Normal priors on flat vectors, of others site by site."""
         drawn: Drawn = draws.record
         record: _Record = drawn.record
-        prior = self._prior
-        if prior is None or not prior.matches(priors, self.loc):
-            prior = self._prior = FlatNormalPrior(self.layout, priors, self.loc)
-        record.prior = prior
-        terms, exact = {}, True
-        for name, term in priors.items():
-            if name not in prior.names:
-                kl, is_exact = kl_or_difference(self._marginal(name), term.distribution, draws[name])
-                terms[name], exact = term.sum(kl), exact and is_exact
-        total = sum(terms.values(), start=self._flat_kl(record) + drawn.token)
-
-        def by_site() -> Mapping[str, Tensor]:
-            flat = {n: kl_or_difference(self._marginal(n), priors[n].distribution, draws[n])[0] for n in prior.names}
-            return {name: terms[name] if name in terms else priors[name].sum(flat[name]) for name in priors}
-
-        return Divergence(torch.as_tensor(total), 0.0, exact, sites=by_site)
+        record.prior = self._prior = FlatNormalPrior.of(self._prior, self.layout, priors, self.loc)
+        flat = self._flat_kl(record) + drawn.token
+        return Divergence.beside(flat, record.prior.names, self._marginal, priors, draws)
 
     @torch.no_grad()
     def _flat_kl(self, record: _Record) -> Tensor | float:

@@ -112,6 +112,13 @@ class FlatNormalPrior:
                 window = slice(layout[group[0]].offset, layout[group[-1]].window.stop)
                 self.windows.append(NormalWindow.of(window, [bases[name] for name in group], like))
 
+    @classmethod
+    def of(
+        cls, known: FlatNormalPrior | None, layout: Layout, priors: Mapping[str, PriorTerm], like: Tensor
+    ) -> FlatNormalPrior:
+        """``known``, if it is of these priors, else new numbers: finding them takes longer than a small network."""
+        return known if known is not None and known.matches(priors, like) else cls(layout, priors, like)
+
     def matches(self, priors: Mapping[str, PriorTerm], like: Tensor) -> bool:
         """Whether another run of the model applied the same static priors."""
         if self._kind != (like.dtype, like.device):

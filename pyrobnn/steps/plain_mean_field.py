@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyrobnn.model.divergence import Divergence, PriorTerm, kl_or_difference
+from pyrobnn.model.divergence import Divergence, PriorTerm
 from pyrobnn.model.draws import Draws
 from pyrobnn.model.layout import Layout
 from pyrobnn.steps.base import Step
@@ -50,15 +50,8 @@ class PlainMeanFieldStep(Step):
     def divergence(self, draws: Draws, priors: Mapping[str, PriorTerm]) -> Divergence:
         """The KL: of fixed Normal priors on flat vectors, of others site by site."""
         loc, log_scale, scale = draws.record
-        prior = self._prior
-        if prior is None or not prior.matches(priors, loc):
-            prior = self._prior = FlatNormalPrior(self.layout, priors, loc)
-        terms, exact = {}, True
-        for name, term in priors.items():
-            if name not in prior.names:
-                kl, is_exact = kl_or_difference(self._marginal(name), term.distribution, draws[name])
-                terms[name], exact = term.sum(kl), exact and is_exact
-        total: Tensor | float = sum(terms.values())
+        prior = self._prior = FlatNormalPrior.of(self._prior, self.layout, priors, loc)
+        total: Tensor | float = 0.0
         for normal in prior.windows:
             # A slice of everything would cost a compiled backward pass another pass over memory.
             is_whole = normal.size == len(loc)
@@ -69,8 +62,4 @@ class PlainMeanFieldStep(Step):
             precise = torch.float64 if loc.device.type in ("cpu", "cuda") else None
             total = total + (elements.sum(dtype=precise) + (normal.log_scale_sum - 0.5 * normal.size)).to(loc.dtype)
 
-        def by_site() -> Mapping[str, Tensor]:
-            flat = {n: kl_or_difference(self._marginal(n), priors[n].distribution, draws[n])[0] for n in prior.names}
-            return {name: terms[name] if name in terms else priors[name].sum(flat[name]) for name in priors}
-
-        return Divergence(torch.as_tensor(total), 0.0, exact, sites=by_site)
+        return Divergence.beside(total, prior.names, self._marginal, priors, draws)

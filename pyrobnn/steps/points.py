@@ -169,9 +169,7 @@ class PointStep(Step):
         if draws.record is None or not self.score.counts_prior:
             return self.score.divergence(draws, priors)
         record, token = draws.record
-        prior = self._prior
-        if prior is None or not prior.matches(priors, self.loc):
-            prior = self._prior = FlatNormalPrior(self.layout, priors, self.loc)
+        prior = self._prior = FlatNormalPrior.of(self._prior, self.layout, priors, self.loc)
         record.normals = prior.windows
         terms = {
             name: self.score.of_site(self.layout[name], draws[name], term, draws.component)
