@@ -25,6 +25,7 @@ from pyrobnn.core.handlers import validation_enabled
 from pyrobnn.core.pooling_first import pool_first
 
 __all__ = [
+    "NO_COMPILER",
     "NotRecordableError",
     "Recording",
     "compiled",
@@ -32,7 +33,11 @@ __all__ = [
     "has_compiler",
     "prefers_channels_last",
     "record",
+    "warn_uncompiled",
 ]
+
+NO_COMPILER = "there is no C++ compiler (such as g++; its path may be given as CXX)"
+"""Why nothing is compiled where :func:`has_compiler` is false."""
 
 _aten = torch.ops.aten
 _BY_SHAPE = {_aten.rand_like.default, _aten.randn_like.default, _aten.bernoulli.p}
@@ -170,6 +175,14 @@ def _python_random() -> tuple[Any, ...]:
     """The states of the random numbers that graphs do not hold."""
     state: Any = np.random.get_state()  # noqa: NPY002 (networks may draw from it)
     return random.getstate(), state[1].tobytes(), state[2:]
+
+
+def warn_uncompiled(what: str, reason: str) -> None:
+    """Warns that something runs uncompiled although ``compile=True`` asked for more."""
+    warnings.warn(
+        f"compile: {what} uncompiled, because {reason}. It gives the same, at the usual speed; compile=False says so.",
+        stacklevel=3,
+    )
 
 
 def first_line(error: Exception) -> str:

@@ -11,7 +11,6 @@ schedules need no new graph.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -30,6 +29,7 @@ from pyrobnn.steps import Step
 
 __all__ = ["CompiledObjective"]
 
+_WHAT = "training runs"
 _FORMS = 4  # of batches; further ones run uncompiled, since each takes seconds or minutes to compile
 
 
@@ -77,7 +77,7 @@ class CompiledObjective:
         if self.reason is None:
             self.reason = self._obstacle(model, step, args, kwargs)
             if self.reason is not None:
-                self._warn(self.reason)
+                compilation.warn_uncompiled(_WHAT, self.reason)
         if self.reason is not None:
             return objective.backward(model, guide, args, kwargs, scale)
         weights = objective.weights(model, guide)
@@ -90,7 +90,9 @@ class CompiledObjective:
         if program is None and len(self._programs) == _FORMS:
             if not self._has_too_many:
                 self._has_too_many = True
-                self._warn(f"the loader yields batches of more than {_FORMS} forms (those of further ones do)")
+                compilation.warn_uncompiled(
+                    _WHAT, f"the loader yields batches of more than {_FORMS} forms (those of further ones do)"
+                )
             return objective.backward(model, guide, args, kwargs, scale)
         count = len(shares(args, step.num_samples(objective.num_particles), groups))
         noises = [_kept(step.noise(index), count) for index in range(count)]
@@ -102,7 +104,7 @@ class CompiledObjective:
             values, gradients = program.run(batch)
         self.reason = program.failure
         if self.reason is not None:
-            self._warn(self.reason)
+            compilation.warn_uncompiled(_WHAT, self.reason)
         parts = program.parts(values, weights)
         try:
             check_finite(parts)
@@ -123,21 +125,14 @@ class CompiledObjective:
         if not step.compiles:
             return f"the training step of this guide and estimator ({type(step).__name__}) is not one graph of tensors"
         if not objective.compiles:
-            names = [term.name for term in objective.terms if not term.vectorizes]
-            return f"the objective {type(objective).__name__} has further terms ({', '.join(names) or 'inputs'})"
+            names = ", ".join(objective.further_terms) or "inputs"
+            return f"the objective {type(objective).__name__} has further terms ({names})"
         if not all(isinstance(leaf, Tensor) for leaf in leaves((args, kwargs))):
             return "batches hold something else than tensors"
         device = next((leaf.device for leaf in leaves((args, kwargs))), torch.device("cpu"))
         if not compilation.has_compiler(device):
-            return "there is no C++ compiler (such as g++; its path may be given as CXX)"
+            return compilation.NO_COMPILER
         return None
-
-    def _warn(self, reason: str) -> None:
-        warnings.warn(
-            f"compile: training runs uncompiled, because {reason}. It gives the same, at the usual speed; "
-            "compile=False says so.",
-            stacklevel=3,
-        )
 
 
 def _kept(noise: Tensor | None, count: int) -> Tensor | None:

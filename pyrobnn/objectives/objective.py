@@ -54,6 +54,7 @@ class Objective(TraceMeanField_ELBO):
     Attributes:
         parts: :class:`Parts` of the last evaluation, None for guides that are not of this library.
         num_steps: Gradient steps taken so far, the argument of schedules of weights.
+        further_terms: Names of the terms beside the log likelihood and the divergence.
         vectorizes: Whether one pass over all members of an ensemble computes what the terms need of the draws.
     """
 
@@ -61,6 +62,7 @@ class Objective(TraceMeanField_ELBO):
         check_positive_int("num_particles", num_particles)
         super().__init__(num_particles=num_particles)
         self.terms = distinct(terms)
+        self.further_terms = [term.name for term in self.terms if not term.vectorizes]
         self._draw_terms = [term for term in self.terms if term.when == "draw"]
         self._after_terms = [term for term in self.terms if term.when == "after"]
         self._has_across_terms = any(term.when == "across" for term in self.terms)
@@ -73,7 +75,7 @@ class Objective(TraceMeanField_ELBO):
     @property
     def compiles(self) -> bool:
         """Whether a training step is a function of tensors and of the terms' weights alone."""
-        return self.vectorizes and all(term.vectorizes for term in self.terms)
+        return self.vectorizes and not self.further_terms
 
     def __call__(self, model: nn.Module, guide: nn.Module) -> ObjectiveModule:
         """A module that returns the loss when it is called with the model's arguments."""
@@ -113,7 +115,8 @@ class Objective(TraceMeanField_ELBO):
         """The objective as a tensor to call ``backward()`` on, in one graph of ordinary operations."""
         if not isinstance(guide, Guide):
             self.parts = None
-            return super().differentiable_loss(*tempered(self, model, guide), *args, **kwargs)
+            pair = tempered(model, guide, self.weights, self.further_terms)
+            return super().differentiable_loss(*pair, *args, **kwargs)
         step, groups = self.plain_step(model, guide)
         found = list(self.losses(model, step, args, kwargs, groups=groups, guide=guide))
         guide.announce_parameters()
@@ -128,7 +131,7 @@ class Objective(TraceMeanField_ELBO):
         """
         if not isinstance(guide, Guide):
             self.parts = None
-            pair = tempered(self, model, guide)
+            pair = tempered(model, guide, self.weights, self.further_terms)
             self.num_steps += 1
             return super().loss_and_grads(*pair, *args, **kwargs)
         parts = self.backward(model, guide, args, kwargs)

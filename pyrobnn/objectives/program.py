@@ -125,7 +125,7 @@ class Program:
         self._device = like.device
         self._factors = torch.empty(len(batch.weights) + 1, dtype=like.dtype)
         self._channels_last = compilation.prefers_channels_last(model, like.device)
-        self._compiled: Callable[..., Any] = self._evaluate
+        self._compiled: Callable[..., Any]
 
     # ---------------------------------------------------------------------------------------------- in the graph
 

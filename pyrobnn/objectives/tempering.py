@@ -17,6 +17,7 @@ one from both sides, so a handler must wrap model *and* guide.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from pyro.poutine.util import site_is_subsample
@@ -75,18 +76,26 @@ class Tempered(ExclusiveMessenger):
             msg["scale"] = msg["scale"] * self.temperature
 
 
-def tempered(objective: Any, model: Any, guide: Any) -> tuple[Any, Any]:
+def tempered(
+    model: Any, guide: Any, weights: Callable[[Any, Any], Mapping[str, float]], further: Sequence[str]
+) -> tuple[Any, Any]:
     """Model and guide of other libraries for Pyro's own ELBO, which knows no terms but its two.
 
+    Args:
+        model: The model.
+        guide: The guide.
+        weights: From model and guide to the weights of the objective's terms.
+        further: Names of the objective's further terms.
+
     Raises:
-        TypeError: If the objective has further terms.
+        TypeError: If there are any.
     """
-    if further := [term.name for term in objective.terms if not term.vectorizes]:
+    if further:
         raise TypeError(
             f"guide: the terms {', '.join(further)} of the objective need a guide of pyrobnn, got "
             f"{type(guide).__name__}."
         )
-    temperature = objective.weights(model, guide)["divergence"]
+    temperature = weights(model, guide)["divergence"]
     if temperature == 1.0:
         return model, guide
     return Tempered(temperature)(model), Tempered(temperature)(guide)

@@ -8,7 +8,6 @@ as it would need a graph of its own.
 
 from __future__ import annotations
 
-import warnings
 import weakref
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -55,7 +54,7 @@ class CompiledNetwork:
         self._compared: set[_Form] = set()
         device = next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
         if not compilation.has_compiler(device):
-            self._fail("there is no C++ compiler (such as g++; its path may be given as CXX)")
+            self._fail(compilation.NO_COMPILER)
         elif has_forward_hooks(network):
             self._fail("the network has forward hooks, which compiled code does not call")
 
@@ -125,11 +124,7 @@ class CompiledNetwork:
 
     def _fail(self, reason: str) -> None:
         self.reason = reason
-        warnings.warn(
-            f"compile: the network runs uncompiled, because {reason}. It gives the same, at the usual speed; "
-            "compile=False says so.",
-            stacklevel=2,
-        )
+        compilation.warn_uncompiled("the network runs", reason)
 
 
 def _tolerance(form: _Form) -> tuple[float, float]:
