@@ -25,9 +25,10 @@ import torch
 from pyro.ops.dual_averaging import DualAveraging
 from torch import Tensor
 
+from pyrobnn.core.arguments import check_positive, check_probability
 from pyrobnn.core.moments import RunningMoments
 
-__all__ = ["ChainCovariance", "ChainVariance", "Warmup", "reasonable_step_size", "windows"]
+__all__ = ["ChainCovariance", "ChainVariance", "Warmup", "check_step_size", "reasonable_step_size", "windows"]
 
 _LARGEST, _SMALLEST = 1e3, 1e-10
 _OWN = 0.2  # weight λ of a chain's own acceptance
@@ -197,3 +198,16 @@ def reasonable_step_size(acceptance: Callable[[Tensor], Tensor], step_size: Tens
         is_inside = (step_size > _SMALLEST) & (step_size < _LARGEST)
         searches = searches & is_inside & ((acceptance(step_size) > 0.8) == grows)
     return step_size.clamp(_SMALLEST, _LARGEST)
+
+
+def check_step_size(step_size: float | None, adapts: bool, target_accept: float) -> None:
+    """Refuses settings of step sizes that no warmup can begin with.
+
+    Raises:
+        ValueError: If one is out of range, or ``step_size`` is None and must not adapt.
+    """
+    if step_size is not None:
+        check_positive("step_size", step_size)
+    elif not adapts:
+        raise ValueError("step_size: it is None and does not adapt; pass one, or adapt_step_size=True.")
+    check_probability("target_accept", target_accept)

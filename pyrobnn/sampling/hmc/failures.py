@@ -8,7 +8,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-__all__ = ["warn_of_failed_chains"]
+__all__ = ["DIVERGED", "warn_of_failed_chains"]
+
+DIVERGED = 1000.0
+"""Error of the energy, in nats, from which a trajectory counts as divergent (Stan's value)."""
 
 _FEWEST = 10  # draws from which standing still is no chance
 _MOVING = 0.05  # share of draws that differ from the one before, below which a chain counts as stuck

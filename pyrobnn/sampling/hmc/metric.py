@@ -9,9 +9,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from pyrobnn.sampling.hmc.adaptation import reasonable_step_size
 from pyrobnn.sampling.hmc.leapfrog import Leapfrogs, State
 
-__all__ = ["DenseMetric", "DiagonalMetric", "Metric"]
+__all__ = ["DenseMetric", "DiagonalMetric", "Metric", "finite_or_refused", "first_step_size"]
 
 
 class Metric:
@@ -90,3 +91,32 @@ class DenseMetric(Metric):
         position = torch.addcmul(position, step_size, self.velocity(momentum))
         value, gradient = leapfrogs.value_and_grad(position)
         return position, torch.addcmul(momentum, step_size, gradient, value=-0.5), gradient, value
+
+
+def first_step_size(
+    metric: Metric, leapfrogs: Leapfrogs, state: State, step_size: Tensor, generator: torch.Generator
+) -> Tensor:
+    """Step sizes ``[C]`` at which one leapfrog from the states is accepted with a probability near 0.8.
+
+    Args:
+        metric: The metric, of which each leapfrog has new momenta.
+        leapfrogs: Computes leapfrogs.
+        state: Where chains are.
+        step_size: Where the search starts ``[C]``.
+        generator: Of the momenta.
+    """
+    position, _, gradient, value = state
+
+    def acceptance(tried: Tensor) -> Tensor:
+        noise = torch.empty_like(position).normal_(generator=generator)
+        begin = position, metric.momentum(noise), gradient, value
+        _, momentum, _, after = metric.leapfrog(leapfrogs, begin, tried.unsqueeze(-1))
+        error = after + metric.kinetic(momentum) - value - 0.5 * noise.square().sum(-1)
+        return finite_or_refused(error).clamp(min=0.0).neg().exp()
+
+    return reasonable_step_size(acceptance, step_size)
+
+
+def finite_or_refused(error: Tensor) -> Tensor:
+    """The energy error, infinite where it is no number or the potential fell to minus infinity."""
+    return error.nan_to_num_(nan=torch.inf, posinf=torch.inf, neginf=torch.inf)

@@ -33,6 +33,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyrobnn.sampling.hmc.failures import DIVERGED
 from pyrobnn.sampling.hmc.leapfrog import Leapfrogs
 from pyrobnn.sampling.hmc.metric import Metric
 
@@ -40,7 +41,6 @@ __all__ = ["Leaves", "Trees", "ending_subtrees", "slot_of"]
 
 Array = np.ndarray[Any, Any]
 
-_DIVERGED = 1000.0  # error of the energy, in nats, from which a trajectory counts as divergent (Stan's value)
 _UNIFORMS = 256  # leaves for which random numbers are drawn together
 
 
@@ -186,7 +186,7 @@ class Trees:
         leaf = Leaves(self._position, self._gradient, potential, self._start_energy - weight)
         self._candidate.replace(is_chosen, leaf)
         self.num_leapfrog += active
-        alive = active & (weight >= -_DIVERGED)
+        alive = active & (weight >= -DIVERGED)
         is_last = alive & (self._leaf == self._last)
         is_turning, turns_whole = self._turning(alive, is_last)
         ended = (active ^ alive) | is_turning

@@ -19,19 +19,19 @@ import torch
 from torch import Tensor
 
 from pyrobnn.core import random_state
-from pyrobnn.core.arguments import check_number, check_positive, check_positive_int, check_probability
+from pyrobnn.core.arguments import check_number, check_positive, check_positive_int
 from pyrobnn.core.explanations import explained
 from pyrobnn.core.progress import progress_bar
-from pyrobnn.sampling.hmc.adaptation import Warmup, reasonable_step_size
-from pyrobnn.sampling.hmc.failures import warn_of_failed_chains
+from pyrobnn.sampling.hmc.adaptation import Warmup, check_step_size
+from pyrobnn.sampling.hmc.failures import DIVERGED, warn_of_failed_chains
 from pyrobnn.sampling.hmc.leapfrog import Compile, Leapfrogs, State, check_compile
+from pyrobnn.sampling.hmc.metric import DiagonalMetric, finite_or_refused, first_step_size
 from pyrobnn.sampling.hmc.potential import Potential
 from pyrobnn.sampling.kernels.base import ChainResult, FullBatchKernel
 
 __all__ = ["HMC"]
 
 _LONGEST = 1024  # leapfrogs in a trajectory of given length, however small the step size is at first
-_DIVERGED = 1000.0  # error of the energy, in nats, from which a trajectory counts as divergent (Stan's value)
 
 
 @explained
@@ -80,14 +80,11 @@ class HMC(FullBatchKernel):
             raise TypeError("trajectory_length: it is given together with num_leapfrog; pass one of them.")
         if self.num_leapfrog is not None:
             check_positive_int("num_leapfrog", self.num_leapfrog)
-        for name in ("step_size", "trajectory_length"):
-            if getattr(self, name) is not None:
-                check_positive(name, getattr(self, name))
-        if self.step_size is None and not self.adapt_step_size:
-            raise ValueError("step_size: it is None and does not adapt; pass one, or adapt_step_size=True.")
+        if self.trajectory_length is not None:
+            check_positive("trajectory_length", self.trajectory_length)
+        check_step_size(self.step_size, self.adapt_step_size, self.target_accept)
         if self.adapt_mass not in ("diagonal", None):
             raise ValueError(f"adapt_mass: expected 'diagonal' or None, got {self.adapt_mass!r}.")
-        check_probability("target_accept", self.target_accept)
         check_number("jitter", self.jitter, 0.0, 1.0, below=True)
         check_compile(self.compile)
 
@@ -151,7 +148,7 @@ class Chains:
         self.state: State = (start, torch.zeros_like(start), gradient, value)
         num_chains = len(start)
         if kernel.step_size is None:
-            sizes = self._reasonable(torch.ones_like(start[0]), start.new_full((num_chains,), 0.1))
+            sizes = self._first_step_size(torch.ones_like(start[0]), start.new_full((num_chains,), 0.1))
         else:
             sizes = start.new_full((num_chains,), kernel.step_size)
         self.warmup = Warmup(
@@ -161,7 +158,7 @@ class Chains:
             target=kernel.target_accept,
             adapts_step_size=kernel.adapt_step_size,
             adapts_mass=kernel.adapt_mass is not None,
-            find=self._reasonable,
+            find=self._first_step_size,
         )
 
     def transition(self, index: int, *, report: bool = True) -> dict[str, Tensor]:
@@ -170,10 +167,11 @@ class Chains:
         q, _, gradient, value = self.state
         step_size = self._jittered(warmup.step_size)
         length = self._length(warmup.typical_step_size)
-        momentum, kinetic = self._momentum(warmup.inverse_mass)
+        metric = DiagonalMetric(warmup.inverse_mass)
+        momentum, kinetic = self._momentum(metric)
         proposed = self.leapfrogs((q, momentum, gradient, value), length, step_size, warmup.inverse_mass)
-        before, after = value + kinetic, proposed[3] + _kinetic(proposed[1], warmup.inverse_mass)
-        error = _finite_or_refused(after - before)
+        before, after = value + kinetic, proposed[3] + metric.kinetic(proposed[1])
+        error = finite_or_refused(after - before)
         acceptance = error.neg().clamp_(max=0.0).exp_()
         accepted = acceptance.new_empty(acceptance.shape).uniform_(generator=self.generator) < acceptance
         if bool(accepted.all()):
@@ -195,7 +193,7 @@ class Chains:
             "energy": torch.where(accepted, after, before),
             "energy_error": error,
             "lp": -self.state[3],
-            "diverging": error > _DIVERGED,
+            "diverging": error > DIVERGED,
             "step_size": step_size.squeeze(-1),
             "n_steps": torch.full_like(accepted, length, dtype=torch.int64),
         }
@@ -214,27 +212,10 @@ class Chains:
         uniform = torch.rand(sizes.shape, generator=self.generator, device=sizes.device, dtype=sizes.dtype)
         return uniform.mul_(2.0 * self.kernel.jitter).add_(1.0 - self.kernel.jitter).mul_(sizes)
 
-    def _momentum(self, inverse_mass: Tensor) -> tuple[Tensor, Tensor]:
+    def _momentum(self, metric: DiagonalMetric) -> tuple[Tensor, Tensor]:
         """Momenta of all chains and their kinetic energies."""
-        q = self.state[0]
-        noise = torch.randn(q.shape, generator=self.generator, device=q.device, dtype=q.dtype)
-        return noise * inverse_mass.rsqrt(), 0.5 * noise.square().sum(-1)
+        noise = torch.empty_like(self.state[0]).normal_(generator=self.generator)
+        return metric.momentum(noise), 0.5 * noise.square().sum(-1)
 
-    def _reasonable(self, inverse_mass: Tensor, step_size: Tensor) -> Tensor:
-        def acceptance(tried: Tensor) -> Tensor:
-            momentum, kinetic = self._momentum(inverse_mass)
-            q, _, gradient, value = self.state
-            proposed = self.leapfrogs((q, momentum, gradient, value), 1, tried.unsqueeze(-1), inverse_mass)
-            error = proposed[3] + _kinetic(proposed[1], inverse_mass) - value - kinetic
-            return (-_finite_or_refused(error)).clamp(max=0.0).exp()
-
-        return reasonable_step_size(acceptance, step_size)
-
-
-def _finite_or_refused(error: Tensor) -> Tensor:
-    """The energy error, infinite where it is no number or the potential fell to minus infinity."""
-    return error.nan_to_num_(nan=torch.inf, posinf=torch.inf, neginf=torch.inf)
-
-
-def _kinetic(momentum: Tensor, inverse_mass: Tensor) -> Tensor:
-    return 0.5 * (momentum.square() @ inverse_mass)
+    def _first_step_size(self, inverse_mass: Tensor, step_size: Tensor) -> Tensor:
+        return first_step_size(DiagonalMetric(inverse_mass), self.leapfrogs, self.state, step_size, self.generator)

@@ -23,13 +23,13 @@ import torch
 from torch import Tensor
 
 from pyrobnn.core import random_state
-from pyrobnn.core.arguments import check_positive, check_positive_int, check_probability
+from pyrobnn.core.arguments import check_positive_int
 from pyrobnn.core.explanations import explained
 from pyrobnn.core.progress import progress_bar
-from pyrobnn.sampling.hmc.adaptation import ChainCovariance, ChainVariance, Warmup, reasonable_step_size
+from pyrobnn.sampling.hmc.adaptation import ChainCovariance, ChainVariance, Warmup, check_step_size
 from pyrobnn.sampling.hmc.failures import warn_of_failed_chains
 from pyrobnn.sampling.hmc.leapfrog import Compile, Leapfrogs, check_compile
-from pyrobnn.sampling.hmc.metric import DenseMetric, DiagonalMetric, Metric
+from pyrobnn.sampling.hmc.metric import DenseMetric, DiagonalMetric, Metric, first_step_size
 from pyrobnn.sampling.hmc.potential import Potential
 from pyrobnn.sampling.hmc.trees import Trees
 from pyrobnn.sampling.kernels.base import ChainResult, FullBatchKernel
@@ -82,14 +82,10 @@ class NUTS(FullBatchKernel):
     compile: Compile = "auto"
 
     def __post_init__(self) -> None:
-        if self.step_size is not None:
-            check_positive("step_size", self.step_size)
-        elif not self.adapt_step_size:
-            raise ValueError("step_size: it is None and does not adapt; pass one, or adapt_step_size=True.")
+        check_step_size(self.step_size, self.adapt_step_size, self.target_accept)
         check_positive_int("max_tree_depth", self.max_tree_depth)
         if self.adapt_mass not in ("diagonal", "dense", None):
             raise ValueError(f"adapt_mass: expected 'diagonal', 'dense' or None, got {self.adapt_mass!r}.")
-        check_probability("target_accept", self.target_accept)
         check_compile(self.compile)
         if self.compile is True and self.adapt_mass == "dense":
             raise ValueError(
@@ -160,7 +156,7 @@ class Chains:
             generator=self._generator,
         )
         if kernel.step_size is None:
-            sizes = self._reasonable(self.trees.metric.inverse_mass, sizes)
+            sizes = self._first_step_size(self.trees.metric.inverse_mass, sizes)
         self._warmup = Warmup(
             warmup_steps,
             start,
@@ -169,7 +165,7 @@ class Chains:
             adapts_step_size=kernel.adapt_step_size,
             adapts_mass=kernel.adapt_mass is not None,
             estimator=estimator,
-            find=self._reasonable,
+            find=self._first_step_size,
         )
         self.trees.set_step_size(self._warmup.step_size)
         self._all = np.ones(len(start), dtype=bool)
@@ -216,18 +212,11 @@ class Chains:
             trees.begin(ended & (done < num_samples * thinning))
         return ChainResult(draws, {name: _on(draws, table) for name, table in figures.items()})
 
-    def _reasonable(self, inverse_mass: Tensor, step_size: Tensor) -> Tensor:
-        metric, draw, leapfrogs = self._metric_of(inverse_mass), self.trees.draw, self.trees.leapfrogs
+    def _first_step_size(self, inverse_mass: Tensor, step_size: Tensor) -> Tensor:
+        metric, draw = self._metric_of(inverse_mass), self.trees.draw
         value = torch.from_numpy(draw.potential).to(draw.position)
-
-        def acceptance(tried: Tensor) -> Tensor:
-            noise = torch.empty_like(draw.position).normal_(generator=self._generator)
-            state = draw.position, metric.momentum(noise), draw.gradient, value
-            _, momentum, _, after = metric.leapfrog(leapfrogs, state, tried.unsqueeze(-1))
-            error = after + metric.kinetic(momentum) - value - 0.5 * noise.square().sum(-1)
-            return error.nan_to_num(nan=torch.inf, posinf=torch.inf, neginf=torch.inf).clamp(min=0.0).neg().exp()
-
-        return reasonable_step_size(acceptance, step_size)
+        state = draw.position, torch.zeros_like(draw.position), draw.gradient, value
+        return first_step_size(metric, self.trees.leapfrogs, state, step_size, self._generator)
 
 
 def _on(draws: Tensor, table: np.ndarray[Any, Any]) -> Tensor:
