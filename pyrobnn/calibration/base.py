@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from dataclasses import replace
 from typing import Literal, Self
 
 import torch
@@ -138,7 +139,7 @@ class ClassCalibrator(Fitted):
 def _of_draws(prediction: ClassPrediction, log_probs: Tensor) -> ClassPrediction:
     reduction = ClassReduction(prediction.likelihood, len(log_probs), keep=True, max_bytes=1)  # type: ignore[arg-type]
     reduction.add({"log_probs": log_probs})
-    return reduction.finish(prediction.targets)
+    return replace(reduction.finish(prediction.targets), is_of_training_data=prediction.is_of_training_data)
 
 
 def _of_mean(prediction: ClassPrediction, log_mean: Tensor) -> ClassPrediction:

@@ -262,6 +262,7 @@ class QuantileRecalibration(Fitted):
         return RecalibratedPrediction(
             mean=mean, total=total, aleatoric=(1.0 - share) * total, epistemic=share * total,
             num_samples=found.num_samples, likelihood=found.likelihood, targets=found.targets, base=found, curve=curve,
+            is_of_training_data=found.is_of_training_data,
         )  # fmt: skip
 
     def extra_repr(self) -> str:

@@ -44,6 +44,14 @@ def uneven(seed: int = 0) -> QuantileRecalibration:
     return QuantileRecalibration(8).fit(held_out.rows(kept), y[kept])
 
 
+def test_what_was_trained_on_stays_known_and_what_is_missing_has_no_probability() -> None:
+    calibrator = uneven()
+    assert not calibrator(mixture()).is_of_training_data
+    assert calibrator(replace(mixture(), is_of_training_data=True)).is_of_training_data
+    found = calibrator(mixture()).cdf(torch.tensor([torch.nan, 0.0, 1.0, 2.0, 3.0], dtype=torch.float64))
+    assert found.isnan().tolist() == [True, False, False, False, False]
+
+
 def test_a_wrong_location_and_scale_are_mended() -> None:
     """5,000 held-out data and as many new ones; in each twentieth a share of 1/20 within four standard errors."""
     calibrator = QuantileRecalibration().fit(*shifted(0))

@@ -58,6 +58,13 @@ class CalibratorConformance:
         joined = Prediction.join([calibrator(rows), calibrator(rows)])
         torch.testing.assert_close(joined.mean, torch.cat([whole.mean[:10]] * 2))
 
+    def test_what_was_trained_on_stays_known(self) -> None:
+        """Else a second calibrator or a conformal predictor would take the rows that training saw for held-out ones."""
+        held_out, labels = overconfident(0)
+        calibrator = self.make().fit(held_out, labels)
+        assert not calibrator(held_out).is_of_training_data
+        assert calibrator(replace(held_out, is_of_training_data=True)).is_of_training_data
+
     def test_a_state_dict_restores_it_also_in_a_larger_module(self) -> None:
         held_out, labels = overconfident(0)
         calibrator = self.make().fit(held_out, labels)

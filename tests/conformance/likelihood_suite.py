@@ -302,6 +302,18 @@ class LikelihoodConformance:
         assert float(ends[0].max()) < 1e-12
         assert float(ends[1].min()) > 1 - 1e-12
 
+    def test_what_was_not_observed_has_no_probability(self) -> None:
+        """Zero would count as a target in the lowest tail."""
+        if (mixed := self.mixed()) is None:
+            return
+        found, _, y = mixed
+        known = found.cdf(y)
+        given = y.to(found.mean.dtype).clone()
+        given[0] = torch.nan
+        assert bool(found.cdf(given)[0].isnan().all())
+        assert torch.equal(found.cdf(given)[1:], known[1:])
+        assert all(bool(part[0].isnan().all()) for part in found.pit(given))
+
     def test_quantiles_invert_probabilities(self) -> None:
         if (mixed := self.mixed()) is None:
             return

@@ -110,7 +110,7 @@ class MomentPrediction(Prediction):
             y: Targets ``[N, …]``, or several of each, ``[Q, N, …]``.
 
         Returns:
-            Of the shape of ``y``.
+            Of the shape of ``y``; NaN where ``y`` is, as targets are that were not observed.
 
         Raises:
             ValueError: If the shape does not fit, the distribution has no cdf, or the draws were not kept.
@@ -181,7 +181,8 @@ class MomentPrediction(Prediction):
     def pit(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """Probabilities of less than ``y`` and of at most ``y [N, …]``, equal but for counts.
 
-        They are what :func:`~pyrobnn.metrics.pit_histogram` and :func:`~pyrobnn.metrics.quantile_calibration` take.
+        They are what :func:`~pyrobnn.metrics.pit_histogram` and :func:`~pyrobnn.metrics.quantile_calibration` take,
+        which refuse the NaN of targets that were not observed.
 
         Raises:
             ValueError: If the shape does not fit, the distribution has no cdf, or the draws were not kept.

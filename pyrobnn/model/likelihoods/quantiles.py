@@ -7,6 +7,7 @@ the latter by bisection. All numbers are in double precision, since far tails ne
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -63,7 +64,8 @@ def mixture_cdf(each: dist.TorchDistribution, y: Tensor, inside: float) -> Tenso
     y = y.unsqueeze(-len(each.batch_shape))
     outside = ~_support(each).check(y)
     found = each.cdf(torch.where(outside, inside, y))
-    return torch.where(outside, (y > inside).to(found), found).mean(-len(each.batch_shape))
+    beyond = torch.where(y.isnan(), math.nan, (y > inside).to(found))
+    return torch.where(outside, beyond, found).mean(-len(each.batch_shape))
 
 
 def mixture_quantile(each: dist.TorchDistribution, levels: Tensor, inside: float) -> Tensor:
