@@ -81,6 +81,11 @@ class BayesianEstimator(BaseEstimator, metaclass=ABCMeta):
 
     # ------------------------------------------------------------------------------------------- fitting
 
+    def _forget(self) -> None:
+        """Is not fitted until the next fit ends: an earlier posterior does not fit other classes or columns."""
+        if self.__sklearn_is_fitted__():
+            del self.guide_
+
     @abstractmethod
     def _likelihood(self) -> tuple[Likelihood, int]:
         """A new likelihood, and how many outputs of the network it takes."""

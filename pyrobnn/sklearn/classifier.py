@@ -55,6 +55,7 @@ class BayesianClassifier(ClassifierMixin, BayesianEstimator):
             ValueError: If there are fewer than two rows or classes, a number is NaN or infinite, or an option is out of
                 range.
         """
+        self._forget()
         X, y = validate_data(self, X, y, dtype=np.float64, ensure_min_samples=2, reset=True)
         check_classification_targets(y)
         self.classes_, labels = np.unique(y, return_inverse=True)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from sklearn.base import RegressorMixin
 from sklearn.utils import Tags
-from sklearn.utils.validation import validate_data
+from sklearn.utils.validation import check_consistent_length, check_is_fitted, validate_data
 from torch import Tensor
 
 from pyrobnn.model import likelihoods
@@ -149,6 +149,7 @@ class BayesianRegressor(RegressorMixin, BayesianEstimator):
             TypeError: If an option is of another kind.
             ValueError: If there are fewer than two rows, a number is NaN or infinite, or an option is out of range.
         """
+        self._forget()
         X, y = validate_data(
             self, X, y, dtype=np.float64, multi_output=True, y_numeric=True, ensure_min_samples=2, reset=True
         )
@@ -216,8 +217,15 @@ class BayesianRegressor(RegressorMixin, BayesianEstimator):
 
         Returns:
             ``[N]``; of several targets the log density of all.
+
+        Raises:
+            ValueError: If ``X`` and ``y`` have different numbers of rows, or ``y`` another number of targets.
         """
+        check_is_fitted(self)
+        check_consistent_length(X, y)
         values = torch.tensor(np.asarray(y, dtype=np.float64)).reshape(len(y), -1)
+        if values.shape[1] != self._num_targets:
+            raise ValueError(f"y: expected {self._num_targets} targets of each row, got {values.shape[1]}.")
         parts, start = [], 0
         for part in self._predictions(X):
             rows = values[start : start + len(part)].to(part.mean.device)

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from sklearn.datasets import load_digits
+from sklearn.exceptions import NotFittedError
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 from sklearn.preprocessing import StandardScaler
@@ -74,6 +75,14 @@ def test_each_class_is_trained_on_and_held_out() -> None:
 def test_one_class_is_refused() -> None:
     with pytest.raises(ValueError, match="y: it has one class only"):
         BayesianClassifier(**QUICK).fit(X, np.ones(len(X), dtype=int))
+
+
+def test_a_fit_that_fails_leaves_no_posterior_of_other_classes() -> None:
+    found = BayesianClassifier(**QUICK).fit(X, np.arange(len(X)) % 3)
+    with pytest.raises(ValueError, match="lr: "):
+        found.set_params(lr=-1.0).fit(X, np.where(np.arange(len(X)) % 2, "b", "a"))
+    with pytest.raises(NotFittedError):
+        found.predict(X)
 
 
 def test_real_numbers_are_refused() -> None:

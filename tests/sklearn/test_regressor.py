@@ -191,3 +191,12 @@ class TestBadInput:
     def test_options_are_named(self, options: dict[str, Any], named: str) -> None:
         with pytest.raises((TypeError, ValueError), match=named):
             BayesianRegressor(**{**QUICK, **options}).fit(X, Y)
+
+    def test_targets_of_other_rows_are_not_scored(self) -> None:
+        fitted = BayesianRegressor("map", **QUICK).fit(X, Y)
+        assert fitted.log_prob(X[:5], Y[:5]).shape == (5,)
+        for rows in (4, 6):
+            with pytest.raises(ValueError, match="inconsistent numbers of samples"):
+                fitted.log_prob(X[:5], Y[:rows])
+        with pytest.raises(ValueError, match="y: expected 1 targets of each row, got 2"):
+            fitted.log_prob(X[:5], np.stack([Y[:5], Y[:5]], 1))
