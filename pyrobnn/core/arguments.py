@@ -12,6 +12,7 @@ import torch
 
 __all__ = [
     "check_device",
+    "check_finite_number",
     "check_int",
     "check_non_negative",
     "check_number",
@@ -97,6 +98,16 @@ def check_non_negative(name: str, value: object, what: str = "number") -> None:
     """
     if not _is_number(value) or not 0 <= value < math.inf:  # type: ignore[operator]
         raise ValueError(f"{name}: expected a {what} of at least 0, got {value!r}.")
+
+
+def check_finite_number(name: str, value: object) -> None:
+    """Refuses what is no finite number.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    if not _is_number(value) or not math.isfinite(value):  # type: ignore[arg-type]
+        raise ValueError(f"{name}: expected a finite number, got {value!r}.")
 
 
 def check_number(

@@ -42,6 +42,9 @@ class AdversarialTerm(Term):
         weight: Its factor in the loss, ``-λ``.
         step_size: Step α of the noise.
         num_steps: Number of steps of the noise.
+
+    Raises:
+        ValueError: If ``weight`` is no finite number, or one of the others not positive.
     """
 
     name = "adversarial_log_likelihood"
@@ -49,6 +52,8 @@ class AdversarialTerm(Term):
 
     def __init__(self, weight: float, step_size: float, num_steps: int) -> None:
         super().__init__(weight)
+        check_positive("step_size", step_size)
+        check_positive_int("num_steps", num_steps)
         self.step_size, self.num_steps = step_size, num_steps
 
     def __call__(self, runs: Sequence[Run], evaluation: Evaluation) -> Tensor:
@@ -101,8 +106,6 @@ class AdversarialELBO(ELBO):
         temperature: schedules.Schedule | None = None,
     ) -> None:
         check_number("strength", strength, 0.0, 1.0)
-        check_positive("step_size", step_size)
-        check_positive_int("num_steps", num_steps)
         term = AdversarialTerm(-strength, step_size, num_steps)
         super().__init__(temperature=temperature, terms=[term], likelihood_weight=1.0 - strength)
 

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from pyrobnn.core import schedules
+from pyrobnn.core.arguments import check_non_negative
 from pyrobnn.core.explanations import explained
 from pyrobnn.estimators import EstimatorSpec
 from pyrobnn.objectives.objective import Objective
@@ -38,10 +39,11 @@ class ELBO(Objective):
             ``(pattern of site names, estimator)`` rules; None for that of the surrounding
             :func:`pyrobnn.estimators.use` block, else one shared draw.
         terms: Further terms of the objective.
-        likelihood_weight: Factor of the negative log likelihood.
+        likelihood_weight: Factor of the negative log likelihood, at least 0.
 
     Raises:
-        ValueError: If ``num_particles`` is no positive int or ``temperature`` is not positive.
+        ValueError: If ``num_particles`` is no positive int, ``temperature`` is not positive, or ``likelihood_weight``
+            negative.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class ELBO(Objective):
         terms: Sequence[Term] = (),
         likelihood_weight: float = 1.0,
     ) -> None:
+        check_non_negative("likelihood_weight", likelihood_weight)
         weight = None if temperature is None else schedules.resolve("temperature", temperature, allow_zero=True)
         own = [LogLikelihoodTerm(-likelihood_weight), DivergenceTerm(weight)]
         super().__init__([*own, *terms], num_particles, estimator=estimator)

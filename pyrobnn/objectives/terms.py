@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor
 
 from pyrobnn.core import schedules
+from pyrobnn.core.arguments import check_finite_number
 from pyrobnn.core.explanations import explained
 from pyrobnn.model.declarations import declared_num_data
 from pyrobnn.model.divergence import Divergence, prior_terms
@@ -143,6 +144,9 @@ class Term(ABC):
             runs of all draws, whose graphs exist at once.
         vectorizes: Whether it is one of the log likelihood and the divergence, which a vectorized pass over members
             computes; any other term ``"draw"`` makes members run one after another.
+
+    Raises:
+        ValueError: If ``weight`` is neither a finite number nor a schedule.
     """
 
     name: str
@@ -150,6 +154,8 @@ class Term(ABC):
     vectorizes: ClassVar[bool] = False
 
     def __init__(self, weight: schedules.Schedule = 1.0) -> None:
+        if not callable(weight):
+            check_finite_number("weight", weight)
         self.weight = weight
 
     def current_weight(self, step: int, model: Any = None, guide: Any = None) -> float:

@@ -183,6 +183,19 @@ def test_wrong_arguments(options: dict[str, Any], message: str) -> None:
         AdversarialELBO(**options)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"step_size": -0.1}, "step_size: expected a positive number"),
+        ({"num_steps": 0}, "num_steps: expected a positive int"),
+        ({"weight": float("nan")}, "weight: expected a finite number"),
+    ],
+)
+def test_wrong_arguments_of_the_term(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        AdversarialTerm(**{"weight": -0.5, "step_size": 0.1, "num_steps": 2, **options})
+
+
 def test_needs_a_gaussian_guide() -> None:
     model, _, batch = problem()
     with pytest.raises(TypeError, match=r"guide: adversarial sampling .* such as MeanField; got MAP"):

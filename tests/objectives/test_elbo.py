@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pyro
 import pyro.distributions as dist
 import pyro.poutine as poutine
@@ -16,7 +18,7 @@ from torch.distributions import kl_divergence
 from pyrobnn import likelihoods
 from pyrobnn.guides import MAP, MeanField
 from pyrobnn.model.supervised import SupervisedModel
-from pyrobnn.objectives import ELBO, NonFiniteLossError
+from pyrobnn.objectives import ELBO, LogLikelihoodTerm, NonFiniteLossError
 from tests.conformance.conjugate import ConjugateRegression
 from tests.conformance.guide_models import UserModel
 from tests.conformance.monte_carlo import Z, z_of_mean
@@ -217,6 +219,18 @@ def test_svi_with_an_autoguide() -> None:
 def test_number_of_particles(num_particles: object) -> None:
     with pytest.raises(ValueError, match="num_particles: expected a positive int"):
         ELBO(num_particles=num_particles)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("weight", [-1.0, float("nan"), float("inf"), "a"])
+def test_weight_of_the_likelihood(weight: Any) -> None:
+    with pytest.raises(ValueError, match="likelihood_weight: expected a number of at least 0"):
+        ELBO(likelihood_weight=weight)
+
+
+@pytest.mark.parametrize("weight", [float("nan"), float("inf"), "a", None])
+def test_weight_of_a_term(weight: Any) -> None:
+    with pytest.raises(ValueError, match="weight: expected a finite number"):
+        LogLikelihoodTerm(weight)
 
 
 def test_a_site_the_guide_does_not_know() -> None:
