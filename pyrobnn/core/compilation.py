@@ -12,7 +12,8 @@ import os
 import random
 import shutil
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +30,7 @@ __all__ = [
     "NotRecordableError",
     "Recording",
     "compiled",
+    "compiling",
     "first_line",
     "has_compiler",
     "prefers_channels_last",
@@ -111,6 +113,17 @@ def record(function: Callable[..., Any], inputs: Iterable[Tensor], fixed: Iterab
     return Recording(graph, _lifted(graph))
 
 
+@contextmanager
+def compiling() -> Iterator[None]:
+    """Surrounds what makes ``torch.compile`` compile.
+
+    It switches Pyro's validation off for good, which is put back, and warns of what torch's own code uses.
+    """
+    with validation_enabled(dist.is_validation_enabled()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
 def compiled(recording: Recording, *, device: torch.device) -> Callable[..., Any]:
     """The recording as code that is compiled at its first call; the layout of images stays that of the recording."""
     pool_first(recording.graph)
@@ -130,9 +143,7 @@ def compiled(recording: Recording, *, device: torch.device) -> Callable[..., Any
             if not is_first:
                 return function(*inputs, *drawn)
             is_first = False
-            # Compiling switches Pyro's validation off for good, and warns of what torch's own code uses.
-            with validation_enabled(dist.is_validation_enabled()), warnings.catch_warnings():
-                warnings.simplefilter("ignore")
+            with compiling():
                 return function(*inputs, *drawn)
 
     return run

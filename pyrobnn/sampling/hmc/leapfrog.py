@@ -21,12 +21,10 @@ import warnings
 from collections.abc import Callable
 from typing import Any, Literal, get_args
 
-import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from pyrobnn.core.compilation import first_line, has_compiler
-from pyrobnn.core.handlers import validation_enabled
+from pyrobnn.core.compilation import NO_COMPILER, compiling, first_line, has_compiler
 from pyrobnn.core.shared_library import CompilerError
 from pyrobnn.sampling.hmc.native.compiled import CompiledPotential, State
 from pyrobnn.sampling.hmc.native.operators import DECOMPOSITIONS
@@ -115,15 +113,14 @@ class Leapfrogs:
         """Has ``torch.compile`` make blocks of leapfrogs."""
         self.block = _block_size(num_leapfrog, _LARGEST_BLOCK[total >= _LONG])
         try:
-            with validation_enabled(dist.is_validation_enabled()):  # torch.compile switches it off for good
+            with compiling():
                 self._run_block = self._compile(like, is_long=total >= _LONG)
             self.is_compiled = True
         except Exception as error:  # a compiler has many ways to fail
             reason = first_line(error)
             if compile is True:
-                raise RuntimeError(
-                    f"compile: torch.compile failed ({reason}); it needs a C++ compiler such as g++. Use compile=False."
-                ) from error
+                cause = reason if has_compiler(like.device) else NO_COMPILER
+                raise RuntimeError(f"compile: torch.compile failed ({cause}); use compile=False.") from error
             warnings.warn(f"leapfrogs run uncompiled, because torch.compile failed ({reason}).", stacklevel=3)
             self.block = 1
 

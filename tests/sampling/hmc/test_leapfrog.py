@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import warnings
+from collections.abc import Callable
 
 import pyro
 import pyro.distributions as dist
@@ -201,6 +203,34 @@ def test_a_compiler_that_fails_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.warns(UserWarning, match=r"leapfrogs run uncompiled.*g\+\+: not found"):
         run = Leapfrogs(target, q, num_leapfrog=1, total=10**9, compile="auto")
     assert not run.is_compiled and run.block == 1
+
+
+@pytest.mark.usefixtures("without_loops")
+def test_a_missing_compiler_is_named_as_the_cause(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", broken_compile)
+    monkeypatch.setattr(leapfrog, "has_compiler", lambda device: False)
+    target = potential()
+    with pytest.raises(RuntimeError, match=r"failed \(there is no C\+\+ compiler.*; use compile=False"):
+        Leapfrogs(target, start(target)[0], num_leapfrog=1, total=0, compile=True)
+
+
+@pytest.mark.usefixtures("without_loops")
+def test_warnings_of_the_compiler_do_not_keep_it_from_compiling(monkeypatch: pytest.MonkeyPatch) -> None:
+    def warning_compile(function: Callable[..., object], **_: object) -> Callable[..., object]:
+        def run(*inputs: Tensor) -> object:
+            if not ran:
+                warnings.warn("Guards may run slower", RuntimeWarning, stacklevel=1)
+            ran.append(len(inputs))
+            return function(*inputs)
+
+        return run
+
+    ran: list[int] = []
+    monkeypatch.setattr(torch, "compile", warning_compile)
+    target = potential()
+    compiled = Leapfrogs(target, start(target)[0], num_leapfrog=1, total=0, compile=True)
+    assert_equals_eager(compiled, target)
+    assert len(ran) > 1  # the first ran while warnings are errors
 
 
 @pytest.mark.usefixtures("without_loops")
