@@ -156,6 +156,27 @@ class TestGraphs:
         torch.testing.assert_close(found, guide.flat_loc.grad, **CLOSE)
         assert not torch.allclose(found, before, rtol=0.1)
 
+    @pytest.mark.parametrize("what", ["statistics", "scales"])
+    def test_what_a_callback_freezes_makes_a_new_one(self, what: str) -> None:
+        def trained(compile: bool) -> dict[str, Tensor]:
+            torch.manual_seed(0)
+            model = regression(nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, 1)))
+            guide = pb.guides.MeanField(model, init_scale=0.1)
+
+            def freeze(history: pb.History) -> None:
+                if what == "statistics":
+                    model.net.network[1].eval()
+                else:
+                    [parameter.requires_grad_(False) for parameter in guide.scale_parameters()]
+
+            options = {"epochs": 4, "lr": 0.01, "seed": 2, "progress": False, "callbacks": [freeze]}
+            pb.fit(model, guide, loader(), compile=compile, **options)  # type: ignore[arg-type]
+            return {f"guide.{k}": v for k, v in guide.state_dict().items()} | dict(model.state_dict())
+
+        found = trained(True)
+        for name, tensor in trained(False).items():
+            torch.testing.assert_close(found[name], tensor, **CLOSE)
+
     def test_gradients_add_to_those_that_are_there(self) -> None:
         model = regression()
         guide, compiled = pb.guides.MAP(model), CompiledObjective(pb.objectives.ELBO())
