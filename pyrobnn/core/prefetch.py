@@ -1,8 +1,8 @@
 """Blocks of draws made one ahead, in a thread of their own.
 
-Random numbers come from one processor core however many there are, and a prediction spends a fifth of a perceptron's
-time on them. Torch releases the interpreter lock while it computes, so the next block can be drawn while the network
-runs on the present one.
+Random numbers come from one processor core however many there are, so beside a network that uses several they take a
+share of a prediction's time that grows. The interpreter lock is released meanwhile, so the next block can be drawn
+while the network runs on the present one.
 """
 
 from __future__ import annotations

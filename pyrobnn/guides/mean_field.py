@@ -27,6 +27,7 @@ from pyrobnn.core import random_state
 from pyrobnn.core.arguments import check_positive
 from pyrobnn.core.explanations import explained
 from pyrobnn.core.prefetch import prefetched
+from pyrobnn.core.standard_normals import fill_standard_normals
 from pyrobnn.estimators.base import Estimator
 from pyrobnn.guides.base import Guide
 from pyrobnn.guides.components.low_rank import independent_normal
@@ -154,26 +155,27 @@ class MeanField(Guide):
         return self._draw_into(memory, self.flat_log_scale.detach().exp(), None)
 
     def sample_blocks(self, sizes: Iterable[int], *, reuse_memory: bool = False) -> Iterator[Draws]:
-        """Blocks of draws, on a CPU each made while the one before it is used; torch's random state gives a seed."""
+        """Blocks of draws; torch's random state gives a seed. If torch uses several threads, one more draws ahead."""
         device = self.flat_loc.device
         generator = torch.Generator(device).manual_seed(random_state.fresh_seed())
         scale, sizes = self.flat_log_scale.detach().exp(), list(sizes)
-        # Page faults of fresh memory can take as long as the random numbers. Two blocks in turn are one allocation,
-        # which an allocator keeps for the next prediction more readily than two.
-        both = scale.new_empty((2, max(sizes), len(scale))) if reuse_memory and len(sizes) > 1 else ()
+        is_ahead = device.type == "cpu" and torch.get_num_threads() > 1
+        # Page faults of fresh memory can take as long as the random numbers. Blocks in turn are one allocation, which
+        # an allocator keeps for the next prediction more readily than two.
+        memory = scale.new_empty((1 + is_ahead, max(sizes), len(scale))) if reuse_memory and len(sizes) > 1 else ()
         # By .data each has a version of its own: a change of one does not look like a change of the other.
-        blocks = itertools.cycle([block.data for block in both])
+        blocks = itertools.cycle([block.data for block in memory])
 
         def make(size: int) -> Draws:
             block = next(blocks, None)
-            memory = scale.new_empty((size, len(scale))) if block is None else block[:size]
-            return self._draw_into(memory, scale, generator)
+            drawn = scale.new_empty((size, len(scale))) if block is None else block[:size]
+            return self._draw_into(drawn, scale, generator)
 
-        yield from prefetched(make, sizes) if device.type == "cpu" else map(make, sizes)
+        yield from prefetched(make, sizes) if is_ahead else map(make, sizes)
 
     @torch.no_grad()
     def _draw_into(self, memory: Tensor, scale: Tensor, generator: torch.Generator | None) -> Draws:
         """Overwrites ``memory [K, size]`` by draws."""
-        noise = memory.normal_(generator=generator)
+        noise = memory.normal_() if generator is None else fill_standard_normals(memory, generator)
         flat = torch.addcmul(self.flat_loc, noise, scale, out=noise)
         return Draws(self.layout.constrain(self.layout.split(flat)))

@@ -15,14 +15,14 @@ from pyrobnn.core import shared_library as module
 from pyrobnn.core.shared_library import CompilerError, cache_directory, compiler, shared_library
 
 
-def suitable() -> bool:
+def has_gcc() -> bool:
     try:
         return bool(compiler())
     except CompilerError:
         return False
 
 
-needs_gcc = pytest.mark.skipif(not suitable(), reason="no GCC with the vectorized functions of glibc on this machine")
+needs_gcc = pytest.mark.skipif(not has_gcc(), reason="no GCC with the vectorized functions of glibc on this machine")
 
 
 @pytest.fixture(autouse=True)

@@ -95,8 +95,12 @@ def test_the_random_state_is_left_alone_with_a_seed_and_moves_once_without() -> 
 
 
 @pytest.mark.parametrize("replayed", [True, False])
-def test_passing_draws_are_the_same_in_the_memory_of_two_chunks(replayed: bool) -> None:
-    """Nine draws in chunks of two; a chunk that is used is never the memory of the one that is made meanwhile."""
+@pytest.mark.parametrize("threads", [1, 2])
+def test_passing_draws_are_the_same_in_the_memory_of_a_chunk_for_each_thread(
+    replayed: bool, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nine draws in chunks of two; a chunk that is used is never the memory of one that is made meanwhile."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     guide = make_guide()
     draws = PinnedDraws(guide, 9, 2 * BYTES_PER_DRAW, replayed=replayed, seed=1)
     places = []
@@ -104,8 +108,8 @@ def test_passing_draws_are_the_same_in_the_memory_of_two_chunks(replayed: bool) 
         assert all(torch.equal(chunk[name], wanted[name]) for name in wanted)
         places.append(chunk["net.weight"].untyped_storage().data_ptr() + chunk["net.weight"].storage_offset())
     assert len(places) == 5
-    assert len(set(places)) == 2
-    assert all(one != other for one, other in itertools.pairwise(places))
+    assert len(set(places)) == threads
+    assert all((one != other) == (threads == 2) for one, other in itertools.pairwise(places))
 
 
 def test_passing_draws_that_are_kept_are_kept() -> None:

@@ -1,9 +1,9 @@
 """Standard normals for each step, drawn one step ahead in a thread of their own.
 
-Random numbers are the largest single cost of an SG-MCMC step on a CPU (2.4 to 3.5 ns a weight, more than half of a
-perceptron's forward and backward pass), and they come from one processor core however many there are. Torch releases
-the interpreter while it computes, so the next step's noise is drawn while the network runs on this step's batch. The
-numbers are the same with and without the thread: they come from a generator that nothing else draws from.
+Random numbers come from one processor core however many there are. Torch's (2.4 to 3.5 ns a weight) cost more than half
+of a perceptron's forward and backward pass, those of :mod:`pyrobnn.core.standard_normals` less than a quarter of that.
+Either way the interpreter is released, so the next step's noise is drawn while the network runs on this step's batch.
+The numbers are the same with and without the thread: they come from a generator that nothing else draws from.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from pyrobnn.core import random_state
+from pyrobnn.core.standard_normals import fill_standard_normals
 
 __all__ = ["Noise"]
 
@@ -79,4 +80,4 @@ class Noise:
         return self._pending
 
     def _fill(self, buffer: Tensor) -> Tensor:
-        return buffer.normal_(generator=self.generator)
+        return fill_standard_normals(buffer, self.generator)

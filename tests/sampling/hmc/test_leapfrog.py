@@ -21,7 +21,7 @@ from pyrobnn.model.supervised import SupervisedModel
 from pyrobnn.sampling.hmc import leapfrog
 from pyrobnn.sampling.hmc.leapfrog import Leapfrogs, State
 from pyrobnn.sampling.hmc.potential import Potential
-from tests.sampling.hmc.native.programs import needs_gcc
+from tests.core.test_shared_library import needs_gcc
 
 needs_compiler = pytest.mark.skipif(not has_compiler(torch.device("cpu")), reason="no C++ compiler on this machine")
 

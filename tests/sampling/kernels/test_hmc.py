@@ -35,7 +35,7 @@ from tests.conformance.full_batch_suite import (
     z_of_chains,
 )
 from tests.conformance.monte_carlo import Z
-from tests.sampling.hmc.native.programs import needs_gcc
+from tests.core.test_shared_library import needs_gcc
 
 
 class TestHMC(FullBatchConformance):

@@ -4,24 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import pytest
 import torch
 from torch import Tensor
 
-from pyrobnn.core.shared_library import CompilerError, compiler
 from pyrobnn.sampling.hmc.native.compiled import CompiledPotential
 from pyrobnn.sampling.hmc.native.operators import DECOMPOSITIONS
 from pyrobnn.sampling.hmc.tracing import trace
-
-
-def _suitable() -> bool:
-    try:
-        return bool(compiler())
-    except CompilerError:
-        return False
-
-
-needs_gcc = pytest.mark.skipif(not _suitable(), reason="no GCC with the vectorized functions of glibc on this machine")
 
 
 def computed(function: Callable[[Tensor], list[Tensor]], x: Tensor) -> list[Tensor]:

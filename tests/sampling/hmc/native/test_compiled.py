@@ -15,7 +15,7 @@ from pyrobnn.sampling.hmc.native.compiled import CompiledPotential
 from pyrobnn.sampling.hmc.native.operators import DECOMPOSITIONS
 from pyrobnn.sampling.hmc.potential import Potential
 from tests.conformance.guide_models import SMOOTH, Case
-from tests.sampling.hmc.native.programs import needs_gcc
+from tests.core.test_shared_library import needs_gcc
 from tests.sampling.hmc.test_potential import whole
 
 pytestmark = needs_gcc

@@ -12,7 +12,8 @@ from pyrobnn.sampling.hmc.native.loops import Loops
 from pyrobnn.sampling.hmc.native.operators import DECOMPOSITIONS
 from pyrobnn.sampling.hmc.native.values import NotExpressibleError
 from pyrobnn.sampling.hmc.tracing import trace
-from tests.sampling.hmc.native.programs import assert_computed, needs_gcc
+from tests.core.test_shared_library import needs_gcc
+from tests.sampling.hmc.native.programs import assert_computed
 
 pytestmark = needs_gcc
 

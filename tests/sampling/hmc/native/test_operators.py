@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from pyrobnn.sampling.hmc.native.operators import DECOMPOSITIONS, EXPRESSIONS
-from tests.sampling.hmc.native.programs import assert_computed, needs_gcc
+from tests.core.test_shared_library import needs_gcc
+from tests.sampling.hmc.native.programs import assert_computed
 
 pytestmark = needs_gcc
 
