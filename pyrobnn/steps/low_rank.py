@@ -9,8 +9,8 @@ For a draw :math:`w = \mu + \delta`, :math:`\delta = \sigma\varepsilon + Fz`, wi
 
 where g is the gradient by w, ψ = log σ, and p the precision of a Normal prior. With
 :math:`T = g z^\top - \lambda D^{-1} F C^{-1}` the sum :math:`\sigma \varepsilon g + \lambda q` is
-:math:`\delta g - T \cdot F` by rows. Time goes into passes over F, one forward and one backward, each in parts that fit
-a processor's cache. The token is that of :mod:`pyrobnn.steps.mean_field`.
+:math:`\delta g - T \cdot F` by rows. Time goes into passes over F, one forward and one backward
+(:mod:`~pyrobnn.steps.low_rank_passes`). The token is that of :mod:`pyrobnn.steps.mean_field`.
 """
 
 from __future__ import annotations
@@ -26,15 +26,13 @@ from pyrobnn.model.divergence import Divergence, PriorTerm, refuse_missing
 from pyrobnn.model.draws import Draws
 from pyrobnn.model.layout import Layout
 from pyrobnn.steps.base import GradientBuffers, Lease, Pool, Step, refuse_second_derivatives
-from pyrobnn.steps.flat import chunks, collect
+from pyrobnn.steps.flat import collect
+from pyrobnn.steps.low_rank_loops import passes_for
+from pyrobnn.steps.low_rank_passes import Columns
 from pyrobnn.steps.noise import AntitheticNoise
 from pyrobnn.steps.normal_prior import FlatNormalPrior, NormalWindow
 
 __all__ = ["LowRankStep"]
-
-# Elements of the flat vector that are worked on at a time: in a product of all rows, and row by row.
-_CHUNK = 2**15
-_LONG_CHUNK = 2**17
 
 Terms: TypeAlias = tuple[dict[str, Tensor], bool]
 
@@ -137,10 +135,8 @@ class _Memory:
         self.by_factor = self.factor
         self.values: list[Tensor] = []
         self.cholesky: Tensor | None = None
-        self._inner = self.loc.new_empty((rank + 1, min(size, _CHUNK)))
-        self._rows = self.loc.new_empty((2, min(size, _LONG_CHUNK)))
-        self._part = self.loc.new_zeros((rank, rank))
-        self._gram = torch.zeros_like(self._part, dtype=torch.float64)  # rounding must not hide the identity
+        self._passes = passes_for(self.factor)
+        self._gram = self.loc.new_zeros((rank, rank), dtype=torch.float64)  # rounding must not hide the identity
         self._squares: dict[tuple[int, int], Tensor] = {}
 
     def draw(self, windows: Sequence[slice]) -> None:
@@ -166,24 +162,13 @@ class _Memory:
 
     def _pass(self, window: slice) -> Tensor:
         """The draw's elements in a window, their part of ``Bᵀ B``; returns the sum of squares of σ and F there."""
-        squares = self.loc.new_zeros(())
-        for chunk in chunks(window, _LONG_CHUNK):
-            factor, scale, value, deviation = (
-                tensor[..., chunk] for tensor in (self.factor, self.by_log_scale, self.by_loc, self.deviation)
-            )
-            torch.exp(self.log_scale[chunk], out=scale)
-            torch.mv(factor.T, self._weights, out=value)
-            torch.addcmul(value, scale, self._epsilon[chunk], out=deviation)
-            torch.add(self.loc[chunk], deviation, out=value)
-            precision, row = self._rows[:, : len(scale)]
-            torch.mul(scale, scale, out=precision).reciprocal_()
-            squares += scale.dot(scale)
-            for index, column in enumerate(factor.unbind()):  # faster than a product of narrow matrices
-                torch.mul(column, precision, out=row)
-                torch.mv(factor[: index + 1], row, out=self._part[index, : index + 1])
-                squares += column.dot(column)
-            self._gram += self._part
-        return squares
+        torch.exp(self.log_scale[window], out=self.by_log_scale[window])
+        return self._passes.forward(self._columns(window), self._weights, self._gram)
+
+    def _columns(self, window: slice) -> Columns:
+        return Columns(
+            self.factor, self.loc, self._epsilon, self.deviation, self.by_loc, self.by_log_scale, self.by_factor
+        ).at(window)
 
     def entropy(self) -> Tensor:
         """``½ (d (1 + log 2π) + log det Σ)``, NaN if C is singular in this precision."""
@@ -213,31 +198,8 @@ class _Memory:
             assert self.cholesky is not None
             mixing[:, :rank] = torch.cholesky_inverse(self.cholesky).mul_(-weight)
         for window, precision in [*((n.window, n.precision) for n in windows), *((gap, 0.0) for gap in gaps)]:
-            for chunk in chunks(window, _CHUNK):
-                part = precision
-                if isinstance(precision, Tensor):
-                    part = precision[chunk.start - window.start : chunk.stop - window.start]
-                self._write_chunk(chunk, weight, part, mixing)
-
-    def _write_chunk(self, chunk: slice, weight: float, precision: float | Tensor, mixing: Tensor) -> None:
-        size = chunk.stop - chunk.start
-        factor, gradient, scale = self.factor[:, chunk], self.by_loc[chunk], self.by_log_scale[chunk]
-        by_factor, products = self.by_factor[:, chunk], self._inner[:-1, :size]
-        variance, row = self._rows[:, :size]
-        torch.mul(scale, scale, out=variance)
-        torch.mul(factor, torch.reciprocal(variance, out=row), out=products)
-        self._inner[-1, :size] = gradient
-        torch.mm(mixing, self._inner[:, :size], out=by_factor)
-        torch.mul(factor, by_factor, out=products)
-        torch.mul(gradient, self.deviation[chunk], out=scale)
-        scale.sub_(torch.sum(products, 0, out=row))
-        if isinstance(precision, Tensor):
-            by_factor.addcmul_(factor, precision, value=weight)
-            scale.addcmul_(variance, precision, value=weight)
-        else:
-            by_factor.add_(factor, alpha=weight * precision)
-            scale.add_(variance, alpha=weight * precision)
-        scale.sub_(weight)
+            precisions = precision if isinstance(precision, Tensor) else self.loc.new_tensor([precision])
+            self._passes.backward(self._columns(window), mixing, precisions, weight)
 
 
 class _Record:

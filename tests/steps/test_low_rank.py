@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import pyro.distributions as dist
@@ -16,8 +17,11 @@ from pyrobnn.model.priors import PriorSpec, he
 from pyrobnn.model.supervised import SupervisedModel
 from pyrobnn.objectives import ELBO
 from pyrobnn.steps import LowRankStep
+from pyrobnn.steps.low_rank_loops import CompiledPasses
+from pyrobnn.steps.low_rank_passes import TorchPasses
 from pyrobnn.training.gradient_step import train_step
 from pyrobnn.training.optimizers import make_optimizer
+from tests.core.test_shared_library import has_gcc
 from tests.guides.test_base import Sites
 from tests.steps.test_mean_field import loss_of
 
@@ -28,6 +32,18 @@ RULES: dict[str, PriorSpec | None] = {
     "windows and gaps": [("*bias", dist.Laplace(0.1, 0.8)), ("*", dist.Normal(0.2, 0.7))],
     "by element": [("0.weight", dist.Normal(0.3, SCALES).to_event(2)), ("*", dist.Normal(0.0, 1.0))],
 }
+
+
+@pytest.fixture(autouse=True, params=["torch", "loops"])
+def passes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both kinds of passes, whatever the size."""
+    if request.param == "torch":
+        monkeypatch.setattr("pyrobnn.steps.low_rank.passes_for", lambda factor: TorchPasses())
+    elif not has_gcc():
+        pytest.skip("no GCC with the vectorized functions of glibc on this machine")
+    else:
+        compiled = functools.cache(CompiledPasses)
+        monkeypatch.setattr("pyrobnn.steps.low_rank.passes_for", lambda factor: compiled(len(factor), factor.dtype))
 
 
 def problem(rules: PriorSpec | None = None, rank: int = 3) -> tuple[SupervisedModel, LowRankNormal, Any]:
@@ -75,8 +91,8 @@ def test_gradients_are_those_of_autograd(
     rules: PriorSpec | None, weight: float, size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In one part or several, whatever scales the loss; the second time in memory that is used again."""
-    monkeypatch.setattr("pyrobnn.steps.low_rank._CHUNK", size)
-    monkeypatch.setattr("pyrobnn.steps.low_rank._LONG_CHUNK", size)
+    monkeypatch.setattr("pyrobnn.steps.low_rank_passes._CHUNK", size)
+    monkeypatch.setattr("pyrobnn.steps.low_rank_passes._LONG_CHUNK", size)
     model, guide, batch = problem(rules)
     step = guide.step(model)
     assert isinstance(step, LowRankStep)
