@@ -19,7 +19,7 @@ Deng, Zhang, Liang, Yang, Xu, Zhu & Xing, *Structured Generative Adversarial Net
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -30,18 +30,14 @@ from torch.nn.functional import cross_entropy
 from torch.optim.lr_scheduler import LambdaLR
 
 from models.conditional_gan import ConditionalGAN, adam, discriminator_loss, generator_loss
+from models.late_ramp import published_ramp
 from models.semi_supervised import check_labels
 from pyrobnn.core import schedules
 from pyrobnn.core.arguments import check_non_negative, check_number
 from pyrobnn.core.schedules import Schedule
 from pyrobnn.training import Game, GamePlayer, Phase, discriminator_values
 
-__all__ = ["SGANOptions", "StructuredGAN", "published_ramp"]
-
-
-def published_ramp(epoch: int) -> float:
-    """The weight of generated samples in the classifier's loss in the authors' code for SVHN, at an epoch."""
-    return min(max((epoch - 100) / 30_000, 0.0), 0.025)
+__all__ = ["SGANOptions", "StructuredGAN"]
 
 
 @dataclass(frozen=True)
@@ -53,7 +49,9 @@ class SGANOptions:
     Attributes:
         style: Factor of R_z, for G and I (1 in the paper).
         label: Factor of R_y, for G (1 in the paper).
-        generated: Factor of R_y in the loss of C: cross-entropy on generated samples (the code for SVHN).
+        generated: Factor of R_y in the loss of C: cross-entropy on generated samples (the code for SVHN, where it is
+            zero at first, as a :class:`~models.late_ramp.LateRamp`). C's own accuracy on samples does not show whether
+            they have their class, since R_y draws G to what C calls one; a judge that knows other data does.
         entropy: Factor of the entropy of C on unlabeled rows (Springenberg 2016; 0.3 in the code).
         balance: Factor of the cross-entropy between the uniform distribution and the mean prediction of a batch
             (Springenberg 2016; 1e-3 in the code).
@@ -67,7 +65,7 @@ class SGANOptions:
 
     style: Schedule = 1.0
     label: Schedule = 1.0
-    generated: Schedule = field(default=published_ramp)
+    generated: Schedule = published_ramp
     entropy: Schedule = 0.3
     balance: Schedule = 1e-3
     consistency: Schedule = 0.0

@@ -1,17 +1,18 @@
 """MNIST at 14 x 14 pixels with few labels: a structured GAN beside supervised training, Pi-model and conditional GAN.
 
-All methods have the same classifier, a perceptron with dropout, and the same labels, as many of each class. Settings
-are those of :data:`SETTINGS`, stated in advance and not tuned; ``--validation`` scores held-out training digits. Test
-labels are used for the table alone, once, after the last epoch. Samples are judged by a classifier of 20,000 other
-training digits.
+All methods have the same classifier, a perceptron with dropout, and the same labels, as many of each class. Each has
+one setting with three candidates (:data:`SETTINGS`); ``--tune`` chooses it on 10,000 held-out training digits, with
+seeds of its own. What all share is :data:`COMMON`. Test labels are used for the table alone, once, after the last
+epoch. Samples are judged by a classifier of 20,000 other training digits.
 
-    python -m benchmarks.reproduce.structured_gan --labels 100 --seeds 0 1 --json structured_gan.json
+    python -m benchmarks.reproduce.structured_gan --tune --epochs 30 --methods supervised Pi-model SGAN
 """
 
 from __future__ import annotations
 
 import argparse
 import functools
+from statistics import fmean
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +20,9 @@ from torch.nn.functional import avg_pool2d, cross_entropy
 
 from benchmarks.reproduce import datasets
 from benchmarks.reproduce.experiment import Experiment, Pair, Row, arguments
+from benchmarks.reproduce.tuning import Scores, Setting
 from models.conditional_gan import ConditionalGAN, Joined
+from models.late_ramp import LateRamp
 from models.semi_supervised import SemiSupervisedBatches
 from models.structured_gan import SGANOptions, StructuredGAN
 from models.structured_gan_scores import controllability, style_grid, style_information
@@ -27,7 +30,7 @@ from pyrobnn import schedules
 from pyrobnn.training import DiscriminatorWatch, Game, GamePlayer, Phase
 
 PIXELS, STYLE, CLASSES = 196, 16, 10
-SETTINGS = {
+COMMON = {
     "unlabeled": 10_000,
     "batch": 100,
     "labeled_batch": 50,
@@ -36,6 +39,15 @@ SETTINGS = {
     "ramp": 10,
 }
 """``ramp``: epochs over which weights rise."""
+
+_START = Setting("epoch from which C learns from samples", 8, (0, 8, 14))
+SETTINGS = {
+    "supervised": Setting("learning rate", 1e-3, (3e-4, 1e-3, 3e-3)),
+    "Pi-model": Setting("weight", 10.0, (3.0, 10.0, 30.0)),
+    "conditional": _START,
+    "SGAN": _START,
+}
+"""What ``--tune`` chooses for each method."""
 
 
 def network() -> nn.Module:
@@ -55,20 +67,22 @@ def split(labels: int, seed: int) -> tuple[Pair, Tensor]:
     x, y = (part[:40_000] for part in images("train"))
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
     rows = torch.cat([order[y[order] == digit][: labels // CLASSES] for digit in range(CLASSES)])
-    return (x[rows], y[rows]), x[order[: SETTINGS["unlabeled"]]]  # type: ignore[misc]
+    return (x[rows], y[rows]), x[order[: COMMON["unlabeled"]]]  # type: ignore[misc]
 
 
 def batches_of(labeled: Pair, unlabeled: Tensor) -> SemiSupervisedBatches:
     """The batches of all methods."""
-    return SemiSupervisedBatches(*labeled, unlabeled, CLASSES, int(SETTINGS["labeled_batch"]), int(SETTINGS["batch"]))
+    return SemiSupervisedBatches(*labeled, unlabeled, CLASSES, int(COMMON["labeled_batch"]), int(COMMON["batch"]))
 
 
-def classifier_alone(labeled: Pair, unlabeled: Tensor, epochs: int, seed: int, consistency: float) -> nn.Module:
+def classifier_alone(
+    labeled: Pair, unlabeled: Tensor, epochs: int, seed: int, consistency: float = 0.0, lr: float = COMMON["lr"]
+) -> nn.Module:
     """Supervised training, and with ``consistency`` the Pi-model; the running average of the classifier."""
     torch.manual_seed(seed)
     net = network()
-    player = GamePlayer("C", net, lr=SETTINGS["lr"], averaging=0.99)
-    ramp = schedules.GaussianRampUp(consistency, int(SETTINGS["ramp"])) if consistency else None
+    player = GamePlayer("C", net, lr=lr, averaging=0.99)
+    ramp = schedules.GaussianRampUp(consistency, int(COMMON["ramp"])) if consistency else None
 
     def loss(batch: tuple[Tensor, Tensor, Tensor]) -> Tensor:
         x, y, others = batch
@@ -84,18 +98,22 @@ def classifier_alone(labeled: Pair, unlabeled: Tensor, epochs: int, seed: int, c
     return player.average
 
 
-def structured(labeled: Pair, unlabeled: Tensor, epochs: int, seed: int, style: bool) -> StructuredGAN:
-    """The structured GAN, or without the game of the style a conditional GAN with a classifier."""
-    torch.manual_seed(seed)
-    rise = schedules.Linear(0.0, 1.0, int(SETTINGS["ramp"]) + 1, hold=True)
-    options = SGANOptions(
-        generated=lambda epoch: 0.5 * rise(epoch),
-        entropy=lambda epoch: 0.3 * rise(epoch),
-        balance=lambda epoch: 0.3 * rise(epoch),
-        consistency=schedules.GaussianRampUp(SETTINGS["consistency"], int(SETTINGS["ramp"])),
+def weights(start: int) -> SGANOptions:
+    """What the classifier of a structured GAN is trained with; from samples after the epoch ``start``."""
+    ramp = int(COMMON["ramp"])
+    return SGANOptions(
+        generated=LateRamp(0.5, start, ramp),
+        entropy=LateRamp(0.3, 0, ramp),
+        balance=LateRamp(0.3, 0, ramp),
+        consistency=schedules.GaussianRampUp(COMMON["consistency"], ramp),
         pseudo_labels=0.8,
         generator_averaging=0.999,
     )
+
+
+def structured(labeled: Pair, unlabeled: Tensor, epochs: int, seed: int, style: bool, start: int) -> StructuredGAN:
+    """The structured GAN, or without the game of the style a conditional GAN with a classifier."""
+    torch.manual_seed(seed)
     pair = (
         (Joined(PIXELS, STYLE, (256, 256)), Joined(PIXELS + STYLE, 1, (256, 256), dropout=0.3))
         if style
@@ -108,10 +126,10 @@ def structured(labeled: Pair, unlabeled: Tensor, epochs: int, seed: int, style: 
         *pair,
         num_classes=CLASSES,
         latent_dim=STYLE,
-        options=options,
+        options=weights(start),
     )
     data = batches_of(labeled, unlabeled)
-    game = sgan.game(lr=SETTINGS["lr"])
+    game = sgan.game(lr=COMMON["lr"])
     sgan.pretraining(game).play(data, epochs=5, seed=seed, progress=False)
     game.play(data, epochs=epochs, seed=seed, progress=False, callbacks=[DiscriminatorWatch("D_xy")])
     return sgan.averaged(game)
@@ -136,14 +154,26 @@ def error(net: nn.Module, data: Pair) -> float:
     return 100.0 * float((net.eval()(data[0]).argmax(1) != data[1]).double().mean())
 
 
-def row_of(method: str, labels: int, seed: int, epochs: int, data: Pair, figure: str | None = None) -> Row:
-    """One row."""
+def trained(method: str, value: float, labels: int, seed: int, epochs: int) -> tuple[nn.Module, StructuredGAN | None]:
+    """The classifier of a method at a value of its setting, and the GAN, if it has one."""
     labeled, unlabeled = split(labels, seed)
-    if method in ("supervised", "Pi-model"):
-        weight = SETTINGS["consistency"] if method == "Pi-model" else 0.0
-        return {"error": error(classifier_alone(labeled, unlabeled, epochs, seed, weight), data)}
-    sgan = structured(labeled, unlabeled, epochs, seed, method == "SGAN")
-    row = {"error": error(sgan.classifier, data), "controllability": 100.0 * controllability(sgan, judge())}
+    if method == "supervised":
+        return classifier_alone(labeled, unlabeled, epochs, seed, lr=value), None
+    if method == "Pi-model":
+        return classifier_alone(labeled, unlabeled, epochs, seed, value), None
+    sgan = structured(labeled, unlabeled, epochs, seed, method == "SGAN", int(value))
+    return sgan.classifier, sgan
+
+
+def row_of(
+    method: str, value: float, labels: int, seed: int, epochs: int, data: Pair, figure: str | None = None
+) -> Row:
+    """One row."""
+    classifier, sgan = trained(method, value, labels, seed, epochs)
+    row = {"error": error(classifier, data)}
+    if sgan is None:
+        return row
+    row["controllability"] = 100.0 * controllability(sgan, judge())
     if method == "SGAN":
         row["style_information"] = style_information(sgan, *(part[:5000] for part in data))
         if figure is not None:
@@ -157,7 +187,7 @@ def conditional(seed: int, epochs: int) -> Row:
     x, y = (part[:20_000] for part in images("train"))
     networks = Joined(CLASSES + STYLE, PIXELS, (256, 256), bounded=True), Joined(PIXELS + CLASSES, 1, (256, 256), 0.3)
     gan = ConditionalGAN(*networks, num_classes=CLASSES, latent_dim=STYLE)
-    game = gan.game(lr=SETTINGS["lr"], averaging=0.999)
+    game = gan.game(lr=COMMON["lr"], averaging=0.999)
     data = [(x[rows], y[rows]) for rows in torch.randperm(len(x)).split(100)]
     game.play(data, epochs=epochs, seed=seed, progress=False)
     labels = torch.randint(CLASSES, (10_000,))
@@ -174,15 +204,9 @@ def draw(sgan: StructuredGAN, path: str) -> None:
     plt.imsave(path, grid.permute(0, 2, 1, 3).reshape(10 * 14, 12 * 14).numpy(), cmap="gray", vmin=0.0, vmax=1.0)
 
 
-METHODS = ("supervised", "Pi-model", "conditional", "SGAN")
-
-
 def run(seed: int, options: argparse.Namespace) -> dict[str, Row]:
     """All methods with all numbers of labels."""
     data = images("t10k")
-    if options.validation:
-        x, y = images("train")
-        data = x[40_000:50_000], y[40_000:50_000]
     epochs = 1 if options.quick else options.epochs
     rows = {}
     if options.cgan:
@@ -190,19 +214,33 @@ def run(seed: int, options: argparse.Namespace) -> dict[str, Row]:
     for labels in options.labels:
         for method in options.methods:
             figure = options.figure if seed == options.seeds[0] and labels == options.labels[-1] else None
-            rows[f"{labels} labels: {method}"] = row_of(method, labels, seed, epochs, data, figure)
+            value = options.settings[method]
+            rows[f"{labels} labels: {method}"] = row_of(method, value, labels, seed, epochs, data, figure)
     return rows
+
+
+def tune(seed: int, options: argparse.Namespace) -> Scores:
+    """Of every method the validation error of its candidates, the mean over the numbers of labels."""
+    x, y = (part[40_000:50_000] for part in images("train"))
+    epochs = 1 if options.quick else options.epochs
+    return {
+        method: {
+            value: fmean(error(trained(method, value, n, seed, epochs)[0], (x, y)) for n in options.labels)
+            for value in SETTINGS[method].candidates
+        }
+        for method in options.methods
+    }
 
 
 def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--labels", type=int, nargs="+", default=[100], help="default: 100")
     parser.add_argument("--epochs", type=int, default=40, help="passes over the unlabeled digits (default %(default)s)")
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), help="default: all")
+    parser.add_argument("--methods", nargs="+", choices=list(SETTINGS), default=list(SETTINGS), help="default: all")
     parser.add_argument("--cgan", action="store_true", help="also a conditional GAN of digits with all labels")
-    parser.add_argument("--validation", action="store_true", help="errors on held-out training digits")
     parser.add_argument("--figure", help="where to write the grid of styles of the first seed")
-    Experiment("Structured GAN on MNIST, 14 x 14", run, lambda method: method.split(":")[0]).main(parser)
+    heading = lambda method: method.split(":")[0]  # noqa: E731
+    Experiment("Structured GAN on MNIST, 14 x 14", run, heading, SETTINGS, tune).main(parser)
 
 
 if __name__ == "__main__":

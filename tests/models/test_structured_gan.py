@@ -12,10 +12,12 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, log_softmax, softplus
 
 from models.conditional_gan import Joined
+from models.late_ramp import LateRamp
 from models.semi_supervised import SemiSupervisedBatches
-from models.structured_gan import SGANOptions, StructuredGAN, published_ramp, style_reconstruction
+from models.structured_gan import SGANOptions, StructuredGAN, style_reconstruction
 from models.structured_gan_scores import controllability, style_grid, style_information, style_transfer
 from pyrobnn import schedules
+from pyrobnn.core.schedules import Schedule
 from pyrobnn.training import DiscriminatorWatch, Game
 
 # The toy: two classes, two styles, three values of x; G is a table p(x | y, z) under which classes overlap.
@@ -173,12 +175,24 @@ def test_the_generators_reconstructions_are_terms_of_its_loss() -> None:
     torch.testing.assert_close(style_reconstruction(z, found), expected)
 
 
-def test_ramps_follow_the_epochs_and_are_the_published_ones() -> None:
-    assert [published_ramp(epoch) for epoch in (0, 100, 400, 850, 1000)] == [0.0, 0.0, 0.01, 0.025, 0.025]
+def test_ramps_follow_the_epochs() -> None:
     model = sgan(generated=schedules.Linear(0.0, 1.0, 3, hold=True))
     seen: list[float] = []
     model.game().play(batches(), epochs=4, progress=False, callbacks=[lambda _: seen.append(model.weight("generated"))])
     assert seen == [0.5, 1.0, 1.0, 1.0]
+
+
+def test_before_its_start_the_classifier_does_not_see_samples() -> None:
+    """Until the ramp starts the classifier is, after each epoch, that of a game in which it learns from no samples."""
+
+    def after_epochs(generated: Schedule) -> list[Tensor]:
+        model, found = sgan(generated=generated), []
+        keep = lambda _: found.append(nn.utils.parameters_to_vector(model.classifier.parameters()).detach())  # noqa: E731
+        model.game().play(batches(), epochs=5, seed=0, progress=False, callbacks=[keep])
+        return found
+
+    late, never = after_epochs(LateRamp(0.5, 2, 2)), after_epochs(0.0)
+    assert [torch.equal(one, other) for one, other in zip(late, never, strict=True)] == [True] * 3 + [False] * 2
 
 
 def test_real_pairs_are_labeled_guessed_and_generated() -> None:
