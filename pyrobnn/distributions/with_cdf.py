@@ -10,9 +10,12 @@ with the regularized incomplete gamma function Q and beta function I.
 from __future__ import annotations
 
 import math
+from typing import Any, ClassVar
 
 import pyro.distributions as dist
 import torch
+import torch.nn.functional as F
+from pyro.distributions import constraints
 from torch import Tensor
 
 from pyrobnn.distributions.incomplete_beta import incomplete_beta
@@ -21,7 +24,26 @@ __all__ = ["NegativeBinomial", "Poisson", "StudentT", "ZeroInflatedPoisson"]
 
 
 class Poisson(dist.Poisson):
-    """Poisson."""
+    """Poisson, whose log probabilities are computed from the logarithm of its rate, which may be too small for one.
+
+    Args:
+        log_rate: Logarithms of rates.
+        validate_args: As for every distribution of torch.
+    """
+
+    def __init__(self, log_rate: Tensor, validate_args: bool | None = None) -> None:
+        self.log_rate = log_rate
+        super().__init__(log_rate.exp(), validate_args=validate_args)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log probability of counts."""
+        if self._validate_args:
+            self._validate_sample(value)
+        return _log_poisson(self.log_rate, value)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> Poisson:
+        """The same on a larger batch shape."""
+        return Poisson(self.log_rate.expand(batch_shape), validate_args=False)
 
     def cdf(self, value: Tensor) -> Tensor:
         """Probability of at most ``value``."""
@@ -38,7 +60,40 @@ class NegativeBinomial(dist.NegativeBinomial):
 
 
 class ZeroInflatedPoisson(dist.ZeroInflatedPoisson):
-    """Poisson, or zero with the probability of the gate."""
+    """Poisson, or zero with the probability of the gate; log probabilities are computed from logarithms.
+
+    Args:
+        log_rate: Logarithms of rates.
+        gate_logits: Logits of further zeros, of the same shape.
+        validate_args: As for every distribution of torch.
+    """
+
+    # Rates that are too small for a number are 0.
+    arg_constraints: ClassVar[dict[str, Any]] = {
+        **dist.ZeroInflatedPoisson.arg_constraints,
+        "rate": constraints.nonnegative,
+    }
+
+    def __init__(self, log_rate: Tensor, gate_logits: Tensor, validate_args: bool | None = None) -> None:
+        self.log_rate = log_rate
+        super().__init__(log_rate.exp(), gate_logits=gate_logits, validate_args=validate_args)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log probability of counts."""
+        if self._validate_args:
+            self._validate_sample(value)
+        is_zero = value == 0
+        closed, open_ = -F.softplus(-self.gate_logits), -F.softplus(self.gate_logits)
+        # Both are evaluated everywhere: an infinite rate of one would make the gradient of the other NaN.
+        largest = math.log(torch.finfo(self.log_rate.dtype).max) - 1.0
+        zero = torch.logaddexp(closed, open_ - self.log_rate.clamp_max(largest).exp())
+        other = open_ + _log_poisson(self.log_rate.masked_fill(is_zero, 0.0), value)
+        return torch.where(is_zero, zero, other)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> ZeroInflatedPoisson:
+        """The same on a larger batch shape."""
+        log_rate, gate_logits = self.log_rate.expand(batch_shape), self.gate_logits.expand(batch_shape)
+        return ZeroInflatedPoisson(log_rate, gate_logits, validate_args=False)
 
     def cdf(self, value: Tensor) -> Tensor:
         """Probability of at most ``value``."""
@@ -66,3 +121,7 @@ class StudentT(dist.StudentT):
         x, complement = 1.0 / (1.0 + ratio), torch.where(ratio.isinf(), 1.0, ratio / (1.0 + ratio))
         tail = 0.5 * incomplete_beta(0.5 * self.df, x.new_full((), 0.5), x, complement)
         return torch.where(t > 0, 1.0 - tail, tail)
+
+
+def _log_poisson(log_rate: Tensor, value: Tensor) -> Tensor:
+    return value * log_rate - log_rate.exp() - torch.lgamma(value + 1.0)

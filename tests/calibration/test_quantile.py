@@ -244,7 +244,7 @@ def test_bad_input_is_refused() -> None:
     with pytest.raises(TypeError, match=r"^prediction: expected a prediction of real"):
         calibrator.fit(class_prediction(torch.zeros(1, 50, 3)), torch.zeros(50).long())
     with pytest.raises(ValueError, match=r"^prediction: counts"):
-        calibrator.fit(of(likelihoods.Poisson(), 50, rate=3.0), torch.full((50,), 2.0).double())
+        calibrator.fit(of(likelihoods.Poisson(), 50, log_rate=1.0), torch.full((50,), 2.0).double())
     with pytest.raises(ValueError, match=r"^cdf: it needs what each"):
         calibrator.fit(prediction.without_draws(), y)
     calibrator.fit(prediction, y)

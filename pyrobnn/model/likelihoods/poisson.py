@@ -26,12 +26,12 @@ class Poisson(Likelihood):
     """
 
     def parameters_of(self, outputs: Tensor) -> dict[str, Tensor]:
-        """The ``rate``."""
-        return {"rate": outputs.exp()}
+        """The ``log_rate``."""
+        return {"log_rate": outputs}
 
     def distribution(self, parameters: Mapping[str, Tensor]) -> with_cdf.Poisson:
-        """Poisson with this ``rate``."""
-        return with_cdf.Poisson(parameters["rate"])
+        """Poisson with the rate whose logarithm is ``log_rate``."""
+        return with_cdf.Poisson(parameters["log_rate"])
 
     @torch.no_grad()
     def fisher_information(self, outputs: Tensor) -> FisherInformation:

@@ -39,13 +39,13 @@ class ZeroInflatedPoisson(PairedOutputs):
         super().__init__(0.0, dim=dim, missing=missing)
 
     def parameters_of(self, outputs: Tensor) -> dict[str, Tensor]:
-        """``rate`` and ``gate_logits``."""
+        """``log_rate`` and ``gate_logits``."""
         log_rate, gate_logits = self.halves(outputs)
-        return {"rate": log_rate.exp(), "gate_logits": gate_logits}
+        return {"log_rate": log_rate, "gate_logits": gate_logits}
 
     def distribution(self, parameters: Mapping[str, Tensor]) -> with_cdf.ZeroInflatedPoisson:
         """Poisson with further zeros."""
-        return with_cdf.ZeroInflatedPoisson(parameters["rate"], gate_logits=parameters["gate_logits"])
+        return with_cdf.ZeroInflatedPoisson(parameters["log_rate"], parameters["gate_logits"])
 
     @torch.no_grad()
     def fisher_information(self, outputs: Tensor) -> FisherInformation:

@@ -50,7 +50,7 @@ def test_single_distributions_are_those_of_scoringrules() -> None:
             mixture_crps(dist.Gamma(scale, rate), Y.abs(), 1.0),
             rules.crps_gamma(Y.abs().numpy(), scale[0].numpy(), rate[0].numpy()),
         ),
-        (mixture_crps(with_cdf.Poisson(rate), counts, 0.0), rules.crps_poisson(counts.numpy(), rate[0].numpy())),
+        (mixture_crps(with_cdf.Poisson(rate.log()), counts, 0.0), rules.crps_poisson(counts.numpy(), rate[0].numpy())),
         (
             mixture_crps(with_cdf.NegativeBinomial(rate, logits=loc), counts, 0.0),
             rules.crps_negbinom(counts.numpy(), rate[0].numpy(), (-loc[0]).sigmoid().numpy()),
@@ -65,7 +65,7 @@ def test_counts_are_summed() -> None:
     k = torch.arange(200, dtype=torch.float64)[:, None]
     cdf = torch.special.gammaincc(k.unsqueeze(1) + 1.0, rate).mean(1)
     expected = (cdf - (k >= y).double()).square().sum(0)
-    torch.testing.assert_close(mixture_crps(with_cdf.Poisson(rate), y, 0.0), expected, rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(mixture_crps(with_cdf.Poisson(rate.log()), y, 0.0), expected, rtol=1e-8, atol=1e-8)
 
 
 def predicted(likelihood: Any, outputs: int, targets: Tensor | None = None) -> Any:

@@ -29,3 +29,14 @@ class TestPoissonConformance(LikelihoodConformance):
 def test_counts_are_non_negative_whole_numbers(wrong: float) -> None:
     with pytest.raises(ValueError, match=r"y: Poisson expects floating-point counts"):
         Poisson().check_targets(torch.zeros(3, 4), torch.full((3, 4), wrong))
+
+
+@pytest.mark.parametrize("count", [0.0, 3.0])
+def test_a_rate_that_is_too_small_for_a_number_has_a_probability_and_a_gradient(count: float) -> None:
+    """In single precision exp(-200) is 0, of which neither would be finite."""
+    outputs = torch.tensor([[-200.0], [-20.0]], requires_grad=True)
+    found = Poisson()(outputs).log_prob(torch.full((2, 1), count))
+    expected = count * outputs.detach() - outputs.detach().exp() - math.lgamma(count + 1.0)
+    torch.testing.assert_close(found.detach(), expected.squeeze(1))
+    found.sum().backward()
+    torch.testing.assert_close(outputs.grad, count - outputs.detach().exp())

@@ -38,7 +38,7 @@ def test_one_normal_has_its_own_quantiles() -> None:
 
 
 def test_counts_have_whole_quantiles() -> None:
-    each = Poisson(torch.tensor([[0.3, 40.0], [2.0, 60.0]], dtype=torch.float64))
+    each = Poisson(torch.tensor([[0.3, 40.0], [2.0, 60.0]], dtype=torch.float64).log())
     found = bracketed_quantile(each, LEVELS, 0.0, *moments(each))
     torch.testing.assert_close(
         found, mixture_quantile(each, torch.tensor(LEVELS, dtype=torch.float64), 0.0), rtol=0, atol=0

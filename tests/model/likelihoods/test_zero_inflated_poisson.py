@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
+import pytest
 import torch
 from scipy import stats
 from torch import Tensor
@@ -29,3 +31,23 @@ class TestZeroInflatedPoissonConformance(LikelihoodConformance):
 def test_information_in_closed_form() -> None:
     """Of two targets: log rates are outputs 0 and 1, logits 2 and 3."""
     assert_information(ZeroInflatedPoisson(), outputs_of(4))
+
+
+@pytest.mark.parametrize(
+    ("log_rate", "logit", "count", "expected", "slopes"),
+    [
+        (-200.0, 0.0, 3.0, -600.0 - math.log(6.0) - math.log(2.0), (3.0, -0.5)),
+        (-200.0, 0.0, 0.0, 0.0, (0.0, 0.0)),
+        (100.0, 0.0, 0.0, -math.log(2.0), (0.0, 0.5)),
+        (0.0, -200.0, 0.0, -1.0, (-1.0, 0.0)),
+        (0.0, 200.0, 2.0, -201.0 - math.log(2.0), (1.0, -1.0)),
+    ],
+)
+def test_rates_and_gates_at_the_ends_of_single_precision(
+    log_rate: float, logit: float, count: float, expected: float, slopes: tuple[float, float]
+) -> None:
+    outputs = torch.tensor([[log_rate, logit]], requires_grad=True)
+    found = ZeroInflatedPoisson()(outputs).log_prob(torch.tensor([[count]]))
+    torch.testing.assert_close(found.detach(), torch.tensor([expected]))
+    found.sum().backward()
+    torch.testing.assert_close(outputs.grad, torch.tensor([slopes]))
