@@ -22,6 +22,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, fx, nn
 
+from pyrobnn.core.first_line import first_line
 from pyrobnn.core.handlers import validation_enabled
 from pyrobnn.core.pooling_first import pool_first
 
@@ -31,7 +32,6 @@ __all__ = [
     "Recording",
     "compiled",
     "compiling",
-    "first_line",
     "has_compiler",
     "prefers_channels_last",
     "record",
@@ -194,8 +194,3 @@ def warn_uncompiled(what: str, reason: str) -> None:
         f"compile: {what} uncompiled, because {reason}. It gives the same, at the usual speed; compile=False says so.",
         stacklevel=3,
     )
-
-
-def first_line(error: Exception) -> str:
-    """What an error says, in a line."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -16,6 +16,8 @@ import torch
 import torch.distributed as group
 from torch import Tensor
 
+from pyrobnn.core.first_line import first_line
+
 __all__ = ["RankFailedError", "RankLostError", "Ranks", "mixed_seed"]
 
 Result = TypeVar("Result")
@@ -177,7 +179,7 @@ class Ranks:
         try:
             operation()
         except RuntimeError as error:
-            reason = str(error).strip().partition("\n")[0][:200]
+            reason = first_line(error)
             raise RankLostError(
                 f"{self.argument}: a process of the {self.size} died, or no longer answers ({reason}). This process "
                 "cannot go on alone: start all of them again."

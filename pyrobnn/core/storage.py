@@ -17,6 +17,7 @@ from torch import Tensor
 from pyrobnn.core import schema
 from pyrobnn.core.documents import Document, read, write
 from pyrobnn.core.files import CheckpointError, check_directory
+from pyrobnn.core.first_line import first_line
 from pyrobnn.core.locks import locked
 
 __all__ = ["STATE", "load_state", "restoring", "save_state", "write_state"]
@@ -95,7 +96,7 @@ def restoring(argument: str, directory: str | os.PathLike[str]) -> Iterator[None
     except CheckpointError:
         raise
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, StopIteration, TypeError, ValueError) as error:
-        reason = str(error).partition("\n")[0] or type(error).__name__
+        reason = first_line(error)
         raise CheckpointError(f"{argument}: the state in {directory} cannot be restored: {reason}") from error
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.func import vjp, vmap
 
 from pyrobnn.core.attention import attention_as_trained, attention_under_vmap
+from pyrobnn.core.first_line import first_line
 from pyrobnn.core.pyro_compat import full_name
 from pyrobnn.core.trees import leaves, map_leaves, num_rows, take_rows
 from pyrobnn.distributions.fixed_row import without_row
@@ -130,7 +131,7 @@ class Derivatives:
                 self.can_vmap = False
                 warnings.warn(
                     "Laplace: torch cannot vmap this network, so its derivatives are computed for one datum at a time, "
-                    f"which is right but slower ({str(error).strip().splitlines()[0][:120]})",
+                    f"which is right but slower ({first_line(error)})",
                     stacklevel=2,
                 )
                 return found

@@ -15,6 +15,7 @@ from torch.export import Dim, ExportedProgram
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from pyrobnn.core.attention import attention_as_trained, attention_under_vmap
+from pyrobnn.core.first_line import first_line
 from pyrobnn.core.handlers import validation_enabled
 from pyrobnn.core.pyro_compat import transforms_left
 from pyrobnn.core.trees import leaves, map_leaves
@@ -48,9 +49,8 @@ def traced(program: Program, x: Any, dynamic_dims: Sequence[int]) -> ExportedPro
     except Exception as error:  # torch raises all kinds
         operator = operator_in(error)
         named = "" if operator is None else f" at the operator {operator}"
-        first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")[:200]
         raise ExportError(
-            f"model: torch cannot export {watch.place}{named} ({type(error).__name__}: {first}). "
+            f"model: torch cannot export {watch.place}{named} ({type(error).__name__}: {first_line(error)}). "
             "A program has no decisions that depend on values of tensors, and takes only the operators of its format; "
             f"{program.advice}"
         ) from error

@@ -16,39 +16,20 @@ import torch
 from torch import Tensor, nn
 
 from pyrobnn.core import compilation, random_state
+from pyrobnn.core.first_line import first_line
 from pyrobnn.core.handlers import validation_enabled
 from pyrobnn.core.trees import leaves, map_leaves
 from pyrobnn.guides.base import Guide
 from pyrobnn.model.bayesianize import frozen_buffers
-from pyrobnn.model.draws import Draws
 from pyrobnn.objectives.objective import Objective
 from pyrobnn.objectives.parts import Parts, mean_parts
 from pyrobnn.objectives.terms import Evaluation
-from pyrobnn.steps import Step
+from pyrobnn.steps.given_noise import GivenNoiseStep
 
 __all__ = ["Program", "StepInputs"]
 
 _CLOSE = 1e-3  # relative difference of numbers that are the same but for rounding
 _KINKS = 0.1  # the same of a parameter's gradient, where rounding turned units on or off
-
-
-class _GivenNoise(Step):
-    """A step whose draws are made from given noise."""
-
-    def __init__(self, step: Step, noises: Sequence[Tensor | None]) -> None:
-        self.layout, self._step, self._noises = step.layout, step, noises
-
-    def num_samples(self, asked: int) -> int:
-        """That of the step."""
-        return self._step.num_samples(asked)
-
-    def draw(self, index: int | None, noise: Tensor | None = None, *, avoid: Tensor | None = None) -> Draws:
-        """The draw of that index."""
-        return self._step.draw(index, self._noises[index] if noise is None and index is not None else noise)
-
-    def divergence(self, draws: Draws, priors: Mapping[str, Any]) -> Any:
-        """That of the step."""
-        return self._step.divergence(draws, priors)
 
 
 @dataclass
@@ -136,7 +117,7 @@ class Program:
         replaced = dict(zip(self._names, parameters, strict=True)) | {name: next(given) for name in self._others}
         slots = [next(given) for _ in self._slots]
         factors = next(given).unbind()
-        step = _GivenNoise(self._step, [next(given) if has_noise else None for has_noise in self._has_noise])
+        step = GivenNoiseStep(self._step, [next(given) if has_noise else None for has_noise in self._has_noise])
         args, kwargs = map_leaves(lambda _: self._laid_out(next(given)), self._tree)
         weights = self._weights
 
@@ -181,7 +162,7 @@ class Program:
         except Exception as error:  # the compiler was asked again, since something is of another kind
             if not self._is_checked:
                 raise
-            self.failure = f"a later step could not be compiled ({compilation.first_line(error)})"
+            self.failure = f"a later step could not be compiled ({first_line(error)})"
             with torch.no_grad():
                 values = self._evaluate(*inputs)
         return values, self._given(self._slots)
@@ -211,7 +192,7 @@ class Program:
             found = self.run(batch)
             self.failure = _difference(values, self._given(slots), *found)
         except Exception as error:  # a compiler has many ways to fail
-            self.failure = f"it could not be compiled ({compilation.first_line(error)})"
+            self.failure = f"it could not be compiled ({first_line(error)})"
         if self.failure is None:
             self._is_checked = True
             return found
@@ -249,7 +230,7 @@ class Program:
 
     def explain(self, batch: StepInputs) -> None:
         """The step uncompiled, for the error that names what is not finite."""
-        step = _GivenNoise(self._step, batch.noises)
+        step = GivenNoiseStep(self._step, batch.noises)
         options: dict[str, Any] = {"groups": self._groups, "guide": self.guide}
         with frozen_buffers(self.model), torch.no_grad():
             list(self.objective.losses(self.model, step, batch.args, batch.kwargs, **options))

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from pyrobnn.core.attention import attention_under_vmap
+from pyrobnn.core.first_line import first_line
 from pyrobnn.core.handlers import validation_enabled
 from pyrobnn.model.divergence import prior_terms
 from pyrobnn.model.draws import Draws
@@ -71,7 +72,7 @@ def fall_back(step: Step, error: Exception) -> None:
         ValueError: If vectorized runs were requested explicitly.
     """
     step.stop_vectorizing(error)
-    reason = str(error).strip().partition("\n")[0][:120]
+    reason = first_line(error)
     warnings.warn(
         "vmap: torch cannot run this model for all members at once, so they run one after another from now on, "
         f"which gives the same but is slower; vmap=False says so ({reason}).",

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from pyrobnn.core import compilation
+from pyrobnn.core.first_line import first_line
 from pyrobnn.core.pyro_compat import has_forward_hooks
 from pyrobnn.model.supervised import run_network
 
@@ -99,7 +100,7 @@ class CompiledNetwork:
             if not self._agrees(run, x, wanted, form):
                 raise compilation.NotRecordableError("compiled, it gives other numbers")
         except Exception as error:  # a compiler has many ways to fail
-            self._fail(compilation.first_line(error))
+            self._fail(first_line(error))
         else:
             known[form] = run
             self._compared.add(form)

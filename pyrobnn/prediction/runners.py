@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pyrobnn.core.attention import attention_under_vmap
+from pyrobnn.core.first_line import first_line
 from pyrobnn.core.pyro_compat import strictly_vectorized
 from pyrobnn.core.trees import leaves, refuse_arrays, to_device
 from pyrobnn.model.bayesianize import BayesianModule, evaluating, frozen_buffers
@@ -197,8 +198,7 @@ class Runner:
                 if isinstance(error, torch.OutOfMemoryError):
                     raise
                 raise NotVectorizedError(
-                    f"method: torch cannot vmap this network ({(str(error).splitlines() or [''])[0]}); use "
-                    "method='loop'."
+                    f"method: torch cannot vmap this network ({first_line(error)}); use method='loop'."
                 ) from error
             self._check(draws.at(0), parts, pieces[0][0][0])
             yield {name: torch.cat([summary[name] for _, summary in pieces], 1) for name in pieces[0][1]}

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from pyrobnn import guides
 from pyrobnn.core import schema
 from pyrobnn.core.files import CheckpointError
+from pyrobnn.core.first_line import first_line
 from pyrobnn.core.module_state import fill
 from pyrobnn.guides import Guide
 from pyrobnn.model import likelihoods, priors
@@ -124,7 +125,7 @@ def _reading(source: str, where: str) -> Iterator[None]:
     except _UnknownClassError:
         raise
     except Exception as error:
-        reason = str(error).partition("\n")[0] or type(error).__name__
+        reason = first_line(error)
         raise CheckpointError(f"path: {source} describes nothing that can be built: {where}: {reason}") from error
 
 

@@ -24,9 +24,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from pyrobnn.core.arguments import check_positive
 from pyrobnn.core.explanations import explained
 
-__all__ = ["L2", "Ball", "Clip", "LInf", "Norm", "ball_of", "check_clip", "column", "norms_of"]
+__all__ = ["L2", "Ball", "Clip", "LInf", "Norm", "ball_of", "check_clip", "column", "norms_of", "step_length"]
 
 Norm = Literal["linf", "l2"]
 Clip = tuple[float, float] | None
@@ -249,3 +250,16 @@ def check_clip(clip: object) -> None:
 def column(x: Tensor) -> tuple[int, ...]:
     """The shape of one number for each row."""
     return (len(x), *[1] * (x.dim() - 1))
+
+
+def step_length(epsilon: float, steps: int, step_size: float | None) -> float:
+    """Length of each of some steps in a ball: as given, or ``2.5 ε / steps``, with which any of its points is in reach.
+
+    Raises:
+        TypeError: If the length given is no number.
+        ValueError: If it is not positive.
+    """
+    if step_size is None:
+        return 2.5 * epsilon / steps
+    check_positive("step_size", step_size)
+    return step_size

@@ -25,8 +25,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pyrobnn.core.arguments import check_positive, check_positive_int
+from pyrobnn.core.arguments import check_positive_int
 from pyrobnn.core.explanations import explained
+from pyrobnn.robustness.attacks.balls import step_length
 from pyrobnn.robustness.attacks.losses import ClassLoss, Margin, NetworkRun
 from pyrobnn.robustness.attacks.margin_attack import MarginAttack
 from pyrobnn.robustness.attacks.problem import Problem
@@ -80,14 +81,13 @@ class FeatureAttack(MarginAttack):
             raise ValueError(f"labels: expected one label for each of the {len(self.images)} images.")
         check_positive_int("num_targets", self.num_targets)
         check_positive_int("steps", self.steps)
-        if self.step_size is not None:
-            check_positive("step_size", self.step_size)
+        step_length(self.epsilon, self.steps, self.step_size)
 
     def search(self, problem: Problem) -> Tensor:
         """Each target image in turn, for inputs without success so far."""
         if problem.target.is_fresh:
             raise ValueError("draws: FeatureAttack compares features under the same draws; pass draws='pinned'.")
-        length = 2.5 * self.epsilon / self.steps if self.step_size is None else self.step_size
+        length = step_length(self.epsilon, self.steps, self.step_size)
         rows = (problem.objective(problem.x) <= 0).nonzero().squeeze(1)
         for _ in range(self.num_targets):
             if not len(rows):

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from pyrobnn.core.arguments import check_positive, check_positive_int
+from pyrobnn.core.arguments import check_positive_int
 from pyrobnn.core.explanations import explained
+from pyrobnn.robustness.attacks.balls import step_length
 from pyrobnn.robustness.attacks.base import Attack
 from pyrobnn.robustness.attacks.problem import Problem
 
@@ -55,8 +56,7 @@ class PGD(Attack):
         super().__post_init__()
         check_positive_int("steps", self.steps)
         check_positive_int("restarts", self.restarts)
-        if self.step_size is not None:
-            check_positive("step_size", self.step_size)
+        step_length(self.epsilon, self.steps, self.step_size)
         if not isinstance(self.random_start, bool):
             raise TypeError(f"random_start: expected True or False, got {self.random_start!r}.")
         if self.restarts > 1 and not self.random_start:
@@ -75,7 +75,7 @@ class PGD(Attack):
     @property
     def length(self) -> float:
         """Length of a step."""
-        return 2.5 * self.epsilon / self.steps if self.step_size is None else self.step_size
+        return step_length(self.epsilon, self.steps, self.step_size)
 
     def search(self, problem: Problem) -> Tensor:
         """The last iterate of the last restart."""

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from pyrobnn.core.arguments import check_positive, check_positive_int
 from pyrobnn.core.explanations import explained
-from pyrobnn.robustness.attacks.balls import column
+from pyrobnn.robustness.attacks.balls import column, step_length
 from pyrobnn.robustness.attacks.base import Attack
 from pyrobnn.robustness.attacks.losses import Loss
 from pyrobnn.robustness.attacks.problem import Problem
@@ -65,13 +65,12 @@ class SPSA(Attack):
         check_positive_int("steps", self.steps)
         check_positive_int("directions", self.directions)
         check_positive("perturbation", self.perturbation)
-        if self.step_size is not None:
-            check_positive("step_size", self.step_size)
+        step_length(self.epsilon, self.steps, self.step_size)
 
     def search(self, problem: Problem) -> Tensor:
         """The last step."""
         moved, average = problem.x.clone(), torch.zeros_like(problem.x)
-        length = 2.5 * self.epsilon / self.steps if self.step_size is None else self.step_size
+        length = step_length(self.epsilon, self.steps, self.step_size)
         adam = torch.optim.Adam([moved], lr=length, maximize=True)
         for _ in range(self.steps):
             moved.grad = self._estimate(problem, moved)

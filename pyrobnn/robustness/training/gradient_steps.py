@@ -15,9 +15,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from pyrobnn.core.arguments import check_positive, check_positive_int
+from pyrobnn.core.arguments import check_positive_int
 from pyrobnn.core.explanations import explained
-from pyrobnn.robustness.attacks.balls import Ball, Clip, Norm
+from pyrobnn.robustness.attacks.balls import Ball, Clip, Norm, step_length
 from pyrobnn.robustness.training.attacked import AttackedNetwork
 from pyrobnn.robustness.training.perturbation import Perturbation
 
@@ -53,12 +53,10 @@ class ProjectedGradient(Perturbation):
     ) -> None:
         super().__init__(epsilon, clip, norm)
         check_positive_int("steps", steps)
-        if step_size is not None:
-            check_positive("step_size", step_size)
         if not isinstance(random_start, bool):
             raise TypeError(f"random_start: expected True or False, got {random_start!r}.")
         self.steps, self.random_start = steps, random_start
-        self.step_size = 2.5 * epsilon / steps if step_size is None else step_size
+        self.step_size = step_length(epsilon, steps, step_size)
 
     def perturbed(self, network: AttackedNetwork, x: Tensor, y: Tensor, *, keep: bool) -> Tensor:
         """The last iterate."""

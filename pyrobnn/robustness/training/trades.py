@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from pyrobnn.core import schedules
-from pyrobnn.core.arguments import check_non_negative, check_positive, check_positive_int
+from pyrobnn.core.arguments import check_non_negative, check_positive_int
 from pyrobnn.core.explanations import explained
 from pyrobnn.model.likelihoods import ClassLikelihood
 from pyrobnn.model.likelihoods.reductions import widened
 from pyrobnn.objectives.terms import Evaluation, Run, Term, run_model
-from pyrobnn.robustness.attacks.balls import Clip, Norm, ball_of
+from pyrobnn.robustness.attacks.balls import Clip, Norm, ball_of, step_length
 from pyrobnn.robustness.training.attacked import attacking, tensor_inputs
 from pyrobnn.robustness.training.gradient_steps import ascended
 from pyrobnn.robustness.training.objective import over_data
@@ -64,10 +64,8 @@ class TRADES(Term):
         super().__init__(schedules.resolve("weight", weight, allow_zero=True, zero_constant=True))
         check_non_negative("epsilon", epsilon, "radius")
         check_positive_int("steps", steps)
-        if step_size is not None:
-            check_positive("step_size", step_size)
         self.ball, self.steps = ball_of(norm, epsilon, clip), steps
-        self.step_size = 2.5 * epsilon / steps if step_size is None else step_size
+        self.step_size = step_length(epsilon, steps, step_size)
 
     def __call__(self, runs: Sequence[Run], evaluation: Evaluation) -> Tensor:
         """N times the mean divergence under the draw.

@@ -24,7 +24,8 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from pyrobnn.core.compilation import NO_COMPILER, compiling, first_line, has_compiler
+from pyrobnn.core.compilation import NO_COMPILER, compiling, has_compiler
+from pyrobnn.core.first_line import first_line
 from pyrobnn.core.shared_library import CompilerError
 from pyrobnn.sampling.hmc.native.compiled import CompiledPotential, State
 from pyrobnn.sampling.hmc.native.operators import DECOMPOSITIONS
