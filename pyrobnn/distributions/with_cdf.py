@@ -69,7 +69,7 @@ class ZeroInflatedPoisson(dist.ZeroInflatedPoisson):
     """
 
     # Rates that are too small for a number are 0.
-    arg_constraints: ClassVar[dict[str, Any]] = {
+    arg_constraints: ClassVar[dict[str, Any]] = {  # type: ignore[misc]
         **dist.ZeroInflatedPoisson.arg_constraints,
         "rate": constraints.nonnegative,
     }
