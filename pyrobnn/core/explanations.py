@@ -20,12 +20,14 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 import torch
+from torch import nn
 
 __all__ = ["explained", "fits"]
 
 _Target = TypeVar("_Target", bound=Callable[..., Any])
 _PACKAGE = Path(__file__).parent.parent
 _INSTANCES = {"model": "a Pyro model", "guide": "a guide", "posterior": "a guide, draws or several of them"}
+_KINDS = re.compile("must have the same dtype|expected scalar type|should be the same")  # torch's words for dtypes
 _NAMED = re.compile(r"^[\w.]+( of)?( '[^']*')?(, \w+)*: ")
 
 
@@ -35,7 +37,8 @@ def explained(target: _Target) -> _Target:
     Errors in the library's own words, and those that no argument's kind explains, are left as they are.
 
     Raises:
-        TypeError: If the call failed otherwise and an argument does not fit its annotation; the cause is kept.
+        TypeError: If the call failed otherwise and an argument does not fit its annotation, or inputs have another
+            dtype than the model's weights; the cause is kept.
     """
     if isinstance(target, type):
         constructor: Any = target
@@ -87,6 +90,12 @@ def _explain(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[s
         if is_class or (name == "model" and not callable(given[name])) or not fits(given[name], hint):
             expected = _INSTANCES.get(name, str(parameter.annotation))
             raise TypeError(f"{name}: expected {expected}, got {reprlib.repr(given[name])}.") from error
+    if isinstance(error, RuntimeError) and _KINDS.search(str(error)) and isinstance(given.get("model"), nn.Module):
+        dtypes = sorted({str(parameter.dtype) for parameter in given["model"].parameters()})
+        raise TypeError(
+            f"inputs: the network was given numbers of another kind than its weights, {', '.join(dtypes)} ({error}); "
+            "convert the inputs, as by x.float(), or model and guide, as by model.double() and guide.double()."
+        ) from error
 
 
 def fits(value: Any, hint: Any) -> bool:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import pyrobnn as pb
 from pyrobnn.core.explanations import explained, fits
 
 
@@ -51,6 +52,17 @@ def test_other_failures_are_left_alone() -> None:
         halved(8, names=["a"])
     with pytest.raises(TypeError, match="missing 1 required positional argument"):
         halved()  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.int64])
+def test_inputs_of_another_kind_than_the_weights(dtype: torch.dtype) -> None:
+    model = pb.SupervisedModel(nn.Linear(3, 1), pb.likelihoods.Normal(0.3), num_data=4)
+    guide, x, y = pb.guides.MAP(model), torch.ones(4, 3, dtype=dtype), torch.zeros(4, 1)
+    message = r"^inputs: .* than its weights, torch\.float32 \(.*\); convert the inputs, as by x\.float\(\)"
+    with pytest.raises(TypeError, match=message):
+        pb.predict(model, guide, x, 2)
+    with pytest.raises(TypeError, match=message):
+        pb.fit(model, guide, [(x, y)], epochs=1, progress=False)
 
 
 def test_generators_and_constructors() -> None:
