@@ -1,7 +1,7 @@
-"""Standard normals from torch's generator, at a quarter of the cost of ``Tensor.normal_`` on a CPU.
+"""Standard normals from torch's generator, at a fifth of the cost of ``Tensor.normal_`` on a CPU.
 
 Torch takes one number after another from its Mersenne Twister. Here the same numbers are made in blocks, as vectors of
-the processor, by a small library compiled at run time. They are torch's to rounding (1e-6), and the generator is left
+the processor, by a small library compiled at run time. They are torch's to rounding (2e-6), and the generator is left
 in the same state, so that results with and without a compiler differ by rounding only. Where there is no compiler, for
 other types and devices, and if a first comparison with torch fails, ``normal_`` itself is called.
 
