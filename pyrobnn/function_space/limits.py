@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from pyrobnn.function_space.covariances import (
@@ -27,7 +26,7 @@ from pyrobnn.function_space.covariances import (
     weighted,
 )
 from pyrobnn.function_space.dual import DualActivation
-from pyrobnn.function_space.tracing import PREFIX, activation_of, traced
+from pyrobnn.function_space.tracing import DROPOUTS, PREFIX, activation_of, traced
 
 __all__ = ["Limit"]
 
@@ -124,7 +123,7 @@ class Limit:
         if len(inputs) > 1:
             return self._sum(node, name, inputs)
         hidden = inputs[0]
-        if isinstance(layer, _PASSED) or node.target in (F.dropout, "contiguous"):
+        if isinstance(layer, _PASSED) or node.target in (*DROPOUTS, "contiguous"):
             return hidden
         if isinstance(layer, nn.Flatten) or node.target in (torch.flatten, "flatten"):
             return self._flatten(hidden, node, layer, name)
@@ -201,6 +200,9 @@ class Limit:
         """Runs what comes before the first weights on the inputs themselves."""
         if layer is not None and next(layer.parameters(), None) is not None:
             raise ValueError(self._refusal(name, layer))
+        if node.target in DROPOUTS:
+            passed: _Inputs = values[node.all_input_nodes[0]]
+            return passed
         found = []
         for side in ("first", "second"):
 
@@ -220,6 +222,11 @@ class Limit:
     def _sum(self, node: fx.Node, name: str, inputs: list[Any]) -> Hidden:
         if node.target not in (operator.add, operator.iadd, torch.add, "add", "add_") or len(node.args) != 2:
             raise ValueError(f"net: {name!r} joins two branches; the limit is known for sums.")
+        if node.kwargs:
+            raise ValueError(
+                f"net: {name!r} is a sum with {', '.join(node.kwargs)}=; the limit is known for plain sums: scale the "
+                "prior of a branch's last layer instead."
+            )
         if not all(isinstance(value, Hidden) and value.is_gaussian for value in inputs):
             raise ValueError("net: a sum of branches has a limit where each branch ends in a layer of weights.")
         if inputs[0].sources & inputs[1].sources:

@@ -13,22 +13,25 @@ from pyrobnn.function_space.activations import ACTIVATIONS
 from pyrobnn.function_space.dual import DualActivation
 from pyrobnn.function_space.hermite import HermiteSeries
 
-__all__ = ["PREFIX", "activation_of", "traced"]
+__all__ = ["DROPOUTS", "PREFIX", "activation_of", "traced"]
 
 PREFIX = "net"
 """Name of the network in its trace."""
 
-_FUNCTIONS: dict[Any, nn.Module] = {
-    **dict.fromkeys((F.relu, torch.relu, "relu"), nn.ReLU()),
-    **dict.fromkeys((torch.tanh, F.tanh, "tanh"), nn.Tanh()),
-    **dict.fromkeys((torch.sigmoid, F.sigmoid, "sigmoid"), nn.Sigmoid()),
-    **dict.fromkeys((F.silu,), nn.SiLU()),
-    **dict.fromkeys((F.softplus,), nn.Softplus()),
-    **dict.fromkeys((F.elu,), nn.ELU()),
-    **dict.fromkeys((F.mish,), nn.Mish()),
-    **dict.fromkeys((F.selu,), nn.SELU()),
+DROPOUTS = (F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout)
+"""Functions that change nothing where dropout is off; a trace keeps the mode that the network was in."""
+
+_FUNCTIONS: dict[Any, tuple[type[nn.Module], tuple[str, ...]]] = {
+    **dict.fromkeys((F.relu, torch.relu, "relu"), (nn.ReLU, ())),
+    **dict.fromkeys((torch.tanh, F.tanh, "tanh"), (nn.Tanh, ())),
+    **dict.fromkeys((torch.sigmoid, F.sigmoid, "sigmoid"), (nn.Sigmoid, ())),
+    **dict.fromkeys((F.silu,), (nn.SiLU, ())),
+    **dict.fromkeys((F.softplus,), (nn.Softplus, ("beta", "threshold"))),
+    **dict.fromkeys((F.elu,), (nn.ELU, ("alpha",))),
+    **dict.fromkeys((F.mish,), (nn.Mish, ())),
+    **dict.fromkeys((F.selu,), (nn.SELU, ())),
 }
-"""Functions and methods that stand for a module with default options."""
+"""Functions and methods that stand for a module, and the names of its options, in the order of their arguments."""
 
 _SMOOTH: dict[Any, Callable[[Tensor], Tensor]] = {torch.sin: torch.sin, torch.cos: torch.cos, torch.erf: torch.erf}
 
@@ -45,15 +48,25 @@ def activation_of(
             layer = nn.LeakyReLU(float(str(slope)))
         elif node.target in _SMOOTH:
             return HermiteSeries(_SMOOTH[node.target])
-        elif node.target in _FUNCTIONS and len(node.args) == 1:
-            layer = _FUNCTIONS[node.target]
-        else:
+        elif node.target in _FUNCTIONS:
+            layer = _module_of(node, *_FUNCTIONS[node.target])
+        if layer is None:
             return None
     for kind in type(layer).__mro__:
         if kind in own:
             return own[kind]
     make = ACTIVATIONS.get(type(layer))
     return None if make is None else make(layer)
+
+
+def _module_of(node: fx.Node, kind: type[nn.Module], names: tuple[str, ...]) -> nn.Module | None:
+    """The module that a call of a function is, with the options of the call; None if it has options of another kind."""
+    options: dict[str, Any] = dict(zip((*names, "inplace"), node.args[1:], strict=False))
+    options |= {name: value for name, value in node.kwargs.items() if name != "input"}
+    options.pop("inplace", None)
+    if not all(name in names and isinstance(value, int | float) for name, value in options.items()):
+        return None
+    return kind(**options)
 
 
 def traced(network: nn.Module, leaves: tuple[type[nn.Module], ...]) -> tuple[fx.Graph, dict[str, nn.Module]]:

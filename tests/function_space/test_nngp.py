@@ -250,6 +250,41 @@ def test_functions_and_activations_of_ones_own() -> None:
     assert issubclass(HermiteSeries, DualActivation)
 
 
+class Applied(nn.Module):
+    """A function of the inputs, then two layers with a function between them."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor], first: Callable[[Tensor], Tensor] = lambda x: x) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(3, 8), nn.Linear(8, 1)
+        self.function, self.on_inputs = function, first
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.function(self.first(self.on_inputs(x))))
+
+
+@pytest.mark.parametrize(
+    ("function", "module"),
+    [
+        (lambda x: F.softplus(x, beta=3.0), nn.Softplus(3.0)),
+        (lambda x: F.softplus(x, 3.0), nn.Softplus(3.0)),
+        (lambda x: F.elu(x, alpha=0.3), nn.ELU(0.3)),
+        (lambda x: F.elu(x, 0.3, True), nn.ELU(0.3)),
+        (lambda x: F.relu(input=x, inplace=True), nn.ReLU()),
+    ],
+    ids=["softplus", "softplus by place", "elu", "elu by place", "relu"],
+)
+def test_functions_have_the_options_of_their_call(function: Callable[[Tensor], Tensor], module: nn.Module) -> None:
+    expected = kernel(nn.Sequential(nn.Linear(3, 8), module, nn.Linear(8, 1)), X)
+    assert torch.equal(kernel(Applied(function), X), expected)
+
+
+def test_dropout_as_a_function_is_off_in_either_mode() -> None:
+    net = Applied(lambda x: F.dropout(torch.relu(x), 0.5, True), lambda x: F.dropout(x, 0.5, True))
+    expected = kernel(two_layers(8), X)
+    for mode in (True, False):
+        assert torch.equal(kernel(net.train(mode), X), expected)
+
+
 class Joined(nn.Module):
     def __init__(self, join: Callable[[Tensor, Tensor], Tensor], tied: bool = False) -> None:
         super().__init__()
@@ -276,8 +311,13 @@ class Joined(nn.Module):
         (Joined(operator.mul), "'mul' joins two branches"),
         (Joined(lambda a, b: a + torch.relu(b)), "each branch ends in a layer of weights"),
         (Joined(operator.add, tied=True), "'second' is used twice"),
+        (Joined(lambda a, b: torch.add(a, b, alpha=0.5)), "'add' is a sum with alpha=; .* scale the prior"),
+        (Joined(lambda a, b: a.add(b, alpha=0.5)), "'add' is a sum with alpha=; .* scale the prior"),
     ],
-    ids=["layer norm", "batch norm", "two activations", "softmax", "no last layer", "prelu", "product", "sum", "tied"],
+    ids=[
+        "layer norm", "batch norm", "two activations", "softmax", "no last layer", "prelu", "product", "sum", "tied",
+        "factor", "factor by method",
+    ],
 )  # fmt: skip
 def test_what_has_no_limit_is_refused_by_name(net: nn.Module, message: str) -> None:
     with pytest.raises(ValueError, match=message):
