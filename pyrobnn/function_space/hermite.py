@@ -18,6 +18,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from pyrobnn.core.arguments import check_positive, check_positive_int
+from pyrobnn.core.explanations import explained
 from pyrobnn.function_space.dual import DualActivation
 
 __all__ = ["HermiteSeries"]
@@ -25,6 +27,7 @@ __all__ = ["HermiteSeries"]
 _TINY = 1e-300
 
 
+@explained
 @dataclass(frozen=True)
 class HermiteSeries(DualActivation):
     """Any function of one number; its coefficients are found by quadrature.
@@ -33,11 +36,21 @@ class HermiteSeries(DualActivation):
         function: The activation, applied to tensors in double precision; a kink at 0 is integrated exactly.
         terms: Terms of the series.
         tolerance: Largest share of a second moment that the terms left out may have.
+
+    Raises:
+        TypeError: If ``function`` is no function.
+        ValueError: If ``terms`` is no positive int, or ``tolerance`` not positive.
     """
 
     function: Callable[[Tensor], Tensor]
     terms: int = 96
     tolerance: float = 1e-3
+
+    def __post_init__(self) -> None:
+        if not callable(self.function) or isinstance(self.function, type):
+            raise TypeError(f"function: expected a function of a tensor, such as torch.sin, got {self.function!r}.")
+        check_positive_int("terms", self.terms)
+        check_positive("tolerance", self.tolerance, "share")
 
     def product(self, c: Tensor, a: Tensor, b: Tensor) -> Tensor:
         """Mehler's series."""

@@ -97,3 +97,15 @@ def test_sine_has_a_closed_form() -> None:
     c, a, b = (tensor.detach() for tensor in tensors(0.4, 1.1, 0.7))
     expected = float(torch.exp(-(a + b) / 2) * torch.sinh(c))
     assert float(HermiteSeries(torch.sin).product(c, a, b)) == pytest.approx(expected, abs=1e-12)
+
+
+def test_settings_of_a_series_that_cannot_be_are_refused() -> None:
+    for options, message in [
+        ({"terms": 0}, "terms: expected a positive int, got 0"),
+        ({"terms": True}, "terms: expected a positive int, got True"),
+        ({"tolerance": -0.1}, "tolerance: expected a positive share, got -0.1"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            HermiteSeries(torch.sin, **options)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"function: expected a function of a tensor, such as torch\.sin, got 'sin'"):
+        HermiteSeries("sin")  # type: ignore[arg-type]
