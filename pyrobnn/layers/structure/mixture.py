@@ -23,7 +23,8 @@ def mixture(weights: Tensor, outputs: Sequence[Tensor], indices: Sequence[int]) 
         outputs: Tensors of one shape.
         indices: Each output's weight.
     """
-    if weights.requires_grad and torch.is_grad_enabled():
+    is_uniform = all(output.dtype == weights.dtype for output in outputs)
+    if is_uniform and weights.requires_grad and torch.is_grad_enabled():
         try:
             return _Mixture.apply(weights, indices, *outputs)
         except RuntimeError:
@@ -31,7 +32,8 @@ def mixture(weights: Tensor, outputs: Sequence[Tensor], indices: Sequence[int]) 
     single = weights.unbind()
     total = single[indices[0]] * outputs[0]
     for index, output in zip(indices[1:], outputs[1:], strict=True):
-        total = torch.addcmul(total, output, single[index])
+        # Under autocasting some operations return half precision and others do not: sums promote, addcmul does not.
+        total = torch.addcmul(total, output, single[index]) if is_uniform else total + single[index] * output
     return total
 
 

@@ -23,6 +23,7 @@ Deng et al., *Measuring Uncertainty through Bayesian Learning of Deep Neural Net
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -252,9 +253,10 @@ def _named(operations: Sequence[nn.Module]) -> dict[str, nn.Module]:
     """Operations by the names of their classes, numbered where one occurs again."""
     named: dict[str, nn.Module] = {}
     for operation in operations:
-        name = type(operation).__name__.lower()
-        count = sum(other.split("_")[0] == name for other in named)
-        named[f"{name}_{count + 1}" if count else name] = operation
+        kind = type(operation).__name__.lower()
+        numbered = (f"{kind}_{count}" for count in itertools.count(2))
+        name = next(name for name in itertools.chain([kind], numbered) if name not in named)
+        named[name] = operation
     return named
 
 

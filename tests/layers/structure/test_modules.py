@@ -85,6 +85,19 @@ def test_operations_in_a_list_are_named_by_their_classes() -> None:
     assert choice.edges.operations == ("identity", "tanh", "identity_2", "identity_3")
 
 
+def test_no_operation_of_a_list_is_lost_to_another_of_its_name() -> None:
+    class Conv_Norm(Scaled):
+        pass
+
+    class Tanh_2(nn.Tanh):
+        pass
+
+    choice = Choice([Conv_Norm(1.0), Conv_Norm(2.0), Tanh_2(), nn.Tanh(), nn.Tanh()])
+    assert choice.edges.operations == ("conv_norm", "conv_norm_2", "tanh_2", "tanh", "tanh_3")
+    x = torch.randn(4, 3)
+    torch.testing.assert_close(choice(x), 0.2 * (3.0 * x + 3.0 * x.tanh()))
+
+
 # ------------------------------------------------------------------------------------------------ gradients
 
 
@@ -114,6 +127,25 @@ def test_the_mixture_under_transforms() -> None:
     slopes = torch.func.vmap(torch.func.grad(loss))(weights)
     expected = torch.stack([2.0 * (w @ outputs) @ outputs.T for w in weights])
     torch.testing.assert_close(slopes, expected)
+
+
+@pytest.mark.parametrize(
+    "operations", [(nn.Identity, "linear"), ("linear", nn.Identity), ("linear", "linear")], ids=str
+)
+def test_a_choice_trains_under_autocasting(operations: Any) -> None:
+    """Layers return half precision there and other operations do not."""
+    torch.manual_seed(0)
+    made = [nn.Linear(6, 6) if kind == "linear" else kind() for kind in operations]
+    model = pb.bayesianize(nn.Sequential(Choice(made), nn.Linear(6, 1)))
+    x, found = torch.randn(8, 6), []
+    logits = torch.tensor([[0.3, -0.2]], requires_grad=True)
+    for enabled in (False, True):
+        draw = {"0.edges.structure": logits.softmax(-1)}
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            output = torch.func.functional_call(model.network, draw, (x,))
+        (slope,) = torch.autograd.grad(output.float().square().sum(), logits)
+        found.append(slope)
+    torch.testing.assert_close(found[1], found[0], rtol=0.05, atol=0.05 * float(found[0].abs().max()))
 
 
 def test_rows_of_a_draw_are_taken_apart_once() -> None:
