@@ -26,6 +26,7 @@ __all__ = [
     "PitHistogram",
     "QuantileCalibration",
     "bin_shares",
+    "check_pit",
     "effective_count",
     "pit_histogram",
     "pit_shares",
@@ -146,13 +147,28 @@ def effective_count(total: Tensor, squares: Tensor) -> float:
     return float(total.square() / squares.clamp_min(torch.finfo(squares.dtype).tiny))
 
 
-def _checked(pit: Tensor, below: Tensor | None, weight: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Lower and upper ends of the PIT and weights, as vectors in double precision."""
+def check_pit(pit: Tensor, below: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Lower and upper ends of the PIT in double precision.
+
+    Args:
+        pit: ``P(Y <= y)``, of any shape.
+        below: ``P(Y < y)`` of the same shape; None if the distribution is continuous.
+
+    Raises:
+        TypeError: Not floating-point tensors.
+        ValueError: Values outside [0, 1], shapes that differ, or a lower end above the upper one.
+    """
     pit = _check_unit("pit", pit)
     low = pit if below is None else _check_unit("below", below)
     check_same_shape(low, "below", pit.shape, "pit")
     if bool((low > pit).any()):
         raise ValueError("below: expected P(Y < y) of at most pit, P(Y <= y).")
+    return low, pit
+
+
+def _checked(pit: Tensor, below: Tensor | None, weight: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Lower and upper ends of the PIT and weights, as vectors in double precision."""
+    low, pit = check_pit(pit, below)
     if weight is not None and not pit.dim():
         raise ValueError("pit: expected shape [N, ...], got a scalar.")
     rows = check_row_weights(weight, len(pit)) if weight is not None else torch.ones(len(pit) if pit.dim() else 1)

@@ -13,7 +13,14 @@ from pyrobnn.core.arguments import check_positive_int, check_probability
 from pyrobnn.core.explanations import explained
 from pyrobnn.metrics._checks import check_float, check_regression, check_row_weights, check_same_shape
 from pyrobnn.metrics.intervals import LevelWeights, check_level_weights, check_levels, coverage_error, winkler
-from pyrobnn.metrics.pit import PitHistogram, QuantileCalibration, bin_shares, effective_count, pit_shares
+from pyrobnn.metrics.pit import (
+    PitHistogram,
+    QuantileCalibration,
+    bin_shares,
+    check_pit,
+    effective_count,
+    pit_shares,
+)
 from pyrobnn.metrics.regression import TargetMoments
 from pyrobnn.metrics.regression_report import RegressionReport
 
@@ -144,9 +151,7 @@ class RegressionScores(Metric):
         each = torch.where(mask, rows.reshape(-1, *(1,) * (y.dim() - 1)), 0.0)
         some = rows * mask.reshape(len(y), -1).any(1)  # examples of which nothing was observed do not count
 
-        found = torch.stack(list(TargetMoments.of(mean.double(), y.double(), each))).to(self.moments.device)
-        self.moments = found if not self.moments.numel() else _merged(torch.stack([self.moments, found]))
-        self._add_intervals(lower.double(), upper.double(), y.double(), each)
+        moments = torch.stack(list(TargetMoments.of(mean.double(), y.double(), each))).to(self.moments.device)
         sums = [mask.sum().double(), each.sum(), each.square().sum(), some.sum()]
         for name, value, of, size in (
             ("log_prob", log_prob, some, y.shape[:1]),
@@ -157,30 +162,35 @@ class RegressionScores(Metric):
                 check_same_shape(value, name, size, "y")
                 value = check_float(value, name, finite=False)
             sums.append(torch.zeros_like(sums[0]) if value is None else _dot(of, value.double()))
-        self.sums = self.sums + torch.stack(sums).to(self.sums)
-        self._add_pit(pit, below, each)
+        by_pit = self._pit_sums(pit, below, each)
         count = int(mask.sum())
         given = [count * (value is not None) for value in (log_prob, crps, energy, pit)]
+
+        # All is checked by now, so that a batch that is refused leaves no part of itself.
+        self.moments = moments if not self.moments.numel() else _merged(torch.stack([self.moments, moments]))
+        by_level = self._interval_sums(lower.double(), upper.double(), y.double(), each)
+        self.by_level = self.by_level + by_level.to(self.by_level)
+        self.sums = self.sums + torch.stack(sums).to(self.sums)
+        if by_pit is not None:
+            self.bins, self.below = self.bins + by_pit[0].to(self.bins), self.below + by_pit[1].to(self.below)
         self.given = self.given + torch.tensor(given, device=self.given.device)
 
-    def _add_intervals(self, lower: Tensor, upper: Tensor, y: Tensor, each: Tensor) -> None:
+    def _interval_sums(self, lower: Tensor, upper: Tensor, y: Tensor, each: Tensor) -> Tensor:
+        """Coverage, width and score, summed over targets ``[3, J]``."""
         covered = ((lower <= y) & (y <= upper)).double()
         scores = [winkler(lower[j], upper[j], y, float(level)) for j, level in enumerate(self.levels)]
         parts = [covered, upper - lower, torch.stack(scores)]
-        by_level = torch.stack([torch.stack([_dot(each, value) for value in part]) for part in parts])
-        self.by_level = self.by_level + by_level.to(self.by_level)
+        return torch.stack([torch.stack([_dot(each, value) for value in part]) for part in parts])
 
-    def _add_pit(self, pit: Tensor | None, below: Tensor | None, each: Tensor) -> None:
+    def _pit_sums(self, pit: Tensor | None, below: Tensor | None, each: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Sums of weights in each bin, and below each quantile."""
         if pit is None:
-            return
+            return None
         check_same_shape(pit, "pit", each.shape, "y")
-        pit = check_float(pit, "pit", finite=True).double()
-        low = pit if below is None else check_float(below, "below", finite=True).double()
-        check_same_shape(low, "below", pit.shape, "pit")
+        low, high = check_pit(pit, below)
         edges = torch.arange(self.num_bins + 1, dtype=torch.float64) / self.num_bins
-        arguments = low.flatten(), pit.flatten(), each.flatten()
-        self.bins = self.bins + bin_shares(*arguments, edges.to(pit)).to(self.bins)
-        self.below = self.below + pit_shares(*arguments, self.quantile_levels.to(pit)).to(self.below)
+        arguments = low.flatten(), high.flatten(), each.flatten()
+        return bin_shares(*arguments, edges.to(high)), pit_shares(*arguments, self.quantile_levels.to(high))
 
     def compute(self) -> dict[str, Tensor]:
         """The scores that are single numbers, by name, of all examples so far (of all processes)."""

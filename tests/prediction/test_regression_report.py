@@ -174,14 +174,22 @@ def test_raw_arrays_stream() -> None:
         ({"lower": torch.full((2, 4), 2.0)}, "lower: expected lower <= upper"),
         ({"crps": torch.zeros(3)}, r"crps: expected shape \[4\]"),
         ({"log_prob": torch.zeros(4, 1)}, r"log_prob: expected shape \[4\]"),
+        ({"energy": torch.full((4,), torch.nan)}, "energy: expected no NaN"),
+        ({"pit": torch.full((4,), 1.2)}, "pit: expected probabilities, got values from 1.2 to 1.2"),
+        ({"pit": torch.full((4,), 0.2), "below": torch.full((4,), 0.3)}, "below: expected .* of at most pit"),
         ({"weight": torch.zeros(4)}, "weight: .*only zeros"),
     ],
 )
-def test_raw_arrays_that_do_not_fit_are_refused(changes: dict[str, Tensor], message: str) -> None:
-    scores = RegressionScores([0.5, 0.8])
-    given = {"mean": torch.zeros(4), "y": torch.zeros(4), "lower": torch.zeros(2, 4), "upper": torch.ones(2, 4)}
+def test_raw_arrays_that_do_not_fit_are_refused_and_not_counted(changes: dict[str, Tensor], message: str) -> None:
+    scores, refused = RegressionScores([0.5, 0.8]), RegressionScores([0.5, 0.8])
+    y = torch.tensor([0.0, 0.5, 1.0, 2.0])
+    given = {"mean": torch.zeros(4), "y": y, "lower": torch.zeros(2, 4), "upper": torch.ones(2, 4)}
     with pytest.raises(ValueError, match=message):
-        scores.update(**given | changes)
+        refused.update(**given | changes)
+    for one in (scores, refused):
+        one.update(**given, pit=y / 4)
+    assert refused.compute() == scores.compute()
+    assert torch.equal(refused.report().pit.share, scores.report().pit.share)  # type: ignore[union-attr]
 
 
 def test_targets_of_another_shape_than_before_are_refused() -> None:
