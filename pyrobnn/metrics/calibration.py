@@ -143,7 +143,7 @@ def top_confidence(probs: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         probs = torch.stack([1 - p, p], -1)
     probs = check_probs(probs).detach()
     y = check_labels(y, probs.shape[:-1], probs.shape[-1])
-    confidence, predicted = probs.flatten(0, -2).max(-1)
+    confidence, predicted = probs.reshape(-1, probs.shape[-1]).max(-1)
     return confidence, predicted == y.flatten()
 
 

@@ -134,6 +134,13 @@ def test_leading_shapes_are_flattened():
         assert flat.ece == image.ece
 
 
+def test_one_example_may_come_without_a_dimension():
+    probs, y = torch.tensor([0.2, 0.7, 0.1]), torch.tensor(1)
+    for function in (expected_calibration_error, adaptive_calibration_error):
+        assert function(probs, y).item() == pytest.approx(0.3)
+        assert function(torch.tensor(0.7), y).item() == pytest.approx(0.3)
+
+
 @pytest.mark.parametrize(
     ("metric", "function"),
     [
