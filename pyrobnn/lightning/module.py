@@ -14,7 +14,7 @@ import torch
 from pyro.optim import PyroOptim
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from pyrobnn.core.arguments import check_positive_int
 from pyrobnn.core.batches import Batch, Reader
@@ -56,7 +56,8 @@ class BayesianModule(_LIGHTNING.LightningModule):
         lr: Learning rate.
         scale_lr: Learning rate of the guide's scale parameters; ``lr`` if None.
         optimizer: As for :func:`pyrobnn.fit`; no optimizer of Pyro.
-        scheduler: A function from the optimizer to a learning-rate schedule.
+        scheduler: A function from the optimizer to a learning-rate schedule. A ``ReduceLROnPlateau`` (in either mode)
+            watches ``val_log_predictive``.
         scheduler_per: Whether it advances after each ``"step"`` or each ``"epoch"``; None as for :func:`pyrobnn.fit`.
         batch: How to read what loaders yield, as for :func:`pyrobnn.fit`.
         num_samples: Draws K for validation and prediction.
@@ -109,6 +110,12 @@ class BayesianModule(_LIGHTNING.LightningModule):
             return made
         schedule = {"scheduler": rates.scheduler, "interval": "step" if rates.per_step else "epoch"}
         return {"optimizer": made, "lr_scheduler": schedule | {"monitor": "val_log_predictive"}}
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+        """Advances the schedule; one that expects a loss is given minus the log predictive density."""
+        if isinstance(scheduler, ReduceLROnPlateau) and metric is not None and scheduler.mode == "min":
+            metric = -metric
+        super().lr_scheduler_step(scheduler, metric)
 
     def on_train_start(self) -> None:
         """Compares the data with N.

@@ -12,7 +12,7 @@ import pyro.optim
 import pytest
 import torch
 from torch import nn
-from torch.optim.lr_scheduler import StepLR
+from torch.optim.lr_scheduler import ReduceLROnPlateau, StepLR
 from torch.utils.data import DataLoader, TensorDataset
 
 pytest.importorskip("lightning", reason="needs lightning, of the extra lightning")
@@ -102,6 +102,24 @@ def test_schedules_of_rates_and_weights_advance_with_steps(tmp_path: Path) -> No
     assert used.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.1)
     assert elbo.parts is not None
     assert elbo.parts.temperature == pytest.approx(0.8)
+
+
+@pytest.mark.parametrize("mode", ["min", "max"])
+def test_a_plateau_is_one_of_the_density_in_either_mode(mode: str, tmp_path: Path) -> None:
+    """While it rises the rate stays; where it has fallen the rate is halved: as by fit."""
+    plateau = partial(ReduceLROnPlateau, mode=mode, factor=0.5, patience=0)
+    found = []
+    for lr in (0.01, 0.2):
+        model, other = built(), built()
+        module = BayesianModule(model, MAP(model), lr=lr, optimizer=torch.optim.SGD, scheduler=plateau)
+        used = trainer(tmp_path)
+        used.fit(module, LOADER, HELD_OUT)
+        options: dict[str, Any] = {"lr": lr, "optimizer": torch.optim.SGD, "epochs": 5, "progress": False}
+        history = pb.fit(other, MAP(other), LOADER, validation=HELD_OUT, scheduler=plateau, **options)
+        found.append(used.optimizers[0].param_groups[0]["lr"] / lr)
+        assert found[-1] == pytest.approx(history.learning_rate[4] / lr)
+    assert found[0] == 1.0
+    assert found[1] < 1.0
 
 
 def test_bad_input(tmp_path: Path) -> None:
