@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pyro
@@ -15,8 +16,9 @@ import pyrobnn as pb
 from pyrobnn import estimators
 from pyrobnn.estimators import EstimatorSpec, Flipout, GaussianWeight, LocalReparameterization, PerExample, PerGroup
 from pyrobnn.estimators.weight import Layer
-from pyrobnn.guides import MAP, DeltaMixture, MeanField
+from pyrobnn.guides import MAP, Composite, ConcreteStructure, DeltaMixture, MeanField
 from pyrobnn.objectives import ELBO
+from pyrobnn.structure import Gate
 from tests.conformance.conjugate import ConjugateRegression
 from tests.conformance.monte_carlo import Z, z_of_mean, z_of_means
 
@@ -406,6 +408,17 @@ def test_report_compares_and_leaves_no_trace() -> None:
     assert [row["name"] for row in table.rows] == ["shared", "per_group", *NAMES[:3], "path_derivative"]
     assert table.rows[0]["variance"] == 1.0 and all(row["reached"] == 1.0 for row in table.rows)
     assert "local_reparameterization" in str(table) and "20 gradients each" in str(table)
+
+
+def test_report_takes_no_step_of_a_guides_schedule() -> None:
+    net = nn.Sequential(nn.Linear(3, 6), Gate(6), nn.Linear(6, 2))
+    model, _, batch = problem(net, (3,))
+    part = partial(ConcreteStructure, temperature=pb.schedules.Linear(2.0, 1.0, 5))
+    guide = Composite(model, [("*structure*", part), ("*", MAP)]).double()
+    (structure,) = guide.parts_of(ConcreteStructure)
+    assert pb.diagnostics.estimator_report(model, guide, batch, ["shared"], num_samples=20).num_samples == 20
+    assert not structure.is_fitted
+    assert structure.temperature == 2.0
 
 
 def test_report_leaves_out_what_the_guide_cannot_take() -> None:
