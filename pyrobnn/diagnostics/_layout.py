@@ -109,7 +109,8 @@ def _suffixes(layer: nn.Module, parameter: str) -> tuple[str, ...]:
     elif isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d):
         names = ("out", "in", *kernel[-len(layer.kernel_size) :])
     elif isinstance(layer, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d):
-        names = ("in", "out", *kernel[-len(layer.kernel_size) :])
+        out = "out" if layer.groups == 1 else "group_out"  # its second dimension is one group's, the bias has all
+        names = ("in", out, *kernel[-len(layer.kernel_size) :])
     elif isinstance(layer, nn.Embedding | nn.EmbeddingBag):
         names = ("token", "feature")
     else:

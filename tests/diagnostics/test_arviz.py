@@ -68,6 +68,16 @@ def test_dimension_names_of_other_layers() -> None:
     assert data.posterior["3.weight_ih_l0"].dims[2:] == ("3.weight_ih_l0_dim_0", "3.weight_ih_l0_dim_1")
 
 
+def test_grouped_transposed_convolutions_have_a_dimension_of_their_own() -> None:
+    """Their weight has the channels of one group, their bias those of all."""
+    model = bayesianize(nn.ConvTranspose1d(4, 6, 3, groups=2), dist.Normal(0.0, 1.0))
+    data = to_arviz(model, MeanField(model), torch.zeros(2, 4, 5), num_samples=2, groups=["posterior"])
+    assert data.posterior["weight"].dims[2:] == ("in", "group_out", "width")
+    assert data.posterior["weight"].shape[2:] == (4, 3, 3)
+    assert data.posterior["bias"].dims[2:] == ("out",)
+    assert data.posterior["bias"].shape[2:] == (6,)
+
+
 def test_log_likelihood_is_that_of_each_draw() -> None:
     case = Conjugate()
     data = to_arviz(case.model, case.guide(), case.x, case.y, num_samples=10)
