@@ -10,7 +10,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from pyrobnn.core.trees import leaves
 
-__all__ = ["check_inputs", "check_weight", "is_finite"]
+__all__ = ["check_inputs", "check_weight", "is_finite", "weighted"]
 
 
 def check_inputs(inputs: Any, index: int) -> None:
@@ -39,6 +39,16 @@ def check_weight(weight: Tensor) -> None:
         raise ValueError(
             f"weight: expected finite weights of at least 0, but that of row {row} is {float(weight[row]):.4g}."
         )
+
+
+def weighted(values: Tensor, weight: Tensor | None) -> Tensor:
+    """Values of rows ``[B]`` times their weights; a row of weight 0 is left out, whether its value is finite or not.
+
+    Args:
+        values: The values.
+        weight: Weights of their shape, or None for 1.
+    """
+    return values if weight is None else (values * weight).where(weight > 0, 0.0)
 
 
 def is_finite(value: Tensor) -> bool:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pyrobnn.core.arguments import check_positive_int
 from pyrobnn.core.batches import Batch
+from pyrobnn.core.finite import weighted
 from pyrobnn.curvature.blocks import DiagonalBlock, KroneckerBlock
 from pyrobnn.curvature.dense import DenseBlock
 from pyrobnn.curvature.features import LastLayer, LastLayerSums, features_of
@@ -197,7 +198,7 @@ class _Curvature:
             outputs = run.outputs
             likelihood.check_targets(outputs, y)
             log_prob = likelihood(outputs).log_prob(y).double()
-            log_likelihood = float((log_prob if weight is None else weighted(log_prob, weight)).sum())
+            log_likelihood = float(weighted(log_prob, weight).sum())
             is_done, layer = False, self.last_layer
             if layer is not None and (features := features_of(layer, run.calls, outputs)) is not None:
                 information = information_of(likelihood, outputs, weight, targets=y)
@@ -224,11 +225,6 @@ class _Curvature:
             is_head = group in self.head.groups
             part = (self.head if is_head else self.rest).diagonal_of(group)
             block.set(torch.as_tensor(part + self.sums.diagonal if is_head else part), precision)
-
-
-def weighted(log_prob: Tensor, weight: Tensor) -> Tensor:
-    """Log likelihoods times weights; a row of weight 0 adds 0, also where its log likelihood is infinite."""
-    return (log_prob * weight).where(weight > 0, 0.0)
 
 
 def _priors(model: SupervisedModel, values: Mapping[str, Tensor]) -> dict[str, Any]:

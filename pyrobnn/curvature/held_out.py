@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from pyrobnn.core.batches import Batch
+from pyrobnn.core.finite import weighted
 from pyrobnn.curvature.gaussian import BlockGaussian
 from pyrobnn.curvature.jacobians import Derivatives
 from pyrobnn.model.substitution import SubstituteMessenger
@@ -103,13 +104,13 @@ def held_out_log_likelihoods(
             parts = gaussian.by_block(jacobians, columns)
             rotated = [basis.project(part.double()) for basis, part in zip(bases, parts, strict=True)]
             noise = torch.randn(_DRAWS, *jacobians.shape[:2], dtype=torch.float64, device=jacobians.device)
-            weight = 1.0 if batch.weight is None else batch.weight[chosen]
+            weight = None if batch.weight is None else batch.weight[chosen]
             for place, multiplier in enumerate(multipliers.tolist()):
                 scaled = [v * (b.spectrum + multiplier).rsqrt() for v, b in zip(rotated, bases, strict=True)]
                 covariance = torch.stack([half @ half.mT for half in scaled]).sum(0)
                 with SubstituteMessenger(values):
                     log_prob = _log_predictive(model, outputs[chosen], covariance, batch.targets[chosen], noise)
-                total[place] += float((log_prob * weight).sum())
+                total[place] += float(weighted(log_prob, weight).sum())
     if not rows:
         raise ValueError("held_out: it yielded no rows of a positive weight, so there is nothing to tune on.")
     return total

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pyrobnn.core.attention import attention_under_vmap
 from pyrobnn.core.batches import Batch
-from pyrobnn.curvature.fitting import weighted
+from pyrobnn.core.finite import weighted
 from pyrobnn.curvature.log_joint import LogJoint, pulled_back, second_derivatives
 from pyrobnn.model.substitution import SubstituteMessenger, unscaled_score
 from pyrobnn.model.supervised import SupervisedModel
@@ -103,7 +103,7 @@ class CurvatureProducts:
             outputs = self.model.predictive(batch.inputs)
             seen = outputs.detach().requires_grad_()
             log_prob = self.model.likelihood(seen).log_prob(batch.targets)
-        loss = -(log_prob if batch.weight is None else weighted(log_prob, batch.weight)).sum()
+        loss = -weighted(log_prob, batch.weight).sum()
         (slope,) = torch.autograd.grad(loss, seen, create_graph=True)
         dual = torch.zeros_like(outputs, requires_grad=True)
         (pulled,) = torch.autograd.grad(outputs, leaf, dual, create_graph=True)

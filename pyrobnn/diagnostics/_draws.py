@@ -17,6 +17,7 @@ from pyro.infer import MCMC
 from torch import Tensor, nn
 
 from pyrobnn.core.arguments import check_positive_int
+from pyrobnn.core.finite import weighted
 from pyrobnn.diagnostics._batches import Piece, room_for
 from pyrobnn.guides.base import Guide, check_guide
 from pyrobnn.model.agreement import check_draws
@@ -230,7 +231,7 @@ def log_prob_sum(message: Any, *, scaled: bool, weight: Tensor | None = None) ->
     score = unscaled_score(message).double()
     if scaled:
         return float((score * message["scale"]).sum())
-    return float((score if weight is None else score.reshape(len(weight), -1).sum(-1) * weight).sum())
+    return float((score if weight is None else weighted(score.reshape(len(weight), -1).sum(-1), weight)).sum())
 
 
 def data_sites(observed: list[Any]) -> list[Any]:

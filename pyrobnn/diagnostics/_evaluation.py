@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pyrobnn.core import random_state
 from pyrobnn.core.batches import Batch, Reader
+from pyrobnn.core.finite import weighted
 from pyrobnn.diagnostics._batches import Piece, room_for
 from pyrobnn.diagnostics._draws import DrawsByChain, at_draw, data_sites
 from pyrobnn.diagnostics._functions import FunctionMoments
@@ -136,7 +137,7 @@ def evaluate(model: Any, guide: Guide, data: Rows, num_samples: int) -> Evaluati
                 for message in data_sites(run.observed):
                     score = unscaled_score(message).double().reshape(rows.stop - rows.start, -1).sum(-1)
                     total = score if total is None else total + score
-                    score = score if weight is None else score * weight
+                    score = weighted(score, weight)
                     log_likelihood[draw] += score.sum().item()
                     by_datum[index] = by_datum[index] + score / num_samples
                     if likelihood is not None and classes is None:
@@ -183,7 +184,7 @@ def _of_rows(logs: Sequence[Tensor], data: Rows, num_samples: int) -> Tensor:
     """Log mean densities by row, weighted, from the logs of sums over draws."""
     means = [log - math.log(num_samples) for log in logs]
     weights = [batch.weight for batch in data.batches]
-    return torch.cat([m if w is None else m * w for m, w in zip(means, weights, strict=True)])
+    return torch.cat([weighted(m, w) for m, w in zip(means, weights, strict=True)])
 
 
 def _best_constant(likelihood: Likelihood, outputs: Tensor, data: Rows) -> Tensor | None:

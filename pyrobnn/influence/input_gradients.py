@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pyrobnn.core.attention import attention_under_vmap
 from pyrobnn.core.batches import Batch
-from pyrobnn.curvature.fitting import weighted
+from pyrobnn.core.finite import weighted
 from pyrobnn.curvature.log_joint import LogJoint, pulled_back
 from pyrobnn.model.substitution import SubstituteMessenger
 
@@ -34,7 +34,7 @@ def input_derivatives(log_joint: LogJoint, batch: Batch, directions: Tensor) -> 
         with SubstituteMessenger(log_joint.moved(leaf)):
             outputs = log_joint.model.predictive(inputs)
             log_prob = log_joint.model.likelihood(outputs).log_prob(batch.targets)
-        loss = -(log_prob if batch.weight is None else weighted(log_prob, batch.weight)).sum()
+        loss = -weighted(log_prob, batch.weight).sum()
         refuse_constant_inputs(loss, inputs)
         (gradient,) = torch.autograd.grad(loss, leaf, create_graph=True)
         return pulled_back(gradient, inputs, directions.to(gradient))

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from pyrobnn.core import random_state
 from pyrobnn.core.batches import Batch
+from pyrobnn.core.finite import weighted
 from pyrobnn.core.handlers import validation_enabled
 from pyrobnn.model.bayesianize import evaluating, frozen_buffers
 from pyrobnn.model.declarations import declared_likelihood, declared_outputs
@@ -138,7 +139,7 @@ def _best_constant(model: Any, batch: Batch, y: Tensor, weight: Tensor | None) -
             likelihood.train(is_training)
             distribution = likelihood(best.expand(len(y), *best.shape[1:]))
             score = distribution.log_prob(y).double()
-            scores.append(float((score if weight is None else score * weight).mean()))
+            scores.append(float(weighted(score, weight).mean()))
         with contextlib.suppress(NotImplementedError):  # of a distribution that does not say
             is_discrete = bool(distribution.support.is_discrete)
     return (scores[0], is_discrete) if math.isclose(*scores, rel_tol=1e-6) else None

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from pyrobnn.core import random_state
 from pyrobnn.core.batches import Batch, Reader
+from pyrobnn.core.finite import weighted
 from pyrobnn.guides.base import Guide
 from pyrobnn.model.bayesianize import evaluating, frozen_buffers
 from pyrobnn.model.draws import Draws, installed_buffers
@@ -74,7 +75,7 @@ def log_predictive_sum(
             batch = Batch.read(raw, device, reader, argument="validation")
             by_draw = [_log_likelihood(model, draws.at(index), batch, index == 0) for index in range(num_samples)]
             by_row = torch.stack(by_draw).logsumexp(0) - math.log(num_samples)
-            total += float((by_row if batch.weight is None else by_row * batch.weight).sum())
+            total += float(weighted(by_row, batch.weight).sum())
             rows += batch.rows
     return total, rows
 

@@ -207,3 +207,17 @@ def test_functions_of_the_prior_warn_and_those_of_the_posterior_do_not() -> None
     report: CheckReport = check(case.model, case.guide(), case.loader(), num_samples=400)
     # 400 and 50 draws of three weights: relative errors 0.04 and 0.12; |z| < 4
     assert report["functions at the prior"].value == pytest.approx(spread.item(), rel=0.5)
+
+
+def test_rows_of_weight_zero_count_nothing_whatever_their_density() -> None:
+    """Padding holds any numbers, of which the log density may be minus infinity."""
+    torch.manual_seed(0)
+    model = SupervisedModel(nn.Linear(2, 1), likelihoods.Normal(0.5), NORMAL, num_data=20)
+    guide, x, y, weight = MeanField(model), torch.randn(20, 2), torch.randn(20, 1), torch.ones(20)
+    weight[3], found = 0.0, []
+    for padding in (0.0, 1e30):
+        y[3] = padding
+        torch.manual_seed(1)
+        found.append(check(model, guide, [(x, y, weight)], num_samples=25)["better than a constant"].value)
+    assert found[0] is not None
+    assert found[1] == pytest.approx(found[0], rel=1e-5)

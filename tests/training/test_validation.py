@@ -97,6 +97,18 @@ def test_weights_of_a_supervised_model(weighted: bool) -> None:
     assert found == pytest.approx(float(expected.detach()), rel=1e-5)
 
 
+def test_a_row_of_weight_zero_counts_nothing_whatever_its_density() -> None:
+    """Padding holds any numbers; 0 times minus infinity would make the whole value NaN, and stop no training by it."""
+    model = SupervisedModel(nn.Linear(3, 2), likelihoods.Normal(0.5), dist.Normal(0.0, 1.0), num_data=12)
+    guide = MeanField(model)
+    y, weight = Y.clone(), WEIGHT.clone()
+    y[3], weight[3] = 1e30, 0.0
+    found = log_predictive(model, guide, [(X, y, weight)], num_samples=3)
+    y[3] = 0.0
+    assert found == pytest.approx(log_predictive(model, guide, [(X, y, weight)], num_samples=3), rel=1e-6)
+    assert math.isfinite(found)
+
+
 def test_labels_that_are_ignored_count_nothing() -> None:
     y = torch.tensor([[0, -1], [2, 1], [-1, -1]])
     net = nn.Sequential(nn.Linear(3, 6), nn.Unflatten(1, (3, 2)))

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from pyrobnn.core.finite import weighted
+
 if TYPE_CHECKING:
     from pyrobnn.model.likelihoods.base import Likelihood
 
@@ -48,7 +50,7 @@ def optimized_constant(likelihood: Likelihood, outputs: Tensor, y: Tensor, weigh
     def loss() -> Tensor:
         optimizer.zero_grad()
         score = likelihood(constant.expand(len(y), *constant.shape[1:])).log_prob(y).double()
-        value = -(score if weight is None else score * weight).mean()
+        value = -weighted(score, weight).mean()
         if value.requires_grad:
             (constant.grad,) = torch.autograd.grad(value, [constant])
         return value
