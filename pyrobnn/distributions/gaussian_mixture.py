@@ -62,7 +62,9 @@ class GaussianMixture(dist.TorchDistribution):
         if unseen is not None:
             value = value.masked_fill(unseen, 0.0)
         joint = self._component_log_prob(value, unseen) + self.logits.log_softmax(self._k)
-        found = joint.logsumexp(self._k).squeeze(self._d)
+        # Without the largest, which may be so large that it rounds the sum away and with it the shares in gradients.
+        peak = joint.detach().amax(self._k, keepdim=True).clamp_min(torch.finfo(joint.dtype).min)
+        found = ((joint - peak).logsumexp(self._k, keepdim=True) + peak).squeeze(self._k).squeeze(self._d)
         if unseen is not None:  # exactly 0, and no gradient, where nothing was observed
             found = found.masked_fill(unseen.all(self._d).squeeze(self._d), 0.0)
         positions = len(self.event_shape) - 1

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from pyro.distributions import constraints
 from torch import Tensor
 
+from pyrobnn.core.stirling import log_gamma_ratio
 from pyrobnn.distributions.incomplete_beta import incomplete_beta
 
 __all__ = ["NegativeBinomial", "Poisson", "StudentT", "ZeroInflatedPoisson"]
@@ -52,6 +53,14 @@ class Poisson(dist.Poisson):
 
 class NegativeBinomial(dist.NegativeBinomial):
     """Negative binomial: counts of successes before ``total_count`` failures."""
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log probability of counts, to all digits where ``total_count`` is large."""
+        if self._validate_args:
+            self._validate_sample(value)
+        ways = log_gamma_ratio(self.total_count, value).masked_fill(self.total_count + value == 0.0, 0.0)
+        each = self.total_count * F.logsigmoid(-self.logits) + value * F.logsigmoid(self.logits)
+        return ways - torch.lgamma(value + 1.0) + each
 
     def cdf(self, value: Tensor) -> Tensor:
         """Probability of at most ``value``."""
@@ -89,6 +98,17 @@ class ZeroInflatedPoisson(dist.ZeroInflatedPoisson):
         zero = torch.logaddexp(closed, open_ - self.log_rate.clamp_max(largest).exp())
         other = open_ + _log_poisson(self.log_rate.masked_fill(is_zero, 0.0), value)
         return torch.where(is_zero, zero, other)
+
+    @property
+    def mean(self) -> Tensor:
+        """The mean; the gate's probability may be 0 where the rate is infinite."""
+        return (self.log_rate - F.softplus(self.gate_logits)).exp()
+
+    @property
+    def variance(self) -> Tensor:
+        """The variance."""
+        open_ = self.log_rate - F.softplus(self.gate_logits)
+        return open_.exp() + (open_ + self.log_rate - F.softplus(-self.gate_logits)).exp()
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> ZeroInflatedPoisson:
         """The same on a larger batch shape."""

@@ -14,6 +14,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from pyrobnn.distributions import log_normal
 from pyrobnn.metrics.crps import gaussian_mixtures, laplace_mixtures, log_normal_mixtures
 from pyrobnn.model.likelihoods.entropies import NODES_PER_DRAW, TAIL, quadrature_nodes
 from pyrobnn.model.likelihoods.quantiles import is_discrete, is_positive_only, mixture_cdf, mixture_quantile
@@ -22,7 +23,12 @@ __all__ = ["mixture_crps", "points_per_draw", "quadrature_crps"]
 
 _COUNT_TAIL = 1e-11
 _CHUNK, _MAX_COUNTS = 256, 2**20
-_CLOSED = {dist.Normal: gaussian_mixtures, dist.Laplace: laplace_mixtures, dist.LogNormal: log_normal_mixtures}
+_CLOSED = {
+    dist.Normal: gaussian_mixtures,
+    dist.Laplace: laplace_mixtures,
+    dist.LogNormal: log_normal_mixtures,
+    log_normal.LogNormal: log_normal_mixtures,
+}
 """By exact type: a subclass may have another distribution function."""
 
 

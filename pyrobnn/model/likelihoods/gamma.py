@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import pyro.distributions as dist
 import torch
 from torch import Tensor
 
 from pyrobnn.core.explanations import explained
+from pyrobnn.distributions import gamma
 from pyrobnn.model.likelihoods.information import FisherInformation
 from pyrobnn.model.likelihoods.paired import PairedOutputs
 from pyrobnn.model.likelihoods.supports import check_positive_targets
@@ -35,14 +35,13 @@ class Gamma(PairedOutputs):
     first, second, floored = "logarithms of means", "raw concentrations", "concentration"
 
     def parameters_of(self, outputs: Tensor) -> dict[str, Tensor]:
-        """``concentration`` and ``rate``."""
+        """``concentration`` and ``log_mean``."""
         log_mean, raw = self.halves(outputs)
-        concentration = self.positive(raw)
-        return {"concentration": concentration, "rate": concentration * (-log_mean).exp()}
+        return {"concentration": self.positive(raw), "log_mean": log_mean}
 
-    def distribution(self, parameters: Mapping[str, Tensor]) -> dist.Gamma:
-        """Gamma with ``concentration`` and ``rate``."""
-        return dist.Gamma(parameters["concentration"], parameters["rate"])
+    def distribution(self, parameters: Mapping[str, Tensor]) -> gamma.Gamma:
+        """Gamma with ``concentration`` and the mean whose logarithm is ``log_mean``."""
+        return gamma.Gamma(parameters["concentration"], parameters["log_mean"])
 
     @torch.no_grad()
     def fisher_information(self, outputs: Tensor) -> FisherInformation:

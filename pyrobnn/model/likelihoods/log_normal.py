@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import pyro.distributions as dist
 import torch
 from torch import Tensor
 
 from pyrobnn.core.explanations import explained
+from pyrobnn.distributions import log_normal
 from pyrobnn.model.likelihoods.information import FisherInformation
 from pyrobnn.model.likelihoods.paired import PairedOutputs
 from pyrobnn.model.likelihoods.supports import check_positive_targets
@@ -39,9 +39,9 @@ class LogNormal(PairedOutputs):
         loc, raw = self.halves(outputs)
         return {"log_loc": loc, "log_scale": self.positive(raw)}
 
-    def distribution(self, parameters: Mapping[str, Tensor]) -> dist.LogNormal:
+    def distribution(self, parameters: Mapping[str, Tensor]) -> log_normal.LogNormal:
         """Log-normal."""
-        return dist.LogNormal(parameters["log_loc"], parameters["log_scale"])
+        return log_normal.LogNormal(parameters["log_loc"], parameters["log_scale"])
 
     @torch.no_grad()
     def fisher_information(self, outputs: Tensor) -> FisherInformation:

@@ -63,7 +63,9 @@ class PairedOutputs(Likelihood):
         return first, second
 
     def positive(self, raw: Tensor) -> Tensor:
-        """The second parameter."""
+        """The second parameter; without a floor at least the smallest number whose square is a normal one."""
+        if not self.floor:  # a softplus that is 0 has no distribution
+            return F.softplus(raw).clamp_min(torch.finfo(raw.dtype).tiny ** 0.5)
         return F.softplus(raw) + self.floor
 
     def joined(self, first: Tensor, second: Tensor) -> FisherInformation:

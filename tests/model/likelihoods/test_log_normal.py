@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
+from pyrobnn.distributions import log_normal
 from pyrobnn.model.likelihoods import Likelihood, LogNormal
 from tests.conformance.likelihood_suite import LikelihoodConformance
 from tests.model.likelihoods.informations import assert_information, outputs_of
@@ -52,3 +54,10 @@ def test_targets_outside_of_the_support_are_counted_by_row() -> None:
 def test_it_has_no_location_and_scale() -> None:
     with pytest.raises(ValueError, match="LogNormal have no location and scale"):
         LogNormal().rescaled(LogNormal().parameters_of(torch.zeros(2, 2)), torch.tensor(1.0), torch.tensor(2.0))
+
+
+def test_a_variance_of_a_factor_zero_and_an_infinite_one_is_their_product() -> None:
+    """``e^(2 μ + σ²)`` is 0 and ``e^(σ²) - 1`` infinite in single precision."""
+    found = log_normal.LogNormal(torch.tensor([-1e4, -100.0, 0.3]), torch.tensor([100.0, 10.0, 1e-3]))
+    expected = torch.tensor([1.0, 1.0, math.exp(0.6 + 1e-6) * math.expm1(1e-6)])
+    torch.testing.assert_close(found.variance, expected)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
+import pytest
 import torch
 from scipy import stats
 from torch import Tensor
@@ -35,3 +37,14 @@ def test_mean_and_variance() -> None:
     mean, r = outputs[:, :1].exp(), likelihood.positive(outputs[:, 1:])
     torch.testing.assert_close(found.mean, mean)
     torch.testing.assert_close(found.variance, mean + mean.square() / r)
+
+
+@pytest.mark.parametrize("total_count", [30.0, 1e3, 1e6])
+def test_a_large_total_count_keeps_the_digits_of_single_precision(total_count: float) -> None:
+    """Near Poisson; the difference of two logarithms of Γ would be off by 0.5 for a million."""
+    counts = torch.tensor([0.0, 2.0, 7.0, 30.0])
+    each = NegativeBinomial().distribution(
+        {"total_count": torch.full((4,), total_count), "logits": torch.full((4,), math.log(3.0 / total_count))}
+    )
+    expected = stats.nbinom(total_count, total_count / (total_count + 3.0)).logpmf(counts.numpy())
+    torch.testing.assert_close(each.log_prob(counts).double(), torch.as_tensor(expected), rtol=2e-6, atol=2e-5)
