@@ -8,9 +8,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy import stats
+from scipy import special, stats
 
 from pyrobnn.metrics import dirichlet_measures
+from pyrobnn.metrics.dirichlet import measures_of_log
 from tests.conformance.monte_carlo import z_of_mean
 
 CONCENTRATIONS = torch.tensor(
@@ -80,3 +81,50 @@ def test_what_are_no_concentrations_is_refused() -> None:
             dirichlet_measures(wrong)
     with pytest.raises(TypeError, match=r"^concentrations: "):
         dirichlet_measures(torch.ones(2, 3).long())
+
+
+def test_two_classes_in_closed_form_at_any_concentration() -> None:
+    """Dir(α, α) tends to a normal distribution of variance 1 / (4 (2 α + 1)); its entropy is off by O(1 / α)."""
+    alpha = torch.tensor([1e8, 1e12, 1e15, 1e20, 1e100], dtype=torch.float64)
+    found = dirichlet_measures(alpha.unsqueeze(-1).expand(-1, 2))
+    expected = 0.5 * (2.0 * math.pi * math.e / (4.0 * (2.0 * alpha + 1.0))).log()
+    torch.testing.assert_close(found.differential_entropy, expected, rtol=1e-9, atol=0)
+    torch.testing.assert_close(found.distributional, 1.0 / (4.0 * alpha), rtol=1e-7, atol=0)
+    torch.testing.assert_close(found.aleatoric, torch.full_like(alpha, math.log(2.0)) - found.distributional)
+
+
+@pytest.mark.parametrize("alpha", [19.9, 20.0, 20.1, 25.0, 60.0])
+def test_the_series_is_the_closed_form_where_both_have_their_digits(alpha: float) -> None:
+    """Mixed with a small concentration, on either side of where the series begins; scipy is exact to 1e-13 there."""
+    for row in ([alpha, 0.3], [alpha, alpha, 1e-3], [alpha] * 4):
+        found, each = dirichlet_measures(torch.tensor(row, dtype=torch.float64)), stats.dirichlet(row)
+        assert float(found.differential_entropy) == pytest.approx(float(each.entropy()), rel=1e-12, abs=1e-12)
+        p = [a / sum(row) for a in row]
+        expected = special.digamma(sum(row) + 1.0) - sum(
+            q * special.digamma(a + 1.0) for q, a in zip(p, row, strict=True)
+        )
+        assert float(found.aleatoric) == pytest.approx(float(expected), rel=1e-12)
+        assert float(found.total) == pytest.approx(-sum(q * math.log(q) for q in p), rel=1e-12)
+
+
+def test_one_large_and_one_small_concentration() -> None:
+    """Dir(A, 1) has the density A z^(A - 1), of entropy ``1 - 1 / A - log A``."""
+    large = torch.tensor([30.0, 1e6, 1e12, 1e18, 1e150], dtype=torch.float64)
+    found = dirichlet_measures(torch.stack([large, torch.ones_like(large)], -1))
+    torch.testing.assert_close(found.differential_entropy, 1.0 - 1.0 / large - large.log(), rtol=1e-12, atol=0)
+
+
+def test_logarithms_of_any_size_have_measures_that_are_not_nan() -> None:
+    """Beyond the range of double precision: the entropies of probabilities are still exact."""
+    far = torch.tensor([-1e4, -700.0, -30.0, 0.0, 30.0, 700.0, 1e4], dtype=torch.float64)
+    logs = torch.cartesian_prod(far, far, far).requires_grad_()
+    found = measures_of_log(logs)
+    for value in found:
+        assert not bool(value.isnan().any())
+    torch.testing.assert_close(found.total, torch.distributions.Categorical(logits=logs).entropy())
+    torch.testing.assert_close(found.total, found.aleatoric + found.distributional)
+    assert found.aleatoric.min().item() > -1e-6
+    one = measures_of_log(torch.full((3,), -1e4, dtype=torch.float64))  # all of it is what z would tell
+    torch.testing.assert_close(one.distributional, torch.tensor(math.log(3.0), dtype=torch.float64))
+    (found.aleatoric.sum() + found.distributional.sum()).backward()
+    assert logs.grad is not None and not bool(logs.grad.isnan().any())
