@@ -12,12 +12,16 @@ from pyrobnn.model.bayesianize import BayesianModule
 from pyrobnn.model.draws import Draws
 from pyrobnn.model.last_layer import layers_named, recorded_calls
 from pyrobnn.model.likelihoods.predictions import Prediction
+from pyrobnn.model.likelihoods.reductions import widened
 from pyrobnn.model.supervised import SupervisedModel
 from pyrobnn.prediction.draws import PinnedDraws, check_posterior
 from pyrobnn.prediction.predictor import Predictor, PredictorOptions
 from pyrobnn.prediction.runners import Runner, inputs_on
 
 __all__ = ["FeaturePredictor", "features_by_row"]
+
+_TOLERANCE = 1e-3  # of outputs that are the weight matrix times the features, and the bias
+_ROUNDINGS = 2.0  # to the network's dtype: of the product, and of its sum with the bias
 
 
 class FeaturePredictor(Predictor):
@@ -84,14 +88,17 @@ class FeaturePredictor(Predictor):
             raise ValueError(
                 f"layer: {calls.last!r} ran last, but {calls.count} times or not with one tensor; name another layer."
             )
-        rows = features_by_row(calls.last, calls.inputs, self.layers[calls.last], len(outputs))
+        # Half precision is widened, as the outputs are, before anything is averaged or multiplied.
+        rows = features_by_row(calls.last, widened(calls.inputs), self.layers[calls.last], len(outputs))
         summary["features"] = rows
-        weight, bias = weights.get("weight"), weights.get("bias")
+        kept = {name: widened(value) for name, value in weights.items()}
+        weight, bias = kept.get("weight"), kept.get("bias")
         if weight is not None and weight.shape == (summary["logits"].shape[-1], rows.shape[-1]):
             bias = weight.new_zeros(len(weight)) if bias is None else bias
             expected, logits = rows @ weight.mT + bias, summary["logits"]
+            tolerance = max(_TOLERANCE, _ROUNDINGS * torch.finfo(outputs.dtype).eps)
             if bias.shape == weight.shape[:1] and torch.allclose(
-                logits, expected.to(logits), rtol=1e-3, atol=1e-3 * float(logits.abs().max())
+                logits, expected.to(logits), rtol=tolerance, atol=tolerance * float(logits.abs().max())
             ):
                 summary |= {"weight": weight, "bias": bias}
         return summary

@@ -12,7 +12,7 @@ from torch import Tensor
 from pyrobnn import detection
 from pyrobnn.detection import NetworkOutputs
 from pyrobnn.detection.gaussian_features import ClassMoments
-from tests.detection.networks import CLASSES, DRAWS, FEATURES, made_up
+from tests.detection.networks import CLASSES, DRAWS, FEATURES, data, made_up, posterior
 
 TRAIN, NEW = made_up(90), made_up(40, seed=1)
 MAKE: dict[str, Callable[..., detection.Detector]] = {
@@ -173,3 +173,33 @@ def test_bad_use_is_refused() -> None:
         detection.ViM(6).fit(TRAIN)
     with pytest.raises(ValueError, match="outputs: ViM needs outputs that are the last layer's weight matrix"):
         detection.ViM().fit(replace(TRAIN, weight=None))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", MAKE)
+def test_a_network_in_half_precision_is_scored_as_one_in_single_precision(name: str, dtype: torch.dtype) -> None:
+    """With the same weights, rounded; bfloat16 has eight bits, and outputs are rounded twice."""
+    model, guide = posterior()
+    draws = {site: value.to(dtype) for site, value in guide.sample(DRAWS).items()}
+    single = {site: value.float() for site, value in draws.items()}
+    (train, y), (new, _) = data(), data(30, seed=1)
+    found = {}
+    for kind, given in ((torch.float32, single), (dtype, draws)):
+        model = model.to(kind)
+        loader = [(train.to(kind), y)]
+        detector = MAKE[name]().fit(detection.network_outputs(model, given, loader, DRAWS, features=True))
+        found[kind] = detector(detection.network_outputs(model, given, new.to(kind), DRAWS, features=True))
+    spread = float(found[torch.float32].std())
+    assert found[dtype].dtype == torch.float32
+    assert float((found[dtype] - found[torch.float32]).abs().mean()) < 0.1 * spread
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_outputs_that_are_no_product_of_weights_and_features_are_refused_in_any_precision(dtype: torch.dtype) -> None:
+    model, guide = posterior()
+    draws = {site: value.to(dtype) for site, value in guide.sample(DRAWS).items()}
+    net = model.net.network
+    net.append(torch.nn.Softplus())
+    outputs = detection.network_outputs(model.to(dtype), draws, data()[0].to(dtype), DRAWS, features=True)
+    with pytest.raises(ValueError, match=r"^outputs: ViM needs outputs that are the last layer's weight matrix"):
+        detection.ViM(dim=4).fit(outputs)
