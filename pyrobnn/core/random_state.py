@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import random
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyro
@@ -22,6 +22,7 @@ from pyrobnn.core.exclusive import exclusive
 __all__ = [
     "State",
     "fresh_seed",
+    "iterated",
     "local",
     "preserved",
     "read",
@@ -34,6 +35,7 @@ __all__ = [
 ]
 
 State = tuple[Tensor, Tensor | None]
+Item = TypeVar("Item")
 
 
 @contextlib.contextmanager
@@ -107,6 +109,34 @@ def local(value: int | None) -> Iterator[None]:
             yield
         finally:
             write_all(before)
+
+
+def iterated(items: Iterable[Item], value: int | None) -> Iterator[Item]:
+    """The items, each made under random states of torch, NumPy and Python that begin at a seed and are its own.
+
+    A loader takes numbers from them when it begins (its workers' seeds, an order) and for each batch. Between items
+    the states are those of the caller.
+
+    Args:
+        items: What is iterated over, such as a loader; it is begun with the first item.
+        value: The seed; None leaves the generators as they are.
+    """
+    if value is None:
+        yield from items
+        return
+    iterator: Iterator[Item] | None = None
+    own: dict[str, Any] | None = None
+    while True:
+        with local(value):
+            if own is not None:
+                write_all(own)
+            iterator = iter(items) if iterator is None else iterator
+            try:
+                item = next(iterator)
+            except StopIteration:
+                return
+            own = read_all()
+        yield item
 
 
 def read(device: torch.device) -> State:

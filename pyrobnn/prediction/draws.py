@@ -30,8 +30,9 @@ class PinnedDraws:
         num_samples: Number K of draws.
         max_bytes: Budget for kept draws.
         replayed: Whether there is more than one pass over the draws.
-        seed: Fixes the draws (at a given ``max_bytes``, if that is small); None takes a seed from torch's
-            random state.
+        seed: Fixes the draws; None takes a seed from torch's random state. Draws are made in blocks of at most 8 MiB
+            and ``max_bytes``, and how many are made at once may change them: for a ``max_bytes`` of less the same
+            draws need the same ``max_bytes``, too.
 
     Raises:
         TypeError: If ``posterior`` is neither a guide nor draws.

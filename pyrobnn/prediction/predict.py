@@ -9,6 +9,7 @@ by draw.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sized
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
+from pyrobnn.core import random_state
 from pyrobnn.core.batches import Batch, Reader, inputs_of
 from pyrobnn.core.explanations import explained
 from pyrobnn.core.finite import check_inputs
@@ -103,7 +105,8 @@ def predict(
             those of later calls. That takes seconds to minutes once for inputs of a shape; a smaller last batch runs
             uncompiled. Where it cannot be done, a warning says so, and the network runs as usual. Ignored by
             predictors other than ``"weights"``.
-        seed: Fixes the draws, and leaves torch's random state alone; None takes a seed from it.
+        seed: Fixes the draws (for one ``max_bytes``, if that is below 16 MiB: draws are made in blocks that fit half of
+            it) and what a loader draws, and leaves torch's random state alone; None takes a seed from it.
         progress: Show a progress bar.
 
     Returns:
@@ -185,7 +188,9 @@ def predict_batches(
         check_predicted(model, guide, predictor)
     if batch is not None and not callable(batch):
         raise TypeError(f"batch: expected a function from a batch to (inputs, targets), got {batch!r}.")
-    blocks, count = input_blocks(data, batch)
+    if seed is not None and (isinstance(seed, bool) or not isinstance(seed, Integral)):
+        raise TypeError(f"seed: expected an int or None, got {seed!r}.")
+    blocks, count = input_blocks(data, batch, seed)
     options = PredictorOptions(
         num_samples=num_samples,
         likelihood=likelihood,
@@ -228,8 +233,16 @@ def predictor_of(predictor: str | PredictorFactory | None, guide: Any) -> Predic
     return _PREDICTORS[predictor]
 
 
-def input_blocks(data: Any, reader: Reader | None) -> tuple[Iterable[tuple[Any, Any]], int | None]:
-    """The inputs batch by batch, ``(x, y or None)``, and how many batches there are if known."""
+def input_blocks(
+    data: Any, reader: Reader | None, seed: int | None = None
+) -> tuple[Iterable[tuple[Any, Any]], int | None]:
+    """The inputs batch by batch, ``(x, y or None)``, and how many batches there are if known.
+
+    Args:
+        data: Inputs or a loader.
+        reader: How to read what a loader yields.
+        seed: Of the random numbers that a loader takes; None takes them from torch's random state.
+    """
     if isinstance(data, Tensor | tuple | Mapping | PackedSequence):
         return ([], 0) if is_empty(data) else ([(data, None)], 1)
     if isinstance(data, Batch):
@@ -238,4 +251,5 @@ def input_blocks(data: Any, reader: Reader | None) -> tuple[Iterable[tuple[Any, 
         refuse_arrays(data, "data: the inputs")
     if not isinstance(data, Iterable):
         raise TypeError(f"data: expected inputs (a tensor, tuple or dict) or a loader, got {type(data).__name__}.")
-    return (inputs_of(raw, reader=reader) for raw in data), len(data) if isinstance(data, Sized) else None
+    loaded = random_state.iterated(data, None if seed is None else int(seed) % 2**32)
+    return (inputs_of(raw, reader=reader) for raw in loaded), len(data) if isinstance(data, Sized) else None

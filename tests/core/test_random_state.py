@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pyro
@@ -159,3 +159,33 @@ def test_a_watched_block_says_whether_anything_was_drawn_and_leaves_no_trace(dra
         draw()
         assert is_used()
     assert drawn() == wanted
+
+
+def test_items_are_made_under_states_of_their_own_that_go_on() -> None:
+    """Of torch, NumPy and Python; the states of the caller are as before, whatever it draws between items."""
+
+    def items() -> Iterator[list[float]]:
+        for _ in range(3):
+            yield [float(torch.rand(())), float(np.random.rand()), random.random()]  # noqa: NPY002
+
+    torch.manual_seed(3)
+    before = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()  # noqa: NPY002
+    first = list(random_state.iterated(items(), 7))
+    after = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()  # noqa: NPY002
+    assert torch.equal(before[0], after[0])
+    assert before[1:] == after[1:]
+    assert len({number for item in first for number in item}) == 9
+    again = []
+    for item in random_state.iterated(items(), 7):
+        again.append(item)
+        torch.rand(5)
+        random.random()
+    assert again == first
+    assert list(random_state.iterated(items(), 8)) != first
+
+
+def test_items_without_a_seed_take_from_the_present_state() -> None:
+    torch.manual_seed(3)
+    found = list(random_state.iterated((float(torch.rand(())) for _ in range(3)), None))
+    torch.manual_seed(3)
+    assert found == [float(torch.rand(())) for _ in range(3)]

@@ -476,3 +476,29 @@ def test_a_model_must_return_one_tensor() -> None:
         data=torch.randn(4, 3),
         likelihood=likelihoods.Categorical(),
     )
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_a_seed_is_for_what_a_loader_draws_too(shuffle: bool) -> None:
+    """A DataLoader takes a number from torch's random state for its workers, and one for an order."""
+    model, guide, x = fitted(SUPERVISED[0])
+    loader = DataLoader(TensorDataset(x, torch.arange(len(x))), batch_size=3, shuffle=shuffle)
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    first, second, other = (predict(model, guide, loader, 2, seed=seed) for seed in (1, 1, 2**40))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(first.mean, second.mean)
+    assert not torch.equal(first.mean, other.mean)
+    parts = predict_batches(model, guide, loader, 2, seed=1)
+    joined = torch.cat([part.mean for part, _ in parts])
+    assert torch.equal(joined, first.mean)
+    assert torch.equal(torch.get_rng_state(), before)
+    predict(model, guide, loader, 2)
+    assert not torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_seed_is_an_int() -> None:
+    model, guide, x = fitted(SUPERVISED[0])
+    for wrong in ("1", 1.5, True):
+        with pytest.raises(TypeError, match=r"^seed: expected an int or None, got"):
+            predict(model, guide, x, 2, seed=wrong)  # type: ignore[arg-type]
