@@ -22,6 +22,7 @@ from pyrobnn.prediction.draws import PinnedDraws
 
 __all__ = ["Predictive"]
 
+_SPECIAL = frozenset({"_INPUT", "_RETURN"})  # names of Pyro's for a model's arguments and value
 _BLOCK_BYTES = 2**28  # more than PinnedDraws makes at once
 
 
@@ -101,6 +102,9 @@ class Predictive(nn.Module):
             ``{site: [num_samples, …]}``; as in Pyro's class, sites with fewer batch dimensions than the
             model's plates have dimensions of size 1 after the first, so that sites broadcast against each
             other.
+
+        Raises:
+            ValueError: If ``return_sites`` has a name that is no site of the model.
         """
         module = self.model if isinstance(self.model, nn.Module) else nn.Module()
         collected: dict[str, list[Any]] = {}
@@ -111,6 +115,8 @@ class Predictive(nn.Module):
                 with installed_buffers(module, draw.buffers), run:
                     returned = self.model(*args, **kwargs)
                 messages = [*run.latent, *run.observed, *run.deterministic]
+                if index == 0:
+                    self._check_sites([message["name"] for message in messages])
                 lead = lead or _missing_dims(messages)
                 for message in messages:
                     if self._returns(message["name"]):
@@ -122,6 +128,15 @@ class Predictive(nn.Module):
     def call(self, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
         """The values of :meth:`forward` as a tuple, by sorted site names."""
         return tuple(value for _, value in sorted(self.forward(*args, **kwargs).items()))
+
+    def _check_sites(self, known: list[str]) -> None:
+        """Refuses names of no site, of which Pyro's class returns nothing."""
+        unknown = sorted(set(self.return_sites or ()) - set(known) - _SPECIAL)
+        if unknown:
+            raise ValueError(
+                f"return_sites: the model has no {', '.join(map(repr, unknown))}; its sites are "
+                f"{', '.join(map(repr, known)) or 'none'}, and '_RETURN' is what it returns."
+            )
 
     def _returns(self, name: str) -> bool:
         if self.return_sites:

@@ -34,11 +34,12 @@ def shapes(samples: dict[str, Any]) -> dict[str, Any]:
     return {name: (tuple(value.shape), value.dtype) for name, value in samples.items()}
 
 
-@pytest.mark.parametrize("return_sites", [(), None, ["y", "obs"], ("_RETURN",), {"_RETURN", "net.0.weight"}, ["none"]])
+@pytest.mark.parametrize("return_sites", [(), None, "observed", ("_RETURN",), {"_RETURN", "net.0.weight"}, ["_INPUT"]])
 @pytest.mark.parametrize("source", ["guide", "draws", "prior"])
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_same_keys_and_shapes_as_pyros(case: Case, source: str, return_sites: Any) -> None:
     model, guide, x = built(case)
+    return_sites = [case.observed] if return_sites == "observed" else return_sites
     options: dict[str, Any] = {
         "guide": {"guide": guide, "num_samples": 3},
         "draws": {"posterior_samples": guide.sample(3)},
@@ -51,6 +52,15 @@ def test_same_keys_and_shapes_as_pyros(case: Case, source: str, return_sites: An
         return_sites = None if return_sites == () else return_sites
     theirs = pyro.infer.Predictive(model, **options, return_sites=return_sites)(x)
     assert shapes(ours) == shapes(theirs)
+
+
+@pytest.mark.parametrize("source", [{"num_samples": 3}, {"num_samples": 1}])
+def test_a_name_of_no_site_is_refused(source: dict[str, Any]) -> None:
+    """Pyro's class returns nothing of it."""
+    model, _, x = built(CASES[0])
+    with pytest.raises(ValueError, match=r"^return_sites: the model has no 'typo'; its sites are 'net\..*'_RETURN'"):
+        Predictive(model, **source, return_sites=("_RETURN", "typo"))(x)
+    assert set(Predictive(model, **source, return_sites=("_RETURN", "_INPUT"))(x)) == {"_RETURN"}
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
