@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pyrobnn.model.likelihoods.draw_indices import draw_indices
+from pyrobnn.model.likelihoods.row_index import check_row_index
 
 if TYPE_CHECKING:
     from pyrobnn.model.likelihoods.base import Likelihood
@@ -165,7 +166,12 @@ class Prediction:
 
         Args:
             index: A slice of the N inputs, their numbers, or a mask ``[N]``.
+
+        Raises:
+            TypeError: If it is none of these.
+            ValueError: If it selects none, a mask is not ``[N]``, or there is no input of such a number.
         """
+        check_row_index(index, len(self))
         changes = {i.name: _selected(getattr(self, i.name), index, i.metadata.get("rows", 0)) for i in fields(self)}
         return replace(self, **changes)
 

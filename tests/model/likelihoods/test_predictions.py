@@ -310,3 +310,24 @@ def test_draws_that_were_not_kept_are_missed_by_name() -> None:
     ):
         with pytest.raises(ValueError, match=rf"^{name}: .*6 draws .*return_draws=True"):
             ask()
+
+
+@pytest.mark.parametrize("likelihood", [likelihoods.Normal(0.5), likelihoods.Categorical()])
+def test_rows_are_some_of_the_inputs(likelihood: likelihoods.Likelihood) -> None:
+    whole = made(likelihood, OUTPUTS)
+    count = len(whole)
+    for index in (slice(1, 3), torch.tensor([1, 2]), torch.arange(count).remainder(count) == 1):
+        assert torch.equal(whole.rows(index).mean, whole.mean[index])
+    empty = torch.zeros(count, dtype=torch.bool)
+    for nothing in (slice(0, 0), slice(count, None), empty, torch.empty(0, dtype=torch.long)):
+        with pytest.raises(ValueError, match=rf"^index: it selects none of the {count} inputs"):
+            whole.rows(nothing)
+    with pytest.raises(ValueError, match=r"^index: expected a mask"):
+        whole.rows(empty[1:])
+    with pytest.raises(ValueError, match=r"^index: there are"):
+        whole.rows(torch.tensor([0, count]))
+    with pytest.raises(ValueError, match=r"^index: expected a vector"):
+        whole.rows(torch.tensor(1))
+    for wrong in (1, [0, 1], torch.zeros(2)):
+        with pytest.raises(TypeError, match=r"^index: expected a slice"):
+            whole.rows(wrong)  # type: ignore[arg-type]
