@@ -65,7 +65,7 @@ class DensityScore(RealScore):
             beside = grid.gather(0, (chosen + step).clamp(0, len(grid) - 1))[0]
             ends.append(self._end(given, least, held, beside, step * width))
         empty = ~inside.any(0)
-        unlimited = limit.expand(given.mean.shape).isinf()
+        unlimited = limit.expand(given.mean.shape) == torch.inf
         low, high = (torch.where(empty, peak, end) for end in ends)
         return low.masked_fill(unlimited, -torch.inf), high.masked_fill(unlimited, torch.inf)
 

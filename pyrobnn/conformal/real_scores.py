@@ -116,10 +116,10 @@ class PITScore(RealScore):
         return (check_real(prediction).cdf(y) - 0.5).abs()
 
     def interval(self, prediction: Prediction, limit: Tensor) -> tuple[Tensor, Tensor]:
-        """Quantiles at a half less and a half more than ``limit``; infinite from a half on."""
+        """Quantiles at a half less and a half more than ``limit``; infinite from a half on, the median below 0."""
         given = check_real(prediction)
         reach = limit.expand(given.mean.shape).double()
         everything = reach >= 0.5
-        reach = torch.where(everything, 0.0, reach)
+        reach = torch.where(everything, 0.0, reach.clamp_min(0.0))
         low, high = given.quantile_at(torch.stack([0.5 - reach, 0.5 + reach]))
         return low.masked_fill(everything, -torch.inf), high.masked_fill(everything, torch.inf)
