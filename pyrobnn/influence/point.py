@@ -202,13 +202,19 @@ class PointInfluence(Influence):
             stack.enter_context(installed_buffers(self.model, Draws.of(self.values).buffers))
             yield
 
-    def _gradients(self, batch: Batch) -> Tensor:
+    def _gradients(self, batch: Batch, argument: str = "x") -> Tensor:
         """The gradient of each row's loss, ``[B, n]``."""
-        return torch.cat(list(self._chunks(batch)))
+        return torch.cat(list(self._chunks(batch, argument)))
 
-    def _chunks(self, batch: Batch) -> Iterator[Tensor]:
+    def _chunks(self, batch: Batch, argument: str = "loader") -> Iterator[Tensor]:
         outputs = self.derivatives.outputs(batch.inputs)
         slopes = self._slopes(outputs, batch).unsqueeze(1).to(outputs)
+        wrong = ~slopes.isfinite().flatten(1).all(1)
+        if bool(wrong.any()):
+            raise ValueError(
+                f"{argument}: the loss of row {int(wrong.nonzero()[0, 0])} of a batch has a gradient that is NaN or "
+                "infinite, so that there is no influence; leave the row out, or use a network in double precision."
+            )
         for _, products in self.derivatives.products(batch.inputs, outputs, slopes):
             yield products[:, 0]
 

@@ -108,7 +108,7 @@ class RandomProjection(PointInfluence):
         """``Φᵀ Φ``."""
         total = self.columns.new_zeros(2 * self.columns.shape[1:])
         for own in self.data.batches:
-            features = self._gradients(own).double() @ self.columns
+            features = self._gradients(own, "loader").double() @ self.columns
             wrong = (-torch.expm1(-self._losses(own))).clamp_min(1e-12)  # 1 - p
             scaled = features / wrong.unsqueeze(1)
             total += scaled.T @ scaled

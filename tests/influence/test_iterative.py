@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import pyro.distributions as dist
 import pytest
 import torch
+from torch import nn
 
+import pyrobnn as pb
 from pyrobnn import influence
 from pyrobnn.curvature.products import Matrix
+from pyrobnn.guides import MAP
 from tests.influence.problems import classifier, logistic, regression
 
 
@@ -95,3 +99,16 @@ def test_numbers_out_of_range_are_refused(kind: type, options: dict) -> None:  #
     _, own = regression()
     with pytest.raises((TypeError, ValueError), match=rf"^{next(iter(options))}: "):
         kind(own.model, own.guide, own.loader, **options)
+
+
+def test_losses_that_are_infinite_have_no_influence() -> None:
+    """Conjugate gradients took a gradient of NaN for one that is solved, and said that the influence was 0."""
+    x = torch.linspace(-1.0, 1.0, 8, dtype=torch.float64).unsqueeze(1)
+    y = (0.5 + x).exp().round()
+    model = pb.SupervisedModel(nn.Linear(1, 1).double(), pb.likelihoods.Poisson(), dist.Normal(0.0, 1.0), num_data=8)
+    guide = influence.refit(model.double(), MAP(model), [(x, y)], tolerance=1e-6)
+    far = torch.tensor([[0.5], [1e5]], dtype=torch.float64)
+    for method in (influence.Exact, influence.ConjugateGradient):
+        made = method(model, guide, [(x, y)])
+        with pytest.raises(ValueError, match=r"^x: the loss of row 1 of a batch has a gradient that is NaN or inf"):
+            made.upweighting(far, torch.ones(2, 1, dtype=torch.float64))
