@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Collection
 from typing import TypeAlias
 
@@ -14,7 +15,7 @@ from pyrobnn.core.arguments import check_non_negative
 from pyrobnn.core.explanations import explained
 from pyrobnn.guides.base import Guide
 
-__all__ = ["OptimizerSpec", "make_optimizer", "trainable_parameters"]
+__all__ = ["OptimizerSpec", "make_optimizer", "refuse_closures", "trainable_parameters"]
 
 OptimizerSpec: TypeAlias = Callable[..., Optimizer] | Optimizer | PyroOptim | None
 
@@ -41,7 +42,7 @@ def make_optimizer(
         exclude: Parameters that other optimizers move.
 
     Raises:
-        TypeError: If ``optimizer`` is of another kind.
+        TypeError: If ``optimizer`` is of another kind, or one that evaluates the objective itself (L-BFGS).
         ValueError: If a ready optimizer lacks a parameter or cannot take ``scale_lr``, or a Pyro optimizer
             asks for parameters' names, or a learning rate is no number of at least 0.
     """
@@ -70,9 +71,24 @@ def make_optimizer(
             raise TypeError(f"optimizer: called with parameter groups and lr it failed: {error}") from error
         if not isinstance(made, Optimizer):
             raise TypeError(f"optimizer: it made a {type(made).__name__}, expected an optimizer of torch.")
+        refuse_closures(made)
         return made
     fused = all(p.device.type in ("cpu", "cuda") and p.dtype in (torch.float32, torch.float64) for p in parameters)
     return torch.optim.Adam(groups, lr=lr, fused=fused)
+
+
+def refuse_closures(optimizer: Optimizer) -> None:
+    """Refuses an optimizer whose steps evaluate the objective several times.
+
+    Raises:
+        TypeError: If it is one.
+    """
+    closure = inspect.signature(optimizer.step).parameters.get("closure")
+    if closure is not None and closure.default is inspect.Parameter.empty:
+        raise TypeError(
+            f"optimizer: a step of {type(optimizer).__name__} evaluates the objective several times, for which the "
+            "objective of a batch and of a draw is too noisy; take one of gradients alone, such as torch.optim.Adam."
+        )
 
 
 def trainable_parameters(model: nn.Module, guide: nn.Module) -> list[nn.Parameter]:
@@ -99,6 +115,7 @@ def _check_ready(
                 "modules' own parameters are not; pass options for all parameters, or a torch optimizer."
             )
         return
+    refuse_closures(optimizer)
     known = {id(p) for group in optimizer.param_groups for p in group["params"]} | {id(p) for p in exclude}
     missing = [n for m in (guide, model) for n, p in m.named_parameters() if p.requires_grad and id(p) not in known]
     if missing:

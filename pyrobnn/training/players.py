@@ -15,6 +15,7 @@ from pyrobnn.core.explanations import explained
 from pyrobnn.core.module_state import fill
 from pyrobnn.objectives import Objective, Parts
 from pyrobnn.objectives.terms import read_terms, write_terms
+from pyrobnn.training.optimizers import refuse_closures
 
 __all__ = ["BasePlayer", "Player"]
 
@@ -61,6 +62,7 @@ class BasePlayer:
                     f"optimizer: that of the player {self.name!r} made a {type(made).__name__}, expected an optimizer "
                     "of torch."
                 )
+            refuse_closures(made)
             self._made = made
         return self._made
 

@@ -195,6 +195,16 @@ def test_another_kind_of_optimizer_is_refused() -> None:
         quiet(*model_and_guide(), loader(), optimizer="adam")
 
 
+@pytest.mark.parametrize("is_ready", [False, True])
+def test_an_optimizer_that_evaluates_the_objective_is_refused(is_ready: bool) -> None:
+    built, guide = model_and_guide()
+    optimizer: Any = torch.optim.LBFGS
+    if is_ready:
+        optimizer = torch.optim.LBFGS([*guide.parameters(), *built.parameters()])
+    with pytest.raises(TypeError, match=r"^optimizer: a step of LBFGS evaluates the objective several times"):
+        quiet(built, guide, loader(), optimizer=optimizer)
+
+
 def test_frozen_parameters_are_not_held() -> None:
     built, guide = model_and_guide(batch_norm=True)
     layer = built.get_submodule("net.net.1")
