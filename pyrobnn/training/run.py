@@ -205,6 +205,8 @@ class Run:
     def _read(self, raw: Any, index: int, first: bool) -> Batch:
         """The batch in what the loader yielded, checked."""
         batch = Batch.read(raw, self.device, self.reader)
+        if not batch.rows:
+            raise ValueError(f"loader: batch {index} has no rows, which cannot stand for the data; leave it out.")
         batch.check(index)
         if first:
             check_targets(self.model, batch)

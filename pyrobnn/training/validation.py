@@ -49,7 +49,7 @@ def log_predictive(
         Nats per datum.
 
     Raises:
-        ValueError: If there is no batch.
+        ValueError: If there is no batch, or one holds inputs that are not finite or weights that are negative.
     """
     total, rows = log_predictive_sum(model, guide, batches, device, num_samples, reader)
     if rows == 0:
@@ -71,8 +71,9 @@ def log_predictive_sum(
         draws = Draws.of(guide.sample(num_samples))
     total, rows = 0.0, 0
     with evaluating(model), frozen_buffers(model):
-        for raw in batches:
+        for number, raw in enumerate(batches):
             batch = Batch.read(raw, device, reader, argument="validation")
+            batch.check(number)
             by_draw = [_log_likelihood(model, draws.at(index), batch, index == 0) for index in range(num_samples)]
             by_row = torch.stack(by_draw).logsumexp(0) - math.log(num_samples)
             total += float(weighted(by_row, batch.weight).sum())

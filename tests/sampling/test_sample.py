@@ -166,6 +166,7 @@ def test_ctrl_c_keeps_the_draws_so_far() -> None:
         ({"data": iter([rows()])}, TypeError, "data: a .*iterator is used up after one epoch"),
         ({"data": []}, ValueError, "data: the loader yielded no batch"),
         ({"data": [rows()[0]]}, TypeError, "expected batches"),
+        ({"data": [rows(0), rows()]}, ValueError, "data: batch 0 has no rows"),
         ({"data": (torch.full((24, 3), float("nan")), rows()[1])}, ValueError, "x: batch 0 holds NaN"),
     ],
 )

@@ -228,6 +228,12 @@ def test_inputs_that_are_not_finite_are_refused(bad: float) -> None:
     refused(ValueError, r"^x: batch 0 holds NaN or infinite inputs in 2 rows \(the first is row 5\)", [(x, y)])
 
 
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_batch_without_rows_is_refused_by_its_number(accumulate: int) -> None:
+    x, y = data()
+    refused(ValueError, r"^loader: batch 0 has no rows", [(x[:0], y[:0]), (x, y)], accumulate=accumulate)
+
+
 def test_the_batch_with_nan_is_named() -> None:
     x, y = data()
     x[17, 0] = float("nan")

@@ -121,9 +121,13 @@ def test_labels_that_are_ignored_count_nothing() -> None:
     assert log_predictive(model, guide, [(X[:3], y)]) == pytest.approx(float(expected.detach()), rel=1e-5)
 
 
-def test_no_batch_is_refused() -> None:
+def test_no_batch_and_wrong_ones_are_refused() -> None:
     model = SupervisedModel(nn.Linear(3, 2), likelihoods.Normal(0.5), dist.Normal(0.0, 1.0), num_data=12)
     with pytest.raises(ValueError, match=r"^validation: it yielded no batch"):
         log_predictive(model, MAP(model), [])
+    with pytest.raises(ValueError, match=r"^x: batch 1 holds NaN or infinite inputs in 12 rows"):
+        log_predictive(model, MAP(model), [(X, Y), (X * math.nan, Y)])
+    with pytest.raises(ValueError, match=r"^weight: expected finite weights of at least 0"):
+        log_predictive(model, MAP(model), [(X, Y, -WEIGHT)])
     with pytest.raises(TypeError, match=r"^validation: expected batches \(x, y\), .* got a Tensor"):
         log_predictive(model, MAP(model), [X])

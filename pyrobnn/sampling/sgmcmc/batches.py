@@ -102,6 +102,8 @@ class Batches:
             self._end()
             return self._fetch()
         batch = _read(raw, self.device, self.reader)
+        if not batch.rows:
+            raise ValueError(f"data: batch {self.index} has no rows, which cannot stand for the data; leave it out.")
         batch.check(self.index)
         if self.epoch == 0:
             check_targets(self.model, batch)
