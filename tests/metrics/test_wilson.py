@@ -23,3 +23,11 @@ def test_nothing_observed_has_no_interval() -> None:
     assert bool(low.isnan()) and bool(high.isnan())
     with pytest.raises(ValueError, match="level"):
         wilson_interval(torch.tensor([0.5]), torch.tensor([3]), 1.0)
+
+
+def test_what_are_no_shares_or_counts_is_refused() -> None:
+    for share in (1.2, -0.1):
+        with pytest.raises(ValueError, match="share: expected shares from 0 to 1"):
+            wilson_interval(torch.tensor([0.5, share]), torch.tensor([3, 3]))
+    with pytest.raises(ValueError, match="count: expected numbers of at least 0, got -3"):
+        wilson_interval(torch.tensor([0.5]), torch.tensor([-3]))
