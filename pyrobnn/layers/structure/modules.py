@@ -184,7 +184,7 @@ class Gate(nn.Module):
         self.keeps_shape = output.shape == x.shape
         if self.features == 1:
             return output * self.gates.structure
-        if output.shape[self.dim] != self.features:
+        if not -output.dim() <= self.dim < output.dim() or output.shape[self.dim] != self.features:
             raise ValueError(
                 f"features: {self.features} gates along dimension {self.dim}, but the output has the shape "
                 f"{tuple(output.shape)}."
@@ -220,6 +220,8 @@ class Depth(nn.Module):
         logits: Tensor | None = None,
     ) -> None:
         super().__init__()
+        if not len(blocks):
+            raise ValueError("blocks: there are none to choose a depth of.")
         check_int("min_depth", min_depth, 0, len(blocks) - 1)
         choices = [str(depth) for depth in range(min_depth, len(blocks) + 1)]
         own = {"temperature": 1.0 if temperature is None else temperature, "logits": logits}

@@ -109,6 +109,8 @@ class Edges(StructureSite):
         logits: Tensor | None = None,
         dims: tuple[str, str] = ("edge", "operation"),
     ) -> None:
+        if isinstance(names, str):
+            raise ValueError(f"names: expected a list of names or pairs, got {names!r}.")
         pairs = [(str(edge[0]), str(edge[1])) for edge in names if isinstance(edge, tuple)]
         written = [edge if isinstance(edge, str) else "->".join(map(str, edge)) for edge in names]
         edges, choices = _unique("names", written, 1), _unique("operations", operations, 2)

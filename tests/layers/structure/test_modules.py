@@ -308,6 +308,9 @@ def test_operations_of_different_shapes_are_refused_by_name() -> None:
         Choice([nn.Identity(), nn.Tanh()], batch_norm=5)(torch.randn(2, 3, 4, 4))
     with pytest.raises(ValueError, match=r"features: 3 gates along dimension 1, but the output has the shape \(2, 4\)"):
         Gate(3)(torch.randn(2, 4))
+    for dim in (2, -3):
+        with pytest.raises(ValueError, match=rf"features: 3 gates along dimension {dim}, .* has the shape \(2, 3\)"):
+            Gate(3, dim=dim)(torch.randn(2, 3))
 
 
 def _choice(**options: Any) -> Choice:
@@ -334,6 +337,7 @@ def _choice(**options: Any) -> Choice:
         (lambda: Gate(3, gates=Gates(2)), ValueError, "gates: the site has 2 gates, but there are 3 features"),
         (lambda: Gate(0), ValueError, "features: expected a positive int"),
         (lambda: Depth([nn.Identity()]), ValueError, "operations: expected at least 2|min_depth"),
+        (lambda: Depth([]), ValueError, "blocks: there are none to choose a depth of"),
         (lambda: Depth([nn.Identity()] * 2, min_depth=2), ValueError, "min_depth: expected an int from 0 to 1, got 2"),
         (
             lambda: Depth([nn.Identity()] * 2, depths=Edges(["blocks"], ["0", "1"])),
