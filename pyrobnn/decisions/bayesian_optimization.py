@@ -5,13 +5,16 @@ After each evaluation a network is fitted to all of them, and the next input is 
 * **expected improvement** over the best value so far b, for a Gaussian of the posterior's mean m and epistemic standard
   deviation s (noise of an evaluation is no improvement),
 
-  .. math::  \mathrm{EI} = s\, (z\, \Phi(z) + \varphi(z)), \qquad z = (m - b) / s;
+  .. math::  \mathrm{EI} = s\, (z\, \Phi(z) + \varphi(z)), \qquad z = (m - b) / s,
+
+  compared by its logarithm, since it is 0 to all digits where the posterior is sure that nothing is better;
 
 * value of **one function** (Thompson sampling), drawn at all candidates together (:func:`pyrobnn.predict_joint`): the
   network under one draw of the weights, or its linearization where the posterior predicts by that (Laplace).
 
 Jones, Schonlau and Welch, "Efficient global optimization of expensive black-box functions", 1998; Snoek et al.,
-"Scalable Bayesian optimization using deep neural networks", ICML 2015.
+"Scalable Bayesian optimization using deep neural networks", ICML 2015; Ament et al., "Unexpected improvements to
+expected improvement for Bayesian optimization", NeurIPS 2023 (the logarithm).
 """
 
 from __future__ import annotations
@@ -31,7 +34,9 @@ from pyrobnn.core.progress import progress_bar
 from pyrobnn.prediction.joint import function_at
 from pyrobnn.prediction.predict import predict
 
-__all__ = ["BayesianOptimization", "Criterion", "expected_improvement"]
+__all__ = ["BayesianOptimization", "Criterion", "expected_improvement", "log_expected_improvement"]
+
+_FAR = -1e5  # here 1 + z Φ(z) / φ(z) is 1 / z² to ten digits, and its terms cancel
 
 Criterion: TypeAlias = Literal["expected_improvement", "thompson"]
 
@@ -55,6 +60,27 @@ def expected_improvement(mean: Tensor, std: Tensor, best: float) -> Tensor:
         TypeError: If ``mean`` and ``std`` are no tensors.
         ValueError: If shapes differ, or a standard deviation is negative.
     """
+    return log_expected_improvement(mean, std, best).exp().to(mean.dtype)
+
+
+@explained
+def log_expected_improvement(mean: Tensor, std: Tensor, best: float) -> Tensor:
+    r"""The logarithm of :func:`expected_improvement`, also where that is 0 to all digits.
+
+    It is :math:`\log s + \log \varphi(z) + \log(1 + z\, \Phi(z) / \varphi(z))` for a negative z.
+
+    Args:
+        mean: Means ``[N]``.
+        std: Standard deviations ``[N]``; 0 where the value is known.
+        best: The best value so far.
+
+    Returns:
+        ``[N]``, in double precision; minus infinity where the value is known and no improvement.
+
+    Raises:
+        TypeError: If ``mean`` and ``std`` are no tensors.
+        ValueError: If shapes differ, or a standard deviation is negative.
+    """
     for name, value in (("mean", mean), ("std", std)):
         if not isinstance(value, Tensor) or not value.is_floating_point():
             raise TypeError(f"{name}: expected a tensor of floating-point numbers, got {value!r}.")
@@ -62,10 +88,16 @@ def expected_improvement(mean: Tensor, std: Tensor, best: float) -> Tensor:
         raise ValueError(f"std: expected shape {tuple(mean.shape)}, got {tuple(std.shape)}.")
     if not bool((std >= 0).all()):
         raise ValueError("std: expected standard deviations of at least 0.")
-    gap = mean - best
+    std, gap = std.double(), mean.double() - best
     z = gap / std.clamp_min(torch.finfo(std.dtype).tiny)
-    density = (-0.5 * z.square()).exp() / math.sqrt(2 * math.pi)
-    return torch.where(std > 0, gap * torch.special.ndtr(z) + std * density, gap.clamp_min(0.0)).clamp_min(0.0)
+    low, near = z.clamp(_FAR, -1.0), z.clamp_min(-1.0)
+    # Φ(z) itself has no digits far below 0, where torch takes it from 1 + erf.
+    ratio = math.sqrt(math.pi / 2) * torch.special.erfcx(-low / math.sqrt(2))  # Φ / φ
+    share = torch.where(z < _FAR, -2.0 * (-z).clamp_min(1.0).log(), (1.0 + low * ratio).log())
+    far = share - 0.5 * z.square() - 0.5 * math.log(2 * math.pi)
+    density = (-0.5 * near.square()).exp() / math.sqrt(2 * math.pi)
+    found = std.log() + torch.where(z < -1.0, far, (near * torch.special.ndtr(near) + density).log())
+    return torch.where(std > 0, found, gap.clamp_min(0.0).log())
 
 
 @dataclass(frozen=True)
@@ -188,7 +220,7 @@ class BayesianOptimization:
             return pool[int(function_at(model, guide, pool).flatten().argmax())]
         found = predict(model, guide, pool, self.num_samples)
         std = found.epistemic.flatten().clamp_min(0).sqrt()
-        return pool[int(expected_improvement(found.mean.flatten(), std, float(y.max())).argmax())]
+        return pool[int(log_expected_improvement(found.mean.flatten(), std, float(y.max())).argmax())]
 
     def _value(self, x: Tensor) -> float:
         found = self.function(x)

@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from scipy import stats
 from torch import Tensor, nn
 
 import pyrobnn as pb
 from pyrobnn.decisions import BayesianOptimization, expected_improvement
-from pyrobnn.decisions.bayesian_optimization import Criterion
+from pyrobnn.decisions.bayesian_optimization import Criterion, log_expected_improvement
 
 GRID = torch.linspace(-1, 1, 81).unsqueeze(1)
 
@@ -52,6 +53,29 @@ def test_without_uncertainty_it_is_the_gain() -> None:
     assert expected_improvement(mean, torch.zeros(2), 0.4).tolist() == pytest.approx([0.0, 0.6])
     far = expected_improvement(torch.tensor([-50.0]), torch.ones(1), 0.0)
     assert float(far) >= 0 and bool(far.isfinite())
+
+
+def test_logarithms_of_the_improvement() -> None:
+    """By scipy's Φ, which has its digits in the tail; far out by ``φ(z) / z² (1 - 3 / z² + 15 / z⁴)``."""
+    z = torch.linspace(-8.0, 6.0, 57).double()
+    expected = torch.as_tensor(z.numpy() * stats.norm.cdf(z.numpy()) + stats.norm.pdf(z.numpy()))
+    found = expected_improvement(0.1 + 0.7 * z, torch.full_like(z, 0.7), 0.1)
+    torch.testing.assert_close(found, 0.7 * expected, rtol=1e-11, atol=0)
+    single = expected_improvement((0.1 + 0.7 * z).float(), torch.full_like(z, 0.7).float(), 0.1)
+    torch.testing.assert_close(single.double(), 0.7 * expected, rtol=1e-4, atol=0)
+    z = -torch.tensor([40.0, 1e3, 9e4, 1e6]).double()
+    series = (1.0 - 3.0 / z.square() + 15.0 / z**4).log() - 2.0 * z.abs().log()
+    wanted = series - 0.5 * z.square() - 0.5 * math.log(2.0 * math.pi)
+    torch.testing.assert_close(log_expected_improvement(z, torch.ones(4).double(), 0.0), wanted, rtol=1e-9, atol=0)
+    known = log_expected_improvement(torch.tensor([0.0, 1.0]), torch.zeros(2), 0.4)
+    assert known.tolist() == pytest.approx([-math.inf, math.log(0.6)])
+
+
+def test_improvements_that_are_no_numbers_are_still_compared() -> None:
+    """In single precision all of these are 0, of which the first was taken."""
+    mean, std = torch.tensor([-60.0, -20.0, -40.0]), torch.ones(3)
+    assert expected_improvement(mean, std, 0.0).tolist() == [0.0, 0.0, 0.0]
+    assert int(log_expected_improvement(mean, std, 0.0).argmax()) == 1
 
 
 @pytest.mark.parametrize("criterion", ["expected_improvement", "thompson"])
