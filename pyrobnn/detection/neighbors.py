@@ -60,11 +60,14 @@ class KNN(KeptFeatures):
     def distance(self, features: Tensor, logits: Tensor, sets: slice) -> Tensor:
         """The distance to the k-th nearest."""
         known = self.neighbors[sets].double()
+        center = known.mean(1, keepdim=True)  # products that distances are found by lose the digits of what is common
+        known = known - center
         step = max(1, _PAIRS // (known.shape[0] * known.shape[1]))
-        parts = [
-            torch.cdist(part, known).kthvalue(self.k, -1).values
-            for part in self._scaled(features.double()).split(step, 1)
-        ]
+        parts = []
+        for part in (self._scaled(features).double() - center).split(step, 1):
+            index = torch.cdist(part, known).kthvalue(self.k, -1).indices
+            nearest = known.gather(1, index.unsqueeze(-1).expand_as(part))
+            parts.append((part - nearest).norm(dim=-1))  # of the pair itself, exact where products are not: near 0
         return torch.cat(parts, 1)
 
     def extra_repr(self) -> str:

@@ -109,6 +109,22 @@ def test_streamed_moments_keep_their_digits_far_from_zero() -> None:
     assert moments.count.tolist() == [150, 150, 100, 0]
 
 
+@pytest.mark.parametrize("normalize", [False, True])
+@pytest.mark.parametrize("offset", [0.0, 1e5])
+def test_distances_to_neighbors_keep_their_digits(offset: float, normalize: bool) -> None:
+    """Against the loop over pairs, far from zero, too; training rows are their own nearest."""
+    train, new = (made_up(rows, seed=seed) for rows, seed in ((90, 1), (20, 2)))
+    train, new = (replace(one, features=one.features + offset) for one in (train, new))  # type: ignore[operator]
+    knn = detection.KNN(1, normalize=normalize, forms=("averaged",)).fit(train)
+    assert train.features is not None and new.features is not None
+    known, found = train.features.mean(0), new.features.mean(0)
+    if normalize:
+        known, found = (rows / rows.norm(dim=-1, keepdim=True) for rows in (known, found))
+    expected = (found[:, None] - known).norm(dim=-1).amin(1).to(new.logits.dtype)
+    torch.testing.assert_close(knn(new), expected, rtol=1e-5, atol=0.0)
+    assert bool((knn(train) == 0).all())
+
+
 def test_numbers_of_pytorch_ood() -> None:
     peer = pytest.importorskip("pytorch_ood.detector", reason="pytorch-ood is not installed")
     assert TRAIN.features is not None and NEW.features is not None
