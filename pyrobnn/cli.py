@@ -87,6 +87,8 @@ class _UsageError(Exception):
 
 def _report(options: argparse.Namespace) -> int:
     matplotlib.use("agg")
+    if options.output.is_dir():  # which would show only when all is computed
+        raise _UsageError(f"--output: {options.output} is a directory; expected a file")
     data = _data(options, "test", "'ood', 'calibration', 'train' and other arguments of pyrobnn.report")
     model, guide = _loaded(options)
     given = {"num_samples": options.samples, "seed": options.seed, "command": shlex.join(["pyrobnn", *sys.argv[1:]])}
@@ -138,8 +140,11 @@ def _data(options: argparse.Namespace, needed: str, others: str) -> Mapping[str,
 
 def _loaded(options: argparse.Namespace) -> tuple[Any, Any]:
     """Model and guide of the checkpoint."""
+    net = _called("--net", options.net)
+    if not isinstance(net, torch.nn.Module):
+        raise _UsageError(f"--net: {options.net} must return the plain network, a torch module, got {net!r}")
     try:
-        return load(options.checkpoint, net=_called("--net", options.net))
+        return load(options.checkpoint, net=net)
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise _UsageError(f"CHECKPOINT: {options.checkpoint} cannot be loaded: {error}") from error
 

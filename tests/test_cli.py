@@ -199,6 +199,8 @@ def test_a_report_of_a_checkpoint(saved: Path, capsys: pytest.CaptureFixture[str
         ({"--net": "own_project:missing"}, "--net: own_project:missing: module 'own_project' has no attribute"),
         ({"--net": "no_such_module:net"}, "--net: no_such_module:net: No module named"),
         ({"--net": "own_project:number"}, "--net: own_project:number is a int, no function"),
+        ({"--net": "own_project:nothing"}, "--net: own_project:nothing must return the plain network, a torch module"),
+        ({"--output": "."}, "--output: . is a directory; expected a file"),
         ({"--data": "own_project:nothing"}, "--data: own_project:nothing must return a mapping of loaders with 'test'"),
         ({"--data": "own_project:net"}, "--data: own_project:net must return a mapping"),
         ({"checkpoint": "nowhere"}, "CHECKPOINT: nowhere cannot be loaded"),

@@ -12,6 +12,7 @@ anything. All text is escaped. The page follows the reader's light or dark setti
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
@@ -187,8 +188,11 @@ class Report:
 
         Raises:
             ValueError: If the path is empty.
+            OSError: If it is a directory, or cannot be written to.
         """
         path = check_path("path", path)
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "it is a directory, expected a file", str(path))
         path.parent.mkdir(parents=True, exist_ok=True)
         draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # same folder, so the same file system
         try:

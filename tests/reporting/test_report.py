@@ -277,9 +277,11 @@ def test_axes_in_place_of_a_figure_are_refused() -> None:
         Report("Digits").figure(line_figure().axes[0], "A line", alt="A line.")
 
 
-def test_an_empty_path_is_refused() -> None:
+def test_an_empty_path_and_a_directory_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"^path: expected the path of a file, got ''"):
         Report("First").write("")
+    with pytest.raises(IsADirectoryError, match="it is a directory, expected a file"):
+        Report("First").write(tmp_path)
 
 
 def test_write_makes_the_folder_and_replaces_what_was_there(tmp_path: Path) -> None:
