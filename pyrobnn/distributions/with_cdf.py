@@ -23,6 +23,9 @@ from pyrobnn.distributions.incomplete_beta import incomplete_beta
 
 __all__ = ["NegativeBinomial", "Poisson", "StudentT", "ZeroInflatedPoisson"]
 
+_LARGE = 2.0**40
+"""A rate from which on the skewness of counts is below 1e-6."""
+
 
 class Poisson(dist.Poisson):
     """Poisson, whose log probabilities are computed from the logarithm of its rate, which may be too small for one.
@@ -41,6 +44,11 @@ class Poisson(dist.Poisson):
         if self._validate_args:
             self._validate_sample(value)
         return _log_poisson(self.log_rate, value)
+
+    @torch.no_grad()
+    def sample(self, sample_shape: Any = (), **options: Any) -> Tensor:
+        """Counts, of any rate; options are those of torch's class."""
+        return _counts(self.rate.expand(torch.Size(sample_shape) + self.batch_shape), **options)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> Poisson:
         """The same on a larger batch shape."""
@@ -61,6 +69,12 @@ class NegativeBinomial(dist.NegativeBinomial):
         ways = log_gamma_ratio(self.total_count, value).masked_fill(self.total_count + value == 0.0, 0.0)
         each = self.total_count * F.logsigmoid(-self.logits) + value * F.logsigmoid(self.logits)
         return ways - torch.lgamma(value + 1.0) + each
+
+    @torch.no_grad()
+    def sample(self, sample_shape: Any = (), **options: Any) -> Tensor:
+        """Counts, of any mean; options are those of torch's class."""
+        rates = dist.Gamma(self.total_count, (-self.logits).exp(), validate_args=False)
+        return _counts(rates.sample(torch.Size(sample_shape), **options), **options)
 
     def cdf(self, value: Tensor) -> Tensor:
         """Probability of at most ``value``."""
@@ -98,6 +112,13 @@ class ZeroInflatedPoisson(dist.ZeroInflatedPoisson):
         zero = torch.logaddexp(closed, open_ - self.log_rate.clamp_max(largest).exp())
         other = open_ + _log_poisson(self.log_rate.masked_fill(is_zero, 0.0), value)
         return torch.where(is_zero, zero, other)
+
+    @torch.no_grad()
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        """Counts, of any rate."""
+        shape = torch.Size(sample_shape) + self.batch_shape
+        is_gated = torch.bernoulli(self.gate.expand(shape)).bool()
+        return _counts(self.rate.expand(shape)).masked_fill(is_gated, 0.0)
 
     @property
     def mean(self) -> Tensor:
@@ -145,3 +166,13 @@ class StudentT(dist.StudentT):
 
 def _log_poisson(log_rate: Tensor, value: Tensor) -> Tensor:
     return value * log_rate - log_rate.exp() - torch.lgamma(value + 1.0)
+
+
+def _counts(rate: Tensor, **options: Any) -> Tensor:
+    """Poisson counts; of large rates by the normal distribution, where those of torch overflow and are negative."""
+    found = torch.poisson(rate.clamp_max(_LARGE), **options)
+    if bool((rate > _LARGE).any()):
+        noise = torch.randn(rate.shape, dtype=rate.dtype, device=rate.device, **options)
+        spread = rate.sqrt().masked_fill(rate.isinf(), 0.0)  # of infinite rates counts are infinite
+        found = torch.where(rate > _LARGE, (rate + spread * noise).round(), found)
+    return found

@@ -10,8 +10,9 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from pyrobnn.model.likelihoods import Likelihood, Poisson
+from pyrobnn.model.likelihoods import Likelihood, NegativeBinomial, Poisson, ZeroInflatedPoisson
 from tests.conformance.likelihood_suite import LikelihoodConformance
+from tests.conformance.monte_carlo import Z, z_of_mean
 
 
 class TestPoissonConformance(LikelihoodConformance):
@@ -40,3 +41,26 @@ def test_a_rate_that_is_too_small_for_a_number_has_a_probability_and_a_gradient(
     torch.testing.assert_close(found.detach(), expected.squeeze(1))
     found.sum().backward()
     torch.testing.assert_close(outputs.grad, count - outputs.detach().exp())
+
+
+@pytest.mark.parametrize("log_rate", [27.0, 28.5, 45.0, 80.0])
+def test_counts_of_large_rates_are_drawn(log_rate: float) -> None:
+    """torch's are -2^63 for rates above that; 10,000 draws of each, mean and variance within z = 5."""
+    torch.manual_seed(0)
+    each = Poisson().distribution({"log_rate": torch.tensor([log_rate], dtype=torch.float64)})
+    rate = math.exp(log_rate)
+    scaled = (each.sample((10_000,)) - rate) / math.sqrt(rate)
+    if log_rate < 70.0:  # beyond, the spread is below the digits of the rate
+        assert z_of_mean(scaled, torch.zeros(1).double()) < Z
+        assert z_of_mean(scaled.square(), torch.ones(1).double()) < Z
+    assert bool((scaled.abs() * math.sqrt(rate) < 1e-3 * rate).all())
+
+
+def test_counts_of_other_likelihoods_are_not_negative_either() -> None:
+    torch.manual_seed(0)
+    outputs = torch.tensor([[80.0, 0.0], [50.0, 2.0], [1.0, 1.0]])
+    for likelihood in (NegativeBinomial(), ZeroInflatedPoisson()):
+        drawn = likelihood.distribution(likelihood.parameters_of(outputs)).sample((200,))
+        assert drawn.shape == (200, 3, 1)
+        assert bool((drawn >= 0).all())
+        assert float(drawn[:, 0].max()) > 1e30
