@@ -48,7 +48,7 @@ class CompiledObjective:
     def __init__(self, objective: Objective) -> None:
         self.objective = objective
         self.reason: str | None = None
-        self._programs: dict[Any, tuple[Program, _Flags]] = {}
+        self._programs: dict[Any, Program] = {}
         self._slots: dict[nn.Parameter, Tensor] = {}
         self._has_too_many = False
 
@@ -84,8 +84,8 @@ class CompiledObjective:
         weights = objective.weights(model, guide)
         unweighted = tuple(weight == 0.0 for weight in weights.values())
         key = _form(args, kwargs), scale is None, declared_num_data(model), model.training, unweighted
-        program, flags = self._programs.get(key, (None, None))
-        if program is not None and flags is not None and not (program.is_current and flags.are_same):
+        program = self._programs.get(key)
+        if program is not None and not program.is_current:
             program = None
             del self._programs[key]
         if program is None and len(self._programs) == _FORMS:
@@ -99,8 +99,7 @@ class CompiledObjective:
         noises = [_kept(step.noise(index), count) for index in range(count)]
         batch = StepInputs(args, dict(kwargs), noises, weights, 1.0 if scale is None else scale)
         if program is None:
-            program = Program(objective, model, guide, batch, self._slots, is_mean=scale is None)
-            self._programs[key] = program, _Flags(model, guide)
+            program = self._programs[key] = Program(objective, model, guide, batch, self._slots, is_mean=scale is None)
             values, gradients = program.start(batch)
         else:
             values, gradients = program.run(batch)
@@ -135,24 +134,6 @@ class CompiledObjective:
         if not compilation.has_compiler(device):
             return compilation.NO_COMPILER
         return None
-
-
-class _Flags:
-    """Modes of modules, and which parameters are trained, as they were when a graph was made."""
-
-    def __init__(self, model: nn.Module, guide: nn.Module) -> None:
-        roots = (model, guide)
-        self._owners: list[tuple[Any, str]] = [(m, "training") for root in roots for m in root.modules()]
-        self._owners += [(p, "requires_grad") for root in roots for p in root.parameters()]
-        self._then = self._read()
-
-    @property
-    def are_same(self) -> bool:
-        """Whether they are so now."""
-        return self._read() == self._then
-
-    def _read(self) -> list[bool]:
-        return [getattr(owner, name) for owner, name in self._owners]
 
 
 def _kept(noise: Tensor | None, count: int) -> Tensor | None:

@@ -88,6 +88,8 @@ class Program:
         self.failure: str | None = None
         self._is_checked = False
         self._pair = _Pair(model, guide)
+        self._modules, self._all_parameters = list(self._pair.modules()), list(self._pair.parameters())
+        self._flags_then = self._flags()
         named = dict(self._pair.named_parameters())
         trained = {name: parameter for name, parameter in named.items() if parameter.requires_grad}
         self.parameters = list(trained.values())
@@ -213,8 +215,14 @@ class Program:
 
     @property
     def is_current(self) -> bool:
-        """Whether what the graph holds as constants is as it was."""
-        return all(holder[key] is t and t._version == version for holder, key, t, version in self._constants)
+        """Whether what the graph holds as constants, modes of modules and what is trained are as they were."""
+        return self._flags() == self._flags_then and all(
+            holder[key] is t and t._version == version for holder, key, t, version in self._constants
+        )
+
+    def _flags(self) -> list[bool]:
+        """Modes of modules, and which parameters are trained."""
+        return [*(m.training for m in self._modules), *(p.requires_grad for p in self._all_parameters)]
 
     def _given(self, slots: Sequence[Tensor]) -> list[Tensor | None]:
         return [slot if has else None for slot, has in zip(slots, self._has_gradient, strict=True)]
